@@ -1,0 +1,103 @@
+"""The import rule: which part of the package may import which, and which libraries."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import PurePosixPath
+
+from tests.contract.source import Import, imports
+
+# part -> the other parts of ours that it may import. Parts not named here may import nothing of
+# ours; `vtr_vllm` stands for the package's own __init__.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "schedules": {"errors"},
+    "reduction": {"errors", "schedules"},
+    "engine": {"errors", "schedules", "reduction"},
+    "demo": {"errors", "schedules", "reduction"},
+    "search": {"errors", "schedules", "reduction", "engine", "demo"},
+    "server": {"errors", "schedules", "reduction", "engine", "demo"},
+    "cli": {"errors", "schedules", "reduction", "engine", "demo", "search", "server", "vtr_vllm"},
+    "benchmarks": {"errors", "schedules", "reduction", "engine", "demo", "search", "server"},
+    "vtr_vllm": {"errors", "schedules"},
+}
+
+# library -> the folders (ending in /) and files that may import it.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "vllm": (
+        "vtr_vllm/engine/",
+        "server/engine.py",
+        "vtr_vllm/search/vllm_evaluator.py",
+        "benchmarks/",
+    ),
+    "skopt": ("vtr_vllm/search/",),
+    "prometheus_client": ("server/", "vtr_vllm/engine/"),
+    "fastapi": ("server/",),
+    "starlette": ("server/",),
+}
+IN_ONE_FILE = ("skopt", "prometheus_client")
+
+# These load in milliseconds, or must run where torch is absent.
+WITHOUT_TORCH = (
+    "vtr_vllm/__init__.py",
+    "vtr_vllm/errors.py",
+    "vtr_vllm/schedules/",
+    "vtr_vllm/demo/__init__.py",
+)
+
+
+def part_of(path: str) -> str:
+    """Return the part that a file belongs to: `vtr_vllm/engine/model.py` -> `engine`."""
+    parts = PurePosixPath(path).with_suffix("").parts
+    if parts[0] != "vtr_vllm":
+        return parts[0]
+    return parts[0] if parts[1] == "__init__" else parts[1]
+
+
+def part_imported(found: Import) -> str | None:
+    """Return the part of ours that an import reaches, None for a library."""
+    parts = found.name.split(".")
+    if parts[0] in ("server", "benchmarks"):
+        return parts[0]
+    if parts[0] != "vtr_vllm":
+        return None
+    return parts[1] if len(parts) > 1 and parts[1] in ALLOWED else "vtr_vllm"
+
+
+def is_under(path: str, places: tuple[str, ...]) -> bool:
+    """Return whether a file is one of the places or lies in a folder among them."""
+    return any(path.startswith(place) if place.endswith("/") else path == place for place in places)
+
+
+def upward_imports(files: dict[str, str]) -> list[str]:
+    """Return every import that does not go down."""
+    said = []
+    for path, text in files.items():
+        part = part_of(path)
+        for found in imports(path, text):
+            reached = part_imported(found)
+            # `from vtr_vllm import errors` yields vtr_vllm and vtr_vllm.errors: the second counts.
+            if reached in (None, part) or found.name == "vtr_vllm":
+                continue
+            if reached not in ALLOWED.get(part, set()):
+                said.append(f"{path}:{found.line} {part} imports {reached} ({found.name})")
+    return said
+
+
+def misplaced_libraries(files: dict[str, str]) -> list[str]:
+    """Return every import of a library outside the places that own it."""
+    said = []
+    users: dict[str, set[str]] = defaultdict(set)
+    for path, text in files.items():
+        for found in imports(path, text):
+            for library, places in LIBRARIES.items():
+                if found.is_within(library):
+                    users[library].add(path)
+                    if not is_under(path, places):
+                        said.append(f"{path}:{found.line} imports {library}")
+            if found.is_within("torch") and is_under(path, WITHOUT_TORCH):
+                said.append(f"{path}:{found.line} imports torch")
+    for library in IN_ONE_FILE:
+        if len(users[library]) > 1:
+            said.append(f"{library} is imported in {sorted(users[library])}: one file may")
+    return sorted(set(said))

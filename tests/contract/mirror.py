@@ -1,0 +1,24 @@
+"""Tests lie where the tested module lies."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+
+MIRRORED = ("vtr_vllm", "server", "benchmarks")
+
+
+def tests_without_module(tests: list[str], modules: set[str]) -> list[str]:
+    """Return every test file whose path names no module.
+
+    `tests/vtr_vllm/demo/test_world.py` belongs to `vtr_vllm/demo/world.py`, or to a package
+    `vtr_vllm/demo/world/`. Helpers and fixtures (no `test_` in front) may lie anywhere.
+    """
+    said = []
+    for test in tests:
+        path = PurePosixPath(test)
+        if path.parts[1] not in MIRRORED or not path.name.startswith("test_"):
+            continue
+        module = PurePosixPath(*path.parts[1:-1]) / path.name.removeprefix("test_")
+        if not {str(module), str(module.with_suffix("") / "__init__.py")} & modules:
+            said.append(f"{test}: no {module}")
+    return said

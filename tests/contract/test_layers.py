@@ -1,0 +1,92 @@
+"""Imports go down only, and each library has its place."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.contract.layers import ALLOWED, misplaced_libraries, part_of, upward_imports
+from tests.contract.source import code_files
+
+
+def test_imports_go_down_only() -> None:
+    assert upward_imports(code_files()) == []
+
+
+def test_libraries_stay_in_their_places() -> None:
+    assert misplaced_libraries(code_files()) == []
+
+
+def test_every_file_belongs_to_a_part_with_a_rule() -> None:
+    assert {part_of(path) for path in code_files()} <= set(ALLOWED)
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("vtr_vllm/errors.py", "import vtr_vllm.schedules.schedule"),
+        ("vtr_vllm/schedules/cost.py", "from vtr_vllm.reduction.plan import Plan"),
+        ("vtr_vllm/schedules/cost.py", "from vtr_vllm import reduction"),
+        ("vtr_vllm/schedules/cost.py", "from ..reduction import plan"),
+        ("vtr_vllm/reduction/plan.py", "def plan():\n    from vtr_vllm.engine import model"),
+        ("vtr_vllm/reduction/plan.py", "if TYPE_CHECKING:\n    import vtr_vllm.engine.model"),
+        ("vtr_vllm/reduction/plan.py", "importlib.import_module('vtr_vllm.engine.model')"),
+        ("vtr_vllm/engine/model.py", "import server.admission"),
+        ("vtr_vllm/engine/model.py", "import vtr_vllm.search"),
+        ("vtr_vllm/engine/model.py", "import vtr_vllm.demo"),
+        ("vtr_vllm/demo/train.py", "import vtr_vllm.engine"),
+        ("vtr_vllm/search/run.py", "import server"),
+        ("server/app.py", "from vtr_vllm.search import run"),
+        ("server/app.py", "from vtr_vllm import search"),
+        ("server/app.py", "import benchmarks.run"),
+        ("vtr_vllm/unheard_of.py", "import vtr_vllm.errors"),
+    ],
+)
+def test_an_import_upwards_is_found(path: str, text: str) -> None:
+    assert len(upward_imports({path: text})) >= 1
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        (
+            "vtr_vllm/reduction/plan.py",
+            "from vtr_vllm import errors\nfrom vtr_vllm.schedules import cost",
+        ),
+        ("vtr_vllm/engine/model.py", "from .compat import patch\nfrom ..reduction import plan"),
+        ("server/app.py", "import vtr_vllm.engine.requests\nfrom server.metrics import Metrics"),
+        ("vtr_vllm/cli.py", "def search():\n    from vtr_vllm.search import run"),
+    ],
+)
+def test_an_import_downwards_passes(path: str, text: str) -> None:
+    assert upward_imports({path: text}) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text"),
+    [
+        ("vtr_vllm/demo/export.py", "import vllm"),
+        ("vtr_vllm/reduction/plan.py", "def late():\n    from vllm.config import VllmConfig"),
+        ("server/app.py", "from vllm import LLM"),
+        ("server/app.py", "__import__('vllm')"),
+        ("vtr_vllm/search/g_search.py", "import vllm.outputs"),
+        ("vtr_vllm/cli.py", "import fastapi"),
+        ("vtr_vllm/schedules/cost.py", "import torch"),
+        ("vtr_vllm/__init__.py", "from torch import Tensor"),
+        ("vtr_vllm/demo/__init__.py", "import vllm"),
+    ],
+)
+def test_a_misplaced_library_is_found(path: str, text: str) -> None:
+    assert len(misplaced_libraries({path: text})) == 1
+
+
+def test_a_second_user_of_a_library_is_found() -> None:
+    files = {
+        "vtr_vllm/search/proposer.py": "import skopt",
+        "vtr_vllm/search/run.py": "import skopt",
+    }
+    assert len(misplaced_libraries(files)) == 1
+
+
+def test_names_that_only_begin_alike_pass() -> None:
+    files = {"vtr_vllm/schedules/cost.py": "import torchless\nimport vllm_other"}
+    assert misplaced_libraries(files) == []
