@@ -1,0 +1,95 @@
+"""Every error that VTR raises on purpose.
+
+    VTRError                     500  internal
+    ├── RequestError             400  invalid_request       cannot run as asked
+    │   ├── InvalidBudget        400  invalid_budget        not a mean keep rate we can meet
+    │   ├── UnknownSchedule      400  unknown_schedule      no schedule of that name
+    │   ├── UnsupportedRequest   400  unsupported_request   a feature that reduction excludes
+    │   └── PromptTooLong        400  prompt_too_long       does not fit one scheduler step
+    ├── ScheduleError            422  invalid_schedule      a malformed schedule
+    │   └── GeometryMismatch     422  geometry_mismatch     made for another model
+    └── ConfigurationError       500  configuration         refused at start-up, by name
+        └── UnsupportedModel     500  unsupported_model     a model we cannot reduce
+
+``http_status`` is what the server answers with. ``code`` is stable: it is the ``code`` of the
+OpenAI error body and the ``reason`` label of the rejection metrics, so renaming one breaks
+dashboards. A message gives the value, the allowed range and the next step.
+"""
+
+from typing import ClassVar
+
+__all__ = [
+    "ConfigurationError",
+    "GeometryMismatch",
+    "InvalidBudget",
+    "PromptTooLong",
+    "RequestError",
+    "ScheduleError",
+    "UnknownSchedule",
+    "UnsupportedModel",
+    "UnsupportedRequest",
+    "VTRError",
+]
+
+
+class VTRError(Exception):
+    """The root of the tree; raised itself only for a broken invariant of ours."""
+
+    http_status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal"
+
+
+class RequestError(VTRError):
+    """A request that cannot run as asked; the client can change it."""
+
+    http_status = 400
+    code = "invalid_request"
+
+
+class InvalidBudget(RequestError):
+    """A budget that is no number in (0, 1], or that a schedule form cannot meet."""
+
+    code = "invalid_budget"
+
+
+class UnknownSchedule(RequestError):
+    """A schedule name that is neither stored nor the name of a built-in form."""
+
+    code = "unknown_schedule"
+
+
+class UnsupportedRequest(RequestError):
+    """A reduced request that asks for more: LoRA, prompt_logprobs, an image at the very end."""
+
+    code = "unsupported_request"
+
+
+class PromptTooLong(RequestError):
+    """The range from the first vision token to the prompt's end exceeds one scheduler step."""
+
+    code = "prompt_too_long"
+
+
+class ScheduleError(VTRError):
+    """A schedule that is malformed, or that does not fit the model."""
+
+    http_status = 422
+    code = "invalid_schedule"
+
+
+class GeometryMismatch(ScheduleError):
+    """A schedule that was made for a model of another geometry."""
+
+    code = "geometry_mismatch"
+
+
+class ConfigurationError(VTRError):
+    """An engine or server setting that we refuse at start-up, by name."""
+
+    code = "configuration"
+
+
+class UnsupportedModel(ConfigurationError):
+    """A model whose structure does not allow layer-wise reduction."""
+
+    code = "unsupported_model"

@@ -1,0 +1,57 @@
+"""Schedules: what each decoder layer keeps, what that costs, and which one a budget means.
+
+Pure Python: no torch, no vllm, no numpy, so that admission, the scheduler process and the
+offline search can all use it.
+"""
+
+from vtr_vllm.schedules.book import ScheduleBook, Selection
+from vtr_vllm.schedules.cost import flops_fraction, kv_bytes, kv_tokens, prefill_flops
+from vtr_vllm.schedules.forms import (
+    FORMS,
+    explicit,
+    fastv,
+    form_by_name,
+    full,
+    pyramid_drop,
+    random,
+    uniform,
+    vtw,
+)
+from vtr_vllm.schedules.geometry import ModelGeometry
+from vtr_vllm.schedules.keep_rates import FIRST_ATTENTION_CUT, check_budget
+from vtr_vllm.schedules.p_sigmoid import p_sigmoid
+from vtr_vllm.schedules.plan import Plan, make_plan
+from vtr_vllm.schedules.rank_rule import RankRule
+from vtr_vllm.schedules.schedule import SCHEMA_VERSION, Schedule
+from vtr_vllm.schedules.wire import KEEP_KEY, RULES_KEY, parse_wire, to_wire
+
+__all__ = [
+    "FIRST_ATTENTION_CUT",
+    "FORMS",
+    "KEEP_KEY",
+    "RULES_KEY",
+    "SCHEMA_VERSION",
+    "ModelGeometry",
+    "Plan",
+    "RankRule",
+    "Schedule",
+    "ScheduleBook",
+    "Selection",
+    "check_budget",
+    "explicit",
+    "fastv",
+    "flops_fraction",
+    "form_by_name",
+    "full",
+    "kv_bytes",
+    "kv_tokens",
+    "make_plan",
+    "p_sigmoid",
+    "parse_wire",
+    "prefill_flops",
+    "pyramid_drop",
+    "random",
+    "to_wire",
+    "uniform",
+    "vtw",
+]

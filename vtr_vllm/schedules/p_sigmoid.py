@@ -1,0 +1,149 @@
+"""P-Sigmoid: a keep curve of logistic shape that meets a budget exactly.
+
+After Zhao et al., CVPR 2025 (arXiv 2412.00556). The paper's formula was not available in full;
+the form here is the one that agrees best with its published FLOPs (within .04 TFLOPs RMS over
+five budgets), with "mean over all layers" as the budget:
+
+    r(i) = min(1, c / (1 + exp(k (i - alpha)))),   i = layer index from 0
+
+with layers 0 and 1 in full and c solved for the budget.
+"""
+
+import math
+from collections.abc import Callable
+
+from vtr_vllm.errors import ScheduleError
+from vtr_vllm.schedules.geometry import ModelGeometry
+from vtr_vllm.schedules.keep_rates import FIRST_ATTENTION_CUT, check_budget, cut_layers
+from vtr_vllm.schedules.rank_rule import RankRule
+from vtr_vllm.schedules.schedule import Schedule
+from vtr_vllm.schedules.strict_json import show
+
+# the logistic fit to LLaVA-1.5-7B's G-Search curve (arXiv 2412.00556, figure 1c, digitised),
+# as a share of its 32 layers
+_FIT_LAYERS, _FIT_K, _FIT_ALPHA = 32, 0.221, 12.25
+
+# the share of the budget that layers before the first attention cut may take; beyond it a
+# question-blind cut before layer 0 comes first
+_MAX_LEAD_SHARE = 0.75
+
+
+def p_sigmoid(
+    geometry: ModelGeometry,
+    budget: float,
+    k: float | None = None,
+    alpha: float | None = None,
+    stages: int | None = None,
+) -> Schedule:
+    """The P-Sigmoid schedule whose mean keep rate over all layers is ``budget``.
+
+    ``k`` >= 0 is the steepness per layer (default .221 * 32 / layers), ``alpha`` the midpoint as
+    a layer index (default 12.25 / 32 * layers): the shape of LLaVA-1.5-7B's G-Search curve.
+    ``stages`` is the number of groups of layers from index 2 on that share one rate, evaluated
+    at the group's middle (default: groups of about three layers, so few cuts;
+    ``stages=layers - 2`` is the paper's rate per layer).
+
+    Where two full layers would take more than 3/4 of the budget, the schedule begins with a
+    cut before layer 0, ranked by saliency, to r0 = .75 * budget * layers / 2, and the sigmoid is
+    capped by r0 as well: so every budget in (0, 1] is met. Raises InvalidBudget, and
+    ScheduleError for a parameter out of range.
+    """
+    budget = check_budget(budget)
+    layers = geometry.layers
+    k = _finite("k", _FIT_K * _FIT_LAYERS / layers if k is None else k, least=0.0)
+    alpha = _finite("alpha", _FIT_ALPHA / _FIT_LAYERS * layers if alpha is None else alpha)
+    starts = _stage_starts(layers, stages)
+    sizes = [end - start for start, end in zip(starts, [*starts[1:], layers], strict=True)]
+    first = _first_rate(budget, layers)
+    lead = min(FIRST_ATTENTION_CUT, layers)
+    middles = [start + (size - 1) / 2 for start, size in zip(starts, sizes, strict=True)]
+    log_shape = [-_softplus(k * (middle - alpha)) for middle in middles]
+    rates = _solve_scale(log_shape, sizes, budget * layers - lead * first, first)
+    keep = [first] * lead
+    for rate, size in zip(rates, sizes, strict=True):
+        keep += [rate] * size
+    return Schedule(
+        name=f"p-sigmoid-{budget!r}",
+        geometry=geometry,
+        keep=tuple(keep),
+        rules=tuple(
+            RankRule("saliency") if cut == 0 else RankRule("last") for cut in cut_layers(keep, 1.0)
+        ),
+        method="p-sigmoid",
+        parameters={"k": k, "alpha": alpha, "stages": len(starts), "first_rate": first},
+        budget=budget,
+    )
+
+
+def solve_increasing(function: Callable[[float], float], low: float, high: float) -> float:
+    """The least zero of a non-decreasing function in [low, high], to the last bit of a float."""
+    if function(low) >= 0:
+        return low
+    while low < (middle := (low + high) / 2) < high:
+        if function(middle) < 0:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _first_rate(budget: float, layers: int) -> float:
+    """The rate of layers 0 and 1: 1.0 unless they would take too much of the budget."""
+    if layers <= FIRST_ATTENTION_CUT:
+        return budget  # no layer is left for an attention cut
+    return min(1.0, _MAX_LEAD_SHARE * budget * layers / FIRST_ATTENTION_CUT)
+
+
+def _stage_starts(layers: int, stages: int | None) -> list[int]:
+    """First layer index of each stage; sizes differ by one at most, larger ones first or last."""
+    rest = max(0, layers - FIRST_ATTENTION_CUT)
+    if stages is None:
+        stages = max(1, round(rest / 3)) if rest else 0
+    elif isinstance(stages, bool) or not isinstance(stages, int) or not 1 <= stages <= rest:
+        raise ScheduleError(
+            f"p-sigmoid stages is {show(stages)}; allowed is 1..{rest} for {layers} layers"
+        )
+    return [FIRST_ATTENTION_CUT + index * rest // stages for index in range(stages)]
+
+
+def _solve_scale(log_shape: list[float], sizes: list[int], total: float, cap: float) -> list[float]:
+    """Rates min(cap, c * shape) whose sum over layers is ``total``, c found by bisection.
+
+    In logarithms, so that no steepness overflows. The last step is exact: rates below the cap
+    share what the capped ones leave.
+    """
+    if not sizes:
+        return []
+
+    def rates_at(log_c: float) -> list[float]:
+        return [min(cap, math.exp(min(0.0, log_c + shape))) for shape in log_shape]
+
+    def excess(log_c: float) -> float:
+        return _weighted(rates_at(log_c), sizes) - total
+
+    # at -min(log_shape) every stage is capped; 745 lower, the last float above 0 is passed
+    rates = rates_at(solve_increasing(excess, -max(log_shape) - 745.0, -min(log_shape)))
+    free = [0.0 if rate == cap else rate for rate in rates]
+    free_sum = _weighted(free, sizes)
+    if free_sum == 0.0:
+        return rates
+    capped_sum = _weighted([rate if rate == cap else 0.0 for rate in rates], sizes)
+    factor = max(0.0, (total - capped_sum) / free_sum)
+    return [cap if rate == cap else min(cap, rate * factor) for rate in rates]
+
+
+def _weighted(rates: list[float], sizes: list[int]) -> float:
+    return math.fsum(rate * size for rate, size in zip(rates, sizes, strict=True))
+
+
+def _softplus(value: float) -> float:
+    """log(1 + exp(value)) without overflow."""
+    return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
+
+
+def _finite(label: str, value: float, least: float = -math.inf) -> float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or value < least:
+        bound = f" and at least {least}" if math.isfinite(least) else ""
+        raise ScheduleError(f"p-sigmoid {label} is {show(value)}; it must be finite{bound}")
+    return float(value)

@@ -1,0 +1,68 @@
+"""A schedule applied to one request: whole numbers, known before the forward pass."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vtr_vllm.schedules.keep_rates import cut_layers, keep_counts, mean
+from vtr_vllm.schedules.rank_rule import RankRule
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many of one request's vision tokens each layer sees; build it with ``make_plan``."""
+
+    n_vision: int
+    """Vision tokens in the prompt."""
+    counts: tuple[int, ...]
+    """Kept vision tokens per layer, ``[layers]``, never rising."""
+    cuts: tuple[int, ...]
+    """Layer indices before which the count falls, ascending."""
+    rules: tuple[RankRule, ...]
+    """The rank rule of each cut, in the order of ``cuts``; the first is never ``previous``."""
+
+    def rule_at(self, layer: int) -> RankRule:
+        """The rank rule of the cut before ``layer``; raises ValueError where no cut is."""
+        if layer not in self.cuts:
+            raise ValueError(f"no cut before layer {layer}; this plan cuts before {self.cuts}")
+        return self.rules[self.cuts.index(layer)]
+
+    def dropped(self, layer: int) -> int:
+        """Vision tokens that ``layer`` does not see."""
+        return self.n_vision - self.counts[layer]
+
+    @property
+    def reduces(self) -> bool:
+        """Whether any layer sees fewer than all vision tokens."""
+        return bool(self.cuts)
+
+    @property
+    def mean_keep(self) -> float:
+        """The mean keep rate that the whole counts come to; 1.0 without vision tokens."""
+        return mean(self.counts) / self.n_vision if self.n_vision else 1.0
+
+
+def make_plan(keep: Sequence[float], rules: Sequence[RankRule], n_vision: int) -> Plan:
+    """Apply a valid keep curve and its rules to ``n_vision`` tokens; a pure function.
+
+    ``keep`` and ``rules`` are what ``Schedule`` holds and ``parse_wire`` returns. A scheduled
+    cut whose count does not fall for this prompt is no cut of the plan. A ``previous`` that
+    would have reused the order of such a cut takes over its rule instead. Raises ScheduleError
+    on a negative ``n_vision`` and ValueError when ``rules`` are not one per cut.
+    """
+    counts = keep_counts(keep, n_vision)
+    cuts = cut_layers(counts, n_vision)
+    scheduled = dict(zip(cut_layers(keep, 1.0), rules, strict=True))
+    return Plan(n_vision, counts, cuts, _resolve(scheduled, frozenset(cuts)))
+
+
+def _resolve(scheduled: dict[int, RankRule], cuts: frozenset[int]) -> tuple[RankRule, ...]:
+    """The rules of the cuts that happen; ``scheduled`` is in depth order."""
+    resolved = []
+    inherited: RankRule | None = None  # the rule of a vanished cut that no later cut replaced
+    for layer, rule in scheduled.items():
+        if layer not in cuts:
+            inherited = inherited if rule.score == "previous" else rule
+            continue
+        resolved.append(inherited if rule.score == "previous" and inherited else rule)
+        inherited = None
+    return tuple(resolved)

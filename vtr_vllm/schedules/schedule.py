@@ -1,0 +1,188 @@
+"""The searched artefact: a keep rate per decoder layer, bound to one model geometry."""
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from vtr_vllm.errors import GeometryMismatch, ScheduleError
+from vtr_vllm.schedules.geometry import ModelGeometry
+from vtr_vllm.schedules.keep_rates import (
+    BUDGET_TOLERANCE,
+    check_keep_and_rules,
+    cut_layers,
+    keep_counts,
+    mean,
+)
+from vtr_vllm.schedules.rank_rule import RankRule
+from vtr_vllm.schedules.strict_json import (
+    JSON,
+    MAX_JSON_BYTES,
+    check_keys,
+    copy_object,
+    read_object,
+    show,
+)
+from vtr_vllm.schedules.wire import parse_wire, to_wire
+
+SCHEMA_VERSION = 1
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
+_KEYS = (
+    "schema_version",
+    "name",
+    "geometry",
+    "keep",
+    "rules",
+    "method",
+    "parameters",
+    "budget",
+    "provenance",
+)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A keep rate per layer and a rank rule per cut; raises ScheduleError when malformed.
+
+    ``keep``: one rate per decoder layer, finite in [0, 1], never rising with depth. ``rules``:
+    one per cut, a cut being a layer index whose rate is below the one before it (1.0 stands
+    before layer 0). ``budget``, where stated, equals the mean keep rate within 1e-6: it is the
+    promise under which a request chooses this schedule; None means "by name only".
+    ``parameters`` and ``provenance`` are plain JSON, copied on entry.
+    """
+
+    name: str
+    geometry: ModelGeometry
+    keep: tuple[float, ...]
+    rules: tuple[RankRule, ...]
+    method: str
+    parameters: Mapping[str, JSON] = field(default_factory=dict, hash=False)
+    budget: float | None = None
+    provenance: Mapping[str, JSON] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        for label, text in (("name", self.name), ("method", self.method)):
+            if not isinstance(text, str) or not _NAME.fullmatch(text):
+                raise ScheduleError(
+                    f"schedule {label} {show(text)} is not allowed; use 1 to 96 of letters,"
+                    " digits, '.', '_' and '-', starting with a letter or digit"
+                )
+        if not isinstance(self.geometry, ModelGeometry):
+            raise ScheduleError(f"geometry must be a ModelGeometry, got {show(self.geometry)}")
+        keep, rules = check_keep_and_rules(self.keep, self.rules, self.geometry.layers)
+        object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "rules", rules)
+        object.__setattr__(self, "parameters", copy_object(self.parameters, "parameters"))
+        object.__setattr__(self, "provenance", copy_object(self.provenance, "provenance"))
+        if self.budget is not None:
+            object.__setattr__(self, "budget", self._check_budget(self.budget))
+
+    def _check_budget(self, budget: object) -> float:
+        if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
+            raise ScheduleError(f"budget is {show(budget)}; it must be null or in (0, 1]")
+        if abs(self.mean_keep - budget) > BUDGET_TOLERANCE:
+            raise ScheduleError(
+                f"budget is {budget}, but the mean keep rate is {self.mean_keep}; they may differ"
+                f" by {BUDGET_TOLERANCE}: correct the budget, or set it to null"
+            )
+        return float(budget)
+
+    @property
+    def mean_keep(self) -> float:
+        """The mean keep rate over all layers: the budget that this schedule spends."""
+        return mean(self.keep)
+
+    @property
+    def cuts(self) -> tuple[int, ...]:
+        """The layer indices before which vision tokens are dropped, ascending."""
+        return cut_layers(self.keep, 1.0)
+
+    def counts(self, n_vision: int) -> tuple[int, ...]:
+        """Kept vision tokens per layer, ``[layers]``; see ``keep_counts`` for the rounding."""
+        return keep_counts(self.keep, n_vision)
+
+    def check_fits(self, geometry: ModelGeometry) -> None:
+        """Raise GeometryMismatch unless this schedule was made for ``geometry``."""
+        if self.geometry != geometry:
+            raise GeometryMismatch(
+                f"schedule {self.name} was made for {self.geometry.fingerprint}, the model is"
+                f" {geometry.fingerprint}; search a schedule for this model"
+            )
+
+    def wire(self) -> dict[str, list[float] | list[str]]:
+        """The flat lists for ``SamplingParams.extra_args``."""
+        return to_wire(self.keep, self.rules)
+
+    @classmethod
+    def from_wire(
+        cls, extra_args: Mapping[str, object], geometry: ModelGeometry, name: str = "request"
+    ) -> Self | None:
+        """What a request carries, as a schedule; None without one, else see ``parse_wire``."""
+        parsed = parse_wire(extra_args, geometry.layers)
+        return None if parsed is None else cls(name, geometry, *parsed, method="explicit")
+
+    def to_json(self) -> str:
+        """One JSON object with every key, ending in a newline; floats round-trip exactly."""
+        values: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "name": self.name,
+            "geometry": self.geometry.to_dict(),
+            "keep": list(self.keep),
+            "rules": [str(rule) for rule in self.rules],
+            "method": self.method,
+            "parameters": self.parameters,
+            "budget": self.budget,
+            "provenance": self.provenance,
+        }
+        return json.dumps(values, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The reverse of ``to_json``; raises ScheduleError, and no other error, on bad text."""
+        values = read_object(text)
+        version = values.get("schema_version")
+        if "schema_version" in values and (type(version) is not int or version != SCHEMA_VERSION):
+            raise ScheduleError(
+                f"schema_version is {show(version)}, this release reads {SCHEMA_VERSION};"
+                " write the schedule again with a matching release"
+            )
+        check_keys(values, _KEYS, "schedule")
+        del values["schema_version"]
+        values["geometry"] = ModelGeometry.from_dict(values["geometry"])
+        return cls(**values)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file at once or not at all; OSError passes through."""
+        target = Path(path)
+        # the suffix is not .json: a reader of the folder never sees a half-written schedule
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with open(temporary, "x", encoding="utf-8") as file:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Read one file of at most 1 MiB; raises ScheduleError with the path and the reason."""
+        try:
+            with open(path, "rb") as file:
+                data = file.read(MAX_JSON_BYTES + 1)
+            if len(data) > MAX_JSON_BYTES:
+                raise ScheduleError(f"the file is larger than {MAX_JSON_BYTES} bytes")
+            return cls.from_json(data.decode("utf-8"))
+        except (OSError, UnicodeDecodeError) as err:
+            raise ScheduleError(
+                f"schedule file {os.fspath(path)}: cannot read it ({err}); give the path of a"
+                " readable UTF-8 file"
+            ) from err
+        except ScheduleError as err:
+            raise ScheduleError(f"schedule file {os.fspath(path)}: {err}") from err

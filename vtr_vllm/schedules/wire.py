@@ -1,0 +1,51 @@
+"""A keep curve as it travels in vLLM's ``SamplingParams.extra_args``: flat lists only.
+
+The engine holds no schedule files; what a request carries is all that it knows.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from vtr_vllm.errors import RequestError, ScheduleError
+from vtr_vllm.schedules.keep_rates import check_keep_and_rules
+from vtr_vllm.schedules.rank_rule import RankRule
+from vtr_vllm.schedules.strict_json import show
+
+KEEP_KEY = "vtr_keep"
+RULES_KEY = "vtr_rules"
+
+
+def to_wire(keep: Sequence[float], rules: Sequence[RankRule]) -> dict[str, list[float] | list[str]]:
+    """``{"vtr_keep": [float] * layers, "vtr_rules": [str] * cuts}``."""
+    return {KEEP_KEY: list(keep), RULES_KEY: [str(rule) for rule in rules]}
+
+
+def parse_wire(
+    extra_args: Mapping[str, object], layers: int
+) -> tuple[tuple[float, ...], tuple[RankRule, ...]] | None:
+    """Validate what a request carries; None when it carries no keep curve.
+
+    Keys that do not start with ``vtr_`` belong to others and are left alone. Raises RequestError
+    on anything malformed, and on any other key that starts with ``vtr_``: a misspelt key must
+    not run at full cost in silence.
+    """
+    unknown = [
+        key
+        for key in extra_args
+        if isinstance(key, str) and key.startswith("vtr_") and key not in (KEEP_KEY, RULES_KEY)
+    ]
+    if unknown:
+        raise RequestError(
+            f"extra_args has the unknown keys {show(unknown)}; allowed are {KEEP_KEY} and"
+            f" {RULES_KEY}"
+        )
+    if KEEP_KEY not in extra_args and RULES_KEY not in extra_args:
+        return None
+    for key in (KEEP_KEY, RULES_KEY):
+        if key not in extra_args:
+            raise RequestError(
+                f"extra_args has no {key}; {KEEP_KEY} and {RULES_KEY} go together: send both"
+            )
+    try:
+        return check_keep_and_rules(extra_args[KEEP_KEY], extra_args[RULES_KEY], layers)
+    except ScheduleError as err:
+        raise RequestError(f"extra_args {KEEP_KEY}, {RULES_KEY}: {err}") from err
