@@ -5,9 +5,11 @@
     │   ├── InvalidBudget        400  invalid_budget        not a mean keep rate we can meet
     │   ├── UnknownSchedule      400  unknown_schedule      no schedule of that name
     │   ├── UnsupportedRequest   400  unsupported_request   a feature that reduction excludes
+    │   ├── InvalidMedia         400  invalid_media         an image that does not load
     │   └── PromptTooLong        400  prompt_too_long       does not fit one scheduler step
     ├── ScheduleError            422  invalid_schedule      a malformed schedule
     │   └── GeometryMismatch     422  geometry_mismatch     made for another model
+    ├── EngineNotReady           503  engine_not_ready      up, but without reduction in place
     └── ConfigurationError       500  configuration         refused at start-up, by name
         └── UnsupportedModel     500  unsupported_model     a model we cannot reduce
 
@@ -20,8 +22,10 @@ from typing import ClassVar
 
 __all__ = [
     "ConfigurationError",
+    "EngineNotReady",
     "GeometryMismatch",
     "InvalidBudget",
+    "InvalidMedia",
     "PromptTooLong",
     "RequestError",
     "ScheduleError",
@@ -64,6 +68,12 @@ class UnsupportedRequest(RequestError):
     code = "unsupported_request"
 
 
+class InvalidMedia(RequestError):
+    """An image that cannot be fetched or decoded."""
+
+    code = "invalid_media"
+
+
 class PromptTooLong(RequestError):
     """The range from the first vision token to the prompt's end exceeds one scheduler step."""
 
@@ -81,6 +91,13 @@ class GeometryMismatch(ScheduleError):
     """A schedule that was made for a model of another geometry."""
 
     code = "geometry_mismatch"
+
+
+class EngineNotReady(VTRError):
+    """The engine runs, but not with reduction in place: nothing is served unreduced in silence."""
+
+    http_status = 503
+    code = "engine_not_ready"
 
 
 class ConfigurationError(VTRError):
