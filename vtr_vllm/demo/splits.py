@@ -22,13 +22,13 @@ class Split:
     density: Density
 
 
-_TABLE = {
-    "train": Split(range(0, 1 << 30), USUAL),
+TABLE = {
+    "train": Split(range(1 << 30), USUAL),
     "calibration": Split(range(1 << 30, (1 << 30) + 100_000), USUAL),
     "test": Split(range(1 << 31, (1 << 31) + 100_000), USUAL),
     "test-hard": Split(range(3 << 30, (3 << 30) + 100_000), HARD),
 }
-SPLITS: tuple[str, ...] = tuple(_TABLE)
+SPLITS: tuple[str, ...] = tuple(TABLE)
 
 
 def check_disjoint(splits: dict[str, Split]) -> None:
@@ -39,7 +39,7 @@ def check_disjoint(splits: dict[str, Split]) -> None:
             raise ValueError(f"splits {name!r} and {other!r} share scene seeds")
 
 
-check_disjoint(_TABLE)
+check_disjoint(TABLE)
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Sample:
 
 def seed_of(split: str, index: int) -> int:
     """Return the scene seed. Raises ValueError for an unknown split or an index out of range."""
-    if split not in _TABLE:
+    if split not in TABLE:
         raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-    seeds = _TABLE[split].seeds
+    seeds = TABLE[split].seeds
     if not 0 <= index < len(seeds):
         raise ValueError(f"index {index} is outside split {split!r}: 0 to {len(seeds) - 1}")
     return seeds[index]
@@ -75,7 +75,7 @@ def draw(split: str, index: int) -> tuple[Scene, Question]:
     rng = RandomState(seed_of(split, index))
     kind = KINDS[index % len(KINDS)]
     while True:
-        scene = draw_scene(rng, _TABLE[split].density)
+        scene = draw_scene(rng, TABLE[split].density)
         question = ask(rng, scene, kind)
         if question is not None:
             return scene, question

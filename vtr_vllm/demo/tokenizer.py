@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 PAD, BOS, EOS, UNK, IMAGE = "<pad>", "<s>", "</s>", "<unk>", "<image>"
 MARK = "mark"  # names the distractors in the tower's training; no question has it
-_WORDS = "What color is the in row column has same as Which Is there a yes no".split()
+_WORDS = (
+    *("What", "color", "is", "the", "in", "row", "column", "has", "same", "as"),
+    *("Which", "Is", "there", "a", "yes", "no"),
+)
 VOCABULARY: tuple[str, ...] = (
     *(PAD, BOS, EOS, UNK, IMAGE, "\n", "USER:", "ASSISTANT:", "?", ","),
     *GLYPHS,

@@ -133,26 +133,30 @@ def _backgrounds(count: int = 128) -> NDArray[np.int16]:
     return out
 
 
-@lru_cache(maxsize=1)
-def _noise_fields(count: int = 8) -> NDArray[np.int32]:
-    """Sums of three uniform draws (close to a bell), sigma 1000, ``[count, 168, 168, 3]``."""
+@lru_cache(maxsize=8)
+def _noise_fields(level: int, count: int = 8) -> NDArray[np.int16]:
+    """Sums of three uniform draws (close to a bell), sigma ``level``, ``[count, 168, 168, 3]``."""
     draws = RandomState(3).randint(-1000, 1001, (count, 3, IMAGE_SIDE, IMAGE_SIDE, 3))
-    return draws.sum(1).astype(np.int32)
+    return (draws.sum(1) * level // 1000).astype(np.int16)
 
 
 def _canvas(rng: RandomState, noise: int) -> NDArray[np.int32]:
-    backgrounds, fields = _backgrounds(), _noise_fields()
+    backgrounds, fields = _backgrounds(), _noise_fields(noise)
     picture = backgrounds[rng.randint(len(backgrounds))]
     flip_x, flip_y = rng.randint(2, size=2)
     picture = picture[:: 1 - 2 * int(flip_y), :: 1 - 2 * int(flip_x)]
     shift = rng.randint(IMAGE_SIDE, size=3)
     picture = np.roll(picture, (int(shift[0]), int(shift[1])), (0, 1))
     field = np.roll(fields[rng.randint(len(fields))], int(shift[2]), 0)
-    return picture.astype(np.int32) + field * noise // 1000
+    return (picture + field).astype(np.int32)
 
 
 def _paint(
-    canvas: NDArray[np.int32], mask: Pixels, patch: int, jitter: NDArray[np.int64], color: str,
+    canvas: NDArray[np.int32],
+    mask: Pixels,
+    patch: int,
+    jitter: NDArray[np.int64],
+    color: str,
     tint: NDArray[np.int64],
 ) -> None:
     """Blend ``mask`` in a tinted ``color`` over the middle of ``patch``, moved by ``jitter``."""
@@ -278,8 +282,8 @@ def _ask_same(rng: RandomState, objects: tuple[Object, ...]) -> Question | None:
     by_color: dict[str, list[Object]] = defaultdict(list)
     for o in objects:
         by_color[o.color].append(o)
-    pairs = [p for v in by_color.values() if len(v) == 2 for p in (v, v[::-1])]
-    pairs = [(a, b) for a, b in pairs if counts[a.glyph] == 1]
+    twos = [v for v in by_color.values() if len(v) == 2]
+    pairs = [(a, b) for v in twos for a, b in (v, v[::-1]) if counts[a.glyph] == 1]
     if not pairs:
         return None
     a, b = pairs[rng.randint(len(pairs))]
