@@ -39,7 +39,7 @@ class ScheduleBook:
     def __init__(self, geometry: ModelGeometry, schedules: Iterable[Schedule] = ()) -> None:
         self.geometry = geometry
         self._stored: dict[str, Schedule] = {}
-        for schedule in sorted(schedules, key=lambda item: item.name):
+        for schedule in schedules:
             self._add(schedule)
 
     @classmethod
@@ -48,22 +48,14 @@ class ScheduleBook:
         folder = Path(path)
         if not folder.is_dir():
             raise ScheduleError(f"schedule folder {folder} is no folder; create it or name another")
-        loaded: dict[str, Path] = {}
-        schedules = []
+        book = cls(geometry)
         for file in sorted(folder.glob("*.json")):
             schedule = Schedule.load(file)
             try:
-                schedule.check_fits(geometry)
+                book._add(schedule)
             except ScheduleError as err:
                 raise type(err)(f"schedule file {file}: {err}") from err
-            if schedule.name in loaded:
-                raise ScheduleError(
-                    f"schedule file {file}: the name {schedule.name} is taken by"
-                    f" {loaded[schedule.name]}; names must differ: rename one"
-                )
-            loaded[schedule.name] = file
-            schedules.append(schedule)
-        return cls(geometry, schedules)
+        return book
 
     def by_name(self, name: str) -> Schedule:
         """A stored schedule or a built-in form such as ``fastv-0.5``.

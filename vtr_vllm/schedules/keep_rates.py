@@ -53,10 +53,10 @@ def keep_counts(keep: Sequence[float], n_vision: int) -> tuple[int, ...]:
     """Vision tokens kept per layer: keep rate times ``n_vision`` (float product), half up.
 
     Never rises, equal rates give equal counts, rate 1 gives ``n_vision`` exactly. A rate above
-    0 may round to 0 tokens. Raises ScheduleError when ``n_vision`` is no whole number >= 0.
+    0 may round to 0 tokens. Raises ValueError when ``n_vision`` is no whole number >= 0.
     """
     if isinstance(n_vision, bool) or not isinstance(n_vision, int) or n_vision < 0:
-        raise ScheduleError(
+        raise ValueError(
             f"n_vision is {show(n_vision)}; it must be a whole number >= 0: count the prompt's"
             " vision tokens"
         )

@@ -11,6 +11,7 @@ with layers 0 and 1 in full and c solved for the budget.
 
 import math
 from collections.abc import Callable
+from itertools import accumulate, pairwise
 
 from vtr_vllm.errors import ScheduleError
 from vtr_vllm.schedules.geometry import ModelGeometry
@@ -22,6 +23,8 @@ from vtr_vllm.schedules.strict_json import show
 # the logistic fit to LLaVA-1.5-7B's G-Search curve (arXiv 2412.00556, figure 1c, digitised),
 # as a share of its 32 layers
 _FIT_LAYERS, _FIT_K, _FIT_ALPHA = 32, 0.221, 12.25
+
+_MAX_K = 100.0  # already a step within one layer; far beyond it floats could not meet the budget
 
 # the share of the budget that layers before the first attention cut may take; beyond it a
 # question-blind cut before layer 0 comes first
@@ -37,8 +40,9 @@ def p_sigmoid(
 ) -> Schedule:
     """The P-Sigmoid schedule whose mean keep rate over all layers is ``budget``.
 
-    ``k`` >= 0 is the steepness per layer (default .221 * 32 / layers), ``alpha`` the midpoint as
-    a layer index (default 12.25 / 32 * layers): the shape of LLaVA-1.5-7B's G-Search curve.
+    ``k`` in 0..100 is the steepness per layer (default .221 * 32 / layers), ``alpha`` in
+    -layers..2 * layers the midpoint as a layer index (default 12.25 / 32 * layers): the defaults
+    have the shape of LLaVA-1.5-7B's G-Search curve.
     ``stages`` is the number of groups of layers from index 2 on that share one rate, evaluated
     at the group's middle (default: groups of about three layers, so few cuts;
     ``stages=layers - 2`` is the paper's rate per layer).
@@ -50,13 +54,14 @@ def p_sigmoid(
     """
     budget = check_budget(budget)
     layers = geometry.layers
-    k = _finite("k", _FIT_K * _FIT_LAYERS / layers if k is None else k, least=0.0)
-    alpha = _finite("alpha", _FIT_ALPHA / _FIT_LAYERS * layers if alpha is None else alpha)
-    starts = _stage_starts(layers, stages)
-    sizes = [end - start for start, end in zip(starts, [*starts[1:], layers], strict=True)]
+    k = _bounded("k", _FIT_K * _FIT_LAYERS / layers if k is None else k, 0, _MAX_K)
+    alpha = _FIT_ALPHA / _FIT_LAYERS * layers if alpha is None else alpha
+    alpha = _bounded("alpha", alpha, -layers, 2 * layers)
+    bounds = _stage_bounds(layers, stages)
+    sizes = [end - start for start, end in pairwise(bounds)]
     first = _first_rate(budget, layers)
     lead = min(FIRST_ATTENTION_CUT, layers)
-    middles = [start + (size - 1) / 2 for start, size in zip(starts, sizes, strict=True)]
+    middles = [(start + end - 1) / 2 for start, end in pairwise(bounds)]
     log_shape = [-_softplus(k * (middle - alpha)) for middle in middles]
     rates = _solve_scale(log_shape, sizes, budget * layers - lead * first, first)
     keep = [first] * lead
@@ -70,7 +75,7 @@ def p_sigmoid(
             RankRule("saliency") if cut == 0 else RankRule("last") for cut in cut_layers(keep, 1.0)
         ),
         method="p-sigmoid",
-        parameters={"k": k, "alpha": alpha, "stages": len(starts), "first_rate": first},
+        parameters={"k": k, "alpha": alpha, "stages": len(sizes), "first_rate": first},
         budget=budget,
     )
 
@@ -94,16 +99,18 @@ def _first_rate(budget: float, layers: int) -> float:
     return min(1.0, _MAX_LEAD_SHARE * budget * layers / FIRST_ATTENTION_CUT)
 
 
-def _stage_starts(layers: int, stages: int | None) -> list[int]:
-    """First layer index of each stage; sizes differ by one at most, larger ones first or last."""
-    rest = max(0, layers - FIRST_ATTENTION_CUT)
+def _stage_bounds(layers: int, stages: int | None) -> list[int]:
+    """First layer index of each stage, then ``layers``; stage sizes differ by one at most."""
+    rest = layers - FIRST_ATTENTION_CUT
     if stages is None:
-        stages = max(1, round(rest / 3)) if rest else 0
+        if rest <= 0:
+            return []
+        stages = max(1, round(rest / 3))
     elif isinstance(stages, bool) or not isinstance(stages, int) or not 1 <= stages <= rest:
         raise ScheduleError(
-            f"p-sigmoid stages is {show(stages)}; allowed is 1..{rest} for {layers} layers"
+            f"p-sigmoid stages is {show(stages)}; for {layers} layers give 1..{rest}"
         )
-    return [FIRST_ATTENTION_CUT + index * rest // stages for index in range(stages)]
+    return [FIRST_ATTENTION_CUT + index * rest // stages for index in range(stages + 1)]
 
 
 def _solve_scale(log_shape: list[float], sizes: list[int], total: float, cap: float) -> list[float]:
@@ -129,7 +136,9 @@ def _solve_scale(log_shape: list[float], sizes: list[int], total: float, cap: fl
         return rates
     capped_sum = _weighted([rate if rate == cap else 0.0 for rate in rates], sizes)
     factor = max(0.0, (total - capped_sum) / free_sum)
-    return [cap if rate == cap else min(cap, rate * factor) for rate in rates]
+    exact = [cap if rate == cap else rate * factor for rate in rates]
+    # with nearly equal shapes rounding may let a rate rise by an ulp: a rate never rises
+    return list(accumulate(exact, min, initial=cap))[1:]
 
 
 def _weighted(rates: list[float], sizes: list[int]) -> float:
@@ -141,9 +150,10 @@ def _softplus(value: float) -> float:
     return max(value, 0.0) + math.log1p(math.exp(-abs(value)))
 
 
-def _finite(label: str, value: float, least: float = -math.inf) -> float:
+def _bounded(label: str, value: float, low: float, high: float) -> float:
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not math.isfinite(value) or value < least:
-        bound = f" and at least {least}" if math.isfinite(least) else ""
-        raise ScheduleError(f"p-sigmoid {label} is {show(value)}; it must be finite{bound}")
+    if not number or not low <= value <= high:
+        raise ScheduleError(
+            f"p-sigmoid {label} is {show(value)}; give a number in {low:g}..{high:g}"
+        )
     return float(value)

@@ -46,8 +46,8 @@ def make_plan(keep: Sequence[float], rules: Sequence[RankRule], n_vision: int) -
 
     ``keep`` and ``rules`` are what ``Schedule`` holds and ``parse_wire`` returns. A scheduled
     cut whose count does not fall for this prompt is no cut of the plan. A ``previous`` that
-    would have reused the order of such a cut takes over its rule instead. Raises ScheduleError
-    on a negative ``n_vision`` and ValueError when ``rules`` are not one per cut.
+    would have reused the order of such a cut takes over its rule instead. Raises ValueError
+    on a negative ``n_vision`` and when ``rules`` are not one per cut.
     """
     counts = keep_counts(keep, n_vision)
     cuts = cut_layers(counts, n_vision)

@@ -162,11 +162,11 @@ class Schedule:
         # the suffix is not .json: a reader of the folder never sees a half-written schedule
         temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
         try:
-            with open(temporary, "x", encoding="utf-8") as file:
+            with temporary.open("x", encoding="utf-8") as file:
                 file.write(self.to_json())
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, target)
+            temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -174,7 +174,7 @@ class Schedule:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read one file of at most 1 MiB; raises ScheduleError with the path and the reason."""
         try:
-            with open(path, "rb") as file:
+            with Path(path).open("rb") as file:
                 data = file.read(MAX_JSON_BYTES + 1)
             if len(data) > MAX_JSON_BYTES:
                 raise ScheduleError(f"the file is larger than {MAX_JSON_BYTES} bytes")

@@ -1,0 +1,136 @@
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+
+from tests.vtr_vllm.schedules.strategies import budgets
+from vtr_vllm.errors import GeometryMismatch, InvalidBudget, ScheduleError, UnknownSchedule
+from vtr_vllm.schedules import ModelGeometry, ScheduleBook, fastv, p_sigmoid, uniform
+
+GEOMETRY = ModelGeometry(12, 128, 320, 2, 2, 64)
+OTHER = ModelGeometry(24, 128, 320, 2, 2, 64)
+SEARCHED = replace(p_sigmoid(GEOMETRY, 0.25, k=1.0), name="demo-0.25", method="p-sigmoid-search")
+LOSSLESS = replace(fastv(GEOMETRY, 0.5), name="lossless", method="g-search", budget=None)
+
+
+@pytest.fixture
+def book():
+    return ScheduleBook(GEOMETRY, [SEARCHED, LOSSLESS])
+
+
+def test_stored_and_built_in_names(book):
+    assert book.by_name("demo-0.25") is SEARCHED
+    assert book.by_name("fastv-0.5") == fastv(GEOMETRY, 0.5)
+    assert book.names() == ("demo-0.25", "full", "lossless")
+
+
+@pytest.mark.parametrize("name", ["", "demo", "fastv-0.50001", "x" * 10**5])
+def test_an_unknown_name_lists_what_exists(book, name):
+    with pytest.raises(
+        UnknownSchedule, match=r"demo-0.25, full, lossless, and .*fastv-<budget>"
+    ) as e:
+        book.by_name(name)
+    assert len(str(e.value)) < 500
+
+
+def test_a_form_beyond_its_reach_says_so(book):
+    with pytest.raises(InvalidBudget, match="fastv cannot meet"):
+        book.by_name("fastv-0.01")
+
+
+@pytest.mark.parametrize(
+    ("budget", "name", "source"),
+    [
+        (1, "full", "full"),
+        (1.0, "full", "full"),
+        (0.25, "demo-0.25", "searched"),
+        (0.25 + 1e-12, "demo-0.25", "searched"),
+        (0.5, "p-sigmoid-0.5", "p-sigmoid default"),  # lossless promises no budget
+        (0.2501, "p-sigmoid-0.2501", "p-sigmoid default"),
+    ],
+)
+def test_a_budget_chooses_a_schedule(book, budget, name, source):
+    selection = book.for_budget(budget)
+    assert (selection.schedule.name, selection.source) == (name, source)
+
+
+@given(budgets)
+@settings(deadline=None, max_examples=50)
+def test_every_budget_is_served_at_its_cost(budget):
+    selection = ScheduleBook(GEOMETRY).for_budget(budget)
+    assert abs(selection.schedule.mean_keep - budget) < 1e-9
+    assert selection.schedule.geometry == GEOMETRY
+
+
+@pytest.mark.parametrize("budget", [0, -1, 1.5, True, "0.5", None, float("nan")])
+def test_no_budget(book, budget):
+    with pytest.raises(InvalidBudget):
+        book.for_budget(budget)
+
+
+def test_description_is_plain_and_states_its_prompt(book):
+    rows = book.describe()
+    assert json.loads(json.dumps(rows)) == rows
+    assert [row["name"] for row in rows] == list(book.names())
+    assert [row["source"] for row in rows] == ["searched", "full", "searched"]
+    assert rows[1]["flops_fraction"] == 1.0
+    assert rows[0]["keep"] == list(SEARCHED.keep)
+    assert rows[0]["rules"] == [str(rule) for rule in SEARCHED.rules]
+    assert all((row["n_vision"], row["n_text"]) == (576, 64) for row in rows)
+    longer = book.describe(n_vision=2880, n_text=64)
+    assert longer[0]["flops_fraction"] < rows[0]["flops_fraction"] < 1
+
+
+@pytest.mark.parametrize(
+    ("schedules", "error", "reason"),
+    [
+        ([fastv(OTHER, 0.5)], GeometryMismatch, "24L-.*12L-"),
+        ([SEARCHED, SEARCHED], ScheduleError, "two schedules are named demo-0.25"),
+        ([SEARCHED, replace(SEARCHED, name="again")], ScheduleError, "both claim budget 0.25"),
+        ([replace(SEARCHED, name="p-sigmoid-0.25")], ScheduleError, "name of a built-in form"),
+        ([replace(LOSSLESS, name="full")], ScheduleError, "name of a built-in form"),
+    ],
+)
+def test_what_a_book_refuses(schedules, error, reason):
+    with pytest.raises(error, match=reason):
+        ScheduleBook(GEOMETRY, schedules)
+
+
+def test_a_built_in_form_may_be_stored_under_its_name():
+    stored = uniform(GEOMETRY, 0.5)
+    assert ScheduleBook(GEOMETRY, [stored]).by_name("uniform-0.5") is stored
+
+
+def test_a_folder_of_schedules(tmp_path):
+    SEARCHED.save(tmp_path / "b.json")
+    LOSSLESS.save(tmp_path / "a.json")
+    (tmp_path / "notes.txt").write_text("not a schedule")
+    assert ScheduleBook.from_folder(GEOMETRY, tmp_path).names() == ("demo-0.25", "full", "lossless")
+    assert ScheduleBook.from_folder(GEOMETRY, str(tmp_path)).by_name("lossless") == LOSSLESS
+
+
+@pytest.mark.parametrize(
+    ("schedule", "error", "reason"),
+    [
+        (fastv(OTHER, 0.5), GeometryMismatch, "was made for 24L-"),
+        (SEARCHED, ScheduleError, "two schedules are named demo-0.25"),
+        (replace(SEARCHED, name="again"), ScheduleError, "both claim budget"),
+    ],
+)
+def test_a_file_that_does_not_fit_is_named(tmp_path, schedule, error, reason):
+    SEARCHED.save(tmp_path / "a.json")
+    schedule.save(tmp_path / "b.json")
+    with pytest.raises(error, match=rf"b\.json: .*{reason}"):
+        ScheduleBook.from_folder(GEOMETRY, tmp_path)
+
+
+def test_a_bad_file_is_named(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ScheduleError, match=r"bad\.json: not valid JSON"):
+        ScheduleBook.from_folder(GEOMETRY, tmp_path)
+
+
+def test_a_missing_folder_is_refused(tmp_path):
+    with pytest.raises(ScheduleError, match="is no folder"):
+        ScheduleBook.from_folder(GEOMETRY, tmp_path / "none")

@@ -1,0 +1,82 @@
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.vtr_vllm.schedules.strategies import curves
+from vtr_vllm.schedules import RankRule, make_plan
+
+
+def plan_of(keep, rules, n_vision):
+    return make_plan(keep, [RankRule.parse(rule) for rule in rules], n_vision)
+
+
+def test_a_plan_of_one_cut():
+    plan = plan_of([1, 1, 0.5, 0.5], ["last"], 9)
+    assert plan.counts == (9, 9, 5, 5)
+    assert plan.cuts == (2,)
+    assert plan.rule_at(2) == RankRule("last")
+    assert [plan.dropped(layer) for layer in range(4)] == [0, 0, 4, 4]
+    assert plan.reduces
+    assert plan.mean_keep == pytest.approx(28 / 36)
+
+
+def test_no_cut_no_rule():
+    with pytest.raises(ValueError, match="no cut before layer 3"):
+        plan_of([1, 1, 0.5, 0.5], ["last"], 9).rule_at(3)
+
+
+@pytest.mark.parametrize("n_vision", [0, 1])
+def test_a_prompt_too_small_to_reduce(n_vision):
+    plan = plan_of([1, 1, 0.9, 0.6], ["last", "previous"], n_vision)
+    assert not plan.reduces
+    assert plan.cuts == plan.rules == ()
+    assert plan.mean_keep == 1.0
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        # of 4 tokens only the cut before layer 4 takes some
+        (["saliency", "last", "previous"], "last"),
+        (["saliency", "previous", "previous"], "saliency"),
+        (["saliency", "last", "instruction"], "instruction"),
+    ],
+)
+def test_previous_takes_over_the_rule_of_a_cut_that_vanished(rules, expected):
+    plan = plan_of([0.99, 0.99, 0.98, 0.98, 0.5], rules, 4)
+    assert plan.cuts == (4,)
+    assert [str(rule) for rule in plan.rules] == [expected]
+
+
+@pytest.mark.parametrize(
+    ("rules", "expected"),
+    [
+        # of 4 tokens the middle cut takes none
+        (["last", "previous", "previous"], ["last", "previous"]),
+        (["last", "instruction", "previous"], ["last", "instruction"]),
+        (["last", "instruction", "random"], ["last", "random"]),
+    ],
+)
+def test_previous_after_a_vanished_cut_in_the_middle(rules, expected):
+    plan = plan_of([1, 1, 0.75, 0.7, 0.25], rules, 4)
+    assert plan.cuts == (2, 4)
+    assert [str(rule) for rule in plan.rules] == expected
+
+
+@given(curves(12), st.integers(0, 700))
+@settings(deadline=None)
+def test_every_cut_of_a_plan_can_be_run(curve, n_vision):
+    keep, rules = curve
+    plan = make_plan(keep, rules, n_vision)
+    assert len(plan.cuts) == len(plan.rules)
+    for layer in plan.cuts:
+        assert plan.counts[layer] < (plan.counts[layer - 1] if layer else n_vision)
+        assert layer >= 2 or not plan.rule_at(layer).needs_attention
+    assert not plan.rules or plan.rules[0].score != "previous"
+    assert plan.reduces == (min(plan.counts) < n_vision)
+    assert plan == make_plan(keep, rules, n_vision)
+
+
+def test_rules_of_another_schedule_are_refused():
+    with pytest.raises(ValueError, match="zip"):
+        plan_of([1, 1, 0.5, 0.5], ["last", "previous"], 9)
