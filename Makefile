@@ -95,6 +95,6 @@ accuracy: $(READY) ## measure the demo model's accuracy at each budget
 	@echo "accuracy: running the held-out questions at each budget"
 	$(BIN)/python -m benchmarks.accuracy $(ARGS)
 
-clean: ## remove caches and builds; $(VENV) stays
+clean: ## remove caches, builds and unfinished training; $(VENV) stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find vtr_vllm server tests benchmarks -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
