@@ -1,0 +1,113 @@
+"""From what was asked to a schedule, and from what was admitted to the facts of an answer."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from server.protocol import Ask, Facts
+from vtr_vllm.errors import VTRError
+from vtr_vllm.schedules import (
+    FORMS,
+    ModelGeometry,
+    Plan,
+    Schedule,
+    ScheduleBook,
+    prefill_flops,
+)
+from vtr_vllm.schedules.strict_json import JSON
+
+__all__ = ["AdmittedRequest", "Choice", "choose", "describe", "facts"]
+
+
+class AdmittedRequest(Protocol):
+    """What the engine's admission hook says of one prompt."""
+
+    @property
+    def plan(self) -> Plan | None:
+        """None where the prompt runs unreduced."""
+
+    @property
+    def n_vision(self) -> int:
+        """Vision tokens in the prompt."""
+
+    @property
+    def n_text(self) -> int:
+        """All its other tokens."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The schedule that a request runs with."""
+
+    budget: float
+    schedule: Schedule
+    source: str
+
+    @property
+    def wire(self) -> dict[str, list[float] | list[str]]:
+        """What travels to the engine; nothing at full budget, which is vLLM's own path."""
+        return {} if self.schedule.mean_keep == 1.0 else self.schedule.wire()
+
+
+def choose(book: ScheduleBook, ask: Ask) -> Choice:
+    """Raises InvalidBudget or UnknownSchedule as the book does."""
+    if ask.schedule is None:
+        budget = 1.0 if ask.budget is None else ask.budget
+        selection = book.for_budget(budget)
+        return Choice(budget, selection.schedule, selection.source)
+    schedule = book.by_name(ask.schedule)
+    stored = schedule.name in book.names()
+    source = "full" if schedule.name == "full" else "searched" if stored else "built-in form"
+    return Choice(schedule.mean_keep, schedule, source)
+
+
+def facts(choice: Choice, admitted: Sequence[AdmittedRequest], geometry: ModelGeometry) -> Facts:
+    """What the prompts of one request came to, summed over them.
+
+    Raises VTRError without any prompt: the admission hook is then not in place, and nothing is
+    known about what ran.
+    """
+    if not admitted:
+        raise VTRError("the engine admitted no prompt of this request; is the vtr plugin loaded?")
+    counts = [
+        item.plan.counts if item.plan else (item.n_vision,) * geometry.layers for item in admitted
+    ]
+    kept = [sum(layer) for layer in zip(*counts, strict=True)]
+    n_vision = sum(item.n_vision for item in admitted)
+    spent = sum(
+        prefill_flops(geometry, plan, item.n_text)
+        for plan, item in zip(counts, admitted, strict=True)
+    )
+    full = sum(
+        prefill_flops(geometry, [item.n_vision] * geometry.layers, item.n_text) for item in admitted
+    )
+    return Facts(
+        budget=choice.budget,
+        schedule=choice.schedule.name,
+        source=choice.source,
+        vision_tokens=n_vision,
+        kept_per_layer=kept,
+        mean_keep=sum(kept) / (n_vision * geometry.layers) if n_vision else 1.0,
+        flops_fraction=spent / full,
+    )
+
+
+def describe(book: ScheduleBook) -> dict[str, JSON]:
+    """The body of GET /v1/schedules."""
+    return {
+        "object": "list",
+        "data": list(book.describe()),
+        "forms": [
+            {"name": f"{form}-<budget>", "example": f"{form}-0.5", "budget": "0 < budget <= 1"}
+            for form in FORMS
+            if form != "full"
+        ],
+        "budget": {
+            "exclusive_minimum": 0.0,
+            "maximum": 1.0,
+            "default": 1.0,
+            "means": "mean share of the vision tokens kept over all layers",
+        },
+        "geometry": dict(book.geometry.to_dict()),
+        "fingerprint": book.geometry.fingerprint,
+    }

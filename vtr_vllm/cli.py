@@ -1,0 +1,169 @@
+"""The ``vtr`` command. Loads neither torch nor vllm: help answers at once."""
+
+import argparse
+import importlib.metadata
+import json
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vtr_vllm import __version__
+
+__all__ = ["Launch", "main", "plan_serve"]
+
+PLUGIN = "vtr"
+WORKER_CLS = "vtr_vllm.engine.worker.Worker"
+SCHEDULER_CLS = "vtr_vllm.engine.scheduler.Scheduler"
+CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"  # importing demo would load numpy
+DEMO_SCHEDULES = CHECKPOINT.with_name("schedules")
+
+# What vLLM loads by itself while VLLM_PLUGINS is unset; endpoint plugins it never does.
+_DEFAULT_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.platform_plugins",
+    "vllm.stat_logger_plugins",
+)
+
+_SERVE_HELP = """\
+Serve MODEL with vLLM's OpenAI server and per-request vision-token budgets.
+
+MODEL is anything that `vllm serve` takes, or `demo`: the checkpoint in this package.
+Every other flag goes to vLLM as it is; `vtr serve --help=all` lists vLLM's."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A process to become: arguments of ``python -m server`` and what the environment gains."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+    def __str__(self) -> str:
+        given = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
+        return " ".join([*given, "python -m server", shlex.join(self.arguments)])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The console script; returns only when a command fails or has nothing to become."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(
+        prog="vtr", description="Layer-wise vision-token reduction, served inside vLLM."
+    )
+    parser.add_argument("--version", action="version", version=f"vtr {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_serve(commands)
+    if arguments[:1] == ["serve"] and any(part.startswith("--help=") for part in arguments):
+        _become(Launch(tuple(arguments), {}))  # vLLM's help by section
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "serve":
+        if options.model is None or [options.model] != arguments[1:2]:
+            _fail("vtr serve: give MODEL first, then the flags: vtr serve MODEL --port 8080")
+        _become(plan_serve(options, rest, os.environ))
+    return 2
+
+
+def _add_serve(commands: Any) -> None:
+    serve = commands.add_parser(
+        "serve",
+        help="serve a model with vision-token budgets",
+        description=_SERVE_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,  # an abbreviation may be a flag of vLLM's
+        epilog="Example: vtr serve demo --port 8080",
+    )
+    serve.add_argument("model", metavar="MODEL", nargs="?", help="model path or name, or `demo`")
+    serve.add_argument(
+        "--schedules",
+        metavar="FOLDER",
+        type=Path,
+        help="folder of schedule files that requests may name or reach by budget",
+    )
+    serve.add_argument("--additional-config", metavar="JSON", help=argparse.SUPPRESS)
+
+
+def plan_serve(
+    options: argparse.Namespace, rest: Sequence[str], environ: Mapping[str, str]
+) -> Launch:
+    """What ``vtr serve`` runs; pure but for looking whether folders exist."""
+    demo = options.model == "demo"
+    flags = {"--worker-cls": WORKER_CLS, "--scheduler-cls": SCHEDULER_CLS}
+    environment = {"VLLM_PLUGINS": _plugins(environ)}
+    schedules = options.schedules
+    if demo:
+        flags |= _demo_flags()
+        environment |= {name: environ.get(name, value) for name, value in _demo_environment()}
+        if schedules is None and DEMO_SCHEDULES.is_dir():
+            schedules = DEMO_SCHEDULES
+    arguments = ["serve", str(CHECKPOINT) if demo else options.model]
+    for flag, value in flags.items():
+        if not _given(flag, rest):
+            arguments += [flag, value] if value else [flag]
+    config = _additional_config(options.additional_config, schedules)
+    if config:
+        arguments += ["--additional-config", json.dumps(config)]
+    return Launch((*arguments, *rest), environment)
+
+
+def _demo_flags() -> dict[str, str]:
+    if not CHECKPOINT.is_dir():
+        _fail(f"vtr serve demo: there is no checkpoint at {CHECKPOINT}; run `make demo-model`")
+    flags = {"--served-model-name": "demo", "--host": "127.0.0.1", "--enforce-eager": ""}
+    return flags | ({"--block-size": "32"} if _on_cpu() else {"--gpu-memory-utilization": "0.2"})
+
+
+def _demo_environment() -> list[tuple[str, str]]:
+    return [("HF_HUB_OFFLINE", "1"), ("VLLM_CPU_KVCACHE_SPACE", "1")]  # files here; 1 GiB of KV
+
+
+def _on_cpu() -> bool:
+    """Whether the installed vLLM is its CPU build."""
+    names = {dist.name.lower() for dist in importlib.metadata.distributions(name="vllm-cpu")}
+    return bool(names)
+
+
+def _plugins(environ: Mapping[str, str]) -> str:
+    """VLLM_PLUGINS with ours in it, and still in it what would be loaded without us."""
+    if "VLLM_PLUGINS" in environ:
+        names = [name for name in environ["VLLM_PLUGINS"].split(",") if name]
+    else:
+        found = importlib.metadata.entry_points()
+        names = sorted({e.name for group in _DEFAULT_GROUPS for e in found.select(group=group)})
+    return ",".join(names if PLUGIN in names else [*names, PLUGIN])
+
+
+def _additional_config(given: str | None, schedules: Path | None) -> dict[str, Any]:
+    """vLLM's ``--additional-config`` with the schedule folder under ``vtr``."""
+    try:
+        config = {} if given is None else json.loads(given)
+    except ValueError as err:
+        _fail(f"vtr serve: --additional-config is no JSON ({err}); give one JSON object")
+    if not isinstance(config, dict) or not isinstance(config.get("vtr", {}), dict):
+        _fail("vtr serve: --additional-config and its vtr must be JSON objects")
+    if schedules is None:
+        return config
+    if not schedules.is_dir():
+        _fail(f"vtr serve: --schedules {schedules} is no folder; create it or name another")
+    return config | {"vtr": config.get("vtr", {}) | {"schedules": str(schedules.resolve())}}
+
+
+def _given(flag: str, rest: Sequence[str]) -> bool:
+    """Whether the user gave a flag of vLLM's, in either spelling."""
+    spellings = (flag, flag.replace("-", "_").replace("__", "--", 1))
+    return any(part.split("=", 1)[0] in spellings for part in rest)
+
+
+def _become(launch: Launch) -> NoReturn:
+    """Replace this process, so that signals and exit codes are vLLM's own."""
+    print(f"vtr: {launch}", file=sys.stderr, flush=True)
+    command = [sys.executable, "-m", "server", *launch.arguments]
+    os.execve(sys.executable, command, dict(os.environ) | dict(launch.environment))
+
+
+def _fail(message: str) -> NoReturn:
+    print(message, file=sys.stderr)
+    raise SystemExit(2)
