@@ -1,6 +1,7 @@
 import contextlib
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -191,6 +192,12 @@ def test_a_bad_file_is_named(tmp_path, content, reason):
     with pytest.raises(ScheduleError, match=reason) as caught:
         Schedule.load(path)
     assert str(path) in str(caught.value)
+
+
+def test_the_documented_example_loads():
+    text = (Path(__file__).parents[3] / "docs" / "schedules.md").read_text(encoding="utf-8")
+    example = text.split("```json\n")[1].split("```")[0]
+    assert Schedule.from_json(example).cuts == (2, 4, 6)
 
 
 def test_a_folder_is_no_file(tmp_path):
