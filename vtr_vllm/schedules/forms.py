@@ -94,7 +94,9 @@ def vtw(geometry: ModelGeometry, budget: float) -> Schedule:
         near = [round(step / layers, _NAME_DECIMALS) for step in (below, below + 1) if step]
         raise _unreachable("vtw", budget, f"multiples of 1/{layers}, nearest {near}")
     keep = [1.0] * layer + [0.0] * (layers - layer)
-    return _schedule("vtw", geometry, layer / layers, keep, "random", {"layer": layer})
+    # named by the rounded budget, so that the name can be asked for again
+    name = f"vtw-{round(layer / layers, _NAME_DECIMALS)!r}"
+    return _schedule("vtw", geometry, layer / layers, keep, "random", {"layer": layer}, name)
 
 
 def explicit(
