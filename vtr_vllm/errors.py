@@ -43,8 +43,11 @@ class VTRError(Exception):
     code: ClassVar[str] = "internal"
 
 
-class RequestError(VTRError):
-    """A request that cannot run as asked; the client can change it."""
+class RequestError(VTRError, ValueError):
+    """A request that cannot run as asked; the client can change it.
+
+    Also a ValueError: vLLM's own front ends answer those with 400.
+    """
 
     http_status = 400
     code = "invalid_request"

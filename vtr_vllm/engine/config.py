@@ -1,0 +1,137 @@
+"""Our settings inside vLLM's configuration, and the combinations that we refuse at start-up."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from vllm.config import CUDAGraphMode, VllmConfig
+
+from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.schedules import ModelGeometry
+
+logger = logging.getLogger("vllm.vtr")
+
+WORKER_CLS = "vtr_vllm.engine.worker.Worker"
+SCHEDULER_CLS = "vtr_vllm.engine.scheduler.Scheduler"
+
+_PREFERRED_BANDS = (6, 7, 8, 5, 4, 9, 10, 3, 2)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """``--additional-config '{"vtr": {...}}'``; unknown keys are refused."""
+
+    bands: int | None = None
+    """Number of KV-cache groups that the decoder layers are split into; None picks about six.
+    More bands free memory closer to the schedule; each costs its own metadata at every step."""
+    schedules: str | None = None
+    """Folder of schedule files that the server offers."""
+
+    @classmethod
+    def of(cls, vllm_config: VllmConfig) -> "EngineSettings":
+        given = (vllm_config.additional_config or {}).get("vtr", {})
+        if not isinstance(given, Mapping):
+            raise ConfigurationError(f"additional-config vtr is {given!r}; it must be an object")
+        unknown = set(given) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ConfigurationError(
+                f"additional-config vtr has the unknown keys {sorted(unknown)}; allowed are"
+                f" {sorted(cls.__dataclass_fields__)}"
+            )
+        settings = cls(**given)
+        if settings.bands is not None and (
+            not isinstance(settings.bands, int)
+            or isinstance(settings.bands, bool)
+            or settings.bands < 1
+        ):
+            raise ConfigurationError(
+                f"additional-config vtr bands is {settings.bands!r}; it must be a whole number"
+                " from 1 to the number of layers"
+            )
+        if settings.schedules is not None and not isinstance(settings.schedules, str):
+            raise ConfigurationError(
+                f"additional-config vtr schedules is {settings.schedules!r}; it must be a path"
+            )
+        return settings
+
+
+def model_geometry(vllm_config: VllmConfig) -> ModelGeometry:
+    """The language model's geometry, from its Hugging Face text configuration."""
+    return ModelGeometry.from_config(vllm_config.model_config.hf_text_config.to_dict())
+
+
+def band_starts(num_layers: int, bands: int | None) -> tuple[int, ...]:
+    """First layer of each band: equal bands, of which only the last may be shorter.
+
+    vLLM pads KV-cache groups to the size of the largest as long as the smallest is more than two
+    thirds of it (``_get_kv_cache_groups_uniform_page_size``), and splits them otherwise; so a
+    shorter last band must stay above that. Raises ConfigurationError with the counts that work.
+    """
+    possible = {
+        len(starts): starts
+        for size in range(1, num_layers + 1)
+        if _fits(num_layers, starts := tuple(range(0, num_layers, size)), size)
+    }
+    if bands is not None:
+        if bands not in possible:
+            raise ConfigurationError(
+                f"additional-config vtr bands is {bands}, and {num_layers} layers can be split"
+                f" into {sorted(possible)} bands"
+            )
+        return possible[bands]
+    return next(possible[n] for n in (*_PREFERRED_BANDS, 1, num_layers) if n in possible)
+
+
+def _fits(num_layers: int, starts: tuple[int, ...], size: int) -> bool:
+    last = num_layers - starts[-1]
+    return size < 1.5 * last
+
+
+_REFUSED: tuple[tuple[str, Callable[[VllmConfig], bool]], ...] = (
+    ("pipeline parallelism", lambda c: c.parallel_config.pipeline_parallel_size > 1),
+    ("decode context parallelism", lambda c: c.parallel_config.decode_context_parallel_size > 1),
+    ("prefill context parallelism", lambda c: c.parallel_config.prefill_context_parallel_size > 1),
+    ("micro-batching (ubatches, DBO)", lambda c: bool(c.parallel_config.use_ubatching)),
+    ("speculative decoding", lambda c: c.speculative_config is not None),
+    ("encoder-decoder models", lambda c: c.model_config.is_encoder_decoder),
+    ("KV connectors (kv-transfer-config)", lambda c: c.kv_transfer_config is not None),
+    (
+        "a quantised KV cache (kv-cache-dtype)",
+        lambda c: c.cache_config.cache_dtype.startswith("fp8"),
+    ),
+    (
+        "disable-hybrid-kv-cache-manager",
+        lambda c: bool(c.scheduler_config.disable_hybrid_kv_cache_manager),
+    ),
+)
+
+
+def check_vllm_config(vllm_config: VllmConfig) -> None:
+    """Refuse, by name, what reduction does not work with; raises ConfigurationError."""
+    refused = [name for name, present in _REFUSED if present(vllm_config)]
+    if refused:
+        raise ConfigurationError(
+            f"VTR does not support {', '.join(refused)}; start without, or set VLLM_PLUGINS='' to"
+            " serve this model without VTR"
+        )
+    compilation = vllm_config.compilation_config
+    mode = compilation.cudagraph_mode
+    if mode is not None and mode.has_full_cudagraphs():
+        # A full graph replays the metadata that it captured; ours differs from layer to layer.
+        compilation.cudagraph_mode = (
+            CUDAGraphMode.PIECEWISE if mode.has_piecewise_cudagraphs() else CUDAGraphMode.NONE
+        )
+        logger.info("VTR runs with CUDA graph mode %s, not %s", compilation.cudagraph_mode, mode)
+
+
+def is_active(vllm_config: VllmConfig) -> bool:
+    """Whether the engine was started with our scheduler and worker: then requests can be reduced.
+
+    The plugin is loaded into every vLLM process of an environment. Without the two flags the
+    model runs as in stock vLLM, and a request that asks for reduction is refused.
+    """
+    return _dotted(vllm_config.scheduler_config.scheduler_cls) == SCHEDULER_CLS
+
+
+def _dotted(cls: object) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else str(cls)

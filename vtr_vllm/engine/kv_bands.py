@@ -1,0 +1,105 @@
+"""Bands as KV-cache groups: each allocates, in compact storage, only what its layers keep.
+
+vLLM lets a plugin register a KV-cache spec with a manager of its own
+(``vllm.v1.kv_cache_spec_registry``). Layers with equal specs form a group; ours differ by band.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+from vllm.config import VllmConfig
+from vllm.model_executor.layers.attention import Attention
+from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+from vllm.v1.request import Request
+
+from vtr_vllm.errors import UnsupportedModel
+from vtr_vllm.reduction.request import ReducedRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class BandSpec(FullAttentionSpec):
+    """Full attention over the tokens that one band keeps."""
+
+    band: int
+    first_layer: int
+    """The band stores what its first layer keeps; deeper layers of it use a part of the blocks."""
+
+    @classmethod
+    def merge(cls, specs: list[Self]) -> Self:
+        # vLLM asks by trying: an AssertionError is its "these do not belong together".
+        assert all(spec == specs[0] for spec in specs), "layers of different bands"
+        return replace(specs[0])
+
+    def is_uniform_with_collection(self, kv_cache_specs: dict[str, KVCacheSpec]) -> bool:
+        return all(spec == self for spec in kv_cache_specs.values())
+
+
+class BandManager(FullAttentionManager):
+    """Gives a reduced request the blocks of what the band keeps; others as in stock vLLM."""
+
+    reduced: Mapping[str, ReducedRequest]
+    """By request id; the scheduler's own table, bound after construction."""
+
+    def bind(self, reduced: Mapping[str, ReducedRequest]) -> None:
+        self.reduced = reduced
+
+    def stored_tokens(self, request_id: str, num_tokens: int) -> int:
+        """Tokens that this band stores once ``num_tokens`` positions are computed."""
+        request = self.reduced.get(request_id)
+        if request is None:
+            return num_tokens
+        assert isinstance(self.kv_cache_spec, BandSpec)
+        return request.stored_tokens(num_tokens, self.kv_cache_spec.first_layer)
+
+    def get_num_blocks_to_allocate(
+        self,
+        request_id: str,
+        num_tokens: int,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        *args: Any,
+        **kwargs: Any,
+    ) -> int:
+        stored = self.stored_tokens(request_id, num_tokens)
+        return super().get_num_blocks_to_allocate(
+            request_id, stored, new_computed_blocks, *args, **kwargs
+        )
+
+    def allocate_new_blocks(
+        self, request_id: str, num_tokens: int, num_tokens_main_model: int
+    ) -> list[KVCacheBlock]:
+        stored = self.stored_tokens(request_id, num_tokens)
+        return super().allocate_new_blocks(request_id, stored, num_tokens_main_model)
+
+    def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
+        reduced = self.reduced.get(request.request_id)
+        if reduced is not None:
+            # Behind the first vision token the KV depends on the schedule and on the question.
+            num_tokens = min(num_tokens, reduced.first_vision)
+        super().cache_blocks(request, num_tokens, *args, **kwargs)
+
+
+def register_band_spec(vllm_config: VllmConfig | None = None) -> None:
+    """Make vLLM know the spec; safe to call again."""
+    KVCacheSpecRegistry._ensure_registered(vllm_config)
+    KVCacheSpecRegistry.register(BandSpec, BandManager, BandSpec)
+
+
+def put_into_band(attention: Attention, band: int, first_layer: int) -> None:
+    """Override the KV-cache spec of one attention layer instance."""
+    stock = attention.get_kv_cache_spec
+
+    def banded(vllm_config: VllmConfig) -> BandSpec:
+        spec = stock(vllm_config)
+        if type(spec) is not FullAttentionSpec:
+            raise UnsupportedModel(
+                f"layer {attention.layer_name} has the KV-cache spec {type(spec).__name__}; only"
+                " full attention can be reduced"
+            )
+        values = {field.name: getattr(spec, field.name) for field in fields(spec)}
+        return BandSpec(**values, band=band, first_layer=first_layer)
+
+    attention.get_kv_cache_spec = banded

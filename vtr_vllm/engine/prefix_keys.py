@@ -1,0 +1,65 @@
+"""Reads back the keys of a cached prefix, so that a warm prefix cache ranks as a cold one.
+
+How a backend lays out keys inside a block is its own business: the CPU's ``vec`` kernels keep
+them transposed, AMX packs them in pairs. We learn the layout once, at start-up, from what the
+backend writes: known keys go into the null block, and we look where each number landed.
+"""
+
+import torch
+from vllm.model_executor.layers.attention import Attention
+
+from vtr_vllm.errors import ConfigurationError
+
+_NULL_BLOCK = 0
+_BASE = 128
+"""Numbers below it are exact in every floating-point type that vLLM stores keys in."""
+
+
+class PrefixKeys:
+    """Where the key of (token in block, head, dimension) lies inside one block of a layer."""
+
+    def __init__(self, attention: Attention, block_size: int) -> None:
+        self._shape = (block_size, attention.num_kv_heads, attention.head_size)
+        self._block_size = block_size
+        count = block_size * attention.num_kv_heads * attention.head_size
+        # Each element's number, written as base-128 digits: one probe a digit.
+        found = 1
+        number = torch.arange(count)
+        block = attention.kv_cache[_NULL_BLOCK]
+        place = torch.zeros(block.numel(), dtype=torch.int64)
+        marked = torch.ones(block.numel(), dtype=torch.bool)
+        while found < count:
+            digit = (number // found) % _BASE
+            raw = _probe(attention, (digit + 1).view(self._shape))
+            place += (raw - 1).clamp(min=0) * found
+            marked &= raw > 0
+            found *= _BASE
+        _probe(attention, torch.zeros(self._shape, dtype=torch.int64))
+        offsets = marked.nonzero().squeeze(1)
+        if len(offsets) != count or not torch.equal(place[offsets].sort().values, number):
+            raise ConfigurationError(
+                f"keys cannot be read back from the KV cache of backend"
+                f" {attention.attn_backend.get_name()} (block {tuple(block.shape)}): it does not"
+                " store them as they are; choose another --attention-backend"
+            )
+        self._offsets = torch.empty(count, dtype=torch.int64)
+        self._offsets[place[offsets]] = offsets
+        self._offsets = self._offsets.to(attention.kv_cache.device)
+
+    def read(self, attention: Attention, blocks: torch.Tensor, count: int) -> torch.Tensor:
+        """The first ``count`` keys, [count, kv_heads, head_dim], of a block table row."""
+        num_blocks = -(-count // self._block_size)
+        cache = attention.kv_cache[blocks[:num_blocks].long()].flatten(1)
+        keys = cache[:, self._offsets].view(num_blocks * self._block_size, *self._shape[1:])
+        return keys[:count]
+
+
+def _probe(attention: Attention, keys: torch.Tensor) -> torch.Tensor:
+    """Write ``keys`` into the null block; return the block's numbers, flat, zero elsewhere."""
+    cache = attention.kv_cache
+    written = keys.to(device=cache.device, dtype=cache.dtype)
+    block_size = keys.shape[0]
+    slots = torch.arange(block_size, device=cache.device) + _NULL_BLOCK * block_size
+    cache[_NULL_BLOCK].zero_()
+    attention.impl.do_kv_cache_update(attention, written, torch.zeros_like(written), cache, slots)
+    return cache[_NULL_BLOCK].flatten().long().cpu()

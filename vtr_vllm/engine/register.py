@@ -1,0 +1,17 @@
+"""The ``vllm.general_plugins`` entry point: vLLM calls it in each of its processes."""
+
+from vtr_vllm.engine.compat import check_vllm_version
+
+
+def register() -> None:
+    """Install VTR into this vLLM process; safe to call again, as vLLM may."""
+    check_vllm_version()
+
+    from vllm import ModelRegistry
+
+    from vtr_vllm.engine import admission
+    from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES
+
+    for architecture, path in SUPPORTED_ARCHITECTURES.items():
+        ModelRegistry.register_model(architecture, path)
+    admission.install()

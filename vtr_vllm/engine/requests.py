@@ -1,0 +1,48 @@
+"""From vLLM's view of a request to ours. The same function in every process, so all agree."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+from vtr_vllm.reduction.request import IntArray, ReducedRequest, reduced_request
+from vtr_vllm.schedules import Plan, make_plan, parse_wire
+
+
+def vision_spans(features: Sequence[MultiModalFeatureSpec]) -> list[IntArray]:
+    """Positions of the vision tokens of each multimodal item, in prompt order."""
+    spans = []
+    for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
+        position = feature.mm_position
+        if position.is_embed is None:
+            indices = np.arange(position.length, dtype=np.int64)
+        else:
+            indices = np.flatnonzero(position.is_embed.numpy()).astype(np.int64)
+        spans.append(indices + position.offset)
+    return spans
+
+
+def read_request(
+    extra_args: Mapping[str, object] | None,
+    features: Sequence[MultiModalFeatureSpec] | None,
+    prompt_token_ids: Sequence[int] | None,
+    num_layers: int,
+) -> ReducedRequest | None:
+    """The request's plan and prompt facts; None when it runs unreduced.
+
+    It runs unreduced when it asks for nothing, when it has no vision tokens, and when its
+    schedule keeps them all. Raises RequestError when what it carries is malformed.
+    """
+    asked = parse_wire(extra_args or {}, num_layers)
+    if asked is None or not features or prompt_token_ids is None:
+        return None
+    spans = vision_spans(features)
+    plan = make_plan(*asked, n_vision=sum(len(span) for span in spans))
+    if not plan.reduces:
+        return None
+    return reduced_request(plan, spans, prompt_token_ids)
+
+
+def plan_without_reduction(num_layers: int, n_vision: int) -> Plan:
+    """The plan of a request that keeps everything."""
+    return make_plan([1.0] * num_layers, [], n_vision)

@@ -1,0 +1,50 @@
+"""The worker class: vLLM's own, with runner V1 exchanged for ours, and a status to ask for.
+
+Start with ``--worker-cls vtr_vllm.engine.worker.Worker``; it fits the platform by itself.
+"""
+
+from typing import Any
+from unittest.mock import patch
+
+from vllm.platforms import current_platform
+
+from vtr_vllm.engine.runner_v1 import ReducingRunner
+
+if current_platform.is_cpu():
+    from vllm.v1.worker import cpu_worker as _stock
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner as _StockRunner
+    from vllm.v1.worker.cpu_worker import CPUWorker as _StockWorker
+
+    _RUNNER = "CPUModelRunner"
+else:
+    from vllm.v1.worker import gpu_model_runner as _stock  # type: ignore[no-redef]
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as _StockRunner  # type: ignore[assignment]
+    from vllm.v1.worker.gpu_worker import Worker as _StockWorker  # type: ignore[assignment]
+
+    _RUNNER = "GPUModelRunner"
+
+
+class Runner(ReducingRunner, _StockRunner):
+    """Runner V1 of this platform, reducing."""
+
+
+class Worker(_StockWorker):
+    """The platform's worker; runner V2 needs no exchange, the model brings its own state."""
+
+    def init_device(self) -> None:
+        with patch.object(_stock, _RUNNER, Runner):
+            super().init_device()
+
+    def vtr_status(self) -> dict[str, Any]:
+        """What a health check asks every worker (``collective_rpc("vtr_status")``)."""
+        reduction = getattr(self.model_runner.get_model(), "reduction", None)
+        if reduction is None:
+            return {"loaded": False, "reason": "the model is not reducible, or not active"}
+        return {
+            "loaded": reduction.ready,
+            "reason": None if reduction.ready else "the KV cache is not bound to bands",
+            "runner": "v2" if self.use_v2_model_runner else "v1",
+            "layers": len(reduction.decoder.layers),
+            "bands": len(reduction.band_starts),
+            "geometry": reduction.geometry.to_dict(),
+        }
