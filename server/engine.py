@@ -1,12 +1,17 @@
 """The only file of the server that imports vllm: its handlers, its engine client, its media."""
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import struct
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import aiohttp
 from fastapi import Request
+from PIL import Image
 from pydantic import BaseModel, Field
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest as VLLMCompletionRequest
@@ -20,14 +25,16 @@ from vllm.entrypoints.serve.utils.api_utils import (
 from vllm.entrypoints.serve.utils.orca_metrics import metrics_header
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
 from vllm.logger import configure_logging_from_args
+from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from server.protocol import VTRField
 from vtr_vllm.engine.admission import Admitted, collect
 from vtr_vllm.engine.config import EngineSettings, model_geometry
-from vtr_vllm.errors import VTRError
+from vtr_vllm.errors import InvalidMedia, VTRError
 from vtr_vllm.schedules import ModelGeometry
+from vtr_vllm.schedules.strict_json import show
 
 __all__ = [
     "Admitted",
@@ -38,6 +45,7 @@ __all__ = [
     "Failure",
     "Whole",
     "collect",
+    "install_media_connector",
     "load_aware_call",
     "run_vllm_serve",
     "validate_json_request",
@@ -106,6 +114,53 @@ class Chunks:
     """A stream of server-sent events that has begun."""
 
     events: AsyncIterator[str]
+
+
+_MEDIA_ERRORS = (
+    aiohttp.ClientError,  # the address does not answer
+    EOFError,  # EOFError to zlib.error: what Pillow raises on broken files
+    Image.DecompressionBombError,
+    NotImplementedError,  # data URLs without base64
+    OSError,
+    RuntimeError,  # file URLs without --allowed-local-media-path
+    SyntaxError,
+    TimeoutError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+
+class _CheckedMediaConnector(MediaConnector):
+    """vLLM's connector, whose errors say that the image is at fault.
+
+    vLLM answers 500 or 501 to some of them (a decompression bomb, a file URL, a host that does
+    not answer), and a 500 also closes the connection that other requests may share.
+    """
+
+    def load_from_url(self, url: str, *args: Any, **kw: Any) -> Any:
+        with _as_invalid_media(url):
+            return super().load_from_url(url, *args, **kw)
+
+    async def load_from_url_async(self, url: str, *args: Any, **kw: Any) -> Any:
+        with _as_invalid_media(url):
+            return await super().load_from_url_async(url, *args, **kw)
+
+
+@contextmanager
+def _as_invalid_media(url: str) -> Iterator[None]:
+    try:
+        yield
+    except _MEDIA_ERRORS as err:
+        raise InvalidMedia(
+            f"image_url {show(url)} cannot be loaded ({err}); send a PNG, JPEG or WebP image as a"
+            " base64 data URL, or an http(s) address that this server can reach"
+        ) from err
+
+
+def install_media_connector() -> None:
+    """Put ours in the place of vLLM's default; a connector that the user chose stays."""
+    MEDIA_CONNECTOR_REGISTRY.register("http")(_CheckedMediaConnector)
 
 
 class Engine:

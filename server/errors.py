@@ -4,7 +4,7 @@ from typing import Any
 
 from vtr_vllm.errors import VTRError
 
-__all__ = ["error_body"]
+__all__ = ["error_body", "http_error_body"]
 
 _PARAM = {
     "invalid_budget": "vtr.budget",
@@ -16,12 +16,14 @@ _PARAM = {
 
 def error_body(err: VTRError) -> dict[str, Any]:
     """``{"error": {"message", "type", "param", "code"}}``."""
-    kind = "invalid_request_error" if err.http_status < 500 else "server_error"
-    return {
-        "error": {
-            "message": str(err),
-            "type": kind,
-            "param": _PARAM.get(err.code),
-            "code": err.code,
-        }
-    }
+    return _body(str(err), err.http_status, _PARAM.get(err.code), err.code)
+
+
+def http_error_body(status: int, message: str) -> dict[str, Any]:
+    """The same for an error that is no class of ours; its code is the status, as in vLLM."""
+    return _body(message, status, None, status)
+
+
+def _body(message: str, status: int, param: str | None, code: str | int) -> dict[str, Any]:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}

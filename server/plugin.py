@@ -5,9 +5,10 @@ from argparse import Namespace
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
+from starlette.exceptions import HTTPException
 
-from server.engine import Engine
-from server.routes import Service, refuse, router
+from server.engine import Engine, install_media_connector
+from server.routes import Service, refuse, refuse_http, router
 from vtr_vllm.errors import VTRError
 from vtr_vllm.schedules import ScheduleBook
 
@@ -23,8 +24,10 @@ class VTREndpoints:
     required_tasks: ClassVar[tuple[str, ...]] = ("generate",)
 
     def attach_router(self, app: FastAPI) -> None:
-        """Phase A: routes and the handler of our errors."""
+        """Phase A: routes and the handlers of errors."""
+        install_media_connector()
         app.include_router(router)
+        app.add_exception_handler(HTTPException, refuse_http)  # type: ignore[arg-type]
         app.add_exception_handler(VTRError, refuse)  # type: ignore[arg-type]
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:  # noqa: ARG002

@@ -8,6 +8,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
 
 from server.choice import Choice, choose, describe, facts
 from server.engine import (
@@ -22,13 +23,13 @@ from server.engine import (
     validate_json_request,
     with_cancellation,
 )
-from server.errors import error_body
+from server.errors import error_body, http_error_body
 from server.metrics import observe_answer, observe_refusal
 from server.protocol import HEADER, Facts, parse_ask, refuse_wire_keys
 from vtr_vllm.errors import EngineNotReady, UnsupportedRequest, VTRError
 from vtr_vllm.schedules import ScheduleBook
 
-__all__ = ["Service", "answer_error", "router"]
+__all__ = ["Service", "refuse", "refuse_http", "router"]
 
 router = APIRouter()
 
@@ -81,16 +82,21 @@ async def health(raw_request: Request) -> Response:
     reason = await _service(raw_request).engine.why_unhealthy()
     if reason is None:
         return Response(status_code=HTTPStatus.OK)
-    return answer_error(EngineNotReady(reason))
+    return _error(EngineNotReady(reason))
 
 
 async def refuse(_: Request, err: VTRError) -> JSONResponse:
     """The exception handler of every error of ours."""
     observe_refusal(err)
-    return answer_error(err)
+    return _error(err)
 
 
-def answer_error(err: VTRError) -> JSONResponse:
+async def refuse_http(_: Request, err: HTTPException) -> JSONResponse:
+    """Starlette's own errors (a body nested too deep, no such route) in OpenAI's form."""
+    return JSONResponse(http_error_body(err.status_code, err.detail), err.status_code)
+
+
+def _error(err: VTRError) -> JSONResponse:
     """The error in OpenAI's form, under its own status."""
     return JSONResponse(error_body(err), status_code=err.http_status)
 
