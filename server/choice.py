@@ -1,11 +1,12 @@
 """From what was asked to a schedule, and from what was admitted to the facts of an answer."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from server.protocol import Ask, Facts
-from vtr_vllm.errors import VTRError
+from vtr_vllm.errors import InvalidBudget, VTRError
 from vtr_vllm.schedules import (
     FORMS,
     ModelGeometry,
@@ -14,7 +15,6 @@ from vtr_vllm.schedules import (
     ScheduleBook,
     prefill_flops,
 )
-from vtr_vllm.schedules.strict_json import JSON
 
 __all__ = ["AdmittedRequest", "Choice", "choose", "describe", "facts"]
 
@@ -92,22 +92,38 @@ def facts(choice: Choice, admitted: Sequence[AdmittedRequest], geometry: ModelGe
     )
 
 
-def describe(book: ScheduleBook) -> dict[str, JSON]:
-    """The body of GET /v1/schedules."""
+def describe(book: ScheduleBook) -> dict[str, Any]:
+    """The body of GET /v1/schedules; the same as long as the book is."""
     return {
         "object": "list",
-        "data": list(book.describe()),
-        "forms": [
-            {"name": f"{form}-<budget>", "example": f"{form}-0.5", "budget": "0 < budget <= 1"}
-            for form in FORMS
-            if form != "full"
-        ],
+        "data": book.describe(),
+        "forms": [_describe_form(book.geometry, form) for form in FORMS if form != "full"],
         "budget": {
             "exclusive_minimum": 0.0,
             "maximum": 1.0,
             "default": 1.0,
             "means": "mean share of the vision tokens kept over all layers",
         },
-        "geometry": dict(book.geometry.to_dict()),
+        "geometry": book.geometry.to_dict(),
         "fingerprint": book.geometry.fingerprint,
     }
+
+
+def _describe_form(geometry: ModelGeometry, form: str) -> dict[str, Any]:
+    return {
+        "name": f"{form}-<budget>",
+        "example": f"{form}-0.5",
+        "least_budget": _least_budget(geometry, form),
+        "description": inspect.getdoc(FORMS[form]),
+    }
+
+
+def _least_budget(geometry: ModelGeometry, form: str) -> float | None:
+    """The least budget of four decimals, as in a form's name, that this model allows."""
+    for step in range(1, 10_001):
+        try:
+            FORMS[form](geometry, step / 10_000)
+        except InvalidBudget:
+            continue
+        return step / 10_000
+    return None

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
+from server.choice import describe
 from server.engine import Engine, install_media_connector
 from server.routes import Service, refuse, refuse_http, router
 from vtr_vllm.errors import VTRError
@@ -36,7 +37,7 @@ class VTREndpoints:
         folder = engine.schedules
         geometry = engine.geometry
         book = ScheduleBook.from_folder(geometry, folder) if folder else ScheduleBook(geometry)
-        state.vtr = Service(engine, book)
+        state.vtr = Service(engine, book, describe(book))
         reason = await engine.why_not_in_place()
         logger.info(
             "VTR serves %s with schedules %s; reduction %s",

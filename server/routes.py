@@ -10,7 +10,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from server.choice import Choice, choose, describe, facts
+from server.choice import Choice, choose, facts
 from server.engine import (
     ChatRequest,
     Chunks,
@@ -45,6 +45,8 @@ class Service:
 
     engine: Engine
     book: ScheduleBook
+    offer: dict[str, Any]
+    """The body of GET /v1/schedules."""
 
 
 def _service(request: Request) -> Service:
@@ -73,7 +75,7 @@ async def create_completion(request: CompletionRequest, raw_request: Request) ->
 @router.get("/v1/schedules")
 async def list_schedules(raw_request: Request) -> JSONResponse:
     """What can be asked for: stored schedules, built-in forms, the range of budgets."""
-    return JSONResponse(describe(_service(raw_request).book))
+    return JSONResponse(_service(raw_request).offer)
 
 
 @router.get("/health")
