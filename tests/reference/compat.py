@@ -1,14 +1,15 @@
-"""Lets transformers import beside a CPU torch.
+"""Lets transformers and vLLM import beside a CPU torch.
 
-The CPU engine's torch may stand beside wheels of torchvision and torchaudio built for CUDA, whose
-compiled halves do not load. Importing transformers' models then fails, on ``operator
-torchvision::nms does not exist`` or on ``Could not load this library``. Neither library is called
-here: naming torchvision's operators is enough, and torchaudio is declared absent.
+The CPU engine's torch may stand beside wheels of torchvision, torchaudio and torchcodec built for
+CUDA, whose compiled halves do not load. Importing transformers' models then fails, on ``operator
+torchvision::nms does not exist`` or on ``Could not load this library``. None of them is called
+here: naming torchvision's operators is enough, and the other two are declared absent.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.util import find_spec
 
 import torch
@@ -22,11 +23,12 @@ _defined: list[torch.library.Library] = []  # operators live as long as their li
 
 
 def make_transformers_importable() -> None:
-    """Work around torchvision and torchaudio if, and only if, their import fails so."""
+    """Work around each library if, and only if, its import fails so."""
     if find_spec("torchvision") is not None:
         _try_torchvision()
-    if find_spec("torchaudio") is not None:
-        _try_torchaudio()
+    for package in ("torchaudio", "torchcodec"):
+        if find_spec(package) is not None:
+            _try(package)
 
 
 def _try_torchvision() -> None:
@@ -42,12 +44,12 @@ def _try_torchvision() -> None:
         _forget("torchvision")
 
 
-def _try_torchaudio() -> None:
+def _try(package: str) -> None:
     try:
-        import torchaudio  # noqa: F401  (whether it imports is the question)
-    except OSError:
-        _forget("torchaudio")
-        sys.modules["torchaudio"] = None  # type: ignore[assignment]  # find_spec: not installed
+        import_module(package)
+    except (OSError, RuntimeError):
+        _forget(package)
+        sys.modules[package] = None  # type: ignore[assignment]  # as if not installed
 
 
 def _forget(package: str) -> None:

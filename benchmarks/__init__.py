@@ -1,0 +1,1 @@
+"""Speed, memory and accuracy measured beside stock vLLM; see docs/benchmarks.md."""

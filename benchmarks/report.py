@@ -1,0 +1,139 @@
+"""Markdown tables from a results file: medians of the rounds' ratios, with least and greatest."""
+
+from __future__ import annotations
+
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+Pair = dict[str, Any]
+MIB = 2**20
+
+
+def render(results: dict[str, Any]) -> str:
+    """Return all tables of a results file."""
+    parts = [heading(results["meta"])]
+    for name, facts in results["shapes"].items():
+        pairs = [pair for pair in results["pairs"] if pair["shape"] == name]
+        parts += [describe(name, facts), prefill_table(facts, pairs), serve_table(pairs)]
+        parts.append(footnotes(pairs))
+    return "\n\n".join(part for part in parts if part)
+
+
+def heading(meta: dict[str, Any]) -> str:
+    """Return where and when it was measured."""
+    device = meta["gpu"] or f"{meta['cpu']}, {meta['cores']} cores"
+    quick = ", quick" if meta.get("quick") else ""
+    return (
+        f"Measured {meta['date']} on {device}, commit {meta['commit']},"
+        f" {meta['rounds']} round(s){quick}. Cells: median of the rounds [least, greatest]."
+    )
+
+
+def describe(name: str, facts: dict[str, Any]) -> str:
+    """Return a shape's sizes and settings."""
+    g, stock, vtr = facts["geometry"], facts["arms"]["stock"], facts["arms"]["vtr"]
+    settings = ", ".join(f"{k}={v}" for k, v in facts["settings"].items())
+    return (
+        f"### {name}\n\n{g['layers']} layers, hidden {g['hidden_size']}, heads {g['heads']}"
+        f" (KV {g['kv_heads']}) of {g['head_dim']}, MLP {g['intermediate_size']}, vocabulary"
+        f" {facts['vocabulary']}; {facts['vision_tokens']} vision and {facts['text_tokens']} text"
+        f" tokens; tower's share of prefill FLOPs {facts['tower_share']:.1%}; vLLM"
+        f" {stock['vllm']}, torch {stock['torch']}, {stock['threads']} threads; KV groups"
+        f" {len(stock['kv_groups'])} (stock), {len(vtr['kv_groups'])} (VTR). Settings of both"
+        f" arms: {settings}."
+    )
+
+
+def prefill_table(facts: dict[str, Any], pairs: list[Pair]) -> str:
+    """Return stock over VTR time for one output token, beside what FLOPs predict."""
+    rows = [
+        "Prefill only (one output token): time of stock over time of VTR.\n",
+        "| in flight | budget | schedule | stock s/request | VTR s/request | time ratio"
+        " | ratio by FLOPs (decoder alone) | measured / predicted |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (concurrency, budget), rounds in grouped(pairs, "prefill").items():
+        ratio = spread(rounds, lambda p: p["stock"]["wall_s"] / p["vtr"]["wall_s"])
+        predicted = facts["predicted"][str(budget)]
+        rows.append(
+            f"| {concurrency} | {budget} | {rounds[0]['schedule']}"
+            f" | {middle(rounds, 'stock', 'requests_per_s', invert=True):.3f}"
+            f" | {middle(rounds, 'vtr', 'requests_per_s', invert=True):.3f} | {show(ratio)}"
+            f" | {predicted:.2f} ({facts['predicted_decoder'][str(budget)]:.2f})"
+            f" | {ratio[0] / predicted:.2f} |"
+        )
+    return "\n".join(rows) if len(rows) > 3 else ""
+
+
+def serve_table(pairs: list[Pair]) -> str:
+    """Return throughput, latencies and KV memory of both arms."""
+    served = grouped(pairs, "serve")
+    if not served:
+        return ""
+    tokens = next(iter(served.values()))[0]["output_tokens"]
+    rows = [
+        f"Prefill and decode ({tokens} output tokens). Throughput and KV are VTR over stock,"
+        " times stock over VTR: above 1 VTR is faster, KV below 1 it holds less.\n",
+        "| in flight | budget | stock req/s | VTR req/s | throughput | stock TTFT ms | VTR TTFT ms"
+        " | TTFT | stock ITL ms | VTR ITL ms | ITL | stock KV MiB | VTR KV MiB | KV |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for (concurrency, budget), rounds in served.items():
+        cells = [str(concurrency), str(budget)]
+        for key, scale, digits, vtr_on_top in (
+            ("requests_per_s", 1.0, 3, True),
+            ("ttft_median_s", 1e3, 0, False),
+            ("itl_mean_s", 1e3, 1, False),
+            ("kv_peak_bytes", 1 / MIB, 1, True),
+        ):
+            cells += [f"{middle(rounds, arm, key) * scale:.{digits}f}" for arm in ("stock", "vtr")]
+            top, bottom = ("vtr", "stock") if vtr_on_top else ("stock", "vtr")
+            cells.append(show(spread(rounds, over(key, top, bottom))))
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def footnotes(pairs: list[Pair]) -> str:
+    """Return how quiet the machine was, and whether budget 1.0 says what stock says."""
+    if not pairs:
+        return ""
+    foreign = [pair[arm]["foreign_cores"] for pair in pairs for arm in ("stock", "vtr")]
+    full = [pair["same_tokens"] for pair in pairs if pair["budget"] == 1.0]
+    same = f" At budget 1.0, {statistics.fmean(full):.1%} of the answers equal stock's token"
+    return (
+        f"Other processes kept {statistics.median(foreign):.2f} cores busy during a measurement"
+        f" (median; greatest {max(foreign):.2f})." + (f"{same} for token." if full else "")
+    )
+
+
+def grouped(pairs: list[Pair], scenario: str) -> dict[tuple[int, float], list[Pair]]:
+    """Return a scenario's pairs by concurrency and budget."""
+    found: dict[tuple[int, float], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        if pair["scenario"] == scenario:
+            found[pair["concurrency"], pair["budget"]].append(pair)
+    return found
+
+
+def over(key: str, top: str, bottom: str) -> Callable[[Pair], float]:
+    """Return the function that divides one arm's ``key`` by the other's."""
+    return lambda pair: pair[top][key] / pair[bottom][key]
+
+
+def middle(rounds: list[Pair], arm: str, key: str, invert: bool = False) -> float:
+    """Return the median over the rounds of one number."""
+    values = [pair[arm][key] for pair in rounds]
+    return statistics.median([1 / value for value in values] if invert else values)
+
+
+def spread(rounds: list[Pair], number: Callable[[Pair], float]) -> tuple[float, float, float]:
+    """Return median, least and greatest over the rounds."""
+    values = [number(pair) for pair in rounds]
+    return statistics.median(values), min(values), max(values)
+
+
+def show(values: tuple[float, float, float]) -> str:
+    """Return ``median [least, greatest]``."""
+    return f"{values[0]:.2f} [{values[1]:.2f}, {values[2]:.2f}]"

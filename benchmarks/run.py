@@ -1,0 +1,273 @@
+"""Stock vLLM and VTR side by side: ``python -m benchmarks.run --help``.
+
+Both engines stay alive through a shape's run and are measured strictly in turn on the same
+prompts; every VTR number has a stock number taken just before or after it. Which of the two goes
+first flips from pair to pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.arms import ENVIRONMENT, ROOT, Arm
+from benchmarks.cost import predict
+from benchmarks.report import render
+from benchmarks.shapes import LLAVA_7B_TOWER_SHARE, NAMES, Shape, UnsupportedDevice, make_shape
+from vtr_vllm.schedules import Schedule, ScheduleBook, full
+
+BUDGETS = (1.0, 0.5, 0.25, 0.125)
+PREFILL_BUDGETS = (1.0, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A load: so many requests, at most ``concurrency`` of them at once."""
+
+    name: str
+    concurrency: int
+    requests: int
+    output_tokens: int
+    budgets: tuple[float, ...]
+
+
+def scenarios(shape: Shape, options: argparse.Namespace) -> list[Scenario]:
+    """Return what a round measures, the prefill-bound loads first."""
+    found = []
+    for name, concurrencies, tokens, budgets in (
+        ("prefill", (1, 8), 1, PREFILL_BUDGETS),
+        ("serve", (1, 4, 16), shape.output_tokens, BUDGETS),
+    ):
+        for concurrency in concurrencies:
+            requests = max(2, concurrency) if options.quick else max(4, 2 * concurrency)
+            if options.scenario in (None, name):
+                found.append(Scenario(name, concurrency, requests, tokens, budgets))
+    return found
+
+
+class Results:
+    """The JSON file; written anew after every pair, so that a broken run leaves what it has."""
+
+    def __init__(self, path: Path, meta: dict[str, object]) -> None:
+        self.path = path
+        self.data: dict[str, Any] = {"meta": meta, "shapes": {}, "pairs": []}
+
+    def add(self, pair: dict[str, object]) -> None:
+        """Append one pair and write the file."""
+        self.data["pairs"].append(pair)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps(self.data, indent=1) + "\n")
+
+
+class Session:
+    """One shape's run: two arms and a supply of images that no request has used before."""
+
+    def __init__(self, shape: Shape, stock: Arm, vtr: Arm, form: str | None) -> None:
+        self.shape, self.stock, self.vtr = shape, stock, vtr
+        self.book, self.form = ScheduleBook(shape.geometry), form
+        self.next_image = 0
+        self.pairs = 0
+
+    def schedule(self, budget: float) -> Schedule:
+        """Return what a request for ``budget`` runs."""
+        if self.form and budget < 1.0:
+            return self.book.by_name(f"{self.form}-{budget}")
+        return self.book.for_budget(budget).schedule
+
+    def pair(self, scenario: Scenario, budget: float) -> dict[str, Any]:
+        """Measure ``scenario`` in both arms on the same images."""
+        schedule = self.schedule(budget)
+        spec = {
+            "first": self.next_image,
+            "requests": scenario.requests,
+            "concurrency": scenario.concurrency,
+            "output_tokens": scenario.output_tokens,
+        }
+        self.next_image += scenario.requests
+        order = [(self.stock, None), (self.vtr, schedule.wire())]
+        self.pairs += 1
+        results = {
+            arm.name: arm.measure({**spec, "wire": wire})
+            for arm, wire in (order if self.pairs % 2 else order[::-1])
+        }
+        same = [a == b for a, b in zip(*(r.pop("tokens") for r in results.values()), strict=True)]
+        return {
+            "shape": self.shape.name,
+            "scenario": scenario.name,
+            "concurrency": scenario.concurrency,
+            "output_tokens": scenario.output_tokens,
+            "budget": budget,
+            "schedule": schedule.name,
+            "same_tokens": sum(same) / len(same),
+            **results,
+        }
+
+    def warm_up(self) -> int:
+        """Let both engines meet every budget once; return a prompt's text tokens."""
+        for budget in BUDGETS:
+            found = self.pair(Scenario("warm-up", 4, 4, 3, BUDGETS), budget)
+        return int(found["stock"]["prompt_tokens"]) - self.shape.vision_tokens
+
+    def facts(self, n_text: int) -> dict[str, object]:
+        """Return sizes, settings and what FLOPs predict, for the results file."""
+        predictions = {b: predict(self.shape, self.schedule(b), n_text) for b in BUDGETS}
+        one = predict(self.shape, full(self.shape.geometry), n_text)
+        return {
+            "geometry": self.shape.geometry.to_dict(),
+            "vocabulary": self.shape.config["text_config"]["vocab_size"],
+            "vision_tokens": self.shape.vision_tokens,
+            "text_tokens": n_text,
+            "dtype": self.shape.dtype,
+            "weights": self.shape.load_format,
+            "tower_share": one.tower_share,
+            "flops": {str(b): asdict(p) for b, p in predictions.items()},
+            "predicted": {str(b): p.ratio for b, p in predictions.items()},
+            "predicted_decoder": {str(b): p.decoder_ratio for b, p in predictions.items()},
+            "arms": {arm.name: arm.info for arm in (self.stock, self.vtr)},
+        }
+
+
+def run_shape(shape: Shape, options: argparse.Namespace, results: Results) -> None:
+    """Measure one shape for all rounds."""
+    logs = Path(tempfile.mkdtemp(prefix="vtr-bench-"))
+    settings = shape.engine_args(options.eager)
+    settings.pop("model")
+    with (
+        Arm("stock", shape, options.eager, logs / "stock.log") as stock,
+        Arm("vtr", shape, options.eager, logs / "vtr.log") as vtr,
+    ):
+        session = Session(shape, stock, vtr, options.form)
+        facts = session.facts(session.warm_up())
+        results.data["shapes"][shape.name] = {**facts, "settings": settings}
+        say(f"{shape.name}: tower's share of prefill FLOPs {facts['tower_share']:.3f}")
+        if shape.load_format == "dummy":
+            check_tower(float(str(facts["tower_share"])))
+        end = time.monotonic() + 60 * options.minutes
+        for number in range(1, options.rounds + 1):
+            for scenario in scenarios(shape, options):
+                for budget in scenario.budgets:
+                    if time.monotonic() > end:
+                        say(f"{shape.name}: {options.minutes} minutes are over in round {number}")
+                        return
+                    pair = session.pair(scenario, budget)
+                    results.add({"round": number, **pair})
+                    say(progress(number, pair))
+
+
+def check_tower(share: float) -> None:
+    """Raise ValueError unless a dummy shape's tower weighs about what LLaVA-1.5-7B's does."""
+    if abs(share - LLAVA_7B_TOWER_SHARE) > 0.005:
+        raise ValueError(f"tower share {share:.3f}, LLaVA-1.5-7B has {LLAVA_7B_TOWER_SHARE}")
+
+
+def progress(number: int, pair: dict[str, Any]) -> str:
+    """Return one line about a pair."""
+    stock, vtr = pair["stock"], pair["vtr"]
+    return (
+        f"round {number} {pair['shape']} {pair['scenario']} c={pair['concurrency']}"
+        f" b={pair['budget']}: stock {stock['wall_s']:.2f} s, vtr {vtr['wall_s']:.2f} s,"
+        f" ratio {stock['wall_s'] / vtr['wall_s']:.2f}, others on"
+        f" {max(stock['foreign_cores'], vtr['foreign_cores']):.2f} cores"
+    )
+
+
+def say(line: str) -> None:
+    """Print progress beside the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def machine() -> dict[str, object]:
+    """Return what the numbers depend on."""
+    cpuinfo = Path("/proc/cpuinfo")
+    names = [
+        line.split(":", 1)[1].strip()
+        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
+        if line.startswith("model name")
+    ]
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit.stdout.strip() or None,
+        "cpu": names[0] if names else platform.processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average": os.getloadavg(),
+        "environment": ENVIRONMENT,
+    }
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
+    parser.add_argument("--shape", choices=[*NAMES, "all"], action="append")
+    parser.add_argument("--quick", action="store_true", help="fewer requests, one round")
+    parser.add_argument("--rounds", type=int, help="default 5, with --quick 1")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
+    parser.add_argument("--minutes", type=float, default=120, help="stop a shape after so long")
+    parser.add_argument("--scenario", choices=["prefill", "serve"], help="default both")
+    parser.add_argument("--dtype", help="default bfloat16; float32 on a CPU without AVX-512 BF16")
+    parser.add_argument("--checkpoint", type=Path, help="demo checkpoint instead of the packaged")
+    parser.add_argument("--form", help="schedule form such as fastv, instead of the default")
+    parser.add_argument(
+        "--eager",
+        action=argparse.BooleanOptionalAction,
+        default=not torch.cuda.is_available(),
+        help="no torch.compile in either arm; the default on a CPU",
+    )
+    parser.add_argument("--table", type=Path, help="print the tables of a results file and end")
+    options = parser.parse_args(arguments)
+    options.rounds = options.rounds or (1 if options.quick else 5)
+    named = options.shape or ["all"]
+    options.shapes = named
+    if "all" in named:
+        gpu = torch.cuda.is_available()
+        options.shapes = [name for name in NAMES if gpu or name != "llava-7b"]
+    return options
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what the command line asks for and print the tables."""
+    options = parse(arguments)
+    if options.table:
+        print(render(json.loads(options.table.read_text())))
+        return
+    with tempfile.TemporaryDirectory(prefix="vtr-bench-models-") as scratch:
+        try:
+            shapes = [
+                make_shape(
+                    name,
+                    Path(scratch),
+                    options.checkpoint,
+                    torch.cuda.is_available(),
+                    options.dtype,
+                )
+                for name in options.shapes
+            ]
+        except (UnsupportedDevice, FileNotFoundError) as error:
+            sys.exit(f"benchmarks.run: {error}")
+        results = Results(options.out, {**machine(), "rounds": options.rounds})
+        results.data["meta"]["quick"] = options.quick
+        for shape in shapes:
+            run_shape(shape, options, results)
+    say(f"results are in {options.out}")
+    table = render(results.data)
+    options.out.with_suffix(".md").write_text(table + "\n")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,197 @@
+"""One arm of the comparison: a vLLM engine in a process of its own, driven by JSON lines.
+
+``python -m benchmarks.worker`` reads a setup line, answers with what it found, then answers one
+measurement per line until its input ends. The engine runs inside this process and is stepped by
+hand, so that arrival and token times are taken at the same place in both arms.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+import psutil
+
+from benchmarks.shapes import make_request
+from tests.reference.compat import make_transformers_importable
+
+
+@dataclass
+class Flight:
+    """One request under way."""
+
+    started: float
+    tokens: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
+    """When each token was seen."""
+
+
+class KvWatch:
+    """Reads the KV pool right after each scheduling step, where its use peaks."""
+
+    def __init__(self, scheduler: Any) -> None:
+        self.pool = scheduler.kv_cache_manager.block_pool
+        config = scheduler.kv_cache_config
+        self.groups = [len(group.layer_names) for group in config.kv_cache_groups]
+        total = sum(tensor.size for tensor in config.kv_cache_tensors)
+        self.bytes_per_block = total / config.num_blocks
+        self.peak_blocks = 0
+        inner = scheduler.schedule
+
+        def schedule(*args: object, **kwargs: object) -> object:
+            output = inner(*args, **kwargs)
+            used = self.pool.num_gpu_blocks - 1 - self.pool.get_num_free_blocks()  # 1: null block
+            self.peak_blocks = max(self.peak_blocks, used)
+            return output
+
+        scheduler.schedule = schedule
+
+
+class Machine:
+    """How many cores other processes kept busy during a measurement."""
+
+    def __init__(self) -> None:
+        self.process = psutil.Process()
+        self.wall, self.busy, self.own = time.monotonic(), self._busy(), self._own()
+
+    def foreign_cores(self) -> float:
+        """Return the mean number of cores busy with something else since construction."""
+        wall = max(time.monotonic() - self.wall, 1e-3)
+        return max(0.0, (self._busy() - self.busy - self._own() + self.own) / wall)
+
+    @staticmethod
+    def _busy() -> float:
+        times = psutil.cpu_times()
+        return sum(times) - times.idle - getattr(times, "iowait", 0.0)
+
+    def _own(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
+
+
+class Worker:
+    """An engine with one shape's settings."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        from vllm import LLM  # after the environment is set
+
+        args = dict(setup["engine_args"])
+        if setup["arm"] == "vtr":
+            from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
+
+            args |= {"worker_cls": WORKER_CLS, "scheduler_cls": SCHEDULER_CLS}
+        self.shape = setup["shape"]
+        self.config = json.loads((Path(args["model"]) / "config.json").read_text())
+        self.engine = LLM(**args).llm_engine
+        self.watch = KvWatch(self.engine.engine_core.engine_core.scheduler)
+        self.prompt_tokens = 0
+
+    def info(self) -> dict[str, object]:
+        """Return what the parent wants to know of this arm."""
+        import torch
+        import vllm
+
+        return {
+            "vllm": vllm.__version__,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "kv_groups": self.watch.groups,
+            "kv_bytes_per_block": self.watch.bytes_per_block,
+            "plugins": os.environ.get("VLLM_PLUGINS"),
+        }
+
+    def measure(self, spec: dict[str, Any]) -> dict[str, object]:
+        """Run ``spec['requests']`` requests, at most ``spec['concurrency']`` at once."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=spec["output_tokens"],
+            ignore_eos=True,
+            extra_args=spec["wire"],
+        )
+        first = spec["first"]
+        waiting = deque(
+            (f"r{i}", make_request(self.shape, self.config, i))
+            for i in range(first, first + spec["requests"])
+        )
+        self.watch.peak_blocks = 0
+        machine, begun = Machine(), time.perf_counter()
+        flights = self._fly(waiting, params, spec["concurrency"])
+        wall = time.perf_counter() - begun
+        result = summary(list(flights.values()), wall)
+        result |= {
+            "kv_peak_blocks": self.watch.peak_blocks,
+            "kv_peak_bytes": round(self.watch.peak_blocks * self.watch.bytes_per_block),
+            "foreign_cores": round(machine.foreign_cores(), 3),
+            "prompt_tokens": self.prompt_tokens,
+            "tokens": [flights[name].tokens for name in sorted(flights)],
+        }
+        return result
+
+    def _fly(self, waiting: deque, params: Any, concurrency: int) -> dict[str, Flight]:
+        flights: dict[str, Flight] = {}
+        open_requests = 0
+        while waiting or open_requests:
+            while waiting and open_requests < concurrency:
+                name, request = waiting.popleft()
+                flights[name] = Flight(time.perf_counter())
+                self.engine.add_request(name, request, params)
+                open_requests += 1
+            outputs = self.engine.step()
+            now = time.perf_counter()
+            for output in outputs:
+                flight = flights[output.request_id]
+                tokens = list(output.outputs[0].token_ids)
+                flight.times += [now] * (len(tokens) - len(flight.tokens))
+                flight.tokens = tokens
+                self.prompt_tokens = len(output.prompt_token_ids)
+                open_requests -= output.finished
+        return flights
+
+
+def summary(flights: list[Flight], wall: float) -> dict[str, object]:
+    """Return rates and latencies in seconds."""
+    ttft = sorted(flight.times[0] - flight.started for flight in flights)
+    gaps = sorted(
+        later - earlier
+        for flight in flights
+        for earlier, later in zip(flight.times, flight.times[1:], strict=False)
+    )
+    return {
+        "wall_s": wall,
+        "requests": len(flights),
+        "requests_per_s": len(flights) / wall,
+        "ttft_median_s": statistics.median(ttft),
+        "ttft_p95_s": ttft[int(0.95 * (len(ttft) - 1))],
+        "itl_mean_s": statistics.fmean(gaps) if gaps else None,
+        "itl_median_s": statistics.median(gaps) if gaps else None,
+        "itl_p95_s": gaps[int(0.95 * (len(gaps) - 1))] if gaps else None,
+    }
+
+
+def serve(commands: TextIO, answers: TextIO) -> None:
+    """Answer each line of ``commands`` with one line."""
+    worker = Worker(json.loads(commands.readline()))
+    print(json.dumps(worker.info()), file=answers, flush=True)
+    for line in commands:
+        print(json.dumps(worker.measure(json.loads(line))), file=answers, flush=True)
+
+
+def main() -> None:
+    """Keep the pipe to the parent for answers; whatever else prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    make_transformers_importable()
+    serve(sys.stdin, answers)
+
+
+if __name__ == "__main__":
+    main()
