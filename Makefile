@@ -20,10 +20,10 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-slow lint format demo-model bench accuracy clean
+.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  variables: PYTHON=$(PYTHON) VENV=$(VENV) BACKEND=$(BACKEND) HOST=$(HOST) PORT=$(PORT) ARGS="
 
 setup: $(READY) ## make .venv with vLLM and everything else (minutes the first time, then nothing)
@@ -68,6 +68,10 @@ serve: $(READY) ## serve the demo model on http://HOST:PORT, playground included
 test: $(READY) ## run the tests, real engine included (minutes)
 	@echo "test: running the default tests; those with a real engine take the longest"
 	$(BIN)/python -m pytest $(ARGS)
+
+test-v2: $(READY) ## run the engine tests on vLLM's runner V2, through Triton's interpreter
+	@echo "test-v2: running the tests marked both_runners on runner V2; slower than make test"
+	VTR_TEST_RUNNER=v2 $(BIN)/python -m pytest -m both_runners $(ARGS)
 
 test-slow: $(READY) ## run the tests that the default run leaves out
 	@echo "test-slow: running only the tests marked slow"

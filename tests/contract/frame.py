@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 import re
 
-TARGET = re.compile(r"^([a-z][a-z-]*):", re.MULTILINE)
-COMMAND = re.compile(r"(?:^|`)make ([a-z][a-z-]*)", re.MULTILINE)
+TARGET = re.compile(r"^([a-z][a-z0-9-]*):", re.MULTILINE)
+COMMAND = re.compile(r"(?:^|`)make ([a-z][a-z0-9-]*)", re.MULTILINE)
 
 
 def broken_entry_points(groups: dict[str, dict[str, str]], files: dict[str, str]) -> list[str]:
