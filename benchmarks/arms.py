@@ -27,6 +27,13 @@ SETTLE_S = 0.3
 """Pause before a measurement: OpenMP threads of the other arm spin briefly after work."""
 
 
+def bind(threads: int | None) -> dict[str, str]:
+    """Return the environment that holds a CPU engine to the first ``threads`` cores."""
+    if threads is None:
+        return {}
+    return {"VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "OMP_NUM_THREADS": str(threads)}
+
+
 class WorkerDied(RuntimeError):
     """A worker process ended or answered with something else than JSON."""
 
@@ -34,13 +41,15 @@ class WorkerDied(RuntimeError):
 class Arm:
     """A worker process; ``measure`` blocks until its answer is there."""
 
-    def __init__(self, name: str, shape: Shape, eager: bool, log: Path) -> None:
+    def __init__(
+        self, name: str, shape: Shape, eager: bool, log: Path, threads: int | None = None
+    ) -> None:
         self.name, self.log = name, log
         self._stderr: IO[bytes] = log.open("wb")
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT, "VLLM_PLUGINS": PLUGINS[name]},
+            env={**os.environ, **ENVIRONMENT, **bind(threads), "VLLM_PLUGINS": PLUGINS[name]},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

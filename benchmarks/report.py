@@ -49,10 +49,11 @@ def describe(name: str, facts: dict[str, Any]) -> str:
 def prefill_table(facts: dict[str, Any], pairs: list[Pair]) -> str:
     """Return stock over VTR time for one output token, beside what FLOPs predict."""
     rows = [
-        "Prefill only (one output token): time of stock over time of VTR.\n",
+        "Prefill only (one output token): time of stock over time of VTR; the CPU time of the"
+        " engine's process likewise, which other processes disturb less.\n",
         "| in flight | budget | schedule | stock s/request | VTR s/request | time ratio"
-        " | ratio by FLOPs (decoder alone) | measured / predicted |",
-        "|---|---|---|---|---|---|---|---|",
+        " | CPU time ratio | ratio by FLOPs (decoder alone) | measured / predicted |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for (concurrency, budget), rounds in grouped(pairs, "prefill").items():
         ratio = spread(rounds, lambda p: p["stock"]["wall_s"] / p["vtr"]["wall_s"])
@@ -61,6 +62,7 @@ def prefill_table(facts: dict[str, Any], pairs: list[Pair]) -> str:
             f"| {concurrency} | {budget} | {rounds[0]['schedule']}"
             f" | {middle(rounds, 'stock', 'requests_per_s', invert=True):.3f}"
             f" | {middle(rounds, 'vtr', 'requests_per_s', invert=True):.3f} | {show(ratio)}"
+            f" | {show(spread(rounds, over('cpu_s', 'stock', 'vtr')))}"
             f" | {predicted:.2f} ({facts['predicted_decoder'][str(budget)]:.2f})"
             f" | {ratio[0] / predicted:.2f} |"
         )

@@ -145,8 +145,8 @@ def run_shape(shape: Shape, options: argparse.Namespace, results: Results) -> No
     settings = shape.engine_args(options.eager)
     settings.pop("model")
     with (
-        Arm("stock", shape, options.eager, logs / "stock.log") as stock,
-        Arm("vtr", shape, options.eager, logs / "vtr.log") as vtr,
+        Arm("stock", shape, options.eager, logs / "stock.log", options.threads) as stock,
+        Arm("vtr", shape, options.eager, logs / "vtr.log", options.threads) as vtr,
     ):
         session = Session(shape, stock, vtr, options.form)
         facts = session.facts(session.warm_up())
@@ -218,6 +218,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="default 5, with --quick 1")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
     parser.add_argument("--minutes", type=float, default=120, help="stop a shape after so long")
+    parser.add_argument("--threads", type=int, help="CPU threads of each engine; default all cores")
     parser.add_argument("--scenario", choices=["prefill", "serve"], help="default both")
     parser.add_argument("--dtype", help="default bfloat16; float32 on a CPU without AVX-512 BF16")
     parser.add_argument("--checkpoint", type=Path, help="demo checkpoint instead of the packaged")

@@ -40,8 +40,11 @@ class KvWatch:
         self.pool = scheduler.kv_cache_manager.block_pool
         config = scheduler.kv_cache_config
         self.groups = [len(group.layer_names) for group in config.kv_cache_groups]
-        total = sum(tensor.size for tensor in config.kv_cache_tensors)
-        self.bytes_per_block = total / config.num_blocks
+        # A block holds the pages of one group's layers; groups overlay each other.
+        self.bytes_per_block = max(
+            group.kv_cache_spec.page_size_bytes * len(group.layer_names)
+            for group in config.kv_cache_groups
+        )
         self.peak_blocks = 0
         inner = scheduler.schedule
 
@@ -55,16 +58,18 @@ class KvWatch:
 
 
 class Machine:
-    """How many cores other processes kept busy during a measurement."""
+    """What this process and all others took of the CPU during a measurement."""
 
     def __init__(self) -> None:
         self.process = psutil.Process()
         self.wall, self.busy, self.own = time.monotonic(), self._busy(), self._own()
 
-    def foreign_cores(self) -> float:
-        """Return the mean number of cores busy with something else since construction."""
+    def facts(self) -> dict[str, float]:
+        """Return CPU seconds spent here, and the mean number of cores busy with something else."""
         wall = max(time.monotonic() - self.wall, 1e-3)
-        return max(0.0, (self._busy() - self.busy - self._own() + self.own) / wall)
+        own = self._own() - self.own
+        foreign = max(0.0, (self._busy() - self.busy - own) / wall)
+        return {"cpu_s": own, "foreign_cores": round(foreign, 3)}
 
     @staticmethod
     def _busy() -> float:
@@ -127,10 +132,10 @@ class Worker:
         flights = self._fly(waiting, params, spec["concurrency"])
         wall = time.perf_counter() - begun
         result = summary(list(flights.values()), wall)
+        result |= machine.facts()
         result |= {
             "kv_peak_blocks": self.watch.peak_blocks,
-            "kv_peak_bytes": round(self.watch.peak_blocks * self.watch.bytes_per_block),
-            "foreign_cores": round(machine.foreign_cores(), 3),
+            "kv_peak_bytes": self.watch.peak_blocks * self.watch.bytes_per_block,
             "prompt_tokens": self.prompt_tokens,
             "tokens": [flights[name].tokens for name in sorted(flights)],
         }
@@ -159,6 +164,10 @@ class Worker:
 
 def summary(flights: list[Flight], wall: float) -> dict[str, object]:
     """Return rates and latencies in seconds."""
+
+    def p95(values: list[float]) -> float:
+        return values[min(len(values) - 1, int(0.95 * len(values)))]
+
     ttft = sorted(flight.times[0] - flight.started for flight in flights)
     gaps = sorted(
         later - earlier
@@ -170,10 +179,10 @@ def summary(flights: list[Flight], wall: float) -> dict[str, object]:
         "requests": len(flights),
         "requests_per_s": len(flights) / wall,
         "ttft_median_s": statistics.median(ttft),
-        "ttft_p95_s": ttft[int(0.95 * (len(ttft) - 1))],
+        "ttft_p95_s": p95(ttft),
         "itl_mean_s": statistics.fmean(gaps) if gaps else None,
         "itl_median_s": statistics.median(gaps) if gaps else None,
-        "itl_p95_s": gaps[int(0.95 * (len(gaps) - 1))] if gaps else None,
+        "itl_p95_s": p95(gaps) if gaps else None,
     }
 
 
