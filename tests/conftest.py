@@ -13,3 +13,17 @@ ENVIRONMENT = {
 
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+
+if os.environ.get("VTR_TEST_RUNNER", "v1") == "v2":
+    # vLLM's runner V2 is made for GPUs. Triton's interpreter runs its kernels here, slowly, once
+    # triton believes in a CPU backend; `make test-v2` runs the engine tests so.
+    os.environ |= {"TRITON_INTERPRET": "1", "VLLM_USE_V2_MODEL_RUNNER": "1"}
+
+    import triton.backends
+
+    class _NoDriver:
+        @staticmethod
+        def is_active() -> bool:
+            return False
+
+    triton.backends.backends["cpu"] = triton.backends.Backend(compiler=None, driver=_NoDriver)

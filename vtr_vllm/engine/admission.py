@@ -128,12 +128,19 @@ def _check_features(request: EngineCoreRequest, params: SamplingParams) -> None:
 def _check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
     tower = getattr(vllm_config.model_config.hf_config, "vision_config", None)
     tower_type = getattr(tower, "model_type", None)
-    for rule in reduced.plan.rules:
-        if rule.score == "cls" and tower_type != "clip_vision_model":
-            raise UnsupportedRequest(
-                f"rank rule cls needs a vision tower with a CLS token, and this model's tower is"
-                f" {tower_type}; choose a schedule with another rule, such as saliency"
-            )
+    multimodal = vllm_config.model_config.multimodal_config
+    if not any(rule.score == "cls" for rule in reduced.plan.rules):
+        return
+    if tower_type != "clip_vision_model":
+        raise UnsupportedRequest(
+            f"rank rule cls needs a vision tower with a CLS token, and this model's tower is"
+            f" {tower_type}; choose a schedule with another rule, such as saliency"
+        )
+    if multimodal is not None and multimodal.enable_mm_embeds:
+        raise UnsupportedRequest(
+            "rank rule cls needs images that the tower sees, and this server takes ready-made"
+            " embeddings (--enable-mm-embeds); choose a schedule with another rule"
+        )
 
 
 def _check_length(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:

@@ -83,7 +83,7 @@ class ReducibleDecoder:
         attention = self.attentions[layer]
         seen: list[torch.Tensor] = []
 
-        def keep(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        def keep(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
             seen.append(args[0].view(-1, attention.num_heads, attention.head_size))
             seen.append(args[1].view(-1, attention.num_kv_heads, attention.head_size))
 

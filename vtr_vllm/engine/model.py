@@ -1,10 +1,12 @@
 """What makes a vLLM model reducible: a mixin before the model's own class."""
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from vllm.config import VllmConfig
+from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vtr_vllm.engine.attention import Step, band_groups
@@ -17,6 +19,7 @@ from vtr_vllm.engine.config import (
 )
 from vtr_vllm.engine.decoder import ReducibleDecoder
 from vtr_vllm.engine.kv_bands import put_into_band, register_band_spec
+from vtr_vllm.engine.tower import ClsAttention, attach, detach
 from vtr_vllm.errors import ConfigurationError
 
 logger = logging.getLogger("vllm.vtr")
@@ -79,12 +82,19 @@ class ReductionMixin:
     """
 
     reduction: Reduction | None
+    _cls_attention: ClsAttention | None = None
+    """Set for towers with a CLS token."""
+    _cls_rows: torch.Tensor | None = None
+    """[rows of the step] attention of the CLS token at vision rows."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.reduction = None
         if is_active(vllm_config):
             self.reduction = Reduction(vllm_config, self.language_model.model)  # type: ignore[attr-defined]
+            tower = getattr(self, "vision_tower", None)
+            if isinstance(tower, CLIPVisionModel):
+                self._cls_attention = ClsAttention(tower)
         else:
             logger.info("VTR is installed and not active: no --scheduler-cls of ours is set")
 
@@ -94,6 +104,31 @@ class ReductionMixin:
         from vtr_vllm.engine.runner_v2 import ReducingModelState
 
         return ReducingModelState
+
+    def embed_multimodal(self, **kwargs: object) -> Any:
+        if self._cls_attention is None:
+            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        with self._cls_attention.captured() as attention:
+            embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+        return attach(embeddings, attention)
+
+    def embed_input_ids(
+        self,
+        input_ids: torch.Tensor,
+        multimodal_embeddings: Sequence[torch.Tensor] | None = None,
+        *,
+        is_multimodal: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        self._cls_rows = None
+        if self._cls_attention is not None and multimodal_embeddings is not None:
+            assert is_multimodal is not None
+            multimodal_embeddings, attention = detach(multimodal_embeddings)
+            rows = torch.zeros(len(input_ids), device=attention.device)
+            mask = is_multimodal.to(attention.device, non_blocking=True)
+            self._cls_rows = rows.masked_scatter_(mask, attention)
+        return super().embed_input_ids(  # type: ignore[misc, no-any-return]
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
 
     def forward(
         self,
@@ -109,7 +144,9 @@ class ReductionMixin:
             if step.plan.cuts:
                 if inputs_embeds is None:
                     inputs_embeds = self.language_model.model.embed_input_ids(input_ids)  # type: ignore[attr-defined]
-                return self.reduction.decoder.forward(step, positions, inputs_embeds, None)
+                return self.reduction.decoder.forward(
+                    step, positions, inputs_embeds, self._cls_rows
+                )
             self.reduction.decoder.install_slots(step, positions.shape[-1])
         return super().forward(  # type: ignore[misc, no-any-return]
             input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs

@@ -5,7 +5,6 @@ A thin adapter: it reads vLLM's batch, and everything it computes is shared with
 
 from typing import Any
 
-import torch
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import KVCacheConfig
 

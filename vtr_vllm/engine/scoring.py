@@ -94,7 +94,7 @@ class Scorer:
             key=torch.cat([prefix, key]),
             prefix=cut.computed,
             scale=self._layers[layer].self_attn.attn.impl.scale,
-            combine=_combine_heads,
+            combine=combine_heads,
         )
 
     def _prefix(self, cut: RequestCut, layer: int) -> torch.Tensor:
@@ -113,7 +113,7 @@ def _by_token(scores: torch.Tensor, vision: torch.Tensor, n_vision: int) -> torc
     return scores.new_zeros(n_vision + 1).scatter_(0, slot, scores)[:n_vision]
 
 
-def _combine_heads(merged: torch.Tensor, heads: str) -> torch.Tensor:
+def combine_heads(merged: torch.Tensor, heads: str) -> torch.Tensor:
     """Merge over the heads of all tensor-parallel ranks, or ranks would keep different tokens."""
     ranks = get_tensor_model_parallel_world_size()
     if ranks == 1:

@@ -1,0 +1,85 @@
+"""What the engine tests share: starting an engine, making prompts, reading logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from vllm import LLM, SamplingParams
+
+from tests.tiny import TinyShape, random_image
+from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.schedules import RankRule, to_wire
+
+BLOCK = 32
+
+
+def start(model: Path, **arguments: Any) -> LLM:
+    """An in-process engine with VTR, fp32, every logit readable."""
+    defaults: dict[str, Any] = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "block_size": BLOCK,
+        "max_model_len": 1024,
+        "max_num_batched_tokens": 2048,
+        "max_num_seqs": 32,
+        "limit_mm_per_prompt": {"image": 4},
+        "worker_cls": WORKER_CLS,
+        "scheduler_cls": SCHEDULER_CLS,
+        "logprobs_mode": "raw_logits",
+        "max_logprobs": -1,
+        "disable_log_stats": True,
+    }
+    return LLM(model=str(model), **(defaults | arguments))
+
+
+@dataclass(frozen=True)
+class Case:
+    """One request: its prompt and, when it is reduced, its keep curve."""
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    keep: tuple[float, ...] | None = None
+    rules: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompt(self) -> dict[str, Any]:
+        prompt: dict[str, Any] = {"prompt": self.text}
+        if self.images:
+            prompt["multi_modal_data"] = {"image": list(self.images)}
+        return prompt
+
+    def params(self, max_tokens: int, **options: Any) -> SamplingParams:
+        wire = None
+        if self.keep is not None:
+            wire = dict(to_wire(self.keep, [RankRule.parse(rule) for rule in self.rules]))
+        given = {"temperature": 0.0, "ignore_eos": True, "max_tokens": max_tokens}
+        return SamplingParams(extra_args=wire, **(given | self.options | options))
+
+
+def words(seed: int, length: int) -> str:
+    """``length`` characters, each one token."""
+    letters = np.random.default_rng(seed).choice(list("abcdefghijklmnop "), length)
+    return "".join(letters)
+
+
+def picture(seed: int) -> Image.Image:
+    return random_image(TinyShape(), seed)
+
+
+def tokens(outputs: list[Any]) -> list[list[int]]:
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+def logits(output: Any, vocab: int) -> np.ndarray:
+    """[tokens, vocab] raw logits of a request that ran with ``logprobs=-1``."""
+    steps = output.outputs[0].logprobs
+    table = np.full((len(steps), vocab), np.nan)
+    for row, step in zip(table, steps, strict=True):
+        for token, entry in step.items():
+            row[token] = entry.logprob
+    return table

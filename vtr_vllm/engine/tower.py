@@ -1,0 +1,69 @@
+"""The attention of a vision tower's CLS token, carried with the image's embeddings.
+
+vLLM runs the tower once an image and keeps the embeddings, for other requests too, in a cache that
+knows nothing but embeddings. So the attention rides along as two more columns: its value in the
+embeddings' type, and the remainder, since bf16 alone would round many patches to a tie.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from vllm.model_executor.models.clip import CLIPVisionModel
+
+from vtr_vllm.engine.scoring import combine_heads
+
+_COLUMNS = 2
+
+
+class ClsAttention:
+    """Reads the last layer of a CLIP tower that is computed for the features."""
+
+    def __init__(self, tower: CLIPVisionModel) -> None:
+        self._layer = tower.vision_model.encoder.layers[-1].self_attn
+
+    @contextmanager
+    def captured(self) -> Iterator[list[torch.Tensor]]:
+        """Collect [images, patches] float32 for every run of the tower inside the context."""
+        collected: list[torch.Tensor] = []
+
+        def keep(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+            query, key = args[0][:, :1].float(), args[1].float()
+            heads = self._layer.num_heads_per_partition
+            query, key = query.unflatten(-1, (heads, -1)), key.unflatten(-1, (heads, -1))
+            logits = torch.einsum("bqhd,bkhd->bhk", query, key) * self._layer.scale
+            merged = logits.softmax(-1).mean(1)
+            if self._layer.tp_size > 1:
+                merged = combine_heads(merged, "mean")
+            collected.append(merged[:, 1:])
+
+        handle = self._layer.attn.register_forward_pre_hook(keep)
+        try:
+            yield collected
+        finally:
+            handle.remove()
+
+
+def attach(
+    embeddings: torch.Tensor | Sequence[torch.Tensor], attention: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Add the columns to each image's embeddings [patches, hidden].
+
+    ``attention`` is empty for images that came as embeddings: no tower saw them, and NaN says so.
+    """
+    flat = [row for rows in attention for row in rows]
+    widened = []
+    for index, image in enumerate(embeddings):
+        exact = flat[index] if flat else image.new_full((len(image),), torch.nan).float()
+        value = exact.to(image.dtype)
+        remainder = (exact - value.float()).to(image.dtype)
+        widened.append(torch.cat([image, value[:, None], remainder[:, None]], dim=-1))
+    return widened
+
+
+def detach(embeddings: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Take the columns off again: (embeddings, attention [vision rows] float32)."""
+    plain = [image[:, :-_COLUMNS] for image in embeddings]
+    columns = [image[:, -_COLUMNS:].float().sum(-1) for image in embeddings]
+    return plain, torch.cat(columns) if columns else torch.empty(0)
