@@ -4,7 +4,8 @@ Not the ``vllm`` script: that asks for a distribution named vllm, which the CPU 
 is not, and fails before it reads a flag.
 """
 
-from server.engine import run_vllm_serve
+if __name__ == "__main__":  # child processes import this module too, and need none of it
+    import server.plugin  # noqa: F401  vLLM would log that it cannot be imported, and go on
+    from server.engine import run_vllm_serve
 
-if __name__ == "__main__":
     run_vllm_serve()

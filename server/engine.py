@@ -1,6 +1,6 @@
 """The only file of the server that imports vllm: its handlers, its engine client, its media."""
 
-import logging
+import json
 import struct
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
@@ -29,6 +29,7 @@ from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from server.errors import error_body
 from server.protocol import VTRField
 from vtr_vllm.engine.admission import Admitted, collect
 from vtr_vllm.engine.config import EngineSettings, model_geometry
@@ -51,8 +52,6 @@ __all__ = [
     "validate_json_request",
     "with_cancellation",
 ]
-
-logger = logging.getLogger("vllm.vtr")
 
 _LOAD_METRICS_HEADER = "endpoint-load-metrics-format"
 _VTR_FIELD = Field(
@@ -291,6 +290,8 @@ def _tap_stream_errors(handler: Any) -> None:
         failure = _cause(message) if isinstance(message, Exception) else message
         if isinstance(failure, Exception) and (failures := _head_failures.get()) is not None:
             failures.append(failure)
+        if isinstance(failure, VTRError):
+            return json.dumps(error_body(failure))
         return original(failure, *args, **kw)
 
     handler.create_streaming_error_response = create_streaming_error_response

@@ -117,7 +117,11 @@ def _demo_flags() -> dict[str, str]:
 
 
 def _demo_environment() -> list[tuple[str, str]]:
-    return [("HF_HUB_OFFLINE", "1"), ("VLLM_CPU_KVCACHE_SPACE", "1")]  # files here; 1 GiB of KV
+    return [
+        ("HF_HUB_OFFLINE", "1"),  # the files are here
+        ("VLLM_CPU_KVCACHE_SPACE", "1"),  # GiB
+        ("VLLM_MAX_IMAGE_PIXELS", str(4096 * 4096)),  # vLLM's own limit decodes to half a GB
+    ]
 
 
 def _on_cpu() -> bool:
@@ -167,3 +171,7 @@ def _become(launch: Launch) -> NoReturn:
 def _fail(message: str) -> NoReturn:
     print(message, file=sys.stderr)
     raise SystemExit(2)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

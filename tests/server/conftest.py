@@ -1,0 +1,108 @@
+"""One real server for the tests that need it, as ``vtr serve`` starts it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from vtr_vllm.cli import CHECKPOINT
+
+START_SECONDS = 480  # a loaded machine of two cores
+NAME = "tested"
+STEP_TOKENS = 600  # what one scheduler step takes: small, so that a few images exceed it
+
+
+@dataclass(frozen=True)
+class Server:
+    """Where the server listens, and what it has written so far."""
+
+    url: str
+    log: Path
+    model: str = NAME
+
+    def client(self) -> httpx.Client:
+        """A client that waits as long as a slow machine needs."""
+        return httpx.Client(base_url=self.url, timeout=120)
+
+
+def checkpoint() -> Path:
+    """The model to serve: ``VTR_TEST_MODEL``, the packaged demo, or a tiny random one."""
+    if given := os.environ.get("VTR_TEST_MODEL"):
+        return Path(given)
+    if (CHECKPOINT / "config.json").is_file():
+        return CHECKPOINT
+    from tests.tiny import tiny_llava
+
+    return tiny_llava()
+
+
+@pytest.fixture(scope="session")
+def schedules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one schedule for the tested model, of budget 0.5."""
+    import json
+
+    from vtr_vllm.schedules import ModelGeometry, Schedule, fastv
+
+    text = json.loads((checkpoint() / "config.json").read_text())["text_config"]
+    form = fastv(ModelGeometry.from_config(text), 0.5)
+    stored = Schedule(
+        "stored-half", form.geometry, form.keep, form.rules, method="g-search", budget=0.5
+    )
+    folder = tmp_path_factory.mktemp("schedules")
+    stored.save(folder / "stored-half.json")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(schedules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server process on a free port; stopped at the end of the run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("server") / "server.log"
+    flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
+    flags += ["--enforce-eager", "--block-size", "32", "--schedules", str(schedules)]
+    flags += ["--max-num-batched-tokens", str(STEP_TOKENS), "--max-num-seqs", "16"]
+    command = [sys.executable, "-m", "vtr_vllm.cli", "serve", str(checkpoint()), *flags]
+    environment = os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
+    try:
+        _wait_until_healthy(process, f"http://127.0.0.1:{port}", log)
+        yield Server(f"http://127.0.0.1:{port}", log)
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Return once /health answers 200; fails with the end of the log otherwise."""
+    end = time.monotonic() + START_SECONDS
+    last = "no answer"
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            answer = httpx.get(f"{url}/health", timeout=10)
+        except httpx.TransportError:
+            time.sleep(0.5)
+            continue
+        if answer.status_code == 200:
+            return
+        last = answer.text
+        break
+    tail = log.read_text(errors="replace")[-6000:]
+    pytest.fail(f"the server did not get healthy ({last}, exit {process.poll()}):\n{tail}")
