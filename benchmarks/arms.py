@@ -27,11 +27,14 @@ SETTLE_S = 0.3
 """Pause before a measurement: OpenMP threads of the other arm spin briefly after work."""
 
 
-def bind(threads: int | None) -> dict[str, str]:
-    """Return the environment that holds a CPU engine to the first ``threads`` cores."""
+def threading(threads: int | None) -> dict[str, str]:
+    """Return the environment of a CPU engine with ``threads`` threads, tied to no core.
+
+    None leaves vLLM's own choice: every core, one thread tied to each.
+    """
     if threads is None:
         return {}
-    return {"VLLM_CPU_OMP_THREADS_BIND": f"0-{threads - 1}", "OMP_NUM_THREADS": str(threads)}
+    return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
 
 
 class WorkerDied(RuntimeError):
@@ -49,7 +52,7 @@ class Arm:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.worker"],
             cwd=ROOT,
-            env={**os.environ, **ENVIRONMENT, **bind(threads), "VLLM_PLUGINS": PLUGINS[name]},
+            env={**os.environ, **ENVIRONMENT, **threading(threads), "VLLM_PLUGINS": PLUGINS[name]},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

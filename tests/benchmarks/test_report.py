@@ -1,0 +1,60 @@
+"""The tables are computed from the rounds of a results file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.report import prefill_table, serve_table, spread
+from benchmarks.worker import Flight, summary
+
+
+def arm(wall: float, kv: int) -> dict[str, float]:
+    return {
+        "wall_s": wall,
+        "cpu_s": 2 * wall,
+        "requests_per_s": 4 / wall,
+        "ttft_median_s": wall / 4,
+        "itl_mean_s": wall / 100,
+        "kv_peak_bytes": kv * 2**20,
+        "foreign_cores": 0.01,
+    }
+
+
+def pair(scenario: str, stock: float, vtr: float) -> dict[str, Any]:
+    return {
+        "scenario": scenario,
+        "concurrency": 4,
+        "budget": 0.5,
+        "schedule": "p-sigmoid-0.5",
+        "output_tokens": 8,
+        "same_tokens": 0.0,
+        "stock": arm(stock, 10),
+        "vtr": arm(vtr, 6),
+    }
+
+
+def test_ratios_are_medians_of_the_rounds_own_ratios() -> None:
+    rounds = [pair("prefill", 2.0, 1.0), pair("prefill", 9.0, 3.0), pair("prefill", 1.0, 1.0)]
+    facts = {"predicted": {"0.5": 2.5}, "predicted_decoder": {"0.5": 3.0}}
+    row = prefill_table(facts, rounds).splitlines()[-1]
+    assert "| 2.00 [1.00, 3.00] |" in row
+    assert "| 2.50 (3.00) | 0.80 |" in row
+
+
+def test_serving_ratios_above_one_mean_that_vtr_is_faster() -> None:
+    row = serve_table([pair("serve", 2.0, 1.0)]).splitlines()[-1].split(" | ")
+    throughput, ttft, itl, kv = row[4], row[7], row[10], row[13]
+    assert throughput == ttft == itl == "2.00 [2.00, 2.00]"
+    assert kv.startswith("0.60 ")
+
+
+def test_spread() -> None:
+    assert spread([{"a": 3}, {"a": 1}, {"a": 2}], lambda p: p["a"]) == (2, 1, 3)
+
+
+def test_latencies_are_taken_per_request() -> None:
+    flights = [Flight(0.0, [1, 2], [1.0, 1.5]), Flight(2.0, [3, 4], [2.5, 4.0])]
+    found = summary(flights, wall=4.0)
+    assert found["requests_per_s"] == 0.5
+    assert found["ttft_median_s"] == 0.75
+    assert found["itl_mean_s"] == 1.0

@@ -1,0 +1,54 @@
+"""The measured shapes are what docs/benchmarks.md says they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.cost import predict
+from benchmarks.shapes import (
+    LLAVA_7B_TOWER_SHARE,
+    SIZES,
+    UnsupportedDevice,
+    make_request,
+    make_shape,
+)
+from vtr_vllm.schedules import full, p_sigmoid
+
+N_TEXT = 64
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_towers_weigh_what_llavas_does(name: str, tmp_path: Path) -> None:
+    shape = make_shape(name, tmp_path, None, has_gpu=True)
+    share = predict(shape, full(shape.geometry), N_TEXT).tower_share
+    assert share == pytest.approx(LLAVA_7B_TOWER_SHARE, abs=0.003)
+    assert shape.vision_tokens == 576
+
+
+def test_prediction_lies_between_none_and_the_decoder_alone(tmp_path: Path) -> None:
+    shape = make_shape("half-b", tmp_path, None, has_gpu=False)
+    assert predict(shape, full(shape.geometry), N_TEXT).ratio == 1.0
+    half = predict(shape, p_sigmoid(shape.geometry, 0.5), N_TEXT)
+    assert 1.0 < half.ratio < half.decoder_ratio < 2.0
+
+
+def test_a_cpu_refuses_the_big_shape(tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedDevice, match="GPU"):
+        make_shape("llava-7b", tmp_path, None, has_gpu=False)
+
+
+def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="--checkpoint"):
+        make_shape("demo", tmp_path, tmp_path / "nothing", has_gpu=False)
+
+
+def test_no_two_requests_share_an_image(tmp_path: Path) -> None:
+    shape = make_shape("half-b", tmp_path, None, has_gpu=False)
+    images = [
+        make_request("half-b", shape.config, i)["multi_modal_data"]["image"].tobytes()
+        for i in (0, 1, 0)
+    ]
+    assert images[0] != images[1]
+    assert images[0] == images[2]
