@@ -58,7 +58,8 @@ def choose(book: ScheduleBook, ask: Ask) -> Choice:
     schedule = book.by_name(ask.schedule)
     stored = schedule.name in book.names()
     source = "full" if schedule.name == "full" else "searched" if stored else "built-in form"
-    return Choice(schedule.mean_keep, schedule, source)
+    budget = schedule.mean_keep if schedule.budget is None else schedule.budget
+    return Choice(budget, schedule, source)
 
 
 def facts(choice: Choice, admitted: Sequence[AdmittedRequest], geometry: ModelGeometry) -> Facts:

@@ -1,0 +1,204 @@
+"""The adapter to vLLM, with stand-ins for its client and handlers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+from server.engine import ChatRequest, Chunks, Engine, Whole
+from vtr_vllm.errors import InvalidMedia, UnsupportedRequest
+
+TEXT_CONFIG = {
+    "num_hidden_layers": 12,
+    "hidden_size": 128,
+    "intermediate_size": 320,
+    "num_attention_heads": 2,
+}
+IN_PLACE = {"loaded": True, "reason": None, "runner": "v1", "layers": 12, "bands": 6}
+
+
+class Client:
+    """vLLM's engine client, as far as the server uses it."""
+
+    def __init__(self, *answers: Any) -> None:
+        text_config = SimpleNamespace(to_dict=lambda: TEXT_CONFIG)
+        self.vllm_config = SimpleNamespace(
+            model_config=SimpleNamespace(hf_text_config=text_config), additional_config={}
+        )
+        self.answers = list(answers)
+        self.calls = 0
+        self.dead = False
+
+    async def check_health(self) -> None:
+        if self.dead:
+            raise EngineDeadError
+
+    async def collective_rpc(self, method: str) -> Any:
+        assert method == "vtr_status"
+        self.calls += 1
+        answer = self.answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+class Handler:
+    """vLLM's chat handler: streams what ``produce`` yields, and its failures as events."""
+
+    def __init__(self, produce: Callable[[], AsyncIterator[str]]) -> None:
+        self.produce = produce
+
+    create_error_response = staticmethod(OpenAIServingChat.create_error_response)
+    create_streaming_error_response = OpenAIServingChat.create_streaming_error_response
+
+    async def create_chat_completion(self, request: ChatRequest, raw_request: Any) -> Any:
+        async def events() -> AsyncIterator[str]:
+            try:
+                async for event in self.produce():
+                    yield event
+            except Exception as err:  # noqa: BLE001  as vLLM does
+                yield f"data: {self.create_streaming_error_response(err)}\n\n"
+            yield "data: [DONE]\n\n"
+
+        return events()
+
+
+REQUEST: Any = SimpleNamespace(
+    headers={}, app=SimpleNamespace(state=SimpleNamespace(args=SimpleNamespace()))
+)
+
+
+def engine_of(client: Client, handler: Any = None) -> Engine:
+    return Engine(
+        client, SimpleNamespace(openai_serving_chat=handler, openai_serving_completion=None)
+    )
+
+
+def wait(awaitable: Awaitable[Any]) -> Any:
+    async def run() -> Any:
+        return await awaitable
+
+    return asyncio.run(run())
+
+
+def test_that_reduction_is_in_place_is_remembered() -> None:
+    client = Client([IN_PLACE])
+    engine = engine_of(client)
+    assert [wait(engine.why_not_in_place()) for _ in range(3)] == [None] * 3
+    assert client.calls == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        ([], "no worker"),
+        ([IN_PLACE, {"loaded": False, "reason": "not reducible"}], "worker 1: not reducible"),
+        ([{"loaded": False, "reason": None}], "not loaded"),
+        ([IN_PLACE | {"layers": 11}], "11 of 12 layers"),
+        (Exception("no such method"), "--worker-cls"),
+        (EngineDeadError(), "EngineCore"),
+    ],
+)
+def test_that_it_is_not_is_asked_anew(answer: Any, reason: str) -> None:
+    engine = engine_of(Client(answer, [IN_PLACE]))
+    assert reason in (wait(engine.why_not_in_place()) or "")
+    assert wait(engine.why_not_in_place()) is None
+
+
+def test_a_dead_engine_is_unhealthy_although_the_plugin_was_in_place() -> None:
+    client = Client([IN_PLACE])
+    engine = engine_of(client)
+    assert wait(engine.why_unhealthy()) is None
+    client.dead = True
+    assert wait(engine.why_unhealthy())
+
+
+async def _stream(engine: Engine) -> list[str]:
+    answer = await engine.chat(ChatRequest(messages=[]), REQUEST)
+    assert isinstance(answer, Chunks)
+    return [event async for event in answer.events]
+
+
+def _refused_at_admission() -> EngineGenerateError:
+    err = EngineGenerateError()
+    err.__cause__ = UnsupportedRequest("no")
+    return err
+
+
+def test_a_stream_passes_unchanged() -> None:
+    async def produce() -> AsyncIterator[str]:
+        for text in ("a", "b"):
+            yield text
+
+    engine = engine_of(Client(), Handler(produce))
+    assert wait(_stream(engine)) == ["a", "b", "data: [DONE]\n\n"]
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (_refused_at_admission(), UnsupportedRequest),
+        (UnsupportedRequest("no"), UnsupportedRequest),
+        (ValueError("of vLLM's"), ValueError),
+        (EngineDeadError(), EngineDeadError),
+    ],
+)
+def test_what_fails_before_the_first_chunk_is_raised(
+    failure: Exception, kind: type[Exception]
+) -> None:
+    async def produce() -> AsyncIterator[str]:
+        raise failure
+        yield ""
+
+    with pytest.raises(kind):
+        wait(_stream(engine_of(Client(), Handler(produce))))
+
+
+def test_what_fails_later_is_an_event_in_our_form() -> None:
+    async def produce() -> AsyncIterator[str]:
+        yield "a"
+        raise _refused_at_admission()
+
+    events = wait(_stream(engine_of(Client(), Handler(produce))))
+    assert events[0] == "a"
+    error = json.loads(events[1].removeprefix("data: "))["error"]
+    assert (error["code"], error["message"]) == ("unsupported_request", "no")
+
+
+def test_a_refusal_without_a_stream_is_raised_too() -> None:
+    class Refusing(Handler):
+        async def create_chat_completion(self, request: ChatRequest, raw_request: Any) -> Whole:
+            raise _refused_at_admission()
+
+    engine = engine_of(Client(), Refusing(produce=lambda: None))  # type: ignore[arg-type, return-value]
+    with pytest.raises(UnsupportedRequest):
+        wait(engine.chat(ChatRequest(messages=[]), REQUEST))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["data:image/png,raw", "data:image/png;base64,@@", "file:///etc/hosts", "ftp://h/x", "nothing"],
+)
+def test_an_image_that_does_not_load_is_the_clients_fault(url: str) -> None:
+    from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
+
+    from server.engine import install_media_connector
+
+    install_media_connector()
+    connector = MEDIA_CONNECTOR_REGISTRY.load("http")
+    for load in (
+        lambda: connector.fetch_image(url),
+        lambda: wait(connector.fetch_image_async(url)),
+    ):
+        with pytest.raises(InvalidMedia, match="cannot be loaded"):
+            load()
