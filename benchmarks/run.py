@@ -51,7 +51,7 @@ def scenarios(shape: Shape, options: argparse.Namespace) -> list[Scenario]:
         ("serve", (1, 4, 16), shape.output_tokens, BUDGETS),
     ):
         for concurrency in concurrencies:
-            requests = max(2, concurrency) if options.quick else max(4, 2 * concurrency)
+            requests = max(2, concurrency) if options.quick else max(4, options.waves * concurrency)
             if options.scenario in (None, name):
                 found.append(Scenario(name, concurrency, requests, tokens, budgets))
     return found
@@ -219,6 +219,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
     parser.add_argument("--minutes", type=float, default=120, help="stop a shape after so long")
     parser.add_argument("--threads", type=int, help="CPU threads of each engine; default all cores")
+    parser.add_argument("--waves", type=int, default=2, help="requests per place in flight")
     parser.add_argument("--scenario", choices=["prefill", "serve"], help="default both")
     parser.add_argument("--dtype", help="default bfloat16; float32 on a CPU without AVX-512 BF16")
     parser.add_argument("--checkpoint", type=Path, help="demo checkpoint instead of the packaged")
