@@ -66,8 +66,8 @@ def install() -> None:
             collector.append(admitted)
         return request
 
-    process_inputs.vtr_admission = True  # type: ignore[attr-defined]
-    InputProcessor.process_inputs = process_inputs  # type: ignore[method-assign]
+    process_inputs.vtr_admission = True
+    InputProcessor.process_inputs = process_inputs
 
 
 def admit(request: EngineCoreRequest, vllm_config: VllmConfig) -> Admitted:

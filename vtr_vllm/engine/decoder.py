@@ -70,7 +70,8 @@ class ReducibleDecoder:
             if index in plan.rank_layers:
                 with self._captured(index) as seen:
                     hidden, residual = layer(positions, hidden, residual)
-                rank_layer = RankLayer(*seen, positions)
+                query, key = seen
+                rank_layer = RankLayer(query, key, positions)
             else:
                 hidden, residual = layer(positions, hidden, residual)
                 rank_layer = None
@@ -105,7 +106,7 @@ def checked_layers(decoder: nn.Module, num_layers: int) -> list[nn.Module]:
     missing = [part for part in ("layers", "norm") if not hasattr(decoder, part)]
     if missing:
         raise UnsupportedModel(f"decoder {name} has no {' and no '.join(missing)}")
-    layers = list(decoder.layers)
+    layers: list[nn.Module] = [*decoder.layers]
     if len(layers) != num_layers:
         raise UnsupportedModel(
             f"decoder {name} has {len(layers)} layers, and its configuration says {num_layers}"

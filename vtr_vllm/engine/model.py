@@ -91,7 +91,7 @@ class ReductionMixin:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.reduction = None
         if is_active(vllm_config):
-            self.reduction = Reduction(vllm_config, self.language_model.model)  # type: ignore[attr-defined]
+            self.reduction = Reduction(vllm_config, self.language_model.model)
             tower = getattr(self, "vision_tower", None)
             if isinstance(tower, CLIPVisionModel):
                 self._cls_attention = ClsAttention(tower)
@@ -107,9 +107,9 @@ class ReductionMixin:
 
     def embed_multimodal(self, **kwargs: object) -> Any:
         if self._cls_attention is None:
-            return super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            return super().embed_multimodal(**kwargs)
         with self._cls_attention.captured() as attention:
-            embeddings = super().embed_multimodal(**kwargs)  # type: ignore[misc]
+            embeddings = super().embed_multimodal(**kwargs)
         return attach(embeddings, attention)
 
     def embed_input_ids(
@@ -126,7 +126,7 @@ class ReductionMixin:
             rows = torch.zeros(len(input_ids), device=attention.device)
             mask = is_multimodal.to(attention.device, non_blocking=True)
             self._cls_rows = rows.masked_scatter_(mask, attention)
-        return super().embed_input_ids(  # type: ignore[misc, no-any-return]
+        return super().embed_input_ids(
             input_ids, multimodal_embeddings, is_multimodal=is_multimodal
         )
 
@@ -143,11 +143,9 @@ class ReductionMixin:
             assert self.reduction is not None
             if step.plan.cuts:
                 if inputs_embeds is None:
-                    inputs_embeds = self.language_model.model.embed_input_ids(input_ids)  # type: ignore[attr-defined]
+                    inputs_embeds = self.language_model.model.embed_input_ids(input_ids)
                 return self.reduction.decoder.forward(
                     step, positions, inputs_embeds, self._cls_rows
                 )
             self.reduction.decoder.install_slots(step, positions.shape[-1])
-        return super().forward(  # type: ignore[misc, no-any-return]
-            input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
-        )
+        return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)

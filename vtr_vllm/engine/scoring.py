@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -80,6 +81,7 @@ class Scorer:
 
     def _attention(self, cut: RequestCut, layer: int, rank_layer: RankLayer | None) -> Attention:
         assert rank_layer is not None
+        attention: Any = self._layers[layer].self_attn.attn
         rows = slice(cut.first_row, cut.first_row + cut.num_rows)
         query, key = rank_layer.query[rows], rank_layer.key[rows]
         prefix = self._prefix(cut, layer) if cut.computed else key[:0]
@@ -93,7 +95,7 @@ class Scorer:
             query=query,
             key=torch.cat([prefix, key]),
             prefix=cut.computed,
-            scale=self._layers[layer].self_attn.attn.impl.scale,
+            scale=attention.impl.scale,
             combine=combine_heads,
         )
 

@@ -57,7 +57,7 @@ class _BeforeTorchvision:
         self, name: str, path: Sequence[str] | None = None, target: object = None
     ) -> None:
         if name == "torchvision":
-            sys.meta_path.remove(self)  # type: ignore[arg-type]
+            sys.meta_path.remove(self)
             define_missing_torchvision_ops()
 
 
@@ -89,6 +89,6 @@ def main() -> None:
 
 
 if __name__ == _INSTALLED_NAME:
-    sys.meta_path.insert(0, _BeforeTorchvision())  # type: ignore[arg-type]
+    sys.meta_path.insert(0, _BeforeTorchvision())
 elif __name__ == "__main__":
     main()

@@ -4,24 +4,19 @@ Start with ``--worker-cls vtr_vllm.engine.worker.Worker``; it fits the platform 
 """
 
 from typing import Any
-from unittest.mock import patch
 
 from vllm.platforms import current_platform
 
 from vtr_vllm.engine.runner_v1 import ReducingRunner
 
 if current_platform.is_cpu():
-    from vllm.v1.worker import cpu_worker as _stock
+    from vllm.v1.worker import cpu_worker as _looked_up_in
     from vllm.v1.worker.cpu_model_runner import CPUModelRunner as _StockRunner
     from vllm.v1.worker.cpu_worker import CPUWorker as _StockWorker
-
-    _RUNNER = "CPUModelRunner"
 else:
-    from vllm.v1.worker import gpu_model_runner as _stock  # type: ignore[no-redef]
-    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as _StockRunner  # type: ignore[assignment]
-    from vllm.v1.worker.gpu_worker import Worker as _StockWorker  # type: ignore[assignment]
-
-    _RUNNER = "GPUModelRunner"
+    from vllm.v1.worker import gpu_model_runner as _looked_up_in
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner as _StockRunner
+    from vllm.v1.worker.gpu_worker import Worker as _StockWorker
 
 
 class Runner(ReducingRunner, _StockRunner):
@@ -32,8 +27,13 @@ class Worker(_StockWorker):
     """The platform's worker; runner V2 needs no exchange, the model brings its own state."""
 
     def init_device(self) -> None:
-        with patch.object(_stock, _RUNNER, Runner):
+        # vLLM's worker names its runner class in its code; it looks the name up in that module.
+        name = _StockRunner.__name__
+        setattr(_looked_up_in, name, Runner)
+        try:
             super().init_device()
+        finally:
+            setattr(_looked_up_in, name, _StockRunner)
 
     def vtr_status(self) -> dict[str, Any]:
         """What a health check asks every worker (``collective_rpc("vtr_status")``)."""

@@ -27,9 +27,7 @@ def keep_curves(draw: st.DrawFn) -> tuple[tuple[float, ...], tuple[str, ...]]:
     layers = draw(st.lists(st.integers(0, LAYERS - 1), min_size=1, max_size=4, unique=True))
     rates = sorted(
         draw(
-            st.lists(
-                st.floats(0.0, 0.95), min_size=len(layers), max_size=len(layers), unique=True
-            )
+            st.lists(st.floats(0.0, 0.95), min_size=len(layers), max_size=len(layers), unique=True)
         ),
         reverse=True,
     )
