@@ -1,0 +1,207 @@
+"""The plan of a step, against a brute force over explicit sets of kept tokens."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.vtr_vllm.reduction.strategies import (
+    LAYERS,
+    band_lists,
+    drawn_order,
+    request_of,
+    steps,
+)
+from vtr_vllm.errors import VTRError
+from vtr_vllm.reduction.batch import StepRequest, plan_batch
+from vtr_vllm.reduction.request import Phase
+
+FEW = settings(deadline=None, max_examples=60)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def segment_at(plan, layer):
+    (segment,) = [s for s in plan.segments if s.first_layer <= layer < s.end_layer]
+    return segment
+
+
+def cutting(step):
+    """Whether tokens are dropped in this very step."""
+    return (
+        step.reduced is not None
+        and step.reduced.phase(step.computed, step.scheduled) is Phase.PREFILL
+    )
+
+
+@given(steps, band_lists, seeds)
+@FEW
+def test_there_is_a_plan_exactly_when_something_differs_from_stock(step, bands, seed):
+    kept = [drawn_order(request, seed) for request in step]
+    stock = all(
+        np.array_equal(one.rows(layer), one.rows(-1))
+        and np.array_equal(one.storage(layer), one.rows(-1))
+        for one in kept
+        for layer in range(LAYERS)
+    )
+    assert (plan_batch(step, LAYERS, bands) is None) == stock
+
+
+@given(steps, band_lists, seeds)
+@FEW
+def test_a_token_is_stored_at_its_index_among_the_tokens_kept(step, bands, seed):
+    plan = plan_batch(step, LAYERS, bands)
+    if plan is None:
+        return
+    kept = [drawn_order(request, seed) for request in step]
+    assert plan.num_rows == sum(request.scheduled for request in step)
+    for layer in range(LAYERS):
+        segment = segment_at(plan, layer)
+        rows = [one.rows(layer) for one in kept]
+        assert segment.query_len.tolist() == [len(positions) for positions in rows]
+        assert segment.seq_len.tolist() == [len(one.positions(layer)) for one in kept]
+        assert segment.query_start.tolist() == [0, *np.cumsum([len(one) for one in rows])]
+        assert segment.num_rows == sum(len(positions) for positions in rows)
+        request, position = segment.storage()
+        expected = np.concatenate([one.storage(layer) for one in kept])
+        assert position.tolist() == expected.tolist()
+        assert request.tolist() == [i for i, one in enumerate(rows) for _ in one]
+
+
+@given(steps, band_lists)
+@FEW
+def test_rows_of_a_request_are_stored_one_behind_the_other(step, bands):
+    plan = plan_batch(step, LAYERS, bands)
+    for segment in plan.segments if plan is not None else ():
+        request, position = segment.storage()
+        assert (position >= 0).all()
+        for i in range(len(step)):
+            own = position[request == i]
+            assert own.tolist() == list(range(segment.seq_len[i] - len(own), segment.seq_len[i]))
+
+
+@given(steps, band_lists)
+@FEW
+def test_decode_and_prefix_rows_only_shift(step, bands):
+    plan = plan_batch(step, LAYERS, bands)
+    for segment in plan.segments if plan is not None else ():
+        request, position = segment.storage()
+        for i, one in enumerate(step):
+            if cutting(one):
+                continue
+            past_prompt = one.reduced is not None and one.computed >= one.reduced.prompt_len
+            dropped = one.reduced.plan.dropped(segment.first_layer) if past_prompt else 0
+            positions = np.arange(one.computed, one.computed + one.scheduled)
+            assert position[request == i].tolist() == (positions - dropped).tolist()
+
+
+@given(steps, band_lists)
+@FEW
+def test_segments_tile_the_layers_inside_bands_and_are_as_long_as_can_be(step, bands):
+    plan = plan_batch(step, LAYERS, bands)
+    if plan is None:
+        return
+    segments = plan.segments
+    covered = [layer for s in segments for layer in range(s.first_layer, s.end_layer)]
+    assert covered == list(range(LAYERS))
+    for segment in segments:
+        start = bands[segment.band]
+        end = (*bands, LAYERS)[segment.band + 1]
+        assert start <= segment.first_layer < segment.end_layer <= end
+    for one, following in pairwise(segments):
+        same = np.array_equal(one.seq_len, following.seq_len) and np.array_equal(
+            one.query_len, following.query_len
+        )
+        assert one.band != following.band or not same
+
+
+@given(steps, band_lists, seeds)
+@FEW
+def test_cuts_name_the_rows_that_they_choose_from(step, bands, seed):
+    plan = plan_batch(step, LAYERS, bands)
+    if plan is None:
+        return
+    kept = [drawn_order(request, seed) for request in step]
+    losing = {
+        layer: [
+            i
+            for i, one in enumerate(kept)
+            if cutting(one.step) and len(one.rows(layer)) < len(one.rows(layer - 1))
+        ]
+        for layer in range(LAYERS)
+    }
+    assert {layer: [m.index for m in members] for layer, members in plan.cuts.items()} == {
+        layer: members for layer, members in losing.items() if members
+    }
+    step_rows = np.concatenate(([0], np.cumsum([one.scheduled for one in step])))
+    for layer, members in plan.cuts.items():
+        rows = [len(one.rows(layer - 1)) for one in kept]
+        for member in members:
+            i = member.index
+            assert member.request is step[i].reduced
+            assert member.rule == step[i].reduced.plan.rule_at(layer)
+            assert member.computed == step[i].computed
+            assert member.step_row == step_rows[i]
+            assert (member.first_row, member.num_rows) == (sum(rows[:i]), rows[i])
+            assert member.kept_rows == len(kept[i].rows(layer))
+            counts = (len(step[i].reduced.vision), *step[i].reduced.plan.counts)
+            assert member.kept_rows + counts[layer] - counts[layer + 1] == member.num_rows
+            before = kept[i].rows(layer - 1)
+            assert member.prompt_rows == (before < step[i].reduced.prompt_len).sum()
+            assert member.generated == (before >= step[i].reduced.prompt_len).sum()
+    assert plan.rank_layers == {
+        layer - 1 for layer, ms in plan.cuts.items() for m in ms if m.rule.needs_attention
+    }
+
+
+@given(steps, band_lists)
+@FEW
+def test_vision_rows_and_numbers_say_where_vision_tokens_stand(step, bands):
+    plan = plan_batch(step, LAYERS, bands)
+    if plan is None:
+        return
+    if not plan.cuts:
+        assert plan.vision is None
+        assert not any(cutting(one) for one in step)
+        return
+    expected = []
+    for one in step:
+        number = dict(zip(one.reduced.vision, range(100), strict=False)) if cutting(one) else {}
+        expected += [number.get(one.computed + row, -1) for row in range(one.scheduled)]
+    assert plan.vision.tolist() == expected
+    for member in (m for members in plan.cuts.values() for m in members):
+        assert plan.vision[member.vision_rows].tolist() == list(range(len(member.request.vision)))
+
+
+def test_a_mixed_step_by_hand():
+    """An unreduced request, a warm prefill that lost 3 of 4 at layer 2, and a decode."""
+    request = request_of([range(3, 7)], 10, [1, 1, 0.25, 0.25], ["last"])
+    step = [StepRequest(5, 2, None), StepRequest(2, 8, request), StepRequest(12, 1, request)]
+    plan = plan_batch(step, 4, (0, 3))
+    assert [(s.first_layer, s.end_layer, s.band) for s in plan.segments] == [
+        (0, 2, 0),
+        (2, 3, 0),
+        (3, 4, 1),
+    ]
+    assert [s.query_len.tolist() for s in plan.segments] == [[2, 8, 1], [2, 5, 1], [2, 5, 1]]
+    assert [s.seq_len.tolist() for s in plan.segments] == [[7, 10, 13], [7, 7, 10], [7, 7, 10]]
+    assert plan.segments[1].storage()[1].tolist() == [5, 6, 2, 3, 4, 5, 6, 9]
+    (cut,) = plan.cuts[2]
+    assert (cut.first_row, cut.num_rows, cut.kept_rows, cut.generated) == (2, 8, 5, 0)
+    assert cut.vision_rows.tolist() == [3, 4, 5, 6]
+    assert plan.rank_layers == {1}
+
+
+def test_a_cut_before_layer_0_and_a_band_per_layer():
+    request = request_of([range(2)], 4, [0.5, 0.5, 0.5], ["saliency"])
+    plan = plan_batch([StepRequest(0, 4, request)], 3, (0, 1, 2))
+    assert [s.query_len.tolist() for s in plan.segments] == [[3], [3], [3]]
+    assert plan.cuts[0][0].num_rows == 4
+    assert plan.rank_layers == set()
+
+
+def test_a_step_that_splits_a_range_makes_no_plan():
+    request = request_of([range(3, 7)], 10, [1, 1, 0.25, 0.25], ["last"])
+    with pytest.raises(VTRError, match="splits the range"):
+        plan_batch([StepRequest(0, 5, request)], 4, (0,))

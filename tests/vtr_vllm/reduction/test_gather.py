@@ -1,0 +1,120 @@
+"""Which rows stay, against a brute force in plain Python."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.vtr_vllm.reduction.strategies import LAYERS, band_lists, request_of, steps
+from vtr_vllm.reduction.batch import StepRequest, plan_batch
+from vtr_vllm.reduction.gather import Rows, keep_best, restore
+
+FEW = settings(deadline=None, max_examples=60)
+CPU = torch.device("cpu")
+
+# Few values, so that ties are the rule.
+scores = st.sampled_from([0.0, 0.25, 0.5, 1.0, -1.0, math.nan, math.inf, -math.inf])
+
+
+def best_by_hand(values, vision, kept_rows):
+    """All text, then vision tokens by score and place; NaN counts as 0."""
+    text = [row for row, number in enumerate(vision) if number < 0]
+    order = sorted(
+        (row for row, number in enumerate(vision) if number >= 0),
+        key=lambda row: (-(0.0 if math.isnan(values[row]) else values[row]), row),
+    )
+    return sorted(text + order[: kept_rows - len(text)])
+
+
+@st.composite
+def scored_rows(draw):
+    values = draw(st.lists(scores, min_size=1, max_size=30))
+    is_vision = draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
+    vision = np.where(is_vision, np.cumsum(is_vision) - 1, -1).tolist()
+    kept = len(values) - draw(st.integers(0, sum(is_vision)))
+    return values, vision, kept
+
+
+@given(scored_rows())
+@FEW
+def test_the_best_are_kept(case):
+    values, vision, kept_rows = case
+    chosen = keep_best(torch.tensor(values), torch.tensor(vision), kept_rows)
+    assert chosen.dtype == torch.int64
+    assert chosen.tolist() == best_by_hand(values, vision, kept_rows)
+
+
+def keep(values, vision, kept_rows):
+    return keep_best(torch.tensor(values), torch.tensor(vision), kept_rows).tolist()
+
+
+def test_ties_go_to_the_earlier():
+    assert keep([0.5, 0.5, 0.5, 0.5], [0, 1, 2, 3], 2) == [0, 1]
+    assert keep([0.1, 0.5, 0.5, 0.5], [0, 1, 2, 3], 2) == [1, 2]
+    many = torch.zeros(5000)
+    assert keep_best(many, torch.arange(5000), 1234).tolist() == list(range(1234))
+
+
+def test_scores_of_text_are_never_read():
+    assert keep([-9.0, 0.5, math.nan, 0.7], [-1, 0, -1, 1], 3) == [0, 2, 3]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_bad_scores_never_push_text_out(bad):
+    assert keep([bad, 0.0, bad, 0.0, bad], [0, -1, 1, -1, 2], 2) == [1, 3]
+    assert keep([bad, 0.0, bad, 0.0, bad], [0, -1, 1, -1, 2], 3) == [0, 1, 3]
+
+
+def test_nothing_to_keep():
+    assert keep([0.5, 0.7], [0, 1], 0) == []
+    assert keep([0.5, 0.7, 0.1], [0, 1, -1], 1) == [2]
+
+
+@given(steps, band_lists, st.integers(0, 2**32 - 1))
+@FEW
+def test_several_cuts_of_several_requests(step, bands, seed):
+    plan = plan_batch(step, LAYERS, bands)
+    if plan is None or not plan.cuts:
+        return
+    draw = np.random.default_rng(seed)
+    # Row of the step -> its request; the brute force follows rows by where they stood.
+    owner = [i for i, one in enumerate(step) for _ in range(one.scheduled)]
+    left = list(range(plan.num_rows))
+    hidden = torch.arange(plan.num_rows)
+    rows = Rows(plan, CPU)
+    for layer in sorted(plan.cuts):
+        table = draw.integers(0, 5, (len(step), 30)).astype(np.float32)
+
+        def score(member, vision, table=table):
+            assert len(vision) == member.num_rows
+            return torch.from_numpy(table[member.index])[vision.clamp(min=0)]
+
+        chosen = rows.cut(plan.cuts[layer], score)
+        hidden = hidden[chosen]
+        for member in plan.cuts[layer]:
+            own = [row for row in left if owner[row] == member.index]
+            numbers = [int(plan.vision[row]) for row in own]
+            values = [float(table[member.index][number]) for number in numbers]
+            stay = {own[row] for row in best_by_hand(values, numbers, member.kept_rows)}
+            left = [row for row in left if owner[row] != member.index or row in stay]
+        assert hidden.tolist() == left
+        assert rows.original.tolist() == left
+        assert rows.vision.tolist() == plan.vision[left].tolist()
+        lengths = next(s for s in plan.segments if s.first_layer <= layer < s.end_layer).query_len
+        assert [sum(owner[row] == i for row in left) for i in range(len(step))] == lengths.tolist()
+
+
+def test_restore_puts_rows_back_and_zeros_elsewhere():
+    request = request_of([range(1, 4)], 5, [1, 0.34, 0.34], ["random"])
+    plan = plan_batch([StepRequest(0, 5, request), StepRequest(8, 1, None)], 3, (0,))
+    rows = Rows(plan, CPU)
+    best = torch.tensor([0.0, 0.1, 0.9, 0.2, 0.0])
+    chosen = rows.cut(plan.cuts[1], lambda member, vision: best)
+    assert chosen.tolist() == [0, 2, 4, 5]
+    hidden = torch.arange(1.0, 7.0, dtype=torch.bfloat16)[chosen][:, None].repeat(1, 2)
+    full = restore(rows, hidden, 8)
+    assert full.dtype == torch.bfloat16
+    assert full[:, 0].tolist() == full[:, 1].tolist() == [1, 0, 3, 0, 5, 6, 0, 0]
