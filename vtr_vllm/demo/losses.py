@@ -80,6 +80,8 @@ def looking_loss(trace: Trace, pack: Pack) -> Tensor:
     total = torch.zeros(())
     for hop in pack.hops:
         asked = hop.any(-1)
+        if not asked.any():
+            continue
         mass = (seen * hop[:, None]).sum(-1).transpose(0, 1)[:, asked]
         missed = torch.log1p(-mass.clamp(max=0.999)).sum(0)
         total = total - torch.log(-torch.expm1(missed) + 1e-6).mean()

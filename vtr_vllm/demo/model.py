@@ -116,8 +116,8 @@ def normalise(images: Pixels) -> Tensor:
 
 def vision_features(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     """Return the projected vision tokens ``[n, 144, 128]`` of pixel values."""
-    tower = model.model.vision_tower(pixels, output_hidden_states=True, return_dict=True)
-    return model.model.multi_modal_projector(tower.hidden_states[-1][:, 1:])
+    tower = model.model.vision_tower(pixels).last_hidden_state  # before CLIP's last norm
+    return model.model.multi_modal_projector(tower[:, 1:])
 
 
 @dataclass

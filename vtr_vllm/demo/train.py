@@ -16,42 +16,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.demo.batches import (
-    IGNORED,
-    draw_questions,
-    draw_scenes,
-    embed_prefix,
-    label_patches,
-    pack_mask,
-    pack_questions,
-)
-from vtr_vllm.demo.losses import answer_loss, collecting_loss, looking_loss, patch_loss
-from vtr_vllm.demo.model import build_model, count_parameters, decoder_pass, vision_features
+from vtr_vllm.demo.model import build_model, count_parameters
 from vtr_vllm.demo.muon import Muon
+from vtr_vllm.demo.shards import Crew, Job, Stats
 from vtr_vllm.demo.splits import USUAL
-from vtr_vllm.demo.tokenizer import EOS, IDS, PREFIX
 from vtr_vllm.demo.world import KINDS, Density
 
 LOG_EVERY = 25
-SAVE_EVERY = 50
+SAVE_EVERY = 25
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that shapes a run. Steps are optimizer steps."""
+    """Everything that shapes a run. Steps are optimizer steps; images count over all shards.
+
+    shards: parts of a batch, one process each; the sums of their gradients depend on it.
+    """
 
     seed: int = 1
-    naming_steps: int = 350
+    shards: int = 2
+    naming_steps: int = 250
     naming_images: int = 32
     naming_warmup: int = 40
-    naming_decay: int = 150
+    naming_decay: int = 120
     naming_rate: float = 3e-3
     feature_norm: float = 1.8
-    images: int = 16
-    questions: int = 24
+    images: int = 8
+    questions: int = 32
     warmup: int = 10
     most_steps: int = 1000
     decay_steps: int = 350
@@ -80,9 +74,8 @@ class Progress:
     scene: int = 0
     stage: int = 0
     decay_from: int = -1
-    right: list[int] = field(default_factory=lambda: [0] * len(KINDS))
-    asked: list[int] = field(default_factory=lambda: [0] * len(KINDS))
     seconds: float = 0.0
+    sums: Stats = field(default_factory=dict)
 
 
 class Trainer:
@@ -95,7 +88,6 @@ class Trainer:
         self.progress = Progress()
         self.optimizers: list[torch.optim.Optimizer] = []
         self.base_rates: list[float] = []
-        self.sums: dict[str, float] = {}
         work.mkdir(parents=True, exist_ok=True)
         state = None
         if self.state_file.exists():
@@ -108,12 +100,6 @@ class Trainer:
         if state is not None:
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
-
-    @property
-    def words(self) -> Tensor:
-        """The word table, ``[128, width]``."""
-        table: Tensor = self.model.model.language_model.embed_tokens.weight
-        return table
 
     def _make_optimizers(self) -> None:
         """Muon for the matrices, AdamW for all else; the tower learns slower in phase 2."""
@@ -156,99 +142,68 @@ class Trainer:
         start = self.progress.decay_from
         return (self.recipe.most_steps if start < 0 else start) + self.recipe.decay_steps
 
-    def _finish_step(self, loss: Tensor) -> None:
-        loss.backward()
+    def jobs(self) -> list[Job]:
+        """Return the next step's share of each process."""
+        recipe, progress = self.recipe, self.progress
+        images = recipe.naming_images if progress.phase == 1 else recipe.images
+        share = images // recipe.shards
+        firsts = [progress.scene + i * share for i in range(recipe.shards)]
+        if progress.phase == 1:
+            return [Job(first, share, USUAL) for first in firsts]
+        density = recipe.stages[progress.stage]
+        fade = max(0.0, 1 - progress.step / recipe.help_steps)
+        helping = recipe.help_weight * fade
+        questions, naming = recipe.questions, recipe.naming_weight
+        return [Job(first, share, density, questions, naming, helping) for first in firsts]
+
+    def step(self, crew: Crew) -> None:
+        """Take one optimizer step. Raises FloatingPointError when the loss is not a number."""
+        self._set_rates()
+        jobs = self.jobs()
+        stats = crew.step(jobs)
+        if stats["loss"] != stats["loss"]:
+            raise FloatingPointError(f"the loss is not a number at step {self.progress.step}")
         weights = [w for o in self.optimizers for g in o.param_groups for w in g["params"]]
-        norm = nn.utils.clip_grad_norm_(weights, 1.0)
+        stats["gradient"] = nn.utils.clip_grad_norm_(weights, 1.0).item()
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        self._note(loss=loss.item(), gradient=norm.item())
+        self.model.zero_grad(set_to_none=True)
+        for name, value in stats.items():
+            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         self.progress.step += 1
-
-    def _note(self, **values: float) -> None:
-        for name, value in values.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
-
-    def naming_step(self) -> None:
-        """Phase 1: train tower and projector on the labels of the patches."""
-        scenes, _ = draw_scenes(self.progress.scene, self.recipe.naming_images, USUAL)
-        self.progress.scene += len(scenes)
-        patches = label_patches(scenes)
-        features = vision_features(self.model, patches.pixels)
-        loss, accuracy = patch_loss(features, patches, self.words.detach())
-        self._note(**accuracy)
-        self._finish_step(loss)
-        if self.progress.step == self.recipe.naming_steps:
-            self._scale_features(features)
+        self.progress.scene += sum(job.images for job in jobs)
 
     @torch.no_grad()
-    def _scale_features(self, features: Tensor) -> None:
-        """Bring vision tokens to a norm near that of words, where the decoder starts well."""
-        factor = self.recipe.feature_norm / features.float().norm(dim=-1).mean()
+    def begin_questions(self, norm: float) -> None:
+        """Enter phase 2 with vision tokens of a norm near that of words, ``norm`` before."""
+        factor = self.recipe.feature_norm / norm
         last = self.model.model.multi_modal_projector.linear_2
         last.weight.mul_(factor)
         last.bias.mul_(factor)
-
-    def question_step(self) -> None:
-        """Phase 2: train all weights on packed questions."""
-        recipe, progress = self.recipe, self.progress
-        scenes, rngs = draw_scenes(progress.scene, recipe.images, recipe.stages[progress.stage])
-        progress.scene += len(scenes)
-        patches = label_patches(scenes)
-        pack = pack_questions(
-            [draw_questions(r, s, recipe.questions) for r, s in zip(rngs, scenes, strict=True)]
-        )
-        help_weight = recipe.help_weight * max(0.0, 1 - progress.step / recipe.help_steps)
-        features = vision_features(self.model, patches.pixels)
-        x = torch.cat([embed_prefix(self.words, features), self._embed(pack.ids)], 1)
-        start = torch.arange(len(PREFIX)).expand(len(scenes), -1)
-        positions = torch.cat([start, pack.positions], 1)
-        readers = pack.readers + len(PREFIX) if help_weight else None
-        hidden, trace = decoder_pass(self.model, x, positions, pack_mask(pack.owner), readers)
-        asked = pack.labels != IGNORED
-        logits = self.model.lm_head(hidden[:, len(PREFIX) :][asked])
-        naming, accuracy = patch_loss(features, patches, self.words)
-        loss = answer_loss(logits, pack.labels[asked]) + recipe.naming_weight * naming
-        if help_weight:
-            looking = looking_loss(trace, pack)
-            collecting = collecting_loss(trace, pack, self.words)
-            self._note(looking=looking.item(), collecting=collecting.item())
-            loss = loss + help_weight * (looking + collecting)
-        self._note(**accuracy)
-        self._count(logits, pack.labels[asked], pack.kinds[asked])
-        self._finish_step(loss)
-
-    def _embed(self, ids: Tensor) -> Tensor:
-        return nn.functional.embedding(ids, self.words)
-
-    def _count(self, logits: Tensor, labels: Tensor, kinds: Tensor) -> None:
-        right = logits.argmax(-1) == labels
-        for index in range(len(KINDS)):
-            mine = (kinds == index) & (labels != IDS[EOS])
-            self.progress.right[index] += int(right[mine].sum())
-            self.progress.asked[index] += int(mine.sum())
+        self.progress.phase, self.progress.step = 2, 0
+        self._make_optimizers()
 
     def _report(self, steps: int, seconds: float) -> None:
+        """Print the means since the last report and act on the accuracy."""
         progress, recipe = self.progress, self.recipe
-        left = recipe.most_steps + recipe.decay_steps
+        progress.seconds += seconds
+        left = self.last_step() - progress.step
         if progress.phase == 1:
-            left += (recipe.naming_steps - progress.step) // 3
-        else:
-            left = self.last_step() - progress.step
+            left = recipe.naming_steps - progress.step + self.last_step()
         line: dict[str, Any] = {"phase": progress.phase, "step": progress.step}
         line["seconds"] = round(progress.seconds)
         line["seconds_left"] = round(left * seconds / steps)
-        line |= {name: round(value / steps, 4) for name, value in self.sums.items()}
+        sums, progress.sums = progress.sums, {}
+        rights = [sums.pop(f"right {kind}", 0.0) for kind in KINDS]
+        askeds = [sums.pop(f"asked {kind}", 0.0) for kind in KINDS]
+        line |= {name: round(value / steps, 4) for name, value in sums.items()}
         if progress.phase == 2:
-            scores = zip(KINDS, progress.right, progress.asked, strict=True)
+            scores = zip(KINDS, rights, askeds, strict=True)
             line["accuracy"] = {k: round(r / max(1, n), 3) for k, r, n in scores}
-            line["all"] = round(sum(progress.right) / sum(progress.asked), 4)
+            line["all"] = round(sum(rights) / sum(askeds), 4)
             line["stage"] = progress.stage
             self._move_on(line["all"])
         print(json.dumps(line), flush=True)
-        self.sums = {}
-        progress.right, progress.asked = [0] * len(KINDS), [0] * len(KINDS)
 
     def _move_on(self, accuracy: float) -> None:
         """Move to a denser stage, or begin the final decay, when accuracy allows."""
@@ -273,25 +228,20 @@ class Trainer:
         torch.save(state, fresh)
         fresh.replace(self.state_file)
 
-    def run(self) -> None:
-        """Train to the end. Raises FloatingPointError when the loss is no longer a number."""
-        recipe, progress = self.recipe, self.progress
+    def run(self, crew: Crew) -> None:
+        """Train to the end."""
+        progress = self.progress
         began, steps = time.monotonic(), 0
         while progress.phase == 1 or progress.step < self.last_step():
-            self._set_rates()
-            self.naming_step() if progress.phase == 1 else self.question_step()
+            self.step(crew)
             steps += 1
-            if self.sums["loss"] != self.sums["loss"]:
-                raise FloatingPointError(f"the loss is not a number at step {progress.step}")
-            ended = progress.phase == 1 and progress.step == recipe.naming_steps
+            ended = progress.phase == 1 and progress.step == self.recipe.naming_steps
+            norm = progress.sums.get("norm", 0.0) / steps
             if progress.step % LOG_EVERY == 0 or ended:
-                seconds = time.monotonic() - began
-                progress.seconds += seconds
-                self._report(steps, seconds)
+                self._report(steps, time.monotonic() - began)
                 began, steps = time.monotonic(), 0
             if ended:
-                progress.phase, progress.step = 2, 0
-                self._make_optimizers()
+                self.begin_questions(norm)
             if progress.step % SAVE_EVERY == 0:
                 self.save()
         self.save()
@@ -308,17 +258,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model from scratch.")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="folder of the weights")
     parser.add_argument("--work", type=Path, default=Path("build/demo-model"))
-    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    torch.set_num_threads(1)
     trainer = Trainer(Recipe(), arguments.work)
     print(json.dumps({"parameters": count_parameters(trainer.model)}), flush=True)
-    trainer.run()
+    with Crew(trainer.model, trainer.recipe.shards) as crew:
+        trainer.run(crew)
 
     from vtr_vllm.demo.evaluate import evaluate
     from vtr_vllm.demo.export import export
 
     export(trainer.model, arguments.out)
+    torch.set_num_threads(trainer.recipe.shards)
     print(json.dumps(evaluate(arguments.out), indent=1), flush=True)
 
 

@@ -1,0 +1,248 @@
+"""Evaluate a demo checkpoint in plain transformers: ``python -m vtr_vllm.demo.evaluate``.
+
+Prints one JSON report: exact match per kind of question and split, what is lost when all
+vision tokens go after a layer, how unlike the layers rank the vision tokens, and what a
+saliency that does not know the question keeps. No vLLM is involved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoProcessor, LlavaForConditionalGeneration
+
+from vtr_vllm.demo import CHECKPOINT, SPLITS, Sample, prompt, sample
+from vtr_vllm.demo.batches import embed_prefix
+from vtr_vllm.demo.model import LAYERS, Trace, decoder_pass, normalise, vision_features
+from vtr_vllm.demo.tokenizer import FIRST_VISION, VOCABULARY, question_ids
+from vtr_vllm.demo.world import KINDS, VISION_TOKENS
+
+BATCH = 100
+TRACED = 160  # samples for the comparison of rankings
+SHARES_KEPT = (0.25, 0.15, 0.10)
+
+Report = dict[str, Any]
+Scores = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Samples whose questions have the same length. ids: ``[n, t]``; features: ``[n, 144, w]``."""
+
+    samples: list[Sample]
+    ids: Tensor
+    features: Tensor
+
+
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
+    """Return model and processor of ``folder``. Raises OSError when there is no checkpoint."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype).eval()
+    return model, AutoProcessor.from_pretrained(folder)
+
+
+def by_length(samples: list[Sample]) -> Iterator[list[Sample]]:
+    """Yield batches of samples with equally long questions, which need no padding."""
+    groups: dict[int, list[Sample]] = defaultdict(list)
+    for item in samples:
+        groups[len(question_ids(item.question))].append(item)
+    for group in groups.values():
+        for start in range(0, len(group), BATCH):
+            yield group[start : start + BATCH]
+
+
+@torch.no_grad()
+def generate(model: Any, processor: Any, samples: list[Sample]) -> list[str]:
+    """Return the text that greedy ``generate()`` gives for equally long questions."""
+    inputs = processor(
+        images=[item.image for item in samples],
+        text=[prompt(item.question) for item in samples],
+        return_tensors="pt",
+    )
+    inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
+    out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+    texts = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def summarise(right: dict[str, list[bool]]) -> Scores:
+    """Return the share of right answers over all and per kind."""
+    scores = {kind: float(np.mean(right[kind])) for kind in KINDS if right[kind]}
+    everything = [value for values in right.values() for value in values]
+    return {"all": float(np.mean(everything)), **scores}
+
+
+def exact_match(model: Any, processor: Any, samples: list[Sample]) -> Scores:
+    """Return the exact match of the generated texts over all and per kind."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for batch in by_length(samples):
+        for item, text in zip(batch, generate(model, processor, batch), strict=True):
+            right[item.kind].append(text == item.answer)
+    return summarise(right)
+
+
+@torch.no_grad()
+def prepare(model: Any, samples: list[Sample]) -> list[Group]:
+    """Run the vision tower once and return the samples grouped by question length."""
+    groups = []
+    for batch in by_length(samples):
+        pixels = normalise(np.stack([np.asarray(item.image) for item in batch]))
+        ids = torch.tensor([question_ids(item.question) for item in batch])
+        groups.append(Group(batch, ids, vision_features(model, pixels)))
+    return groups
+
+
+Rows = Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def answers(
+    model: Any, group: Group, keep: Rows | None = None, drop_after: int | None = None
+) -> tuple[list[str], Trace]:
+    """Return the first word of each answer, and the trace of the last prompt token.
+
+    keep: from the vision tokens ``[n, 144, w]`` to the sorted indices of those that enter the
+    decoder, ``[n, k]``. drop_after: the layer after which all vision tokens go.
+    """
+    words = model.model.language_model.embed_tokens.weight
+    text = torch.nn.functional.embedding(group.ids, words)
+    x = torch.cat([embed_prefix(words, group.features), text], 1)
+    positions = torch.arange(x.shape[1]).expand(len(x), -1)
+    vision = VISION_TOKENS
+    if keep is not None:
+        kept = keep(group.features) + FIRST_VISION
+        vision = kept.shape[1]
+        head = torch.arange(FIRST_VISION).expand(len(x), -1)
+        tail = torch.arange(FIRST_VISION + VISION_TOKENS, x.shape[1]).expand(len(x), -1)
+        positions = torch.cat([head, kept, tail], 1)
+        x = x.gather(1, positions[..., None].expand(-1, -1, x.shape[-1]))
+    size = x.shape[1]
+    mask = torch.ones(size, size, dtype=torch.bool).tril().expand(len(x), 1, -1, -1)
+    rest = torch.cat([torch.arange(FIRST_VISION), torch.arange(FIRST_VISION + vision, size)])
+    readers = torch.full((len(x), 1), size - 1) if drop_after is None else None
+    hidden, trace = decoder_pass(
+        model, x, positions, mask, readers, lambda i, _: rest if i == drop_after else None
+    )
+    best = model.lm_head(hidden[:, -1]).argmax(-1).tolist()
+    return [VOCABULARY[i] if i < len(VOCABULARY) else "" for i in best], trace
+
+
+def score(model: Any, groups: list[Group], **ablation: Any) -> Scores:
+    """Return the share of right first words under an ablation of :func:`answers`."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for group in groups:
+        words, _ = answers(model, group, **ablation)
+        for item, word in zip(group.samples, words, strict=True):
+            right[item.kind].append(word == item.answer)
+    return summarise(right)
+
+
+def keep_salient(share: float) -> Rows:
+    """Return a rule that keeps the tokens farthest from the image's median token."""
+    count = round(share * VISION_TOKENS)
+
+    def rule(features: Tensor) -> Tensor:
+        distance = (features - features.median(1, keepdim=True).values).norm(dim=-1)
+        return distance.topk(count, 1).indices.sort(1).values
+
+    return rule
+
+
+def keep_none(features: Tensor) -> Tensor:
+    """Keep no vision token: how far the questions alone carry."""
+    return torch.zeros(len(features), 0, dtype=torch.long)
+
+
+def kendall_tau(scores: Tensor) -> Tensor:
+    """Return Kendall's tau (without ties) between the rows of ``[layers, tokens]``."""
+    layers, tokens = scores.shape
+    signs = (scores[:, :, None] - scores[:, None, :]).sign().reshape(layers, -1)
+    return signs @ signs.T / (tokens * (tokens - 1))
+
+
+def compare_layers(model: Any, groups: list[Group]) -> Report:
+    """Return how alike the layers rank the vision tokens, and how much they look at them.
+
+    A ranking is that of the last prompt token's attention, mean over heads. The tau matrix is
+    the mean over samples; ``target_recall`` is how many targets are in each layer's top 15 %.
+    """
+    vision = slice(FIRST_VISION, FIRST_VISION + VISION_TOKENS)
+    top = round(0.15 * VISION_TOKENS)
+    taus, masses, recalls = [], [], []
+    for group in groups:
+        _, trace = answers(model, group)
+        seen = torch.stack([a.mean(1)[:, 0, vision] for a in trace.attention], 1)
+        masses += list(seen.sum(-1))
+        for item, scores in zip(group.samples, seen, strict=True):
+            taus.append(kendall_tau(scores))
+            if item.targets:
+                best = scores.topk(top, -1).indices
+                found = [(best == target).any(-1).float() for target in item.targets]
+                recalls.append(torch.stack(found).mean(0))
+    tau = torch.stack(taus).mean(0)
+    pairs = tau[~torch.eye(LAYERS, dtype=torch.bool)]
+    return {
+        "samples": len(taus),
+        "tau_mean": pairs.mean().item(),
+        "tau_least": pairs.min().item(),
+        "tau_most": pairs.max().item(),
+        "tau": tau.tolist(),
+        "mass_on_vision": torch.stack(masses).mean(0).tolist(),
+        "target_recall": torch.stack(recalls).mean(0).tolist(),
+    }
+
+
+def evaluate(folder: Path, count: int = 1000) -> Report:
+    """Return the whole report on the checkpoint in ``folder``.
+
+    count: samples of the test split; the other splits and the ablations take half of it.
+    """
+    model, processor = load(folder)
+    report: Report = {"samples": count, "accuracy": {}}
+    for split in SPLITS:
+        size = count if split == "test" else count // 2
+        samples = [sample(split, i) for i in range(size)]
+        report["accuracy"][split] = exact_match(model, processor, samples)
+    groups = prepare(model, [sample("test", i) for i in range(count // 2)])
+    report["no_vision"] = score(model, groups, keep=keep_none)
+    report["all_dropped_after_layer"] = [
+        score(model, groups, drop_after=layer) for layer in range(LAYERS)
+    ]
+    report["salient_before_layer_0"] = {
+        str(share): score(model, groups, keep=keep_salient(share)) for share in SHARES_KEPT
+    }
+    traced = prepare(model, [sample("test", i) for i in range(TRACED)])
+    report["layers"] = compare_layers(model, traced)
+    return rounded(report)
+
+
+def rounded(value: Any) -> Any:
+    """Return ``value`` with every number in it at three decimals."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def main() -> None:
+    """Print the report."""
+    parser = argparse.ArgumentParser(description="Evaluate a demo checkpoint.")
+    parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps(evaluate(arguments.checkpoint, arguments.samples)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""Gradients of one training step, spread over processes.
+
+Each process has one thread and a share of the images; weights and gradients lie in shared
+memory. Two such processes beat two threads in one: they meet once a step and not at every
+operation, which on a busy machine is most of the time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing import get_context
+
+from vtr_vllm.demo.batches import (
+    IGNORED,
+    draw_questions,
+    draw_scenes,
+    embed_prefix,
+    label_patches,
+    pack_mask,
+    pack_questions,
+)
+from vtr_vllm.demo.losses import answer_loss, collecting_loss, looking_loss, patch_loss
+from vtr_vllm.demo.model import decoder_pass, vision_features
+from vtr_vllm.demo.tokenizer import EOS, IDS, PREFIX
+from vtr_vllm.demo.world import KINDS, Density
+
+Stats = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Job:
+    """The share of one step: training scenes ``first`` to ``first + images - 1``.
+
+    questions: per image; 0 trains on the labels of the patches alone. naming_weight and
+    help_weight: shares of the patch loss and of the helping losses beside the answers' loss.
+    """
+
+    first: int
+    images: int
+    density: Density
+    questions: int = 0
+    naming_weight: float = 1.0
+    help_weight: float = 0.0
+
+
+def word_table(model: Any) -> Tensor:
+    """Return the word embeddings, ``[128, width]``."""
+    table: Tensor = model.model.language_model.embed_tokens.weight
+    return table
+
+
+def add_gradients(model: Any, job: Job) -> Stats:
+    """Add the gradients of ``job`` to those of ``model``; return losses and counts."""
+    loss, stats = question_loss(model, job) if job.questions else naming_loss(model, job)
+    loss.backward()
+    return {"loss": loss.item(), **stats}
+
+
+def naming_loss(model: Any, job: Job) -> tuple[Tensor, Stats]:
+    """Phase 1: the labels of the patches, against word embeddings that stay as they are."""
+    scenes, _ = draw_scenes(job.first, job.images, job.density)
+    patches = label_patches(scenes)
+    features = vision_features(model, patches.pixels)
+    loss, stats = patch_loss(features, patches, word_table(model).detach())
+    return loss, {**stats, "norm": features.detach().norm(dim=-1).mean().item()}
+
+
+def question_loss(model: Any, job: Job) -> tuple[Tensor, Stats]:
+    """Phase 2: answers to packed questions, with the patch loss kept as a small part."""
+    scenes, rngs = draw_scenes(job.first, job.images, job.density)
+    patches = label_patches(scenes)
+    drawn = [draw_questions(r, s, job.questions) for r, s in zip(rngs, scenes, strict=True)]
+    pack, words = pack_questions(drawn), word_table(model)
+    features = vision_features(model, patches.pixels)
+    text = torch.nn.functional.embedding(pack.ids, words)
+    x = torch.cat([embed_prefix(words, features), text], 1)
+    start = torch.arange(len(PREFIX)).expand(len(scenes), -1)
+    positions = torch.cat([start, pack.positions], 1)
+    readers = pack.readers + len(PREFIX) if job.help_weight else None
+    hidden, trace = decoder_pass(model, x, positions, pack_mask(pack.owner), readers)
+    asked = pack.labels != IGNORED
+    labels = pack.labels[asked]
+    logits = model.lm_head(hidden[:, len(PREFIX) :][asked])
+    naming, stats = patch_loss(features, patches, words)
+    loss = answer_loss(logits, labels) + job.naming_weight * naming
+    if job.help_weight:
+        looking, collecting = looking_loss(trace, pack), collecting_loss(trace, pack, words)
+        loss = loss + job.help_weight * (looking + collecting)
+        stats |= {"looking": looking.item(), "collecting": collecting.item()}
+    right = logits.argmax(-1) == labels
+    for index, kind in enumerate(KINDS):
+        mine = (pack.kinds[asked] == index) & (labels != IDS[EOS])
+        stats[f"right {kind}"] = float(right[mine].sum())
+        stats[f"asked {kind}"] = float(mine.sum())
+    return loss, stats
+
+
+def _serve(pipe: Connection, model: Any, gradients: dict[str, Tensor]) -> None:
+    """Work on jobs until the other end sends None or goes away."""
+    torch.set_num_threads(1)
+    for name, weight in model.named_parameters():
+        weight.grad = gradients[name]
+    try:
+        while (job := pipe.recv()) is not None:
+            for gradient in gradients.values():
+                gradient.zero_()
+            pipe.send(add_gradients(model, job))
+    except (EOFError, KeyboardInterrupt):
+        return
+
+
+class Crew:
+    """This process and ``size - 1`` others, which compute gradients for the same ``model``.
+
+    ``model`` moves to shared memory. Use as a context manager, which ends the processes.
+    """
+
+    def __init__(self, model: Any, size: int) -> None:
+        self.model = model
+        self.members: list[tuple[Connection, dict[str, Tensor]]] = []
+        model.share_memory()
+        context = get_context("spawn")
+        for _ in range(size - 1):
+            gradients = {n: torch.zeros_like(w) for n, w in model.named_parameters()}
+            for gradient in gradients.values():
+                gradient.share_memory_()
+            near, far = context.Pipe()
+            context.Process(target=_serve, args=(far, model, gradients), daemon=True).start()
+            self.members.append((near, gradients))
+
+    def __enter__(self) -> Crew:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pipe, _gradients in self.members:
+            pipe.send(None)
+
+    def step(self, jobs: list[Job]) -> Stats:
+        """Set the mean gradient of ``jobs``, one for each process, and return mean stats.
+
+        Raises ValueError when the number of jobs is not that of the processes.
+        """
+        if len(jobs) != len(self.members) + 1:
+            raise ValueError(f"{len(jobs)} jobs for {len(self.members) + 1} processes")
+        for (pipe, _), job in zip(self.members, jobs[1:], strict=True):
+            pipe.send(job)
+        total = add_gradients(self.model, jobs[0])
+        weights = dict(self.model.named_parameters())
+        for pipe, gradients in self.members:
+            stats = pipe.recv()
+            total = {name: value + stats[name] for name, value in total.items()}
+            for name, weight in weights.items():
+                if weight.grad is not None:
+                    weight.grad.add_(gradients[name])
+        for weight in weights.values():
+            if weight.grad is not None:
+                weight.grad.div_(len(jobs))
+        return {name: value / len(jobs) for name, value in total.items()}
