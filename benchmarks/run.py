@@ -52,7 +52,8 @@ def scenarios(shape: Shape, options: argparse.Namespace) -> list[Scenario]:
     ):
         for concurrency in concurrencies:
             requests = max(2, concurrency) if options.quick else max(4, options.waves * concurrency)
-            if options.scenario in (None, name):
+            wanted = options.concurrency in (None, concurrency)
+            if wanted and options.scenario in (None, name):
                 found.append(Scenario(name, concurrency, requests, tokens, budgets))
     return found
 
@@ -117,7 +118,7 @@ class Session:
     def warm_up(self) -> int:
         """Let both engines meet every budget once; return a prompt's text tokens."""
         for budget in BUDGETS:
-            found = self.pair(Scenario("warm-up", 4, 4, 3, BUDGETS), budget)
+            found = self.pair(Scenario("warm-up", 2, 2, 2, BUDGETS), budget)
         return int(found["stock"]["prompt_tokens"]) - self.shape.vision_tokens
 
     def facts(self, n_text: int) -> dict[str, object]:
@@ -219,6 +220,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/speed.json"))
     parser.add_argument("--minutes", type=float, default=120, help="stop a shape after so long")
     parser.add_argument("--threads", type=int, help="CPU threads of each engine; default all cores")
+    parser.add_argument("--concurrency", type=int, help="only this many in flight")
     parser.add_argument("--waves", type=int, default=2, help="requests per place in flight")
     parser.add_argument("--scenario", choices=["prefill", "serve"], help="default both")
     parser.add_argument("--dtype", help="default bfloat16; float32 on a CPU without AVX-512 BF16")
