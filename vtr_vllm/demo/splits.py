@@ -11,7 +11,7 @@ from PIL import Image
 from vtr_vllm.demo.world import KINDS, Density, Question, Scene, ask, draw_scene
 
 USUAL = Density(objects=(20, 32), marks=(16, 28), noise=9)
-HARD = Density(objects=(30, 36), marks=(28, 40), noise=16)
+HARD = Density(objects=(32, 36), marks=(56, 72), noise=28)
 
 
 @dataclass(frozen=True)

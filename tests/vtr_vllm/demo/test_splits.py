@@ -16,7 +16,7 @@ DIGESTS = {
     "train": "94ddff13e5deac11",
     "calibration": "d2549ca52e6fab6f",
     "test": "deab8ff732455e4a",
-    "test-hard": "15c32c7bb4199338",
+    "test-hard": "dbdbdab6ef1cbadb",
 }
 
 
