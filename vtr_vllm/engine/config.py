@@ -108,6 +108,13 @@ _REFUSED: tuple[tuple[str, Callable[[VllmConfig], bool]], ...] = (
 
 def check_vllm_config(vllm_config: VllmConfig) -> None:
     """Refuse, by name, what reduction does not work with; raises ConfigurationError."""
+    worker = _dotted(vllm_config.parallel_config.worker_cls)
+    if worker != WORKER_CLS:
+        # With our scheduler alone, blocks would shrink and the stock runner fill them in full.
+        raise ConfigurationError(
+            f"--scheduler-cls is {SCHEDULER_CLS} and --worker-cls is {worker}; the two go together:"
+            f" add --worker-cls {WORKER_CLS}"
+        )
     refused = [name for name, present in _REFUSED if present(vllm_config)]
     if refused:
         raise ConfigurationError(

@@ -120,7 +120,8 @@ class ReductionMixin:
         is_multimodal: torch.Tensor | None = None,
     ) -> torch.Tensor:
         self._cls_rows = None
-        if self._cls_attention is not None and multimodal_embeddings is not None:
+        # vLLM passes an empty list on every step without images.
+        if self._cls_attention is not None and multimodal_embeddings:
             assert is_multimodal is not None
             multimodal_embeddings, attention = detach(multimodal_embeddings)
             rows = torch.zeros(len(input_ids), device=attention.device)

@@ -65,5 +65,4 @@ def attach(
 def detach(embeddings: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Take the columns off again: (embeddings, attention [vision rows] float32)."""
     plain = [image[:, :-_COLUMNS] for image in embeddings]
-    columns = [image[:, -_COLUMNS:].float().sum(-1) for image in embeddings]
-    return plain, torch.cat(columns) if columns else torch.empty(0)
+    return plain, torch.cat([image[:, -_COLUMNS:].float().sum(-1) for image in embeddings])
