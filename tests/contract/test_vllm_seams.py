@@ -1,0 +1,279 @@
+"""The seams: what we override in vLLM, and read of it, is still there and still called.
+
+vLLM promises no stability for any of it. When the pin is raised, what fails here says where to
+look; the engine tests say whether it still works.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from types import CodeType, FunctionType
+
+import pytest
+import torch
+from vllm.forward_context import ForwardContext
+from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
+from vllm.model_executor.models import clip, llava
+from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaModel
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
+from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
+from vllm.v1.core import kv_cache_utils
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import NewRequestData
+from vllm.v1.core.sched.scheduler import Scheduler as StockScheduler
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
+from vllm.v1.request import Request
+from vllm.v1.worker import cpu_worker, gpu_model_runner, gpu_worker
+from vllm.v1.worker.block_table import BlockTable
+from vllm.v1.worker.gpu import input_batch as input_batch_v2
+from vllm.v1.worker.gpu import model_runner as model_runner_v2
+from vllm.v1.worker.gpu import model_states
+from vllm.v1.worker.gpu.block_table import BlockTables
+from vllm.v1.worker.gpu.model_states.default import DefaultModelState
+from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+from vllm.v1.worker.utils import AttentionGroup
+
+from vtr_vllm.engine.kv_bands import BandManager, BandSpec
+from vtr_vllm.engine.llava import ReducedLlava
+from vtr_vllm.engine.model import ReductionMixin
+from vtr_vllm.engine.runner_v1 import ReducingRunner
+from vtr_vllm.engine.runner_v2 import ReducingModelState
+from vtr_vllm.engine.scheduler import Scheduler
+from vtr_vllm.engine.worker import Runner, Worker
+
+# Our class, vLLM's class, and the methods of ours that vLLM does not know.
+OVERRIDES = [
+    (Scheduler, AsyncScheduler, {"_end_block_hashes"}),
+    (BandManager, FullAttentionManager, {"bind", "stored_tokens"}),
+    (BandSpec, FullAttentionSpec, set()),
+    (
+        ReducingRunner,
+        GPUModelRunner,
+        {"reduction", "_step_request", "_reduced_request", "_band_tables"},
+    ),
+    (ReducingModelState, DefaultModelState, {"reduction", "_step_requests"}),
+    (ReductionMixin, llava.LlavaForConditionalGeneration, {"get_model_state_cls"}),
+    (Worker, gpu_worker.Worker, {"vtr_status"}),
+    (Worker, cpu_worker.CPUWorker, {"vtr_status"}),
+]
+
+
+def own_methods(cls: type) -> set[str]:
+    """Methods and properties that a class body defines, without what a dataclass makes."""
+    made = {"__eq__", "__hash__", "__repr__", "__replace__", "__setattr__", "__delattr__"}
+    if dataclasses.is_dataclass(cls):
+        made |= {"__init__"}
+    kinds = FunctionType | classmethod | property
+    return {name for name, value in vars(cls).items() if isinstance(value, kinds)} - made
+
+
+@pytest.mark.parametrize(
+    ("ours", "stock", "name"),
+    [
+        (ours, stock, name)
+        for ours, stock, known in OVERRIDES
+        for name in sorted(own_methods(ours) - known)
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_what_we_override_exists_and_takes_our_parameters(
+    ours: type, stock: type, name: str
+) -> None:
+    """Every call of vLLM's form fits ours, and every parameter that we name is one of vLLM's."""
+    assert hasattr(stock, name), f"{stock.__name__} has no {name}: ours is never called"
+    mine = inspect.signature(getattr(ours, name)).parameters
+    theirs = inspect.signature(getattr(stock, name)).parameters
+    kinds = {parameter.kind for parameter in mine.values()}
+    named = [n for n, p in mine.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not any(p.kind is p.VAR_KEYWORD for p in theirs.values()):
+        assert set(named) <= set(theirs)
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        assert set(theirs) <= set(named)
+    positional = [n for n in named if mine[n].kind is not inspect.Parameter.KEYWORD_ONLY]
+    assert positional == list(theirs)[: len(positional)], "same place in the order"
+
+
+@pytest.mark.parametrize(
+    ("ours", "known"), [(ours, known) for ours, _, known in OVERRIDES], ids=str
+)
+def test_methods_of_our_own_shadow_nothing(ours: type, known: set[str]) -> None:
+    stock = next(s for o, s, _ in OVERRIDES if o is ours)
+    assert known <= set(vars(ours))
+    assert {name for name in known if hasattr(stock, name)} == set()
+
+
+def test_our_classes_stand_before_those_of_vllm() -> None:
+    assert Runner.__mro__.index(ReducingRunner) < Runner.__mro__.index(GPUModelRunner)
+    order = ReducedLlava.__mro__
+    assert order.index(ReductionMixin) < order.index(llava.LlavaForConditionalGeneration)
+    assert issubclass(Scheduler, AsyncScheduler), "or async scheduling is switched off"
+
+
+def names_in(code: CodeType) -> set[str]:
+    """Every name and text that a function's code uses, its inner functions included."""
+    found = {*code.co_names, *code.co_varnames, *code.co_freevars}
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            found |= names_in(constant)
+        elif isinstance(constant, str | tuple):
+            found |= {constant} if isinstance(constant, str) else {*map(str, constant)}
+    return found
+
+
+CALLS: list[tuple[Callable, str]] = [
+    (StockScheduler.schedule, "_try_schedule_encoder_inputs"),
+    (StockScheduler._free_request, "_free_blocks"),
+    (KVCacheCoordinator.get_num_blocks_to_allocate, "get_num_blocks_to_allocate"),
+    (KVCacheCoordinator.allocate_new_blocks, "allocate_new_blocks"),
+    (KVCacheCoordinator.cache_blocks, "cache_blocks"),
+    (kv_cache_utils.is_kv_cache_spec_uniform, "merge"),
+    (kv_cache_utils._get_kv_cache_groups_uniform_page_size, "merge"),
+    (GPUModelRunner._update_states, "_on_request_state_removed"),
+    (GPUModelRunner.execute_model, "_build_attention_metadata"),
+    (gpu_worker.Worker.initialize_from_config, "initialize_kv_cache"),
+    (gpu_model_runner.GPUModelRunner.get_kv_cache_spec, "get_kv_cache_spec"),
+    (model_states.resolve_model_state_cls, "get_model_state_cls"),
+    (model_runner_v2.GPUModelRunner.initialize_kv_cache, "initialize_kv_cache"),
+    (model_runner_v2.GPUModelRunner.add_requests, "add_request"),
+    (model_runner_v2.GPUModelRunner._remove_request, "remove_request"),
+    (model_runner_v2.GPUModelRunner.execute_model, "prepare_attn"),
+    (cpu_worker.CPUWorker.init_device, "CPUModelRunner"),
+    (gpu_worker.Worker.init_device, "_init_workspace_and_model_runner"),
+    (gpu_worker.Worker._init_workspace_and_model_runner, "_make_model_runner"),
+    (gpu_worker.Worker._make_model_runner, "vllm.v1.worker.gpu_model_runner"),
+    (LLMEngine.add_request, "process_inputs"),
+    (AsyncLLM.add_request, "process_inputs"),
+    (llava.LlavaForConditionalGeneration.forward, "model"),
+    (LlamaModel.forward, "layers"),
+    (LlamaModel.forward, "norm"),
+]
+
+
+@pytest.mark.parametrize(
+    ("caller", "name"), CALLS, ids=[f"{caller.__qualname__}-{name}" for caller, name in CALLS]
+)
+def test_vllm_still_calls_what_we_override(caller: Callable, name: str) -> None:
+    assert name in names_in(inspect.unwrap(caller).__code__)
+
+
+def test_both_queues_of_the_scheduler_ask_for_encoder_inputs() -> None:
+    """A waiting and a running request alike: a chunk of either could split a range."""
+    assert inspect.getsource(StockScheduler.schedule).count("_try_schedule_encoder_inputs(") == 2
+
+
+@pytest.mark.parametrize(
+    ("cls", "attributes"),
+    [
+        (StockScheduler, ["vllm_config", "requests", "kv_cache_manager"]),
+        (KVCacheManager, ["coordinator", "block_pool"]),
+        (KVCacheCoordinator, ["single_type_managers"]),
+        (BlockPool, ["hash_block_size"]),
+        (Request, ["block_hashes", "_block_hasher", "mm_features", "prompt_token_ids"]),
+        (GPUModelRunner, ["requests", "input_batch", "attn_groups"]),
+        (InputBatch, ["block_table", "num_computed_tokens_cpu"]),
+        (BlockTable, ["block_size"]),
+        (BlockTables, ["block_sizes"]),
+        (DefaultModelState, ["model"]),
+        (Attention, ["layer_name", "impl", "num_heads", "num_kv_heads", "head_size", "kv_cache"]),
+        (Attention, ["sliding_window", "attn_backend"]),
+        (CPUAttentionBackendImpl, ["scale", "alibi_slopes", "logits_soft_cap"]),
+        (RotaryEmbeddingBase, ["rotary_dim", "is_neox_style", "cos_sin_cache"]),
+        (clip.CLIPAttention, ["num_heads_per_partition", "tp_size", "scale", "attn"]),
+        (InputProcessor, ["vllm_config"]),
+        (LlamaDecoderLayer, ["self_attn"]),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_attributes_that_we_read_are_set(cls: type, attributes: list[str]) -> None:
+    made = set()
+    for base in cls.__mro__[:-1]:
+        if base is not torch.nn.Module and "__init__" in vars(base):
+            made |= names_in(inspect.unwrap(vars(base)["__init__"]).__code__)
+    assert [name for name in attributes if name not in made] == []
+
+
+@pytest.mark.parametrize(
+    ("cls", "needed"),
+    [
+        (ForwardContext, ["slot_mapping"]),
+        (KVCacheGroupSpec, ["layer_names", "kv_cache_spec"]),
+        (AttentionGroup, ["layer_names"]),
+        (PlaceholderRange, ["offset", "length", "is_embed"]),
+        (MultiModalFeatureSpec, ["mm_position"]),
+        (CachedRequestState, ["sampling_params", "mm_features", "prompt_token_ids"]),
+        (NewRequestData, ["req_id", "sampling_params", "mm_features", "prompt_token_ids"]),
+        (
+            input_batch_v2.InputBatch,
+            ["req_ids", "num_reqs", "num_computed_tokens_np", "num_scheduled_tokens"],
+        ),
+        (
+            CommonAttentionMetadata,
+            [
+                "query_start_loc",
+                "query_start_loc_cpu",
+                "seq_lens",
+                "seq_lens_cpu_upper_bound",
+                "num_reqs",
+                "num_actual_tokens",
+                "max_query_len",
+                "max_seq_len",
+                "block_table_tensor",
+                "slot_mapping",
+                "causal",
+            ],
+        ),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)
+def test_fields_that_we_read_or_give(cls: type, needed: list[str]) -> None:
+    fields = {field.name for field in dataclasses.fields(cls)}
+    assert [name for name in needed if name not in fields] == []
+
+
+def test_fields_of_an_engine_request() -> None:
+    fields = EngineCoreRequest.__struct_fields__
+    needed = {"request_id", "prompt_token_ids", "mm_features", "sampling_params"}
+    assert needed | {"lora_request", "prompt_embeds", "resumable"} <= set(fields)
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments"),
+    [
+        (InputProcessor.process_inputs, ["self"]),
+        (Attention.get_kv_cache_spec, ["self", "vllm_config"]),
+        (AttentionGroup.build_metadata, ["self", "common_attn_metadata"]),
+        (AttentionMetadataBuilder.build, ["self", "common_prefix_len", "common_attn_metadata"]),
+        (BlockTable.get_device_tensor, ["self", "num_reqs"]),
+        (LlamaDecoderLayer.forward, ["self", "positions", "hidden_states", "residual"]),
+        (
+            CPUAttentionBackendImpl.do_kv_cache_update,
+            ["self", "layer", "key", "value", "kv_cache", "slot_mapping"],
+        ),
+        (
+            llava.LlavaForConditionalGeneration.forward,
+            ["self", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"],
+        ),
+    ],
+    ids=lambda value: getattr(value, "__qualname__", ""),
+)
+def test_methods_that_we_call_take_what_we_give(method: Callable, arguments: list[str]) -> None:
+    assert list(inspect.signature(method).parameters)[: len(arguments)] == arguments
+
+
+def test_a_model_in_a_folder_of_vllm_carries_its_processor() -> None:
+    """A subclass without its own registration would serve text only."""
+    assert ReducedLlava._processor_factory is not None
+    assert vars(ReducedLlava)["_processor_factory"].info is llava._build_llava_or_pixtral_hf_info
