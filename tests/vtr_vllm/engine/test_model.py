@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,9 @@ def test_full_budget_gives_the_tokens_of_stock_vllm(engines: Engines, checkpoint
 
 
 def test_features_work_on_reduced_requests(engines: Engines, checkpoint: Path) -> None:
-    """``n``, seeded sampling, stop strings, logprobs and structured output beside each other."""
+    """``n``, seeded sampling, stop strings and logprobs."""
     llm = engines.get(model=checkpoint)
     case = Case(f"{words(2, 9)}<image>{words(3, 20)}", (picture(1),), HALF, ("last",))
-    schema = StructuredOutputsParams(choice=["abc", "dcb"])
 
     def run(**options: Any) -> Any:
         (output,) = llm.generate([case.prompt], [case.params(12, **options)], use_tqdm=False)
@@ -61,10 +61,23 @@ def test_features_work_on_reduced_requests(engines: Engines, checkpoint: Path) -
     assert [o.token_ids for o in run(n=2, temperature=1.0, seed=5)] == [
         o.token_ids for o in run(n=2, temperature=1.0, seed=5)
     ]
-    assert run(structured_outputs=schema, ignore_eos=False)[0].text in ("abc", "dcb")
     stop = next(char for char in greedy.text[1:] if char.strip())
     assert stop not in run(stop=[stop])[0].text
     assert len(run(logprobs=2)[0].logprobs) == 12
+
+
+@pytest.mark.skipif(
+    os.environ.get("VTR_TEST_RUNNER") == "v2",
+    reason="Triton's interpreter does not take the mask type of vLLM's grammar kernel",
+)
+def test_structured_output_works_on_reduced_requests(engines: Engines, checkpoint: Path) -> None:
+    llm = engines.get(model=checkpoint)
+    case = Case(f"{words(2, 9)}<image>{words(3, 20)}", (picture(1),), HALF, ("last",))
+    params = case.params(
+        12, ignore_eos=False, structured_outputs=StructuredOutputsParams(choice=["abc", "dcb"])
+    )
+    (output,) = llm.generate([case.prompt], [params], use_tqdm=False)
+    assert output.outputs[0].text in ("abc", "dcb")
 
 
 def test_abort_frees_everything(engines: Engines, checkpoint: Path) -> None:
