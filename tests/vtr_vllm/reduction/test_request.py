@@ -72,7 +72,8 @@ def test_clip_takes_the_most_that_does_not_split_the_range(request, data):
         st.integers(0, request.first_vision)
         | st.integers(request.prompt_len, request.prompt_len + 20)
     )
-    scheduled = data.draw(st.integers(1, 50))
+    at_the_end = request.prompt_len - computed + data.draw(st.integers(-1, 1))
+    scheduled = data.draw(st.just(max(at_the_end, 1)) | st.integers(1, 50))
     possible = [n for n in range(scheduled + 1) if not splits(request, computed, n)]
     assert request.clip(computed, scheduled) == max(possible)
 
