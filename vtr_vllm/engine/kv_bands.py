@@ -82,9 +82,10 @@ class BandManager(FullAttentionManager):
         super().cache_blocks(request, num_tokens, *args, **kwargs)
 
 
-def register_band_spec(vllm_config: VllmConfig | None = None) -> None:
-    """Make vLLM know the spec; safe to call again."""
-    KVCacheSpecRegistry._ensure_registered(vllm_config)
+def register_band_spec() -> None:
+    """Make vLLM know the spec in this process; safe to call again."""
+    # vLLM fills its registry on first use and only while it is empty, so its own specs go first.
+    KVCacheSpecRegistry._ensure_registered()
     KVCacheSpecRegistry.register(BandSpec, BandManager, BandSpec)
 
 

@@ -18,7 +18,7 @@ from vtr_vllm.engine.config import (
     model_geometry,
 )
 from vtr_vllm.engine.decoder import ReducibleDecoder
-from vtr_vllm.engine.kv_bands import put_into_band, register_band_spec
+from vtr_vllm.engine.kv_bands import put_into_band
 from vtr_vllm.engine.tower import ClsAttention, attach, detach
 from vtr_vllm.errors import ConfigurationError
 
@@ -35,7 +35,6 @@ class Reduction:
         self.decoder = ReducibleDecoder(decoder, self.geometry.layers)
         self.ready = False
         self._step: Step | None = None
-        register_band_spec(vllm_config)
         self._put_into_bands()
         logger.info("VTR: %d layers in %d bands", self.geometry.layers, len(self.band_starts))
 

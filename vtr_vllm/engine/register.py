@@ -10,8 +10,11 @@ def register() -> None:
     from vllm import ModelRegistry
 
     from vtr_vllm.engine import admission
+    from vtr_vllm.engine.kv_bands import register_band_spec
     from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES
 
     for architecture, path in SUPPORTED_ARCHITECTURES.items():
         ModelRegistry.register_model(architecture, path)
+    # The scheduler's process never loads the model, and it must know the spec too.
+    register_band_spec()
     admission.install()

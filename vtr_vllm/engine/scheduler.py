@@ -6,8 +6,9 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request
 
 from vtr_vllm.engine.config import model_geometry
-from vtr_vllm.engine.kv_bands import BandManager
+from vtr_vllm.engine.kv_bands import BandManager, BandSpec
 from vtr_vllm.engine.requests import read_request
+from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import ReducedRequest
 
 
@@ -19,7 +20,12 @@ class Scheduler(AsyncScheduler):
         self._num_layers = model_geometry(self.vllm_config).layers
         self.reduced: dict[str, ReducedRequest] = {}
         for manager in self.kv_cache_manager.coordinator.single_type_managers:
-            if isinstance(manager, BandManager):
+            if isinstance(manager.kv_cache_spec, BandSpec):
+                if not isinstance(manager, BandManager):
+                    raise ConfigurationError(
+                        "the scheduler's process did not load VTR's plugin, so vLLM manages its"
+                        " KV bands as ordinary groups; name vtr in VLLM_PLUGINS, or unset it"
+                    )
                 manager.bind(self.reduced)
 
     def add_request(self, request: Request) -> None:
