@@ -20,7 +20,6 @@ from typing import Any
 from benchmarks.arms import ENVIRONMENT, PLUGINS
 from benchmarks.run import machine, say
 from benchmarks.shapes import Shape, make_shape
-from tests.reference.compat import make_transformers_importable
 from vtr_vllm import demo
 from vtr_vllm.errors import InvalidBudget
 from vtr_vllm.schedules import (
@@ -94,7 +93,6 @@ class Engine:
 
     def __init__(self, shape: Shape) -> None:
         os.environ.update(ENVIRONMENT, VLLM_PLUGINS=PLUGINS["vtr"])
-        make_transformers_importable()
         from vllm import LLM  # after the environment is set
 
         from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS

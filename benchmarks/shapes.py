@@ -18,8 +18,8 @@ from tests.tiny import TinyShape, write_model_files
 from vtr_vllm import demo
 from vtr_vllm.schedules import ModelGeometry
 
-# Text around the image, in bytes and so in tokens: LLaVA-1.5's prompts have about 40 to 80.
-QUESTION = "What does the sign beside the door of the shop say?"
+# One token a byte, so about 30 text tokens: a short question to LLaVA-1.5 without a system prompt.
+QUESTION = "What is this?"
 DUMMY_PROMPT = f"USER: <image>\n{QUESTION} ASSISTANT:"
 LLAVA_7B_TOWER_SHARE = 0.041
 """Tower's share of LLaVA-1.5-7B's prefill FLOPs: CLIP-L/14 at 336 px, 640 tokens."""

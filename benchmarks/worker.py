@@ -20,7 +20,6 @@ from typing import Any, TextIO
 import psutil
 
 from benchmarks.shapes import make_request
-from tests.reference.compat import make_transformers_importable
 
 
 @dataclass
@@ -198,7 +197,6 @@ def main() -> None:
     """Keep the pipe to the parent for answers; whatever else prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    make_transformers_importable()
     serve(sys.stdin, answers)
 
 

@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPImageProcessor,
     GenerationConfig,
@@ -50,4 +51,20 @@ def export(model: LlavaForConditionalGeneration, folder: Path) -> None:
         max_new_tokens=4,
     )
     rounded.save_pretrained(folder)
+    use_classic_names(folder / "model.safetensors")
     build_processor().save_pretrained(folder)
+
+
+def use_classic_names(weights: Path) -> None:
+    """Give the tower's tensors the names that LLaVA checkpoints have on the hub.
+
+    transformers 5 leaves the level ``vision_model`` out when it saves and accepts both when it
+    loads; vLLM's loader knows only the names with it.
+    """
+    short, classic = "vision_tower.", "vision_tower.vision_model."
+    tensors = {}
+    for name, tensor in load_file(weights).items():
+        if name.startswith(short) and not name.startswith(classic):
+            name = classic + name.removeprefix(short)
+        tensors[name] = tensor
+    save_file(tensors, weights, metadata={"format": "pt"})

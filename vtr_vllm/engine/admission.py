@@ -146,8 +146,10 @@ def _check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
 def _check_length(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
     """The range must fit one step, whatever decodes beside it, or it could wait for ever."""
     scheduler = vllm_config.scheduler_config
-    limit = scheduler.max_num_batched_tokens - scheduler.max_num_seqs + 1
-    name = "max_num_batched_tokens - max_num_seqs + 1"
+    step, name = scheduler.max_num_batched_tokens, "max_num_batched_tokens"
+    if scheduler.max_num_scheduled_tokens is not None:
+        step, name = scheduler.max_num_scheduled_tokens, "max_num_scheduled_tokens"
+    limit, name = step - scheduler.max_num_seqs + 1, f"{name} - max_num_seqs + 1"
     if 0 < scheduler.long_prefill_token_threshold < limit:
         limit, name = scheduler.long_prefill_token_threshold, "long_prefill_token_threshold"
     if reduced.range_len > limit:

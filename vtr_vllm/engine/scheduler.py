@@ -75,4 +75,7 @@ class Scheduler(AsyncScheduler):
         granted = reduced.clip(num_computed_tokens, scheduled[1])
         if granted == scheduled[1]:
             return scheduled
+        # vLLM has pinned those of its images that are cached. Held while it waits for the others,
+        # they could keep them out for ever: two such requests would wait for each other.
+        self.encoder_cache_manager.free(request)
         return [], granted, encoder_compute_budget, [], []

@@ -35,6 +35,7 @@ def config(tower="clip_vision_model", enable_mm_embeds=False, **scheduler):
     limits = {
         "scheduler_cls": SCHEDULER_CLS,
         "max_num_batched_tokens": 64,
+        "max_num_scheduled_tokens": None,
         "max_num_seqs": 8,
         "long_prefill_token_threshold": 0,
     }
@@ -238,3 +239,8 @@ def test_tasks_collect_for_whoever_started_them(processor):
         return await asyncio.gather(handler("a"), handler("b"), submit("nobody's"))
 
     assert asyncio.run(server()) == [["a0", "a1", "a2"], ["b0", "b1", "b2"], None]
+
+
+def test_max_num_scheduled_tokens_limits_a_step_too():
+    with pytest.raises(PromptTooLong, match="max_num_scheduled_tokens"):
+        admit(request(images=((5, 4),), prompt_len=40), config(max_num_scheduled_tokens=20))

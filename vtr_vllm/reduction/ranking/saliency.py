@@ -15,7 +15,7 @@ def score(inputs: RankInputs, rule: RankRule) -> torch.Tensor:
     embeddings = inputs.embeddings.float()
     distances = torch.empty(len(embeddings), device=embeddings.device)
     first = 0
-    for length in np.bincount(inputs.request.image_of).tolist():
+    for length in filter(None, np.bincount(inputs.request.image_of).tolist()):
         image = embeddings[first : first + length]
         distances[first : first + length] = (image - image.median(0).values).norm(dim=-1)
         first += length
