@@ -99,7 +99,7 @@ def test_the_open_decoder_pass_agrees_with_transformers() -> None:
 
 def test_questions_cannot_be_answered_without_the_right_patches() -> None:
     model, _ = loaded()
-    groups = prepare(model, SAMPLES)
+    groups = prepare(model, SAMPLES[:30])
     full = score(model, groups)["all"]
     assert score(model, groups, keep=keep_none)["all"] < full - 0.5
     assert score(model, groups, keep=keep_salient(0.15))["all"] < full - 0.1
