@@ -5,8 +5,6 @@ vLLM sets PROMETHEUS_MULTIPROC_DIR and counters are summed over the processes. S
 and labels only from fixed sets.
 """
 
-import math
-
 from prometheus_client import Counter
 
 from server.protocol import Facts
@@ -14,9 +12,12 @@ from vtr_vllm.errors import VTRError
 
 __all__ = ["observe_answer", "observe_refusal"]
 
+_TIERS = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
+"""Upper ends. The budgets that people use have a label of their own name."""
+
 _REQUESTS = Counter(
     "vtr_requests",
-    "Requests that the engine admitted, by the budget asked for (upper end of its tenth) and by"
+    "Requests that the engine admitted, by the budget asked for (its tier's upper end) and by"
     " where the schedule comes from.",
     ["budget", "source"],
 )
@@ -36,7 +37,7 @@ _REFUSALS = Counter(
 
 def observe_answer(facts: Facts) -> None:
     """Count one request that was served."""
-    _REQUESTS.labels(_tenth(facts.budget), facts.source.replace(" ", "-")).inc()
+    _REQUESTS.labels(_tier(facts.budget), facts.source.replace(" ", "-")).inc()
     _VISION_TOKENS.inc(facts.vision_tokens)
     _LAYER_TOKENS.inc(facts.vision_tokens * len(facts.kept_per_layer))
     _LAYER_TOKENS_KEPT.inc(sum(facts.kept_per_layer))
@@ -47,6 +48,6 @@ def observe_refusal(err: VTRError) -> None:
     _REFUSALS.labels(err.code).inc()
 
 
-def _tenth(budget: float) -> str:
-    """One of ten labels, ``0.1`` to ``1.0``."""
-    return f"{min(10, math.ceil(round(budget * 10, 9))) / 10:.1f}"
+def _tier(budget: float) -> str:
+    """The upper end of the tier that a budget lies in; a vtw or G-Search mean lies between."""
+    return str(next(end for end in _TIERS if budget <= end + 1e-9))

@@ -37,17 +37,16 @@ def test_an_answer_counts_tokens_and_their_layers() -> None:
 @pytest.mark.parametrize(
     ("budget", "label"),
     [
-        (1e-9, "0.1"),
-        (0.1, "0.1"),
-        (0.1000001, "0.2"),
-        (0.25, "0.3"),
-        (0.3, "0.3"),
-        (0.7, "0.7"),
+        (1e-9, "0.0625"),
+        (0.125, "0.125"),
+        (0.1250001, "0.1875"),
+        (0.25, "0.25"),
+        (0.3, "0.375"),
         (0.95, "1.0"),
         (1.0, "1.0"),
     ],
 )
-def test_a_budget_is_counted_under_the_upper_end_of_its_tenth(budget: float, label: str) -> None:
+def test_a_budget_is_counted_under_the_upper_end_of_its_tier(budget: float, label: str) -> None:
     labels = {"budget": label, "source": "p-sigmoid-default"}
     before = value("vtr_requests_total", **labels)
     observe_answer(told(budget))
