@@ -148,6 +148,7 @@ def test_prefix_is_shared_up_to_the_first_image(engines: Engines, checkpoint: Pa
     assert hit(quarter) == 3 * BLOCK, "and a reduced request takes nothing of that"
 
 
+@pytest.mark.both_runners
 def test_ranking_is_the_same_with_a_cold_and_a_warm_prefix(
     engines: Engines, checkpoint: Path
 ) -> None:
