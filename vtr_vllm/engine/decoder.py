@@ -56,6 +56,7 @@ class ReducibleDecoder:
         get_forward_context().slot_mapping = dict(step.slots)
         rows = Rows(plan, hidden.device)
         scorer = Scorer(step, self.layers, self._prefix_keys, hidden, cls_attention)
+        rank_layers = plan.rank_layers
         rank_layer: RankLayer | None = None
         for index, layer in enumerate(self.layers):
             if members := plan.cuts.get(index):
@@ -67,7 +68,7 @@ class ReducibleDecoder:
                 )
                 hidden, positions = hidden[chosen], positions[..., chosen]
                 residual = residual[chosen] if residual is not None else None
-            if index in plan.rank_layers:
+            if index in rank_layers:
                 with self._captured(index) as seen:
                     hidden, residual = layer(positions, hidden, residual)
                 query, key = seen

@@ -6,7 +6,7 @@ import numpy as np
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vtr_vllm.reduction.request import IntArray, ReducedRequest, reduced_request
-from vtr_vllm.schedules import Plan, make_plan, parse_wire
+from vtr_vllm.schedules import make_plan, parse_wire
 
 
 def vision_spans(features: Sequence[MultiModalFeatureSpec]) -> list[IntArray]:
@@ -41,8 +41,3 @@ def read_request(
     if not plan.reduces:
         return None
     return reduced_request(plan, spans, prompt_token_ids)
-
-
-def plan_without_reduction(num_layers: int, n_vision: int) -> Plan:
-    """The plan of a request that keeps everything."""
-    return make_plan([1.0] * num_layers, [], n_vision)

@@ -61,7 +61,7 @@ class _BeforeTorchvision:
             define_missing_torchvision_ops()
 
 
-def _why_not(module: str, symptom: str) -> bool:
+def _fails_with(module: str, symptom: str) -> bool:
     """Whether ``import module`` fails in a new process, for the reason that we know."""
     command = [sys.executable, "-c", f"import torch, {module}"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -69,7 +69,7 @@ def _why_not(module: str, symptom: str) -> bool:
 
 
 def _torchvision_fails() -> bool:
-    return _why_not("torchvision", "operator torchvision::nms does not exist")
+    return _fails_with("torchvision", "operator torchvision::nms does not exist")
 
 
 def main() -> None:
@@ -82,7 +82,7 @@ def main() -> None:
             raise SystemExit("torchvision does not import beside this torch, and the cure failed")
         print(f"torchvision: a CUDA build beside a CPU torch; installed {_INSTALLED_NAME}.pth")
     for name, module in _OPTIONAL.items():
-        if _why_not(module, "Could not load this library"):
+        if _fails_with(module, "Could not load this library"):
             command = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", name]
             subprocess.run(command, check=True)
             print(f"{name}: a CUDA build beside a CPU torch; removed, nothing here needs it")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
-from vtr_vllm.engine.requests import plan_without_reduction, read_request, vision_spans
+from vtr_vllm.engine.requests import read_request, vision_spans
 from vtr_vllm.errors import RequestError, UnsupportedRequest
 
 ASKED = {"vtr_keep": [1.0, 1.0, 0.5, 0.25], "vtr_rules": ["last", "previous"]}
@@ -103,9 +103,3 @@ def test_an_image_at_the_very_end_is_refused():
         read_request(ASKED, [image(8, 4)], PROMPT, 4)
     # The last placeholder is no vision token: there is text to ask with.
     assert read_request(ASKED, [image(7, 5, [1, 1, 1, 1, 0])], PROMPT, 4) is not None
-
-
-def test_a_plan_without_reduction():
-    plan = plan_without_reduction(4, 9)
-    assert plan.counts == (9, 9, 9, 9)
-    assert not plan.reduces
