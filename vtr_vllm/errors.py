@@ -9,6 +9,7 @@
     │   └── PromptTooLong        400  prompt_too_long       does not fit one scheduler step
     ├── ScheduleError            422  invalid_schedule      a malformed schedule
     │   └── GeometryMismatch     422  geometry_mismatch     made for another model
+    ├── CalibrationError         422  invalid_calibration   calibration data that cannot be used
     ├── EngineNotReady           503  engine_not_ready      up, but without reduction in place
     └── ConfigurationError       500  configuration         refused at start-up, by name
         └── UnsupportedModel     500  unsupported_model     a model we cannot reduce
@@ -21,6 +22,7 @@ dashboards. A message gives the value, the allowed range and the next step.
 from typing import ClassVar
 
 __all__ = [
+    "CalibrationError",
     "ConfigurationError",
     "EngineNotReady",
     "GeometryMismatch",
@@ -94,6 +96,13 @@ class GeometryMismatch(ScheduleError):
     """A schedule that was made for a model of another geometry."""
 
     code = "geometry_mismatch"
+
+
+class CalibrationError(VTRError):
+    """Calibration data that cannot be used: a faulty line, an overlap, nothing to convert."""
+
+    http_status = 422
+    code = "invalid_calibration"
 
 
 class EngineNotReady(VTRError):

@@ -26,6 +26,7 @@ def test_every_class_has_a_status_and_a_code_of_its_own():
         ("PromptTooLong", 400, "prompt_too_long"),
         ("ScheduleError", 422, "invalid_schedule"),
         ("GeometryMismatch", 422, "geometry_mismatch"),
+        ("CalibrationError", 422, "invalid_calibration"),
         ("ConfigurationError", 500, "configuration"),
         ("UnsupportedModel", 500, "unsupported_model"),
     ],
