@@ -10,6 +10,7 @@
     ├── ScheduleError            422  invalid_schedule      a malformed schedule
     │   └── GeometryMismatch     422  geometry_mismatch     made for another model
     ├── CalibrationError         422  invalid_calibration   calibration data that cannot be used
+    ├── EvaluationFailed         502  evaluation_failed     an engine did not answer the search
     ├── EngineNotReady           503  engine_not_ready      up, but without reduction in place
     └── ConfigurationError       500  configuration         refused at start-up, by name
         └── UnsupportedModel     500  unsupported_model     a model we cannot reduce
@@ -25,6 +26,7 @@ __all__ = [
     "CalibrationError",
     "ConfigurationError",
     "EngineNotReady",
+    "EvaluationFailed",
     "GeometryMismatch",
     "InvalidBudget",
     "InvalidMedia",
@@ -103,6 +105,13 @@ class CalibrationError(VTRError):
 
     http_status = 422
     code = "invalid_calibration"
+
+
+class EvaluationFailed(VTRError):
+    """An engine or a fleet of servers that did not answer what the search asked."""
+
+    http_status = 502
+    code = "evaluation_failed"
 
 
 class EngineNotReady(VTRError):
