@@ -13,6 +13,8 @@ from vtr_vllm.schedules import (
     Plan,
     Schedule,
     ScheduleBook,
+    explicit,
+    p_sigmoid,
     prefill_flops,
 )
 
@@ -50,7 +52,10 @@ class Choice:
 
 
 def choose(book: ScheduleBook, ask: Ask) -> Choice:
-    """Raises InvalidBudget or UnknownSchedule as the book does."""
+    """Raises InvalidBudget or UnknownSchedule as the book does, ScheduleError as Schedule does."""
+    if ask.keep is not None and ask.rules is not None:
+        schedule = explicit(book.geometry, ask.keep, ask.rules, name="inline")
+        return Choice(schedule.mean_keep, schedule, "inline")
     if ask.schedule is None:
         budget = 1.0 if ask.budget is None else ask.budget
         selection = book.for_budget(budget)
@@ -99,6 +104,7 @@ def describe(book: ScheduleBook) -> dict[str, Any]:
         "object": "list",
         "data": book.describe(),
         "forms": [_describe_form(book.geometry, form) for form in FORMS if form != "full"],
+        "inline": _describe_inline(book.geometry),
         "budget": {
             "exclusive_minimum": 0.0,
             "maximum": 1.0,
@@ -116,6 +122,18 @@ def _describe_form(geometry: ModelGeometry, form: str) -> dict[str, Any]:
         "example": f"{form}-0.5",
         "least_budget": _least_budget(geometry, form),
         "description": inspect.getdoc(FORMS[form]),
+    }
+
+
+def _describe_inline(geometry: ModelGeometry) -> dict[str, Any]:
+    example = p_sigmoid(geometry, 0.5)
+    return {
+        "keep": f"{geometry.layers} keep rates in [0, 1], one per layer, never rising",
+        "rules": "one rank rule per cut, in depth order; empty where every rate is 1",
+        "example": {
+            "keep": list(example.keep),
+            "rules": [str(rule) for rule in example.rules],
+        },
     }
 
 

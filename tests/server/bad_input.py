@@ -44,6 +44,45 @@ FIELDS = (
     *({"budgit": 0.5}, {"Budget": 0.5}, {"budget": 0.5, "extra": 1}, {"": 0.5}),
     *({"budget": 0.5, "schedule": "full"}, {"budget": None, "schedule": None}, {"budget": None}),
     *({"keep": [1.0, 0.5]}, {"vtr": {"budget": 0.5}}, {"schedule": None}),
+    *({"rules": ["last"]}, {"rules": []}, {"keep": [1.0] * 12, "rules": None}),
+    {"budget": 0.5, "keep": [1.0] * 12, "rules": []},
+    {"schedule": "full", "keep": [1.0] * 12, "rules": []},
+    {"budget": 0.5, "rules": []},
+)
+# Two lists in form, no schedule of any model: the tested ones have fewer than 64 layers, and where
+# those are 12, each of the later entries fails for a reason of its own.
+INLINE: tuple[dict[str, Any], ...] = (
+    {"keep": [], "rules": []},
+    {"keep": [1.0] * 64, "rules": []},
+    {"keep": [1.0] * 1024, "rules": ["last"] * 1024},
+    {"keep": [1.0] * 12, "rules": ["last"]},
+    {"keep": [1.0] * 6 + [0.5] * 6, "rules": []},
+    {"keep": [1.0] * 6 + [0.5] * 6, "rules": ["nosuch"]},
+    {"keep": [1.0] * 6 + [0.5] * 6, "rules": [None]},
+    {"keep": [1.0] * 6 + [0.5] * 6, "rules": [{"score": "last"}]},
+    {"keep": [1.0] * 6 + [0.5] * 6, "rules": ["previous"]},
+    {"keep": [0.5] * 12, "rules": ["last"]},
+    {"keep": [0.5] * 6 + [1.0] * 6, "rules": ["random"]},
+    {"keep": [1.0] * 11 + [float("nan")], "rules": ["last"]},
+    {"keep": [1.0] * 11 + [float("-inf")], "rules": ["last"]},
+    {"keep": [1.5] + [1.0] * 11, "rules": []},
+    {"keep": [10**400] * 12, "rules": []},
+    {"keep": [1.0] * 11 + [-0.5], "rules": ["last"]},
+    {"keep": [True] * 12, "rules": []},
+    {"keep": ["0.5"] * 12, "rules": ["random"]},
+    {"keep": [[0.5]] * 12, "rules": ["random"]},
+    {"keep": [None] * 12, "rules": ["random"]},
+)
+# Not even two lists of an allowed length.
+NO_LISTS: tuple[dict[str, Any], ...] = (
+    {"keep": [1.0] * 1025, "rules": []},
+    {"keep": [1.0] * 10**5, "rules": []},
+    {"keep": [1.0] * 12, "rules": ["last"] * 1025},
+    {"keep": "1" * 12, "rules": []},
+    {"keep": 0.5, "rules": []},
+    {"keep": {"0": 1.0}, "rules": []},
+    {"keep": [1.0] * 12, "rules": "last"},
+    {"keep": [1.0] * 12, "rules": {}},
 )
 HEADERS = ("", "nan", "inf", "-0.5", "0", "1.1", "1e400", "0x1p-1", "1_0", "½", "0.5,0.5", "a")
 XARGS: tuple[dict[str, Any], ...] = (
@@ -131,6 +170,9 @@ def _field_cases(model: str) -> Iterator[Case]:
     for index, value in enumerate(FIELDS):
         yield _chat(f"vtr field {index} {value!r:.40}", chat_body(model, vtr=value))
         yield _completion(f"completion vtr field {index}", model, vtr=value)
+    for index, value in enumerate(INLINE + NO_LISTS):
+        yield _chat(f"inline {index} {value!r:.40}", chat_body(model, vtr=value))
+        yield _completion(f"completion inline {index}", model, vtr=value)
     both = chat_body(model, vtr={"budget": 0.5})
     yield Case(
         "header and body", CHAT, json.dumps(both).encode(), JSON_TYPE | {"x-vtr-budget": "1"}

@@ -8,7 +8,8 @@ import pytest
 
 from server.choice import choose, describe, facts
 from server.protocol import Ask
-from vtr_vllm.errors import InvalidBudget, UnknownSchedule, VTRError
+from tests.server.bad_input import INLINE
+from vtr_vllm.errors import InvalidBudget, ScheduleError, UnknownSchedule, VTRError
 from vtr_vllm.schedules import (
     ModelGeometry,
     Plan,
@@ -52,6 +53,9 @@ class Prompt:
         (Ask(schedule="full"), "full", "full", 1.0),
         (Ask(schedule="searched-half"), "searched-half", "searched", 0.5),
         (Ask(schedule="fastv-0.5"), "fastv-0.5", "built-in form", 0.5),
+        (Ask(keep=[1.0] * 6 + [0.5] * 6, rules=["last"]), "inline", "inline", 0.75),
+        (Ask(keep=[1] * 12, rules=[]), "inline", "inline", 1.0),
+        (Ask(keep=[0] * 12, rules=["random"]), "inline", "inline", 0.0),
     ],
 )
 def test_the_schedule_and_where_it_comes_from(
@@ -62,7 +66,9 @@ def test_the_schedule_and_where_it_comes_from(
     assert choice.budget == pytest.approx(budget)
 
 
-@pytest.mark.parametrize("ask", [Ask(), Ask(budget=1.0), Ask(schedule="full")])
+@pytest.mark.parametrize(
+    "ask", [Ask(), Ask(budget=1.0), Ask(schedule="full"), Ask(keep=[1.0] * 12, rules=[])]
+)
 def test_full_budget_puts_nothing_on_the_wire(ask: Ask) -> None:
     assert choose(BOOK, ask).wire == {}
 
@@ -70,6 +76,35 @@ def test_full_budget_puts_nothing_on_the_wire(ask: Ask) -> None:
 def test_a_reduced_choice_travels_as_flat_lists() -> None:
     wire = choose(BOOK, Ask(schedule="searched-half")).wire
     assert wire == {"vtr_keep": [1.0] * 2 + [0.4] * 10, "vtr_rules": ["last"]}
+
+
+def test_an_inline_schedule_travels_as_it_came() -> None:
+    keep, rules = [1.0] * 4 + [0.5] * 4 + [0.0] * 4, ["last-norope", "previous"]
+    assert choose(BOOK, Ask(keep=keep, rules=rules)).wire == {"vtr_keep": keep, "vtr_rules": rules}
+
+
+@pytest.mark.parametrize(
+    ("keep", "rules", "reason"),
+    [
+        ([1.0] * 11, [], "keep has 11 rates, the model has 12 layers"),
+        ([1.0] * 11 + [float("nan")], ["last"], r"keep\[11\] is nan"),
+        ([0.5] * 6 + [1.0] * 6, ["random"], r"keep\[6\] is 1.0, above keep\[5\] = 0.5"),
+        ([1.0] * 6 + [0.5] * 6, [], "0 rank rules for 1 cuts"),
+        ([1.0] * 6 + [0.5] * 6, ["first"], "rank rule 'first' is unknown"),
+    ],
+)
+def test_a_bad_inline_schedule_gets_the_schedules_own_reason(
+    keep: list[float], rules: list[str], reason: str
+) -> None:
+    with pytest.raises(ScheduleError, match=reason):
+        choose(BOOK, Ask(keep=keep, rules=rules))
+
+
+@pytest.mark.parametrize("field", INLINE, ids=lambda value: f"{value!r:.40}")
+def test_every_malformed_inline_schedule_is_refused(field: dict[str, list[object]]) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        choose(BOOK, Ask(keep=field["keep"], rules=field["rules"]))
+    assert len(str(caught.value)) < 400
 
 
 def test_an_unknown_name_and_an_impossible_budget_are_refused() -> None:
@@ -123,6 +158,11 @@ def test_the_list_names_schedules_forms_and_geometry() -> None:
     assert least["fastv-<budget>"] == 0.1667
     assert least["vtw-<budget>"] == 0.0833
     assert least["p-sigmoid-<budget>"] == 0.0001
+
+
+def test_the_listed_inline_example_can_be_asked_for() -> None:
+    choice = choose(BOOK, Ask(**describe(BOOK)["inline"]["example"]))
+    assert (choice.source, choice.budget) == ("inline", pytest.approx(0.5))
 
 
 def test_every_listed_form_can_be_asked_for() -> None:

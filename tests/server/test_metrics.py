@@ -53,6 +53,14 @@ def test_a_budget_is_counted_under_the_upper_end_of_its_tier(budget: float, labe
     assert value("vtr_requests_total", **labels) == before + 1
 
 
+def test_inline_schedules_share_one_label() -> None:
+    labels = {"budget": "0.375", "source": "inline"}
+    before = value("vtr_requests_total", **labels)
+    for budget in (0.3, 0.31):
+        observe_answer(told(budget, "inline"))
+    assert value("vtr_requests_total", **labels) == before + 2
+
+
 def test_a_refusal_is_counted_by_its_code() -> None:
     before = value("vtr_refused_requests_total", reason="invalid_budget")
     observe_refusal(InvalidBudget("budget 5 is not a number in (0, 1]"))

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from server.protocol import Ask, VTRField, parse_ask, refuse_wire_keys
-from tests.server.bad_input import BUDGETS, FIELDS, HEADERS, XARGS
-from vtr_vllm.errors import InvalidBudget, RequestError, UnknownSchedule
+from tests.server.bad_input import BUDGETS, FIELDS, HEADERS, INLINE, NO_LISTS, XARGS
+from vtr_vllm.errors import InvalidBudget, RequestError, ScheduleError, UnknownSchedule
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,8 @@ from vtr_vllm.errors import InvalidBudget, RequestError, UnknownSchedule
         ({"budget": 1e-9}, [], Ask(budget=1e-9)),
         ({"budget": 0.25, "schedule": None}, [], Ask(budget=0.25)),
         ({"schedule": "fastv-0.5"}, [], Ask(schedule="fastv-0.5")),
+        ({"keep": [1.0, 0.5], "rules": ["last"]}, [], Ask(keep=[1.0, 0.5], rules=["last"])),
+        ({"keep": [1], "rules": [], "budget": None}, [], Ask(keep=[1], rules=[])),
         (None, ["0.25"], Ask(budget=0.25)),
         (None, [".25"], Ask(budget=0.25)),
         (None, ["1"], Ask(budget=1.0)),
@@ -81,7 +83,7 @@ def test_any_other_vtr_field_is_refused_with_an_example(field: object) -> None:
 
 
 def test_a_misspelt_key_is_named_beside_the_allowed_ones() -> None:
-    with pytest.raises(RequestError, match=r"\['budgit'\]; allowed are budget and schedule"):
+    with pytest.raises(RequestError, match=r"\['budgit'\]; allowed are budget, schedule, keep and"):
         parse_ask({"budgit": 0.5})
 
 
@@ -89,6 +91,18 @@ def test_a_misspelt_key_is_named_beside_the_allowed_ones() -> None:
 def test_a_schedule_that_is_no_name_is_refused(name: object) -> None:
     with pytest.raises(UnknownSchedule, match="GET /v1/schedules"):
         parse_ask({"schedule": name})
+
+
+@pytest.mark.parametrize("field", NO_LISTS, ids=lambda value: f"{value!r:.40}")
+def test_an_inline_schedule_is_two_lists_of_bounded_length(field: dict[str, object]) -> None:
+    with pytest.raises(ScheduleError, match="not a list of at most 1024 entries") as caught:
+        parse_ask(field)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("field", INLINE, ids=lambda value: f"{value!r:.40}")
+def test_the_entries_of_the_lists_are_not_judged_here(field: dict[str, list[object]]) -> None:
+    assert parse_ask(field) == Ask(keep=field["keep"], rules=field["rules"])
 
 
 @pytest.mark.parametrize("xargs", XARGS, ids=str)
@@ -106,4 +120,7 @@ def test_other_extra_arguments_pass(xargs: dict[str, object] | None) -> None:
 def test_the_schema_in_the_api_description_forbids_extra_keys() -> None:
     schema = VTRField.model_json_schema()
     assert schema["additionalProperties"] is False
-    assert set(schema["properties"]) == {"budget", "schedule"}
+    assert set(schema["properties"]) == {"budget", "schedule", "keep", "rules"}
+    rates, _ = schema["properties"]["keep"]["anyOf"]
+    assert rates["maxItems"] == 1024
+    assert rates["items"] == {"type": "number", "minimum": 0, "maximum": 1}

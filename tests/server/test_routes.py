@@ -65,6 +65,35 @@ def test_a_stored_schedule_answers_to_its_budget_and_to_its_name(client: openai.
     assert by_budget.choices[0].message.content == by_name.choices[0].message.content
 
 
+def test_a_schedule_may_come_with_the_request(server: Server, client: openai.OpenAI) -> None:
+    with server.client() as plain:
+        stored = plain.get("/v1/schedules").json()["data"][1]
+    by_name = ask(client, {"schedule": "stored-half"})
+    inline = ask(client, {"keep": stored["keep"], "rules": stored["rules"]})
+    told = facts_of(inline)
+    assert (told["schedule"], told["source"]) == ("inline", "inline")
+    assert told["budget"] == pytest.approx(0.5)
+    same = ("vision_tokens", "kept_per_layer", "mean_keep", "flops_fraction")
+    assert [told[key] for key in same] == [facts_of(by_name)[key] for key in same]
+    assert inline.choices[0].message.content == by_name.choices[0].message.content
+
+
+def test_an_inline_schedule_that_keeps_all_is_vllms_own_path(client: openai.OpenAI) -> None:
+    layers = len(facts_of(ask(client))["kept_per_layer"])
+    # prompt_logprobs: refused on a reduced request
+    more = {"vtr": {"keep": [1.0] * layers, "rules": []}, "prompt_logprobs": 1}
+    answer = client.chat.completions.create(**chat_body(NAME), extra_body=more)
+    assert (facts_of(answer)["source"], facts_of(answer)["mean_keep"]) == ("inline", 1.0)
+
+
+def test_a_malformed_inline_schedule_is_unprocessable(client: openai.OpenAI) -> None:
+    layers = len(facts_of(ask(client))["kept_per_layer"])
+    with pytest.raises(openai.UnprocessableEntityError) as caught:
+        ask(client, {"keep": [1.0] * (layers + 1), "rules": []})
+    assert caught.value.code == "invalid_schedule"
+    assert f"the model has {layers} layers" in caught.value.message
+
+
 def test_the_header_is_the_other_way_in(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         **chat_body(NAME), extra_headers={"X-VTR-Budget": "0.25"}
