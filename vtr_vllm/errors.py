@@ -6,7 +6,9 @@
     │   ├── UnknownSchedule      400  unknown_schedule      no schedule of that name
     │   ├── UnsupportedRequest   400  unsupported_request   a feature that reduction excludes
     │   ├── InvalidMedia         400  invalid_media         an image that does not load
-    │   └── PromptTooLong        400  prompt_too_long       does not fit one scheduler step
+    │   ├── PromptTooLong        400  prompt_too_long       does not fit one scheduler step
+    │   ├── UnknownJob           404  unknown_job           no search job of that id
+    │   └── JobConflict          409  job_conflict          not in the state that a job is in
     ├── ScheduleError            422  invalid_schedule      a malformed schedule
     │   └── GeometryMismatch     422  geometry_mismatch     made for another model
     ├── CalibrationError         422  invalid_calibration   calibration data that cannot be used
@@ -30,9 +32,11 @@ __all__ = [
     "GeometryMismatch",
     "InvalidBudget",
     "InvalidMedia",
+    "JobConflict",
     "PromptTooLong",
     "RequestError",
     "ScheduleError",
+    "UnknownJob",
     "UnknownSchedule",
     "UnsupportedModel",
     "UnsupportedRequest",
@@ -85,6 +89,20 @@ class PromptTooLong(RequestError):
     """The range from the first vision token to the prompt's end exceeds one scheduler step."""
 
     code = "prompt_too_long"
+
+
+class UnknownJob(RequestError):
+    """A job id that the job service does not know."""
+
+    http_status = 404
+    code = "unknown_job"
+
+
+class JobConflict(RequestError):
+    """Something that a job's state, or the folder that it is published to, does not allow now."""
+
+    http_status = 409
+    code = "job_conflict"
 
 
 class ScheduleError(VTRError):
