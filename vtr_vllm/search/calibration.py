@@ -1,0 +1,323 @@
+"""Calibration data: questions about images with known answers, checked before they are used.
+
+The file is JSON Lines; docs/calibration.md describes it.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+import re
+import struct
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any, NoReturn, Self
+
+from PIL import Image, ImageOps
+
+from vtr_vllm.errors import CalibrationError
+from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.search.metrics import check_metric
+
+MAX_PIXELS = 64_000_000
+"""The largest image that is accepted, width times height."""
+
+REQUIRED = ("image", "question", "answers", "metric")
+OPTIONAL = ("id", "kind")
+
+# What vLLM's server decodes as well, in Pillow itself.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+_DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
+_LISTED = 20
+_LONGEST_NAME = 500  # base64 without its prefix reads as a name
+# Everything that Pillow's decoders let through from a broken file.
+_DECODING = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    IndexError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One question about one image; ``Dataset.load`` makes and checks them."""
+
+    id: str
+    """Unique in its file; the line number as text where the file gives none."""
+    image: Path | bytes
+    """The image file, or the encoded image out of a data URI."""
+    question: str
+    """The full text sent to the model."""
+    answers: tuple[str, ...]
+    """At least one; the first is the reference answer."""
+    metric: str
+    """A name out of ``metrics.METRICS``."""
+    kind: str | None
+    """A group to report scores for, such as the type of question."""
+    line: int
+    """Where it stands in its file, from 1."""
+    image_hash: str
+    """SHA-256 over the decoded image: size and RGB pixels, in hex."""
+
+    @cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over decoded image and question, in hex; runs of whitespace count as one."""
+        question = " ".join(self.question.split())
+        return hashlib.sha256(f"{self.image_hash} {question}".encode()).hexdigest()
+
+    def load_image(self) -> Image.Image:
+        """The image in RGB, as vLLM's server decodes it; raises CalibrationError."""
+        return decode_image(self._encoded())
+
+    def data_uri(self) -> str:
+        """The image's bytes as they are, for an OpenAI request; raises CalibrationError."""
+        return data_uri(self._encoded())
+
+    def _encoded(self) -> bytes:
+        return self.image if isinstance(self.image, bytes) else _read(self.image)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """The items of one file, in its order."""
+
+    path: Path
+    items: tuple[Item, ...]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Over content, answers and metric of every item, in order, in hex."""
+        rows = [[item.content_hash, item.answers, item.metric] for item in self.items]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read a file and decode every image.
+
+        Raises one CalibrationError that lists what is wrong, each with its line.
+        """
+        try:
+            lines = path.read_bytes().split(b"\n")
+        except OSError as err:
+            raise CalibrationError(f"{path} cannot be read ({err}); give a JSONL file") from err
+        if lines[-1] == b"":  # what follows the last line's end
+            lines.pop()
+        if not lines:
+            raise CalibrationError(f"{path} holds no items; write one JSON object per line")
+        items, problems = _read_lines(path, lines)
+        _refuse(problems, f"{path} cannot be used; correct these lines")
+        return cls(path, tuple(items))
+
+    def take(self, count: int) -> Self:
+        """The first ``count`` items; raises CalibrationError outside 1 .. len."""
+        if not 1 <= count <= len(self):
+            raise CalibrationError(
+                f"cannot take {count} items of {self.path}; it has {len(self)}: give 1 to that"
+            )
+        return type(self)(self.path, self.items[:count])
+
+
+def check_disjoint(calibration: Dataset, evaluation: Dataset) -> None:
+    """Refuse evaluation items whose image is also used for calibration.
+
+    The same image is an overlap under any question. Images are compared by their decoded
+    pixels, so a lossless copy in another file or format is found; a copy that is resized or
+    compressed with loss is not. Raises CalibrationError with the line of either file.
+    """
+    questions = {item.content_hash: item for item in reversed(calibration.items)}
+    images = {item.image_hash: item for item in reversed(calibration.items)}
+    problems = []
+    for item in evaluation.items:
+        if same := questions.get(item.content_hash):
+            what = "the image and the question"
+        elif same := images.get(item.image_hash):
+            what = "the image"
+        else:
+            continue
+        problems.append(f"{evaluation.path}:{item.line}: {what} of {calibration.path}:{same.line}")
+    _refuse(problems, "calibration and evaluation data overlap; remove these items from one")
+
+
+def write_items(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
+    """Write rows as JSON Lines, in full or not at all, and return how many; ``load`` checks them."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    count = 0
+    try:
+        with partial.open("w", encoding="utf-8", newline="\n") as file:
+            for row in rows:
+                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+                count += 1
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def decode_image(encoded: bytes) -> Image.Image:
+    """Decode an image fully, to RGB as vLLM's server does it.
+
+    Orientation out of EXIF is applied, transparency is laid on white, and of an animation the
+    first frame is taken. Raises CalibrationError for what does not decode or has more than
+    ``MAX_PIXELS``.
+    """
+    try:
+        with Image.open(BytesIO(encoded), formats=_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise CalibrationError(
+                    f"the image has {image.width} x {image.height} pixels; "
+                    f"at most {MAX_PIXELS} are allowed: scale it down"
+                )
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode == "RGB":
+                return upright
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            clear = upright.convert("RGBA")
+            white = Image.new("RGB", clear.size, "white")
+            white.paste(clear, mask=clear.getchannel("A"))
+            return white
+    except _DECODING as err:
+        raise CalibrationError(f"the image does not decode ({type(err).__name__}: {err})") from err
+
+
+def data_uri(encoded: bytes) -> str:
+    """An encoded image as a data URI of its true type; raises CalibrationError."""
+    return f"data:{image_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
+
+
+def image_type(encoded: bytes) -> str:
+    """The media type of an encoded image, such as ``image/png``; raises CalibrationError."""
+    try:
+        with Image.open(BytesIO(encoded), formats=_FORMATS) as image:
+            return str(Image.MIME[str(image.format)])
+    except _DECODING as err:
+        raise CalibrationError(f"the image does not decode ({type(err).__name__}: {err})") from err
+
+
+def _read_lines(path: Path, lines: list[bytes]) -> tuple[list[Item], list[str]]:
+    items: list[Item] = []
+    problems: list[str] = []
+    ids: dict[str, int] = {}
+    contents: dict[str, int] = {}
+    hashes: dict[Path, str] = {}  # a picture with many questions is decoded once
+    for number, line in enumerate(lines, 1):
+        try:
+            item = _read_item(line, number, path.parent, hashes)
+            for seen, key, what in (
+                (ids, item.id, f"the id {show(item.id)}"),
+                (contents, item.content_hash, "the image and question"),
+            ):
+                if seen.setdefault(key, number) != number:
+                    raise CalibrationError(f"{what} of line {seen[key]} once more")
+            items.append(item)
+        except CalibrationError as err:
+            problems.append(f"{path}:{number}: {err}")
+    return items, problems
+
+
+def _read_item(line: bytes, number: int, folder: Path, hashes: dict[Path, str]) -> Item:
+    values = _read_object(line)
+    missing = [key for key in REQUIRED if key not in values]
+    unknown = sorted(values.keys() - {*REQUIRED, *OPTIONAL})
+    if missing or unknown:
+        parts = [f"missing {', '.join(missing)}"] if missing else []
+        parts += [f"unknown {show(unknown)}"] if unknown else []
+        raise CalibrationError(
+            f"{' and '.join(parts)}; required are {', '.join(REQUIRED)}, "
+            f"optional {', '.join(OPTIONAL)}"
+        )
+    for key in values.keys() - {"answers"}:
+        if not isinstance(values[key], str) or not values[key].strip():
+            raise CalibrationError(f"{key} must be a text, not blank, got {show(values[key])}")
+    answers = values["answers"]
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise CalibrationError(f"answers must be a list of texts, got {show(answers)}")
+    check_metric(values["metric"], answers)
+    image = _locate(values["image"], folder)
+    if isinstance(image, bytes):
+        image_hash = _hash_pixels(decode_image(image))
+    elif (image_hash := hashes.get(image, "")) == "":
+        image_hash = hashes[image] = _hash_pixels(decode_image(_read(image)))
+    return Item(
+        id=values.get("id", str(number)),
+        image=image,
+        question=values["question"],
+        answers=tuple(answers),
+        metric=values["metric"],
+        kind=values.get("kind"),
+        line=number,
+        image_hash=image_hash,
+    )
+
+
+def _read_object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(
+            line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys
+        )
+        json.dumps(value, ensure_ascii=False).encode()  # an escaped half of a surrogate pair
+    except (ValueError, RecursionError) as err:
+        raise CalibrationError(f"not valid JSON ({type(err).__name__}: {err})") from err
+    if not isinstance(value, dict):
+        raise CalibrationError(f"expected a JSON object, got {show(value)}")
+    return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(dict(pairs)) != len(pairs):
+        raise CalibrationError("a key is given twice; keep one of each")
+    return dict(pairs)
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    raise CalibrationError(f"{constant} is no JSON number")
+
+
+def _locate(image: str, folder: Path) -> Path | bytes:
+    if not image.startswith("data:"):
+        return folder / image
+    prefix = _DATA_URI.match(image)
+    if prefix is None:
+        raise CalibrationError(f"a data URI must start data:image/...;base64, got {show(image)}")
+    try:
+        return base64.b64decode(image[prefix.end() :], validate=True)
+    except binascii.Error as err:
+        raise CalibrationError(f"the data URI is not valid base64 ({err})") from err
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as err:  # ValueError: a zero byte in the name
+        name = str(path) if len(str(path)) < _LONGEST_NAME else show(str(path))
+        raise CalibrationError(
+            f"the image {name} cannot be read ({type(err).__name__}); give a data URI, or a path "
+            "relative to this file"
+        ) from err
+
+
+def _hash_pixels(image: Image.Image) -> str:
+    return hashlib.sha256(b"%d %d " % image.size + image.tobytes()).hexdigest()
+
+
+def _refuse(problems: list[str], headline: str) -> None:
+    if not problems:
+        return
+    listed = problems[:_LISTED]
+    if len(problems) > _LISTED:
+        listed.append(f"and {len(problems) - _LISTED} more")
+    raise CalibrationError("\n".join([f"{headline}:", *listed]))

@@ -1,0 +1,137 @@
+"""How sure a mean score is: confidence intervals, and how many items a narrower one needs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vtr_vllm.errors import CalibrationError
+
+LEVEL = 0.95
+HALF_WIDTHS = (0.02, 0.01, 0.005)
+"""What a sample-size report looks ahead to."""
+
+
+def bootstrap_interval(
+    values: Sequence[float],
+    level: float = LEVEL,
+    resamples: int = 2000,
+    seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
+) -> tuple[float, float]:
+    """Confidence interval ``(low, high)`` of the mean: percentile bootstrap, the same every time.
+
+    ``bounds`` is the least and the greatest that one value could have been. Where all values are
+    equal, resampling shows no spread at all; the interval is then what the mean would be if a
+    share z^2 / (n + z^2) of all items had another value, up to either bound. That is the upper
+    Wilson bound of something seen in none of n items; with every score 1 or every score 0 the
+    result is the Wilson interval. Raises CalibrationError without values, or for a value outside
+    the bounds.
+    """
+    scores = _check(values, bounds)
+    if np.ptp(scores) == 0:
+        unseen = _unseen_share(len(scores), level)
+        value = float(scores[0])
+        return value + (bounds[0] - value) * unseen, value + (bounds[1] - value) * unseen
+    # How often each distinct value is drawn: the same distribution as n indices, in less memory.
+    distinct, counts = np.unique(scores, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(
+        len(scores), counts / len(scores), size=resamples
+    )
+    means = drawn @ distinct / len(scores)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def paired_difference(
+    a: Sequence[float],
+    b: Sequence[float],
+    level: float = LEVEL,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float, float]:
+    """Mean of ``a - b`` over the same items, and its bootstrap interval: (difference, low, high).
+
+    Scores in [0, 1]. Raises CalibrationError as ``bootstrap_interval``, or for unequal lengths.
+    """
+    if len(a) != len(b):
+        raise CalibrationError(f"{len(a)} scores cannot be paired with {len(b)}: score the same")
+    differences = _check(a, (0.0, 1.0)) - _check(b, (0.0, 1.0))
+    low, high = bootstrap_interval(differences.tolist(), level, resamples, seed, bounds=(-1.0, 1.0))
+    return float(differences.mean()), low, high
+
+
+def items_needed(values: Sequence[float], half_width: float, level: float = LEVEL) -> int:
+    """Items for an interval of ``mean ± half_width``, were the rest like ``values``.
+
+    Scores in [0, 1]; normal approximation, n = (z s / half_width)^2. Where all values are equal,
+    the n at which ``bootstrap_interval`` is that narrow. Raises CalibrationError without values,
+    or for a half-width outside (0, 1).
+    """
+    scores = _check(values, (0.0, 1.0))
+    if not 0 < half_width < 1:
+        raise CalibrationError(f"half_width is {half_width}; it must be in (0, 1)")
+    z = _z(level)
+    if np.ptp(scores) == 0:
+        return max(1, math.ceil(z * z * (1 / (2 * half_width) - 1)))
+    return math.ceil((z * float(scores.std(ddof=1)) / half_width) ** 2)
+
+
+@dataclass(frozen=True)
+class SampleSize:
+    """How well a number of items determines their mean score; all as shares of 1."""
+
+    items: int
+    mean: float
+    low: float
+    high: float
+    level: float
+    needed: Mapping[float, int]
+    """Half-width to the items that it would take."""
+
+    @property
+    def half_width(self) -> float:
+        """Half of the interval's width."""
+        return (self.high - self.low) / 2
+
+    def __str__(self) -> str:
+        needed = ", ".join(
+            f"±{100 * half_width:g} points {items} items"
+            for half_width, items in self.needed.items()
+        )
+        return (
+            f"{self.items} items: {100 * self.mean:.1f}, {100 * self.level:g} % interval "
+            f"{100 * self.low:.1f} to {100 * self.high:.1f} "
+            f"(±{100 * self.half_width:.1f} points); it takes for {needed}"
+        )
+
+
+def sample_size_report(values: Sequence[float], level: float = LEVEL) -> SampleSize:
+    """Say how sure the mean of ``values`` (scores in [0, 1]) is, and what more items would give.
+
+    Raises CalibrationError as ``bootstrap_interval``.
+    """
+    low, high = bootstrap_interval(values, level)
+    needed = {width: items_needed(values, width, level) for width in HALF_WIDTHS}
+    return SampleSize(len(values), float(np.mean(values)), low, high, level, needed)
+
+
+def _check(values: Sequence[float], bounds: tuple[float, float]) -> NDArray[np.float64]:
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.size == 0:
+        raise CalibrationError("there are no scores; evaluate one item or more")
+    if not np.all((scores >= bounds[0]) & (scores <= bounds[1])):  # NaN is in no range
+        raise CalibrationError(f"scores must lie in {list(bounds)}; got {values!r:.200}")
+    return scores
+
+
+def _unseen_share(count: int, level: float) -> float:
+    z = _z(level)
+    return z * z / (count + z * z)
+
+
+def _z(level: float) -> float:
+    return NormalDist().inv_cdf((1 + level) / 2)
