@@ -1,0 +1,195 @@
+"""The report of an offline search: one HTML page and its figures, from the JSON beside them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.search import plots
+from vtr_vllm.search.report_data import check_frontier, read_frontier, read_search
+
+TEMPLATE = "report.html.jinja"
+NOT_REACHABLE = "–"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One method at one budget: its text, and whether nothing in the column scores higher."""
+
+    text: str
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """The scores of one split: ``lines`` has, for each method, a cell per budget."""
+
+    budgets: tuple[float, ...]
+    lines: Mapping[str, tuple[Cell, ...]]
+
+
+def write_report(folder: Path) -> Path:
+    """Write ``index.html`` and its figures from ``search.json`` and, if there, ``frontier.json``.
+
+    Returns the page's path. Figures of an earlier report that have no data now are removed.
+    Raises ConfigurationError when a file is missing or malformed, or when the two are about
+    different models.
+    """
+    search = read_search(folder)
+    frontier = read_frontier(folder)
+    if frontier is not None:
+        _check_same_model(folder, search["meta"]["fingerprint"], frontier["meta"]["fingerprint"])
+    figures = _draw(search, frontier)
+    for name, figure in figures.items():
+        if figure is None:
+            (folder / name).unlink(missing_ok=True)
+        else:
+            figure.savefig(folder / name, facecolor="white")
+    page = folder / "index.html"
+    page.write_text(_render(search, frontier, figures), encoding="utf-8")
+    return page
+
+
+def frontier_table(frontier: Mapping[str, Any]) -> str:
+    """Return a held-out comparison (``frontier.json``) as Markdown, one table a split.
+
+    Rows are methods, columns budgets, a cell is ``score [low, high]`` in points. The best reduced
+    score of a column is bold, a budget that a method cannot reach is a dash, one that was not
+    measured is empty. Raises ConfigurationError when the comparison is malformed.
+    """
+    known = check_frontier(frontier)
+    meta = known["meta"]
+    parts = []
+    for split, data in meta["splits"].items():
+        table = _table(known["rows"], split)
+        heads = ["method", *(f"{budget:g}" for budget in table.budgets)]
+        lines = [_markdown(heads), _markdown(["---"] * len(heads), pad="")]
+        for method, cells in table.lines.items():
+            texts = [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
+            lines.append(_markdown([method, *texts]))
+        title = f"Split `{split}`, {data['n']:,} questions, {meta['level']:.0%} intervals:"
+        parts.append("\n".join([title, "", *lines, ""]))
+    return "\n".join(parts)
+
+
+def _check_same_model(folder: Path, searched: str, compared: str) -> None:
+    if searched != compared:
+        raise ConfigurationError(
+            f"{folder / 'frontier.json'} was measured on {compared}, the search ran on {searched};"
+            " compare the schedules of this folder on the model that they were searched for"
+        )
+
+
+def _draw(
+    search: Mapping[str, Any], frontier: Mapping[str, Any] | None
+) -> dict[str, Figure | None]:
+    """Return file name -> figure, None where its data is missing."""
+    drawn = {
+        "keep-rates.png": plots.keep_rates(search["schedules"]),
+        "frontier.png": None,
+        "flops.png": None,
+        "trials.png": plots.trials(search["trials"]),
+        "cost.png": plots.cost(search["cost"]),
+    }
+    if frontier is not None:
+        drawn["frontier.png"] = plots.scores(frontier, "mean_keep", "mean keep rate")
+        drawn["flops.png"] = plots.scores(frontier, "flops_fraction", "share of prefill FLOPs")
+    return drawn
+
+
+def _render(
+    search: Mapping[str, Any],
+    frontier: Mapping[str, Any] | None,
+    figures: Mapping[str, Figure | None],
+) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        points=_points, interval=_interval, runs=_runs, parameters=_parameters
+    )
+    tables = {}
+    if frontier is not None:
+        tables = {split: _table(frontier["rows"], split) for split in frontier["meta"]["splits"]}
+    return environment.get_template(TEMPLATE).render(
+        search=search,
+        frontier=frontier,
+        tables=tables,
+        best_trials=_best_trials(search["trials"]),
+        drawn={name for name, figure in figures.items() if figure is not None},
+    )
+
+
+def _table(rows: Iterable[Mapping[str, Any]], split: str) -> Table:
+    """Lay the rows out by method and budget."""
+    by_place = {(row["method"], row["budget"]): row for row in rows}
+    methods = plots.in_order({method for method, _ in by_place})
+    budgets = sorted({budget for _, budget in by_place}, reverse=True)
+    best: dict[float, float] = {}
+    for (method, budget), row in by_place.items():
+        if method != "full" and row["reachable"] and split in row["splits"]:
+            score = row["splits"][split]["score"]
+            best[budget] = max(score, best.get(budget, score))
+    lines = {
+        method: tuple(
+            _cell(by_place.get((method, budget)), split, best.get(budget)) for budget in budgets
+        )
+        for method in methods
+    }
+    return Table(tuple(budgets), lines)
+
+
+def _cell(row: Mapping[str, Any] | None, split: str, best: float | None) -> Cell:
+    if row is not None and not row["reachable"]:
+        return Cell(NOT_REACHABLE)
+    if row is None or split not in row["splits"]:
+        return Cell("")
+    score = row["splits"][split]
+    text = f"{_points(score['score'])} {_interval(score)}"
+    return Cell(text, best=row["method"] != "full" and score["score"] == best)
+
+
+def _best_trials(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for each search and budget, how many trials it had and the best of them."""
+    runs: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
+    for trial in trials:
+        runs.setdefault((trial["search"], trial["budget"]), []).append(trial)
+    return [
+        {**max(run, key=lambda trial: trial["value"]), "trials": len(run)} for run in runs.values()
+    ]
+
+
+def _points(share: float, sign: str = "") -> str:
+    """Write a share in [-1, 1] in points: 0.9912 is 99.1."""
+    return f"{100 * share:{sign}.1f}"
+
+
+def _interval(score: Mapping[str, float], sign: str = "") -> str:
+    return f"[{_points(score['low'], sign)}, {_points(score['high'], sign)}]"
+
+
+def _runs(keep: Sequence[float]) -> str:
+    """Write keep rates as runs of equal ones: "1.000 ×2, 0.500 ×6"."""
+    lengths = ((rate, len(list(run))) for rate, run in groupby(keep))
+    return ", ".join(f"{rate:.3f} ×{length}" for rate, length in lengths)
+
+
+def _parameters(values: Mapping[str, Any]) -> str:
+    """Write parameters as "k = 1.25, alpha = 0.5"."""
+    return ", ".join(
+        f"{name} = {value:.4g}" if isinstance(value, float) else f"{name} = {value}"
+        for name, value in values.items()
+    )
+
+
+def _markdown(cells: Sequence[str], pad: str = " ") -> str:
+    return "|" + "|".join(f"{pad}{cell}{pad}" for cell in cells) + "|"
