@@ -76,8 +76,9 @@ class Facts(BaseModel):
     """What was asked for: a mean keep rate; of a named or inline schedule its own."""
     schedule: str
     source: str
-    """``full``, ``searched``, ``p-sigmoid default`` (no searched schedule has this budget),
-    ``built-in form`` or ``inline``."""
+    """``full``, ``searched``, ``interpolated`` (between two searched schedules), ``p-sigmoid
+    default`` (no searched schedule has this budget or a lower one), ``built-in form`` or
+    ``inline``."""
     vision_tokens: int
     """Vision tokens in the prompt (of all prompts, where a request has several)."""
     kept_per_layer: list[int]

@@ -50,6 +50,7 @@ class Prompt:
         (Ask(budget=1.0), "full", "full", 1.0),
         (Ask(budget=0.5), "searched-half", "searched", 0.5),
         (Ask(budget=0.25), "p-sigmoid-0.25", "p-sigmoid default", 0.25),
+        (Ask(budget=0.75), "interpolated-0.75", "interpolated", 0.75),
         (Ask(schedule="full"), "full", "full", 1.0),
         (Ask(schedule="searched-half"), "searched-half", "searched", 0.5),
         (Ask(schedule="fastv-0.5"), "fastv-0.5", "built-in form", 0.5),

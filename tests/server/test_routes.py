@@ -65,6 +65,15 @@ def test_a_stored_schedule_answers_to_its_budget_and_to_its_name(client: openai.
     assert by_budget.choices[0].message.content == by_name.choices[0].message.content
 
 
+def test_a_budget_between_stored_ones_is_interpolated(client: openai.OpenAI) -> None:
+    half, between = (facts_of(ask(client, {"budget": budget})) for budget in (0.5, 0.75))
+    assert (between["schedule"], between["source"]) == ("interpolated-0.75", "interpolated")
+    # the upper neighbour is full: half of what stored-half drops comes back, to the token
+    n_vision = half["vision_tokens"]
+    expected = [(n_vision + kept) / 2 for kept in half["kept_per_layer"]]
+    assert between["kept_per_layer"] == pytest.approx(expected, abs=1)
+
+
 def test_a_schedule_may_come_with_the_request(server: Server, client: openai.OpenAI) -> None:
     with server.client() as plain:
         stored = plain.get("/v1/schedules").json()["data"][1]

@@ -18,6 +18,7 @@ from vtr_vllm.schedules.forms import (
     vtw,
 )
 from vtr_vllm.schedules.geometry import ModelGeometry
+from vtr_vllm.schedules.interpolation import interpolate
 from vtr_vllm.schedules.keep_rates import FIRST_ATTENTION_CUT, check_budget
 from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.plan import Plan, make_plan
@@ -43,6 +44,7 @@ __all__ = [
     "flops_fraction",
     "form_by_name",
     "full",
+    "interpolate",
     "kv_bytes",
     "kv_tokens",
     "make_plan",

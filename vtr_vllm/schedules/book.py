@@ -1,6 +1,7 @@
 """All schedules that a server offers for its model: by name, or by budget."""
 
 import os
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,13 @@ from vtr_vllm.errors import ScheduleError, UnknownSchedule
 from vtr_vllm.schedules.cost import flops_fraction
 from vtr_vllm.schedules.forms import FORMS, form_by_name, full
 from vtr_vllm.schedules.geometry import ModelGeometry
+from vtr_vllm.schedules.interpolation import interpolate
 from vtr_vllm.schedules.keep_rates import check_budget
 from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.schedule import Schedule
 from vtr_vllm.schedules.strict_json import JSON, show
 
-Source = Literal["full", "searched", "p-sigmoid default"]
+Source = Literal["full", "searched", "interpolated", "p-sigmoid default"]
 
 _SAME_BUDGET = 1e-9
 
@@ -39,6 +41,9 @@ class ScheduleBook:
     def __init__(self, geometry: ModelGeometry, schedules: Iterable[Schedule] = ()) -> None:
         self.geometry = geometry
         self._stored: dict[str, Schedule] = {}
+        # the stored schedules that state a budget, and these budgets, both ascending
+        self._ladder: list[Schedule] = []
+        self._budgets: list[float] = []
         for schedule in schedules:
             self._add(schedule)
 
@@ -75,8 +80,9 @@ class ScheduleBook:
     def for_budget(self, budget: object) -> Selection:
         """The schedule to run at ``budget``, the mean keep rate; raises InvalidBudget.
 
-        1.0 is ``full``; then a stored schedule of exactly this budget; else the P-Sigmoid with
-        its default parameters, which meets every budget.
+        1.0 is ``full``; then a stored schedule of exactly this budget; then the interpolation
+        of the stored schedules next to it, ``full`` standing above the highest; below the
+        lowest the P-Sigmoid with its default parameters, which meets every budget.
         """
         value = check_budget(budget)
         if value == 1.0:
@@ -84,7 +90,11 @@ class ScheduleBook:
         stored = self._of_budget(value)
         if stored is not None:
             return Selection(stored, "searched")
-        return Selection(p_sigmoid(self.geometry, value), "p-sigmoid default")
+        above = bisect_left(self._budgets, value)
+        if above == 0:
+            return Selection(p_sigmoid(self.geometry, value), "p-sigmoid default")
+        upper = self._ladder[above] if above < len(self._ladder) else full(self.geometry)
+        return Selection(interpolate(self._ladder[above - 1], upper, value), "interpolated")
 
     def names(self) -> tuple[str, ...]:
         """``full`` and the stored names, sorted; form names beside ``full`` need a budget."""
@@ -123,18 +133,19 @@ class ScheduleBook:
                 f"schedule {schedule.name} has the name of a built-in form but other keep rates"
                 " or rules; rename it"
             )
-        rival = self._of_budget(schedule.budget)
-        if rival is not None:
-            raise ScheduleError(
-                f"schedules {rival.name} and {schedule.name} both claim budget {schedule.budget};"
-                " set the budget of one to null: it stays reachable by name"
-            )
+        if schedule.budget is not None:
+            rival = self._of_budget(schedule.budget)
+            if rival is not None:
+                raise ScheduleError(
+                    f"schedules {rival.name} and {schedule.name} both claim budget"
+                    f" {schedule.budget}; set the budget of one to null: it stays reachable by name"
+                )
+            place = bisect_left(self._budgets, schedule.budget)
+            self._ladder.insert(place, schedule)
+            self._budgets.insert(place, schedule.budget)
         self._stored[schedule.name] = schedule
 
-    def _of_budget(self, budget: float | None) -> Schedule | None:
-        for schedule in self._stored.values():
-            if budget is None or schedule.budget is None:
-                continue
-            if abs(schedule.budget - budget) <= _SAME_BUDGET:
-                return schedule
-        return None
+    def _of_budget(self, budget: float) -> Schedule | None:
+        first = bisect_left(self._budgets, budget - _SAME_BUDGET)
+        same = first < len(self._budgets) and self._budgets[first] <= budget + _SAME_BUDGET
+        return self._ladder[first] if same else None

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 
 from tests.vtr_vllm.schedules.strategies import budgets
 from vtr_vllm.errors import GeometryMismatch, InvalidBudget, ScheduleError, UnknownSchedule
-from vtr_vllm.schedules import ModelGeometry, ScheduleBook, fastv, p_sigmoid, uniform
+from vtr_vllm.schedules import ModelGeometry, ScheduleBook, fastv, interpolate, p_sigmoid, uniform
 
 GEOMETRY = ModelGeometry(12, 128, 320, 2, 2, 64)
 OTHER = ModelGeometry(24, 128, 320, 2, 2, 64)
@@ -46,8 +46,11 @@ def test_a_form_beyond_its_reach_says_so(book):
         (1.0, "full", "full"),
         (0.25, "demo-0.25", "searched"),
         (0.25 + 1e-12, "demo-0.25", "searched"),
-        (0.5, "p-sigmoid-0.5", "p-sigmoid default"),  # lossless promises no budget
-        (0.2501, "p-sigmoid-0.2501", "p-sigmoid default"),
+        (0.25 - 1e-12, "demo-0.25", "searched"),
+        (0.5, "interpolated-0.5", "interpolated"),  # lossless promises no budget
+        (0.2501, "interpolated-0.2501", "interpolated"),
+        (1 - 1e-6, "interpolated-0.999999", "interpolated"),
+        (0.2499, "p-sigmoid-0.2499", "p-sigmoid default"),  # nothing stored is lower
     ],
 )
 def test_a_budget_chooses_a_schedule(book, budget, name, source):
@@ -55,10 +58,25 @@ def test_a_budget_chooses_a_schedule(book, budget, name, source):
     assert (selection.schedule.name, selection.source) == (name, source)
 
 
+@pytest.mark.parametrize(
+    ("budget", "lower", "upper"),
+    [(0.3, 0.25, 0.5), (0.49, 0.25, 0.5), (0.6, 0.5, 0.75), (0.8, 0.75, None)],
+)
+def test_a_budget_between_runs_between_its_two_neighbours(budget, lower, upper):
+    stored = {
+        value: replace(fastv(GEOMETRY, value), name=f"stored-{value}")
+        for value in (0.75, 0.25, 0.5)  # in any order
+    }
+    book = ScheduleBook(GEOMETRY, [*stored.values(), LOSSLESS])
+    above = stored[upper] if upper else book.by_name("full")
+    assert book.for_budget(budget).schedule == interpolate(stored[lower], above, budget)
+
+
+@pytest.mark.parametrize("stored", [[], [SEARCHED, LOSSLESS, uniform(GEOMETRY, 0.7)]])
 @given(budgets)
 @settings(deadline=None, max_examples=50)
-def test_every_budget_is_served_at_its_cost(budget):
-    selection = ScheduleBook(GEOMETRY).for_budget(budget)
+def test_every_budget_is_served_at_its_cost(stored, budget):
+    selection = ScheduleBook(GEOMETRY, stored).for_budget(budget)
     assert abs(selection.schedule.mean_keep - budget) < 1e-9
     assert selection.schedule.geometry == GEOMETRY
 
