@@ -39,6 +39,7 @@ _DECODING = (
     OSError,
     ValueError,
     SyntaxError,
+    RuntimeError,
     EOFError,
     IndexError,
     OverflowError,

@@ -188,7 +188,7 @@ def _llava_row(entry: Mapping[str, Any], image_root: Path, folder: Path, metric:
     if not question:
         raise CalibrationError("no question")
     return {
-        "image": Path(os.path.relpath(image_root / image, folder)).as_posix(),
+        "image": Path(os.path.relpath(image_root.resolve() / image, folder.resolve())).as_posix(),
         **_checked(question, [answer.strip()], metric),
     }
 
@@ -197,14 +197,15 @@ def _read_tsv(path: Path) -> list[dict[str, str]]:
     limit = csv.field_size_limit(_LARGEST_FIELD)  # the usual 128 KiB are less than an image
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t", restval="", restkey="")
+            reader = csv.DictReader(file, delimiter="\t", restval="")
+            columns = reader.fieldnames or ()
             rows = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as err:
         raise CalibrationError(f"{path} cannot be read as TSV ({err})") from err
     finally:
         csv.field_size_limit(limit)
-    missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
-    if any("" in row for row in rows):
+    missing = [column for column in _COLUMNS if column not in columns]
+    if any(None in row for row in rows):
         raise CalibrationError(f"{path} has rows with more fields than columns; quote their tabs")
     if missing:
         raise CalibrationError(

@@ -76,8 +76,10 @@ def items_needed(values: Sequence[float], half_width: float, level: float = LEVE
         raise CalibrationError(f"half_width is {half_width}; it must be in (0, 1)")
     z = _z(level)
     if np.ptp(scores) == 0:
-        return max(1, math.ceil(z * z * (1 / (2 * half_width) - 1)))
-    return math.ceil((z * float(scores.std(ddof=1)) / half_width) ** 2)
+        items = z * z * (1 / (2 * half_width) - 1)
+    else:
+        items = (z * float(scores.std(ddof=1)) / half_width) ** 2
+    return max(1, math.ceil(items))
 
 
 @dataclass(frozen=True)
