@@ -10,7 +10,7 @@ with layers 0 and 1 in full and c solved for the budget.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 from vtr_vllm.errors import ScheduleError
@@ -36,21 +36,23 @@ def p_sigmoid(
     budget: float,
     k: float | None = None,
     alpha: float | None = None,
-    stages: int | None = None,
+    stages: int | Sequence[int] | None = None,
+    first_rate: float | None = None,
+    rules: Mapping[int, RankRule] | None = None,
 ) -> Schedule:
-    """The P-Sigmoid schedule whose mean keep rate over all layers is ``budget``.
+    """A P-Sigmoid schedule whose mean keep rate over all layers is ``budget``, in (0, 1].
 
-    ``k`` in 0..100 is the steepness per layer (default .221 * 32 / layers), ``alpha`` in
-    -layers..2 * layers the midpoint as a layer index (default 12.25 / 32 * layers): the defaults
-    have the shape of LLaVA-1.5-7B's G-Search curve.
-    ``stages`` is the number of groups of layers from index 2 on that share one rate, evaluated
-    at the group's middle (default: groups of about three layers, so few cuts;
-    ``stages=layers - 2`` is the paper's rate per layer).
+    ``k``, in 0..100, is the steepness per layer (0: one rate); ``alpha``, within one depth of
+    the decoder, is the layer index of half height. The defaults are the fit to the paper's
+    G-Search curve. ``stages`` says which layers share one rate, evaluated at the middle of them:
+    the number of groups of layers from index 2 on (default: groups of about three layers, so few
+    cuts; ``stages=layers - 2`` is the paper's rate per layer), or the first layer of each group.
 
-    Where two full layers would take more than 3/4 of the budget, the schedule begins with a
-    cut before layer 0, ranked by saliency, to r0 = .75 * budget * layers / 2, and the sigmoid is
-    capped by r0 as well: so every budget in (0, 1] is met. Raises InvalidBudget, and
-    ScheduleError for a parameter out of range.
+    ``first_rate`` is the rate of the layers before the first group and caps the sigmoid; below 1
+    it is a cut before layer 0. By default it is 1, and .75 * budget * layers / lead where such
+    ``lead`` full layers would take more than 3/4 of the budget: so every budget in (0, 1] is met.
+    ``rules`` gives the rank rule of a cut by its layer (default: ``last``; before layer 0
+    ``saliency``). Raises InvalidBudget, and ScheduleError for a parameter out of range.
     """
     budget = check_budget(budget)
     layers = geometry.layers
@@ -59,23 +61,22 @@ def p_sigmoid(
     alpha = _bounded("alpha", alpha, -layers, 2 * layers)
     bounds = _stage_bounds(layers, stages)
     sizes = [end - start for start, end in pairwise(bounds)]
-    first = _first_rate(budget, layers)
-    lead = min(FIRST_ATTENTION_CUT, layers)
+    lead = bounds[0] if bounds else layers
+    first = _first_rate(budget, layers, lead, first_rate)
     middles = [(start + end - 1) / 2 for start, end in pairwise(bounds)]
     log_shape = [-_softplus(k * (middle - alpha)) for middle in middles]
     rates = _solve_scale(log_shape, sizes, budget * layers - lead * first, first)
     keep = [first] * lead
     for rate, size in zip(rates, sizes, strict=True):
         keep += [rate] * size
+    given = {0: RankRule("saliency")} | dict(rules or {})
     return Schedule(
         name=f"p-sigmoid-{budget!r}",
         geometry=geometry,
         keep=tuple(keep),
-        rules=tuple(
-            RankRule("saliency") if cut == 0 else RankRule("last") for cut in cut_layers(keep, 1.0)
-        ),
+        rules=tuple(given.get(cut, RankRule("last")) for cut in cut_layers(keep, 1.0)),
         method="p-sigmoid",
-        parameters={"k": k, "alpha": alpha, "stages": len(sizes), "first_rate": first},
+        parameters={"k": k, "alpha": alpha, "stages": list(bounds[:-1]), "first_rate": first},
         budget=budget,
     )
 
@@ -92,21 +93,32 @@ def solve_increasing(function: Callable[[float], float], low: float, high: float
     return high
 
 
-def _first_rate(budget: float, layers: int) -> float:
-    """The rate of layers 0 and 1: 1.0 unless they would take too much of the budget."""
-    if layers <= FIRST_ATTENTION_CUT:
+def _first_rate(budget: float, layers: int, lead: int, given: float | None) -> float:
+    """The rate of the ``lead`` layers before the first stage."""
+    if lead == layers:
         return budget  # no layer is left for an attention cut
-    return min(1.0, _MAX_LEAD_SHARE * budget * layers / FIRST_ATTENTION_CUT)
+    if given is None:
+        return min(1.0, _MAX_LEAD_SHARE * budget * layers / lead)
+    return _bounded("first_rate", given, budget, min(1.0, budget * layers / lead))
 
 
-def _stage_bounds(layers: int, stages: int | None) -> list[int]:
-    """First layer index of each stage, then ``layers``; stage sizes differ by one at most."""
+def _stage_bounds(layers: int, stages: int | Sequence[int] | None) -> list[int]:
+    """First layer index of each stage, then ``layers``; numbered stages differ by one layer."""
     rest = layers - FIRST_ATTENTION_CUT
     if stages is None:
         if rest <= 0:
             return []
         stages = max(1, round(rest / 3))
-    elif isinstance(stages, bool) or not isinstance(stages, int) or not 1 <= stages <= rest:
+    if isinstance(stages, Sequence):
+        bounds = [*stages, layers]
+        whole = all(isinstance(start, int) for start in stages)
+        if not whole or bounds != sorted(set(bounds)) or bounds[0] < FIRST_ATTENTION_CUT:
+            raise ScheduleError(
+                f"p-sigmoid stages begin at {show(list(stages))}; for {layers} layers give rising"
+                f" layer indices in {FIRST_ATTENTION_CUT}..{layers - 1}"
+            )
+        return bounds if stages else []
+    if isinstance(stages, bool) or not isinstance(stages, int) or not 1 <= stages <= rest:
         raise ScheduleError(
             f"p-sigmoid stages is {show(stages)}; for {layers} layers give 1..{rest}"
         )

@@ -1,0 +1,87 @@
+"""What is evaluated: keep rates with their rank rules, and what happens to the image before."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+from vtr_vllm.errors import ScheduleError
+from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule, make_plan
+from vtr_vllm.schedules.keep_rates import check_keep_and_rules
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to answer a question about an image; raises ScheduleError when malformed.
+
+    ``keep`` and ``rules`` are those of a Schedule. ``image_scale``, in (0, 1], scales the image's
+    number of pixels before the model sees it: the down-sampled image, as a baseline.
+    """
+
+    keep: tuple[float, ...]
+    rules: tuple[RankRule, ...] = ()
+    image_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_keep_and_rules(self.keep, self.rules, len(self.keep))
+        if not 0 < self.image_scale <= 1:
+            raise ScheduleError(f"image_scale is {self.image_scale}; it must be in (0, 1]")
+
+    @classmethod
+    def of(cls, schedule: Schedule, n_vision: int | None = None) -> Self:
+        """What a schedule comes to for prompts of ``n_vision`` vision tokens; None: any prompt.
+
+        With a number, schedules of equal counts become equal candidates, which are evaluated
+        once.
+        """
+        if n_vision is None:
+            return cls(schedule.keep, schedule.rules)
+        plan = make_plan(schedule.keep, schedule.rules, n_vision)
+        return cls(tuple(count / n_vision for count in plan.counts), plan.rules)
+
+    @classmethod
+    def from_counts(cls, counts: Sequence[int], rules: Sequence[RankRule], n_vision: int) -> Self:
+        """From kept tokens per layer, one rule per layer from the first cut's on (unused kept out).
+
+        ``rules`` has one rule per layer; those of layers where the count falls are used.
+        """
+        before = [n_vision, *counts[:-1]]
+        used = [r for r, now, last in zip(rules, counts, before, strict=True) if now < last]
+        return cls(tuple(count / n_vision for count in counts), tuple(used))
+
+    @property
+    def reduces(self) -> bool:
+        """Whether any layer sees fewer than all vision tokens."""
+        return self.keep[-1] < 1.0
+
+    @property
+    def key(self) -> str:
+        """A stable short name: the same for the same candidate in every run."""
+        text = json.dumps(self.to_dict(), sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+    def wire(self) -> dict[str, list[float] | list[str]]:
+        """The flat lists of a reduced request; empty without reduction, which is vLLM's own path."""
+        if not self.reduces:
+            return {}
+        return {"keep": list(self.keep), "rules": [str(rule) for rule in self.rules]}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {
+            "keep": list(self.keep),
+            "rules": [str(rule) for rule in self.rules],
+            "image_scale": self.image_scale,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The reverse of ``to_dict``."""
+        rules = tuple(RankRule.parse(rule) for rule in values["rules"])
+        return cls(tuple(values["keep"]), rules, values["image_scale"])
+
+
+def unreduced(geometry: ModelGeometry) -> Candidate:
+    """The candidate that every other is measured against."""
+    return Candidate((1.0,) * geometry.layers)

@@ -1,0 +1,131 @@
+"""Coordinate descent on the counts themselves, under a fixed budget.
+
+A family's optimum is a smooth curve. From there, layer-tokens (one vision token in one layer) are
+moved between the stages of a schedule, in both directions and over all pairs, as long as that
+raises the value; then in smaller portions. The sum over the layers, and so the budget, stays.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from vtr_vllm.schedules import RankRule, Schedule
+from vtr_vllm.schedules.keep_rates import cut_layers
+from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.study import Study
+
+Rates = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Descent:
+    """What to search: see ``descend``."""
+
+    starts: Sequence[int]
+    """First layer of each stage after the first, which begins at layer 0."""
+    rules: Mapping[int, RankRule]
+    """Rank rule of a cut, by layer; without one for layer 0 the first stage stays full."""
+    portions: Sequence[float] = (0.12, 0.06, 0.03)
+    """Layer-tokens moved at once, as shares of the budget's; each until nothing gets better."""
+    sweeps: int = 4
+    """Moves at most per portion."""
+    rungs: Sequence[tuple[int, int]] = ((100, 8), (300, 3))
+    """Items and survivors of the race among the moves; the winner meets the schedule so far on
+    the items of ``final``."""
+    final: int | None = None
+
+
+def descend(study: Study, stage: str, settings: Descent, start: Schedule) -> Schedule:
+    """Improve ``start`` while keeping its budget; returns it unchanged where nothing is better.
+
+    ``start`` must have one rate within each stage. Raises EvaluationFailed as the study.
+    """
+    layers = study.geometry.layers
+    bounds = [0, *settings.starts, layers]
+    sizes = [end - begin for begin, end in pairwise(bounds)]
+    rates: Rates = tuple(start.keep[begin] for begin in bounds[:-1])
+    (best,) = study.evaluate(stage, [_candidate(study, settings, start, rates)], settings.final)
+    first = best
+    moves_made = 0
+    for portion in settings.portions:
+        amount = portion * sum(rate * size for rate, size in zip(rates, sizes, strict=True))
+        for _ in range(settings.sweeps):
+            options = neighbours(rates, sizes, amount, fixed_first=0 not in settings.rules)
+            if not options:
+                break
+            by_candidate = {_candidate(study, settings, start, o): o for o in options}
+            (winner, *_) = study.race(stage, list(by_candidate), settings.rungs)
+            (found,) = study.evaluate(stage, [winner.candidate], settings.final)
+            if found.value <= best.value:
+                break
+            best, rates = found, by_candidate[winner.candidate]
+            moves_made += 1
+    study.progress.step(
+        f"{start.name}: {moves_made} moves, accuracy {first.accuracy:.3f} to {best.accuracy:.3f}"
+    )
+    if not moves_made:
+        return start
+    return _schedule(settings, start, rates, {"from": start.name, "moves": moves_made})
+
+
+def neighbours(rates: Rates, sizes: Sequence[int], amount: float, fixed_first: bool) -> list[Rates]:
+    """Every way to move ``amount`` (keep rate times layers) from one stage to another.
+
+    A move takes at most what the stage has and what the other can hold below 1. Moves that would
+    let a rate rise with depth carry the stages between along: they level them. Only results
+    whose rates never rise are returned, each once.
+    """
+    found: dict[Rates, None] = {}
+    for giver in range(len(rates)):
+        for taker in range(len(rates)):
+            if giver == taker or (fixed_first and 0 in (giver, taker)):
+                continue
+            moved = min(amount, rates[giver] * sizes[giver], (1 - rates[taker]) * sizes[taker])
+            changed = list(rates)
+            changed[giver] -= moved / sizes[giver]
+            changed[taker] += moved / sizes[taker]
+            result = tuple(min(1.0, max(0.0, rate)) for rate in level(changed, sizes))
+            if fixed_first and result[0] != rates[0]:
+                continue
+            if result != rates:
+                found[result] = None
+    return list(found)
+
+
+def level(rates: Sequence[float], sizes: Sequence[int]) -> list[float]:
+    """The nearest rates (weighted least squares) that never rise, of the same weighted sum.
+
+    The pool-adjacent-violators algorithm of isotonic regression.
+    """
+    pools: list[tuple[float, int, int]] = []  # rate, layers, stages
+    for rate, size in zip(rates, sizes, strict=True):
+        pools.append((rate, size, 1))
+        while len(pools) > 1 and pools[-2][0] < pools[-1][0]:
+            (one, n, i), (other, m, j) = pools[-2:]
+            pools[-2:] = [((one * n + other * m) / (n + m), n + m, i + j)]
+    return [rate for rate, _, stages in pools for _ in range(stages)]
+
+
+def _candidate(study: Study, settings: Descent, start: Schedule, rates: Rates) -> Candidate:
+    schedule = _schedule(settings, start, rates, {})
+    return Candidate.of(schedule, study.same_n_vision)
+
+
+def _schedule(
+    settings: Descent, start: Schedule, rates: Rates, parameters: Mapping[str, str | int]
+) -> Schedule:
+    bounds = [0, *settings.starts, start.geometry.layers]
+    keep = [
+        rate
+        for rate, (begin, end) in zip(rates, pairwise(bounds), strict=True)
+        for _ in range(end - begin)
+    ]
+    return Schedule(
+        name=f"descent-{start.budget!r}",
+        geometry=start.geometry,
+        keep=tuple(keep),
+        rules=tuple(settings.rules.get(cut, RankRule("last")) for cut in cut_layers(keep, 1.0)),
+        method="descent",
+        parameters=dict(parameters),
+        budget=start.budget,
+    )

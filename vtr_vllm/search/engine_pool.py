@@ -1,0 +1,140 @@
+"""Several in-process engines as one evaluator: one worker process per engine."""
+
+import os
+import signal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
+
+from vtr_vllm.errors import EvaluationFailed, VTRError
+from vtr_vllm.schedules import ModelGeometry
+from vtr_vllm.search.answers import Answer, Batch, EngineOptions, Task
+
+if TYPE_CHECKING:
+    from vtr_vllm.search.vllm_evaluator import VLLMEvaluator
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+
+
+class EnginePool:
+    """``engines`` worker processes, each with an engine of its own; a CPU core or more each.
+
+    Item by item the tasks go round the engines, so the split and with it every answer depends on
+    the list of tasks alone. Raises EvaluationFailed when an engine does not start or ends.
+    """
+
+    def __init__(self, options: EngineOptions, engines: int = 1) -> None:
+        cores = max(1, (os.cpu_count() or 1) // engines)
+        context = get_context("spawn")  # a forked child would inherit torch's threads
+        self._workers: list[_Worker] = []
+        for _ in range(engines):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_serve, args=(theirs, options, cores), daemon=True)
+            process.start()
+            theirs.close()
+            self._workers.append(_Worker(process, ours))
+        facts: list[Any] = [self._receive(worker) for worker in self._workers]
+        self._geometry: ModelGeometry = facts[0][0]
+        self._versions: Mapping[str, str] = facts[0][1]
+        self._has_cls: bool = facts[0][2]
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        """The geometry of the model."""
+        return self._geometry
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Releases, model and dtype."""
+        return self._versions
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the model's vision tower has a CLS token."""
+        return self._has_cls
+
+    def run(self, tasks: Sequence[Task]) -> Batch:
+        """Answer every task; raises EvaluationFailed with the engine's own reason."""
+        shares = share(tasks, len(self._workers))
+        for worker, indices in zip(self._workers, shares, strict=True):
+            worker.pipe.send([tasks[i] for i in indices])
+        answers: list[Answer | None] = [None] * len(tasks)
+        busy = room = 0.0
+        # every engine is heard before a failure is raised: none is left with an unread answer
+        replies = [self._reply(worker) for worker in self._workers]
+        for indices, reply in zip(shares, replies, strict=True):
+            if isinstance(reply, VTRError):
+                raise reply
+            busy, room = busy + reply.busy, room + reply.room
+            for index, answer in zip(indices, reply.answers, strict=True):
+                answers[index] = answer
+        return Batch(tuple(answer for answer in answers if answer is not None), busy, room)
+
+    def close(self) -> None:
+        """End the processes."""
+        for worker in self._workers:
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.join(timeout=5)
+            worker.process.terminate()
+
+    def _reply(self, worker: _Worker) -> Batch | VTRError:
+        try:
+            reply: Batch = self._receive(worker)
+        except VTRError as err:
+            return err
+        return reply
+
+    def _receive(self, worker: _Worker) -> Any:
+        try:
+            reply = worker.pipe.recv()
+        except EOFError:
+            worker.process.join(timeout=5)
+            raise EvaluationFailed(
+                f"an engine's process ended with exit code {worker.process.exitcode}; its last"
+                " words are above: correct what they name and run the same command again"
+            ) from None
+        if isinstance(reply, str):
+            raise EvaluationFailed(reply)
+        return reply
+
+
+def share(tasks: Sequence[Task], engines: int) -> list[list[int]]:
+    """Task indices per engine; tasks of one item stay together, items go round."""
+    shares: list[list[int]] = [[] for _ in range(engines)]
+    engine_of: dict[str, int] = {}
+    for index, task in enumerate(tasks):
+        engine = engine_of.setdefault(task.item.id, len(engine_of) % engines)
+        shares[engine].append(index)
+    return shares
+
+
+def _serve(pipe: Connection, options: EngineOptions, cores: int) -> None:
+    """An engine's process: start it, then answer lists of tasks until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search ends us, in its own order
+    os.environ.setdefault("OMP_NUM_THREADS", str(cores))
+    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # engines must not share a core
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        from vtr_vllm.search.vllm_evaluator import VLLMEvaluator
+
+        evaluator = VLLMEvaluator(options)
+        pipe.send((evaluator.geometry, evaluator.versions, evaluator.has_cls))
+        while True:
+            pipe.send(_attempt(evaluator, pipe.recv()))
+    except (EOFError, BrokenPipeError):
+        return
+
+
+def _attempt(evaluator: "VLLMEvaluator", tasks: list[Task]) -> Batch | str:
+    try:
+        return evaluator.run(tasks)
+    except (VTRError, ValueError) as err:  # vLLM refuses a request with ValueError
+        return f"the engine refused a task: {err}"

@@ -1,0 +1,212 @@
+"""The journal: every evaluation is one durable row, so that a killed search loses at most one batch.
+
+An evaluation is one candidate on one block of items. Its row is written before the engine starts on
+it (``running``) and once more when it ends (``done`` with what was measured, or ``failed`` with the
+reason). Rows that an ended process left ``running`` become ``interrupted``. None is ever removed.
+"""
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    JSON,
+    Engine,
+    Float,
+    Index,
+    Integer,
+    String,
+    Text,
+    create_engine,
+    func,
+    select,
+    update,
+)
+from sqlalchemy import event as sql_event
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
+
+from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.search.candidates import Candidate
+
+RUNNING, DONE, FAILED, INTERRUPTED = "running", "done", "failed", "interrupted"
+
+
+class _Base(DeclarativeBase):
+    pass
+
+
+class EvaluationRow(_Base):
+    """One candidate on one block of items."""
+
+    __tablename__ = "evaluations"
+    __table_args__ = (Index("by_candidate", "candidate", "evaluator"),)
+
+    id: Mapped[int] = mapped_column(Integer, primary_key=True)
+    search: Mapped[str] = mapped_column(String(64))
+    """Whose row it is: one search writes under one name at a time."""
+    stage: Mapped[str] = mapped_column(String(64))
+    candidate: Mapped[str] = mapped_column(String(24))
+    candidate_json: Mapped[dict[str, Any]] = mapped_column(JSON)
+    items: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of the block's items: images, questions, answers, metrics."""
+    first: Mapped[int] = mapped_column(Integer)
+    count: Mapped[int] = mapped_column(Integer)
+    evaluator: Mapped[str] = mapped_column(Text)
+    """Releases, model and dtype that the answers depend on, as sorted JSON."""
+    seed: Mapped[int] = mapped_column(Integer)
+    state: Mapped[str] = mapped_column(String(16))
+    started: Mapped[float] = mapped_column(Float)
+    seconds: Mapped[float | None] = mapped_column(Float)
+    """Its share of the wall time of the batch that it ran in."""
+    busy: Mapped[float | None] = mapped_column(Float)
+    room: Mapped[float | None] = mapped_column(Float)
+    """Its shares of the batch's occupancy, ``busy / room``."""
+    outcomes: Mapped[list[list[float]] | None] = mapped_column(JSON)
+    """Per item: score, log-probability, divergence."""
+    answers: Mapped[list[Any] | None] = mapped_column(JSON)
+    """The unreduced model's answers, which the others are compared with; null for the others."""
+    error: Mapped[str | None] = mapped_column(Text)
+
+
+@dataclass(frozen=True)
+class Key:
+    """What makes two evaluations the same."""
+
+    candidate: str
+    items: str
+
+
+@dataclass(frozen=True)
+class Begun:
+    """An evaluation to be written down as running."""
+
+    candidate: Candidate
+    items: str
+    first: int
+    count: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation found."""
+
+    outcomes: list[list[float]]
+    answers: list[Any] | None
+    seconds: float
+    busy: float
+    room: float
+
+
+class Journal:
+    """The rows of one evaluator; raises ConfigurationError for a URL that cannot be used."""
+
+    def __init__(self, url: str, search: str, evaluator: Mapping[str, str], seed: int) -> None:
+        self._search, self._seed = search, seed
+        self._evaluator = json.dumps(dict(evaluator), sort_keys=True)
+        try:
+            self._engine = create_engine(url)
+            if self._engine.dialect.name == "sqlite":
+                _make_durable(self._engine)
+            _Base.metadata.create_all(self._engine)
+            self._interrupt()
+            self._done = self._load()
+        except (SQLAlchemyError, ImportError, OSError) as err:
+            raise ConfigurationError(
+                f"journal {url} cannot be opened ({err}); give a SQLAlchemy URL such as"
+                " sqlite:///search.sqlite, and install the driver that it names"
+            ) from err
+
+    def find(self, key: Key) -> Measured | None:
+        """What an earlier evaluation found; None if none was done."""
+        return self._done.get(key)
+
+    def begin(self, stage: str, evaluations: Iterable[Begun]) -> list[int]:
+        """Write rows as running; returns their ids."""
+        now = time.time()
+        rows = [
+            EvaluationRow(
+                search=self._search,
+                stage=stage,
+                candidate=begun.candidate.key,
+                candidate_json=begun.candidate.to_dict(),
+                items=begun.items,
+                first=begun.first,
+                count=begun.count,
+                evaluator=self._evaluator,
+                seed=self._seed,
+                state=RUNNING,
+                started=now,
+            )
+            for begun in evaluations
+        ]
+        with Session(self._engine) as session:
+            session.add_all(rows)
+            session.commit()
+            return [row.id for row in rows]
+
+    def finish(self, ids: Sequence[int], measured: Sequence[Measured]) -> None:
+        """Write what was found, all rows at once or none."""
+        with Session(self._engine) as session:
+            rows = [session.get_one(EvaluationRow, row_id) for row_id in ids]
+            for row, found in zip(rows, measured, strict=True):
+                row.state, row.outcomes, row.answers = DONE, found.outcomes, found.answers
+                row.seconds, row.busy, row.room = found.seconds, found.busy, found.room
+            keys = [Key(row.candidate, row.items) for row in rows]
+            session.commit()
+        self._done.update(zip(keys, measured, strict=True))
+
+    def fail(self, ids: Sequence[int], reason: str) -> None:
+        """Write that evaluations did not come to an end, and why."""
+        with Session(self._engine) as session:
+            for row_id in ids:
+                row = session.get_one(EvaluationRow, row_id)
+                row.state, row.error = FAILED, reason
+            session.commit()
+
+    def states(self) -> dict[str, int]:
+        """Rows of this search by state."""
+        query = (
+            select(EvaluationRow.state, func.count())
+            .where(EvaluationRow.search == self._search)
+            .group_by(EvaluationRow.state)
+        )
+        with Session(self._engine) as session:
+            return dict(session.execute(query).tuples().all())
+
+    def close(self) -> None:
+        """Give back the connection."""
+        self._engine.dispose()
+
+    def _interrupt(self) -> None:
+        left = (EvaluationRow.search == self._search) & (EvaluationRow.state == RUNNING)
+        with Session(self._engine) as session:
+            session.execute(update(EvaluationRow).where(left).values(state=INTERRUPTED))
+            session.commit()
+
+    def _load(self) -> dict[Key, Measured]:
+        query = select(
+            EvaluationRow.candidate,
+            EvaluationRow.items,
+            EvaluationRow.outcomes,
+            EvaluationRow.answers,
+            EvaluationRow.seconds,
+            EvaluationRow.busy,
+            EvaluationRow.room,
+        ).where(EvaluationRow.state == DONE, EvaluationRow.evaluator == self._evaluator)
+        with Session(self._engine) as session:
+            return {
+                Key(candidate, items): Measured(*found)
+                for candidate, items, *found in session.execute(query)
+            }
+
+
+def _make_durable(engine: Engine) -> None:
+    """A committed row survives a power cut, and readers do not wait for the writer."""
+
+    @sql_event.listens_for(engine, "connect")
+    def configure(connection: Any, _: Any) -> None:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")

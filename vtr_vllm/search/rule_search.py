@@ -1,0 +1,104 @@
+"""Search over rank rules: how well does each rule rank the vision tokens at each layer?
+
+The rules of a schedule matter as much as its counts. A rule is measured where it alone decides:
+one cut before a layer, everything before in full.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vtr_vllm.schedules import FIRST_ATTENTION_CUT, RankRule
+from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.study import Study
+
+ATTENTION_RULES = tuple(
+    RankRule.parse(text)
+    for text in (
+        "last",
+        "last-norope",
+        "last-max",
+        "last-norope-max",
+        "instruction",
+        "instruction-norope",
+        "instruction-max",
+        "instruction-norope-max",
+        "random",  # ranking may be no better than chance in deep layers
+    )
+)
+
+_RATES = (0.2, 0.07)
+_BLIND_RATES = (0.5, 0.25)
+_WORSE = 0.005
+"""A layer is no place to cut if its best rule is worth this much less than an earlier layer's."""
+
+
+@dataclass(frozen=True)
+class RuleTable:
+    """The value of every rule at every layer, and what follows."""
+
+    values: Mapping[int, Mapping[str, float]]
+    """Layer to rule to mean value over the keep rates tried."""
+    rules: Mapping[int, RankRule]
+    """The best rule of each layer; of ``blind`` at 0."""
+    cut_layers: tuple[int, ...]
+    """Layers from 2 on that rank no worse than every layer before: where to cut. At another layer
+    a cut loses tokens that a cut earlier on, or later, would have kept."""
+
+
+def search_rules(
+    study: Study, stage: str, rungs: tuple[int, int], blind: Sequence[RankRule]
+) -> RuleTable:
+    """Measure every rule at every layer on ``rungs[0]`` items, each layer's best three on
+    ``rungs[1]``; ``blind`` are the rules to try before layer 0."""
+    layers = study.geometry.layers
+    tried = dict.fromkeys(range(FIRST_ATTENTION_CUT, layers), ATTENTION_RULES)
+    places = {0: tuple(blind), **tried}
+    rough = _values(study, stage, places, rungs[0])
+    left = {layer: tuple(_best(values, 3)) for layer, values in rough.items()}
+    fine = _values(study, stage, left, rungs[1])
+    best = {layer: _best(values, 1)[0] for layer, values in fine.items()}
+    for layer, rule in best.items():
+        study.progress.step(f"layer {layer} ranks best by {rule} ({fine[layer][rule]:.3f})")
+    return RuleTable(
+        values={k: {str(rule): value for rule, value in v.items()} for k, v in rough.items()},
+        rules=best,
+        cut_layers=_cut_layers({k: max(v.values()) for k, v in fine.items() if k}),
+    )
+
+
+def _values(
+    study: Study, stage: str, places: Mapping[int, Sequence[RankRule]], items: int
+) -> dict[int, dict[RankRule, float]]:
+    """Mean value over the keep rates, by layer and rule."""
+    asked = [
+        (layer, rule, rate)
+        for layer, rules in places.items()
+        for rule in rules
+        for rate in (_RATES if layer else _BLIND_RATES)
+    ]
+    candidates = [_one_cut(study.geometry.layers, *place) for place in asked]
+    values: dict[int, dict[RankRule, float]] = {}
+    for (layer, rule, _), found in zip(
+        asked, study.evaluate(stage, candidates, items), strict=True
+    ):
+        by_rule = values.setdefault(layer, {})
+        by_rule[rule] = by_rule.get(rule, 0.0) + found.value / len(_RATES)
+    return values
+
+
+def _best(values: Mapping[RankRule, float], count: int) -> list[RankRule]:
+    return sorted(values, key=lambda rule: -values[rule])[:count]
+
+
+def _one_cut(layers: int, layer: int, rule: RankRule, rate: float) -> Candidate:
+    return Candidate((1.0,) * layer + (rate,) * (layers - layer), (rule,))
+
+
+def _cut_layers(quality: Mapping[int, float]) -> tuple[int, ...]:
+    cuts = []
+    best = float("-inf")
+    for layer, value in sorted(quality.items()):
+        if value >= best - _WORSE:
+            cuts.append(layer)
+        best = max(best, value)
+    return tuple(cuts)

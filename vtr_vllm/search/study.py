@@ -1,0 +1,290 @@
+"""Scoring candidates on calibration data: with the journal, reuse, and early stopping."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from time import monotonic
+
+from vtr_vllm.errors import ConfigurationError, EvaluationFailed
+from vtr_vllm.schedules import ModelGeometry
+from vtr_vllm.search.answers import Answer, Evaluator, Step, Task
+from vtr_vllm.search.calibration import Dataset, Item
+from vtr_vllm.search.candidates import Candidate, unreduced
+from vtr_vllm.search.journal import Begun, Journal, Key, Measured
+from vtr_vllm.search.outcomes import Objective, Outcome, best_utility, outcome
+from vtr_vllm.search.progress import Progress
+
+BLOCK = 100
+"""Items of one evaluation: a candidate is stopped, and a killed search resumes, between blocks."""
+
+TOGETHER = 16
+"""Candidates evaluated on a block in one batch, at most: what a killed search may lose."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is known of a candidate: the outcomes of the first items asked, in their order."""
+
+    candidate: Candidate
+    outcomes: tuple[Outcome, ...]
+    asked: int
+    """Items that were asked for; more than there are outcomes if it was stopped."""
+    objective: Objective
+
+    @property
+    def complete(self) -> bool:
+        """Whether every item was answered."""
+        return len(self.outcomes) == self.asked
+
+    @cached_property
+    def value(self) -> float:
+        """Mean utility: what the search maximises."""
+        return math.fsum(o.utility(self.objective) for o in self.outcomes) / len(self.outcomes)
+
+    @cached_property
+    def accuracy(self) -> float:
+        """Mean of the items' metrics."""
+        return math.fsum(o.score for o in self.outcomes) / len(self.outcomes)
+
+    @property
+    def highest_possible(self) -> float:
+        """The value if every item left over went as well as an item can."""
+        left = (self.asked - len(self.outcomes)) * best_utility(self.objective)
+        return (self.value * len(self.outcomes) + left) / self.asked
+
+
+@dataclass
+class Cost:
+    """What a stage of a search took."""
+
+    evaluations: int = 0
+    """Candidates asked about."""
+    reused: int = 0
+    """Of them, those whose every answer was there already."""
+    stopped: int = 0
+    """Of them, those given up early."""
+    requests: int = 0
+    """Requests run, this time or before an interruption."""
+    naive_requests: int = 0
+    """Requests without reuse and early stopping: every candidate asked about, on every item."""
+    seconds: float = 0.0
+    busy: float = 0.0
+    room: float = 0.0
+
+    @property
+    def occupancy(self) -> float:
+        """Mean share of the engines' places that were taken."""
+        return self.busy / self.room if self.room else 0.0
+
+
+class Study:
+    """One model, one data set, one objective; raises EvaluationFailed when the engine fails.
+
+    ``dataset`` is cut into blocks of BLOCK items (the last may be shorter). Every candidate's
+    evaluation on a block is a row of the journal; none is run twice.
+    """
+
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        dataset: Dataset,
+        journal: Journal,
+        objective: Objective,
+        progress: Progress,
+    ) -> None:
+        self.dataset, self.objective, self.progress = dataset, objective, progress
+        self.costs: dict[str, Cost] = {}
+        self._evaluator, self._journal = evaluator, journal
+        edges = [*range(0, len(dataset), BLOCK), len(dataset)]
+        self._blocks = [
+            _Block(
+                first,
+                dataset.items[first:last],
+                Dataset(dataset.path, dataset.items[first:last]).sha256,
+            )
+            for first, last in pairwise(edges)
+        ]
+        self._seen: set[Key] = set()
+        self._steps: dict[str, list[tuple[Step, ...]]] = {}
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        """The model's geometry."""
+        return self._evaluator.geometry
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """What the answers depend on beside candidate and item."""
+        return self._evaluator.versions
+
+    @cached_property
+    def n_vision(self) -> int:
+        """Vision tokens of a prompt: of the largest, where prompts differ."""
+        return max(n_vision for n_vision, _ in self._prompts)
+
+    @cached_property
+    def n_text(self) -> int:
+        """Median number of prompt tokens that are no vision tokens."""
+        return sorted(n_text for _, n_text in self._prompts)[len(self._prompts) // 2]
+
+    @cached_property
+    def same_n_vision(self) -> int | None:
+        """Vision tokens of every prompt; None where prompts differ."""
+        return self.n_vision if len({n for n, _ in self._prompts}) == 1 else None
+
+    @cached_property
+    def _prompts(self) -> list[tuple[int, int]]:
+        self.evaluate("unreduced", [unreduced(self.geometry)])
+        key = unreduced(self.geometry).key
+        found = [self._journal.find(Key(key, block.sha256)) for block in self._blocks]
+        prompts = [(n, m) for part in found if part for _, n, m in part.answers or ()]
+        if max(n for n, _ in prompts) < 1:
+            raise ConfigurationError(
+                f"no prompt of {self.dataset.path} has a vision token; check that the model is a"
+                " vision-language model and that its chat template takes the image"
+            )
+        return prompts
+
+    def unreduced(self, items: int | None = None) -> Evaluation:
+        """The model without reduction, on the first ``items``; run once, then kept."""
+        return self.evaluate("unreduced", [unreduced(self.geometry)], items)[0]
+
+    def evaluate(
+        self,
+        stage: str,
+        candidates: Sequence[Candidate],
+        items: int | None = None,
+        floor: float | None = None,
+    ) -> list[Evaluation]:
+        """Score candidates on the first ``items`` (a multiple of BLOCK; None: all), together.
+
+        With a ``floor``, a candidate is given up once it cannot reach that value any more.
+        """
+        asked = len(self.dataset) if items is None else min(items, len(self.dataset))
+        blocks = [block for block in self._blocks if block.first < asked]
+        cost = self.costs.setdefault(stage, Cost())
+        unique = list(dict.fromkeys(candidates))
+        known = {candidate: self._known(candidate, blocks) for candidate in unique}
+        cost.evaluations += len(candidates)
+        cost.reused += len(candidates) - len(unique) + sum(known.values())
+        cost.naive_requests += len(candidates) * asked
+        found: dict[Candidate, list[Outcome]] = {candidate: [] for candidate in unique}
+        alive = unique
+        for block in blocks:
+            if not alive:
+                break
+            self._run_block(stage, block, alive, cost)
+            for candidate in alive:
+                found[candidate] += self._outcomes(candidate, block)
+            if floor is not None:
+                alive = [
+                    c for c in alive if self._evaluation(c, found, asked).highest_possible >= floor
+                ]
+        evaluations = {c: self._evaluation(c, found, asked) for c in unique}
+        cost.stopped += sum(not evaluation.complete for evaluation in evaluations.values())
+        return [evaluations[candidate] for candidate in candidates]
+
+    def race(
+        self, stage: str, candidates: Sequence[Candidate], rungs: Sequence[tuple[int, int]]
+    ) -> list[Evaluation]:
+        """Successive halving: each rung ``(items, survivors)`` scores those who are left.
+
+        Returns the survivors of the last rung, best first; ties go to the earlier candidate.
+        """
+        left = list(dict.fromkeys(candidates))
+        ranked: list[Evaluation] = []
+        for items, survivors in rungs:
+            scored = self.evaluate(stage, left, items)
+            ranked = sorted(scored, key=lambda e: -e.value)[:survivors]
+            left = [evaluation.candidate for evaluation in ranked]
+        return ranked
+
+    def _evaluation(
+        self, candidate: Candidate, found: Mapping[Candidate, list[Outcome]], asked: int
+    ) -> Evaluation:
+        return Evaluation(candidate, tuple(found[candidate]), asked, self.objective)
+
+    def _known(self, candidate: Candidate, blocks: Iterable["_Block"]) -> bool:
+        return all(Key(candidate.key, block.sha256) in self._seen for block in blocks)
+
+    def _outcomes(self, candidate: Candidate, block: "_Block") -> list[Outcome]:
+        measured = self._journal.find(Key(candidate.key, block.sha256))
+        if measured is None:
+            raise EvaluationFailed(f"candidate {candidate.key} was not evaluated")
+        return [Outcome(*values) for values in measured.outcomes]
+
+    def _run_block(
+        self, stage: str, block: "_Block", candidates: Sequence[Candidate], cost: Cost
+    ) -> None:
+        """Run what the journal does not have; what it has counts as run, once."""
+        whole = unreduced(self.geometry)
+        # the unreduced answers come first: the others are compared with them
+        wanted = list(dict.fromkeys([whole, *candidates]))
+        missing = [c for c in wanted if self._journal.find(Key(c.key, block.sha256)) is None]
+        for first in range(0, len(missing), TOGETHER):
+            self._run(stage, block, missing[first : first + TOGETHER])
+        for candidate in wanted:
+            key = Key(candidate.key, block.sha256)
+            measured = self._journal.find(key)
+            if measured is None or key in self._seen:
+                continue
+            self._seen.add(key)
+            cost.requests += len(block.items)
+            cost.seconds += measured.seconds
+            cost.busy += measured.busy
+            cost.room += measured.room
+            self.progress.ran(len(block.items), measured.seconds)
+
+    def _run(self, stage: str, block: "_Block", candidates: list[Candidate]) -> None:
+        begun = [Begun(c, block.sha256, block.first, len(block.items)) for c in candidates]
+        ids = self._journal.begin(stage, begun)
+        tasks = [Task(candidate, item) for item in block.items for candidate in candidates]
+        start = monotonic()
+        try:
+            batch = self._evaluator.run(tasks)
+        except EvaluationFailed as err:
+            self._journal.fail(ids, str(err))
+            raise
+        share = 1 / len(candidates)
+        seconds = monotonic() - start
+        whole = unreduced(self.geometry)
+        measured = []
+        for index, candidate in enumerate(candidates):
+            answers = batch.answers[index :: len(candidates)]
+            kept = [_pack(answer) for answer in answers] if candidate == whole else None
+            if candidate == whole:
+                self._steps[block.sha256] = [answer.steps for answer in answers]
+            outcomes = _judge(block.items, answers, self._unreduced_steps(block))
+            facts = (seconds * share, batch.busy * share, batch.room * share)
+            measured.append(Measured(outcomes, kept, *facts))
+        self._journal.finish(ids, measured)
+
+    def _unreduced_steps(self, block: "_Block") -> list[tuple[Step, ...]]:
+        if block.sha256 not in self._steps:
+            measured = self._journal.find(Key(unreduced(self.geometry).key, block.sha256))
+            packed = (measured.answers if measured else None) or []
+            self._steps[block.sha256] = [
+                tuple(Step(token, logprobs) for token, logprobs in steps) for steps, _, _ in packed
+            ]
+        return self._steps[block.sha256]
+
+
+@dataclass(frozen=True)
+class _Block:
+    first: int
+    items: tuple[Item, ...]
+    sha256: str
+
+
+def _judge(
+    items: Sequence[Item], answers: Sequence[Answer], steps: Sequence[tuple[Step, ...]]
+) -> list[list[float]]:
+    judged = [outcome(*triple) for triple in zip(items, answers, steps, strict=True)]
+    return [[o.score, o.logprob, o.divergence] for o in judged]
+
+
+def _pack(answer: Answer) -> list[object]:
+    steps = [[step.token, dict(step.logprobs)] for step in answer.steps]
+    return [steps, answer.n_vision, answer.n_text]

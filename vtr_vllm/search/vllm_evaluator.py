@@ -1,0 +1,152 @@
+"""The in-process backend: one vLLM engine with VTR, driven step by step.
+
+The answers to a list of tasks are a function of the list alone: one process, so nothing depends on
+timing; nothing cached from an earlier list. A search that is resumed therefore sees what the
+uninterrupted one saw.
+"""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
+from importlib.metadata import version
+from itertools import groupby
+from typing import Any
+
+import vllm
+from PIL.Image import Resampling
+from vllm import SamplingParams
+
+from vtr_vllm.demo import CHECKPOINT
+from vtr_vllm.engine.admission import collect
+from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry
+from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, EngineOptions, Step, Task, messages
+from vtr_vllm.search.candidates import Candidate
+
+_DEMO_ARGS: Mapping[str, Any] = {
+    "max_model_len": 512,
+    "block_size": 32,
+    "dtype": "float32",  # not every CPU computes in bf16
+    "kv_cache_memory_bytes": 1 << 30,
+}
+
+
+class VLLMEvaluator:
+    """Evaluates in this process; raises what vLLM raises when the engine cannot start."""
+
+    def __init__(self, options: EngineOptions) -> None:
+        # one process: a scheduler that raced with the front end would make batches, and with them
+        # rounding, depend on timing
+        os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        os.environ["VLLM_PLUGINS"] = "vtr"
+
+        demo = options.model == "demo"
+        arguments: dict[str, Any] = {
+            "model": str(CHECKPOINT) if demo else options.model,
+            "enforce_eager": True,
+            "enable_prefix_caching": False,
+            "max_num_seqs": 64,
+            "max_logprobs": TOP_LOGPROBS,
+            "limit_mm_per_prompt": {"image": 1},
+            "disable_log_stats": True,
+        }
+        arguments |= {**(_DEMO_ARGS if demo else {}), **options.engine_args}
+        self._llm = vllm.LLM(**arguments, worker_cls=WORKER_CLS, scheduler_cls=SCHEDULER_CLS)
+        self._max_tokens = options.max_tokens
+        self._model = options.model
+
+    @cached_property
+    def geometry(self) -> ModelGeometry:
+        """The geometry of the model that was loaded."""
+        config = self._llm.model_config.hf_text_config.to_dict()
+        return ModelGeometry.from_config(config)
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Releases, model and dtype."""
+        return {
+            "model": self._model,
+            "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
+            "max_tokens": str(self._max_tokens),
+            "vtr": version("vtr-vllm"),
+            "vllm": vllm.__version__,
+        }
+
+    @property
+    def has_cls(self) -> bool:
+        """Whether the vision tower is CLIP's."""
+        tower = getattr(self._llm.model_config.hf_config, "vision_config", None)
+        return getattr(tower, "model_type", None) == "clip_vision_model"
+
+    def run(self, tasks: Sequence[Task]) -> Batch:
+        """Answer every task; tasks of one item should stand together, its image is read once."""
+        engine = self._llm.llm_engine
+        engine.reset_encoder_cache()
+        room = engine.vllm_config.scheduler_config.max_num_seqs
+        waiting = self._requests(tasks)
+        n_vision: dict[int, int] = {}
+        answers: dict[int, Answer] = {}
+        busy = steps = 0
+        while len(answers) < len(tasks):
+            # as many again as can run, so that the scheduler never lacks one
+            while engine.get_num_unfinished_requests() < 2 * room:
+                request = next(waiting, None)
+                if request is None:
+                    break
+                with collect() as admitted:
+                    engine.add_request(*request)
+                n_vision[int(request[0])] = admitted[0].n_vision
+            busy += min(engine.get_num_unfinished_requests(), room)
+            steps += 1
+            for output in engine.step():
+                if output.finished:
+                    index = int(output.request_id)
+                    answers[index] = _answer(output, n_vision[index])
+        return Batch(tuple(answers[i] for i in range(len(tasks))), busy, steps * room)
+
+    def close(self) -> None:
+        """Nothing: the engine ends with its process."""
+
+    def _requests(self, tasks: Sequence[Task]) -> Iterator[tuple[str, Any, Any]]:
+        """Request id, rendered prompt and parameters of each task, made when asked for."""
+        numbered = enumerate(tasks)
+        for item, group in groupby(numbered, key=lambda pair: pair[1].item):
+            image = item.load_image()
+            rendered: dict[float, Any] = {}
+            for index, task in group:
+                scale = task.candidate.image_scale
+                if scale not in rendered:
+                    part = {"type": "image_pil", "image_pil": scaled(image, scale)}
+                    rendered[scale] = self._llm._preprocess_chat_one(messages(item, part))
+                yield str(index), rendered[scale], self._sampling(task.candidate)
+
+    def _sampling(self, candidate: Candidate) -> Any:
+        extra = {}
+        if candidate.reduces:
+            rules = [str(rule) for rule in candidate.rules]
+            extra = {KEEP_KEY: list(candidate.keep), RULES_KEY: rules}
+        return SamplingParams(
+            temperature=0.0, max_tokens=self._max_tokens, logprobs=TOP_LOGPROBS, extra_args=extra
+        )
+
+
+def scaled(image: Any, scale: float) -> Any:
+    """The image with ``scale`` times its pixels, its shape kept; itself at 1."""
+    if scale == 1.0:
+        return image
+    side = scale**0.5
+    size = (max(1, round(image.width * side)), max(1, round(image.height * side)))
+    return image.resize(size, Resampling.LANCZOS)
+
+
+def _answer(output: Any, n_vision: int) -> Answer:
+    completion = output.outputs[0]
+    steps = tuple(
+        Step(
+            step[token].decoded_token,
+            {entry.decoded_token: entry.logprob for entry in step.values()},
+        )
+        for token, step in zip(completion.token_ids, completion.logprobs, strict=True)
+    )
+    n_prompt = len(output.prompt_token_ids)
+    return Answer(completion.text, steps, n_vision, n_prompt - n_vision)
