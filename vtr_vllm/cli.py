@@ -57,6 +57,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"vtr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
+    commands.add_parser("search", help="find schedules for a model", add_help=False)
+    if arguments[:1] == ["search"]:
+        return _search(arguments[1:])
     if arguments[:1] == ["serve"] and any(part.startswith("--help=") for part in arguments):
         _become(Launch(tuple(arguments), {}))  # vLLM's help by section
     options, rest = parser.parse_known_args(arguments)
@@ -65,6 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _fail("vtr serve: give MODEL first, then the flags: vtr serve MODEL --port 8080")
         _become(plan_serve(options, rest, os.environ))
     return 2
+
+
+def _search(arguments: Sequence[str]) -> int:
+    """The search's own command line, or its service; neither is loaded for other commands."""
+    if arguments[:1] == ["serve"]:
+        from server.jobs.cli import main as serve_jobs
+
+        return serve_jobs(arguments[1:])
+    from vtr_vllm.search.cli import main as search
+
+    return search(arguments)
 
 
 def _add_serve(commands: Any) -> None:

@@ -45,7 +45,7 @@ class EvaluationRow(_Base):
     __table_args__ = (Index("by_candidate", "candidate", "evaluator"),)
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    search: Mapped[str] = mapped_column(String(64))
+    search: Mapped[str] = mapped_column(Text)
     """Whose row it is: one search writes under one name at a time."""
     stage: Mapped[str] = mapped_column(String(64))
     candidate: Mapped[str] = mapped_column(String(24))

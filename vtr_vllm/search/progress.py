@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +19,35 @@ class Progress:
 
     def __init__(self, events: Path | None = None, clock: Callable[[], float] = time.time) -> None:
         self._events, self._clock = events, clock
-        self._planned = 0
-        self._requests = 0
-        self._running = 0.0
+        self._planned: dict[str, int] = {}
+        self._ran: dict[str, int] = {}
+        self._seconds = 0.0
         self._printed = 0.0
         self._stage = "start"
 
-    def plan(self, requests: int) -> None:
-        """Say how many requests the whole search is expected to run."""
-        self._planned = requests
+    def plan(self, requests: Mapping[str, int]) -> None:
+        """Say how many requests each stage is expected to run, at most."""
+        self._planned = dict(requests)
 
     def begin(self, stage: str) -> None:
-        """A stage of the search begins."""
+        """A stage begins, and the one before ends: what it left unused of its plan is struck."""
+        self._planned[self._stage] = self._ran.get(self._stage, 0)
         self._stage = stage
         self._emit("progress", message=f"{stage} begins", stage=stage)
         self._say(f"{stage} begins")
 
     def ran(self, requests: int, seconds: float) -> None:
-        """A batch of requests was answered, or found in the journal."""
-        self._requests += requests
-        self._running += seconds
+        """Requests were answered, or found in the journal; ``seconds`` is what they took."""
+        self._ran[self._stage] = self._ran.get(self._stage, 0) + requests
+        self._seconds += seconds
         now = self._clock()
         if now - self._printed < _PRINT_EVERY:
             return
         self._printed = now
-        left = self.seconds_left
-        facts = {"requests": self._requests, "planned": self._planned, "seconds_left": left}
-        self._emit("progress", stage=self._stage, **facts)
-        ahead = "" if left is None else f", about {duration(left)} left"
-        self._say(f"{self._stage}: {self._requests} of about {self._planned} requests{ahead}")
+        done, planned, left = sum(self._ran.values()), self.planned, self.seconds_left
+        self._emit("progress", stage=self._stage, requests=done, planned=planned, seconds_left=left)
+        ahead = "" if left is None else f", at most {duration(left)} left"
+        self._say(f"{self._stage}: {done} of at most {planned} requests{ahead}")
 
     def step(self, message: str, **facts: Any) -> None:
         """A step of a search came to a result."""
@@ -60,11 +60,16 @@ class Progress:
         self._say(message)
 
     @property
+    def planned(self) -> int:
+        """Requests in all, at most: what was run and what is left of the plan."""
+        stages = self._planned.keys() | self._ran.keys()
+        return sum(max(self._planned.get(s, 0), self._ran.get(s, 0)) for s in stages)
+
+    @property
     def seconds_left(self) -> float | None:
         """At the rate so far; None before anything ran."""
-        if not self._requests or not self._running:
-            return None
-        return max(0, self._planned - self._requests) * self._running / self._requests
+        done = sum(self._ran.values())
+        return (self.planned - done) * self._seconds / done if done else None
 
     def _emit(self, kind: str, **facts: Any) -> None:
         if self._events is None:

@@ -91,7 +91,6 @@ SEARCH: Form = {
             "evaluations": int,
             "reused": int,
             "stopped": int,
-            "failed": int,
             "requests": int,
             "naive_requests": int,
             "seconds": float,

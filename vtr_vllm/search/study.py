@@ -119,6 +119,11 @@ class Study:
         """What the answers depend on beside candidate and item."""
         return self._evaluator.versions
 
+    @property
+    def has_cls(self) -> bool:
+        """Whether the rank rule ``cls`` can be tried."""
+        return self._evaluator.has_cls
+
     @cached_property
     def n_vision(self) -> int:
         """Vision tokens of a prompt: of the largest, where prompts differ."""
@@ -210,7 +215,7 @@ class Study:
         return all(Key(candidate.key, block.sha256) in self._seen for block in blocks)
 
     def _outcomes(self, candidate: Candidate, block: "_Block") -> list[Outcome]:
-        measured = self._journal.find(Key(candidate.key, block.sha256))
+        measured = self._find(candidate, block)
         if measured is None:
             raise EvaluationFailed(f"candidate {candidate.key} was not evaluated")
         return [Outcome(*values) for values in measured.outcomes]
@@ -222,20 +227,28 @@ class Study:
         whole = unreduced(self.geometry)
         # the unreduced answers come first: the others are compared with them
         wanted = list(dict.fromkeys([whole, *candidates]))
-        missing = [c for c in wanted if self._journal.find(Key(c.key, block.sha256)) is None]
-        for first in range(0, len(missing), TOGETHER):
-            self._run(stage, block, missing[first : first + TOGETHER])
-        for candidate in wanted:
-            key = Key(candidate.key, block.sha256)
-            measured = self._journal.find(key)
-            if measured is None or key in self._seen:
-                continue
-            self._seen.add(key)
-            cost.requests += len(block.items)
-            cost.seconds += measured.seconds
-            cost.busy += measured.busy
-            cost.room += measured.room
-            self.progress.ran(len(block.items), measured.seconds)
+        for first in range(0, len(wanted), TOGETHER):
+            together = wanted[first : first + TOGETHER]
+            missing = [c for c in together if self._find(c, block) is None]
+            if missing:
+                self._run(stage, block, missing)
+            for candidate in together:
+                self._account(candidate, block, cost)
+
+    def _find(self, candidate: Candidate, block: "_Block") -> Measured | None:
+        return self._journal.find(Key(candidate.key, block.sha256))
+
+    def _account(self, candidate: Candidate, block: "_Block", cost: Cost) -> None:
+        """Count an evaluation once, whether it ran now or before an interruption."""
+        key, measured = Key(candidate.key, block.sha256), self._find(candidate, block)
+        if measured is None or key in self._seen:
+            return
+        self._seen.add(key)
+        cost.requests += len(block.items)
+        cost.seconds += measured.seconds
+        cost.busy += measured.busy
+        cost.room += measured.room
+        self.progress.ran(len(block.items), measured.seconds)
 
     def _run(self, stage: str, block: "_Block", candidates: list[Candidate]) -> None:
         begun = [Begun(c, block.sha256, block.first, len(block.items)) for c in candidates]
@@ -263,7 +276,7 @@ class Study:
 
     def _unreduced_steps(self, block: "_Block") -> list[tuple[Step, ...]]:
         if block.sha256 not in self._steps:
-            measured = self._journal.find(Key(unreduced(self.geometry).key, block.sha256))
+            measured = self._find(unreduced(self.geometry), block)
             packed = (measured.answers if measured else None) or []
             self._steps[block.sha256] = [
                 tuple(Step(token, logprobs) for token, logprobs in steps) for steps, _, _ in packed

@@ -49,6 +49,7 @@ class VLLMEvaluator:
             "max_logprobs": TOP_LOGPROBS,
             "limit_mm_per_prompt": {"image": 1},
             "disable_log_stats": True,
+            "mm_processor_cache_gb": 0,  # an image is read once for all tasks that ask about it
         }
         arguments |= {**(_DEMO_ARGS if demo else {}), **options.engine_args}
         self._llm = vllm.LLM(**arguments, worker_cls=WORKER_CLS, scheduler_cls=SCHEDULER_CLS)

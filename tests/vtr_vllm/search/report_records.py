@@ -110,7 +110,6 @@ def stage(name: str, requests: int, naive: int) -> dict[str, Any]:
         "evaluations": 70,
         "reused": 12,
         "stopped": 30,
-        "failed": 0,
         "requests": requests,
         "naive_requests": naive,
         "seconds": 210.0,

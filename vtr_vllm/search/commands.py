@@ -1,0 +1,194 @@
+"""What each command of ``vtr search`` does, after its flags are read."""
+
+import argparse
+import datetime
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vtr_vllm.errors import ConfigurationError, VTRError
+from vtr_vllm.schedules import ScheduleBook, p_sigmoid
+from vtr_vllm.search import converters, frontier, pipeline, records
+from vtr_vllm.search.answers import EngineOptions
+from vtr_vllm.search.calibration import Dataset, check_disjoint
+from vtr_vllm.search.candidates import Candidate, unreduced
+from vtr_vllm.search.pipeline import Settings
+from vtr_vllm.search.progress import Progress, duration
+from vtr_vllm.search.report_data import read_search
+from vtr_vllm.search.session import Backend, Session, open_session, report_folder, split
+from vtr_vllm.search.statistics import sample_size_report
+from vtr_vllm.search.study import BLOCK, Study
+
+Splits = Sequence[tuple[str, Path]]
+
+
+def search(options: argparse.Namespace) -> None:
+    """``vtr search g-search|p-sigmoid|all``: search, write schedules, write the report."""
+    progress = Progress(options.events)
+    try:
+        _search(options, progress)
+    except (KeyboardInterrupt, SystemExit):
+        progress.end("failed", "stopped")
+        raise
+    except (VTRError, OSError) as err:
+        progress.end("failed", str(err))
+        raise
+
+
+def _search(options: argparse.Namespace, progress: Progress) -> None:
+    data = Dataset.load(options.data)
+    first, rest = split(data)
+    heldout = [("heldout", options.heldout)] if options.heldout else []
+    others = _load_heldout(heldout, data)
+    settings = _settings(options)
+    backend = _backend(options, options.model)
+    with open_session(
+        backend, options.out, options.journal, options.objective, options.seed, progress
+    ) as session:
+        study, selection = session.study(first), session.study(rest)
+        plan = pipeline.plan(settings, study.geometry.layers, study.n_vision, len(first), len(rest))
+        if options.dry_run:
+            print(_estimate(study, plan))
+            return
+        progress.plan(plan)
+        result = pipeline.run(study, settings)
+        chosen = pipeline.select(selection, result)
+        schedules = [records.served(scored, selection, settings, data) for scored in chosen]
+        records.write_schedules(options.out, schedules)
+        record = records.search_record(
+            _meta(options, study, data),
+            study,
+            selection,
+            result,
+            schedules,
+            session.journal.states(),
+        )
+        records.write_json(report_folder(options.out) / "search.json", record)
+        sizes = sample_size_report([o.score for o in selection.unreduced().outcomes])
+        progress.step(f"sample size: {sizes}")
+        if others:
+            _compare(options, session, record, others)
+    _report(options.out)
+    names = ", ".join(schedule.name for schedule in schedules)
+    progress.end("done", f"wrote {names} to {options.out}")
+
+
+def compare(options: argparse.Namespace) -> None:
+    """``vtr search compare``: score everything on held-out data, write frontier.json."""
+    record = read_search(report_folder(options.out))
+    calibration = Dataset.load(Path(record["meta"]["data"]["path"]))
+    if calibration.sha256 != record["meta"]["data"]["sha256"]:
+        raise ConfigurationError(
+            f"{calibration.path} is not the data that {options.out} was searched on; put that file"
+            " back, so that an overlap with the held-out data can be ruled out"
+        )
+    others = _load_heldout(options.splits, calibration)
+    backend = _backend(options, record["meta"]["model"])
+    progress = Progress(options.events)
+    with open_session(
+        backend,
+        options.out,
+        options.journal,
+        record["meta"]["objective"],
+        record["meta"]["seed"],
+        progress,
+    ) as session:
+        _compare(options, session, record, others)
+    _report(options.out)
+    progress.end("done", f"wrote {report_folder(options.out) / 'frontier.json'}")
+
+
+def report(options: argparse.Namespace) -> None:
+    """``vtr search report``: HTML and PNG."""
+    print(_report(options.out))
+
+
+def convert(options: argparse.Namespace) -> None:
+    """``vtr search convert``: write calibration data."""
+    if options.format == "llava":
+        images = options.images or Path(options.source).parent
+        done = converters.from_llava(Path(options.source), images, options.out, options.metric)
+    elif options.format == "vlmevalkit":
+        done = converters.from_vlmevalkit(Path(options.source), options.out, options.metric)
+    else:
+        done = converters.from_demo(options.source, options.count, options.out)
+    print(done)
+
+
+def _compare(
+    options: argparse.Namespace,
+    session: Session,
+    record: dict[str, Any],
+    others: dict[str, Dataset],
+) -> None:
+    studies = {name: session.study(dataset) for name, dataset in others.items()}
+    first = next(iter(studies.values()))
+    geometry = first.geometry
+    book = ScheduleBook.from_folder(geometry, options.out)
+    budgets = sorted({s["budget"] for s in record["schedules"] if s["budget"]}, reverse=True)
+    entries = list(frontier.contenders(record, book, budgets, first.same_n_vision))
+    asked = {entry.candidate for entry in entries if entry.candidate is not None}
+    session.progress.plan({name: len(asked) * len(d) for name, d in others.items()})
+    rows = frontier.compare(studies, entries, geometry)
+    meta = frontier.meta(studies, geometry)
+    meta |= {"command": options.command_line, "date": datetime.date.today().isoformat()}
+    path = report_folder(options.out) / "frontier.json"
+    records.write_json(path, {"meta": meta, "rows": rows})
+
+
+def _load_heldout(splits: Splits, calibration: Dataset) -> dict[str, Dataset]:
+    """The held-out data, none of whose images was used for the search."""
+    found = {name: Dataset.load(path) for name, path in splits}
+    for dataset in found.values():
+        check_disjoint(calibration, dataset)
+    return found
+
+
+def _backend(options: argparse.Namespace, model: str) -> Backend:
+    engine = EngineOptions(model, options.max_tokens, options.engine_args)
+    return Backend(engine, options.engines, options.servers)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    return Settings(
+        kind=options.kind,
+        budgets=options.budgets,
+        tolerance=options.tolerance,
+        inner=options.inner,
+        weight=options.weight,
+        trials=options.trials,
+        items=options.items,
+        seed=options.seed,
+    )
+
+
+def _meta(options: argparse.Namespace, study: Study, data: Dataset) -> dict[str, Any]:
+    return {
+        "model": options.model,
+        "fingerprint": study.geometry.fingerprint,
+        "n_vision": study.n_vision,
+        "data": {"path": str(options.data), "sha256": data.sha256, "n": len(data)},
+        "seed": options.seed,
+        "objective": options.objective,
+        "tolerance": options.tolerance,
+        "versions": dict(study.versions),
+        "command": options.command_line,
+        "date": datetime.date.today().isoformat(),
+    }
+
+
+def _estimate(study: Study, plan: dict[str, int]) -> str:
+    """Requests and time of the plan, from a block at full and at half work."""
+    half = Candidate.of(p_sigmoid(study.geometry, 0.5), study.same_n_vision)
+    study.evaluate("dry run", [unreduced(study.geometry), half], BLOCK)
+    cost = study.costs["dry run"]
+    total = sum(plan.values())
+    lines = [f"{stage}: at most {requests} requests" for stage, requests in plan.items()]
+    took = duration(total * cost.seconds / cost.requests)
+    return "\n".join([*lines, f"in all at most {total} requests, {took} at this machine's speed"])
+
+
+def _report(folder: Path) -> Path:
+    from vtr_vllm.search.report import write_report  # matplotlib takes a second to load
+
+    return write_report(report_folder(folder))

@@ -1,0 +1,143 @@
+"""The held-out frontier: everything that was searched against every baseline, at equal mean keep."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
+
+from vtr_vllm.schedules import (
+    ModelGeometry,
+    RankRule,
+    Schedule,
+    ScheduleBook,
+    flops_fraction,
+    make_plan,
+)
+from vtr_vllm.search.baselines import Contender, baselines, of_schedule
+from vtr_vllm.search.candidates import unreduced
+from vtr_vllm.search.statistics import LEVEL, bootstrap_interval, paired_difference
+from vtr_vllm.search.study import Evaluation, Study
+
+Rows = list[dict[str, Any]]
+
+
+def contenders(
+    record: Mapping[str, Any], book: ScheduleBook, budgets: Sequence[float], n_vision: int | None
+) -> Iterator[Contender]:
+    """No reduction, the baselines, what the search found by each method, what is served between.
+
+    ``record`` is a search's search.json; ``book`` the folder of schedules it wrote. Half-way
+    between two neighbouring budgets the book's interpolation is tested.
+    """
+    geometry = book.geometry
+    yield Contender("full", 1.0, unreduced(geometry), book.by_name("full"))
+    for budget in budgets:
+        yield from baselines(geometry, budget, n_vision)
+    for found in record["schedules"]:
+        yield of_schedule(found["method"], _schedule(found, geometry), n_vision)
+    searched = sorted(s["budget"] for s in record["schedules"] if s["method"] == "searched")
+    for low, high in pairwise(searched):
+        schedule = book.for_budget(round((low + high) / 2, 6)).schedule
+        yield of_schedule("interpolated", schedule, n_vision)
+
+
+def compare(
+    studies: Mapping[str, Study], entries: Sequence[Contender], geometry: ModelGeometry
+) -> Rows:
+    """Score every contender on every split, with 95% intervals; one row each, as plain JSON.
+
+    ``minus_full`` is the difference to no reduction on the same questions, whose interval is
+    narrower than what the two scores' own intervals suggest.
+    """
+    scored: dict[str, list[Evaluation]] = {}
+    candidates = [entry.candidate for entry in entries if entry.candidate is not None]
+    for name, study in studies.items():
+        study.progress.begin(name)
+        scored[name] = study.evaluate(name, candidates)
+    first = next(iter(studies.values()))
+    rows = []
+    index = 0
+    for entry in entries:
+        row = _describe(entry, geometry, first.n_vision, first.n_text)
+        if entry.candidate is not None:
+            for name, study in studies.items():
+                full = study.unreduced()
+                row["splits"][name] = _score(study, scored[name][index], full)
+            index += 1
+        rows.append(row)
+    return rows
+
+
+def _schedule(found: Mapping[str, Any], geometry: ModelGeometry) -> Schedule:
+    rules = tuple(RankRule.parse(rule) for rule in found["rules"])
+    return Schedule(
+        name=found["name"],
+        geometry=geometry,
+        keep=tuple(found["keep"]),
+        rules=rules,
+        method=found["method"],
+        budget=found["budget"],
+    )
+
+
+def _describe(
+    entry: Contender, geometry: ModelGeometry, n_vision: int, n_text: int
+) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": entry.name,
+        "method": entry.method,
+        "budget": entry.budget,
+        "mean_keep": entry.mean_keep,
+        "flops_fraction": None,
+        "keep": None,
+        "rules": [],
+        "reachable": entry.candidate is not None,
+        "why_not": entry.why_not,
+        "splits": {},
+    }
+    if entry.schedule is not None:
+        schedule = entry.schedule
+        plan = make_plan(schedule.keep, schedule.rules, n_vision)
+        row["keep"] = list(schedule.keep)
+        row["rules"] = [str(rule) for rule in schedule.rules]
+        row["mean_keep"] = plan.mean_keep
+        row["flops_fraction"] = flops_fraction(geometry, plan.counts, n_vision, n_text)
+    elif entry.candidate is not None:
+        kept = round(entry.candidate.image_scale * n_vision)
+        counts = [kept] * geometry.layers
+        row["flops_fraction"] = flops_fraction(geometry, counts, n_vision, n_text)
+    return row
+
+
+def _score(study: Study, found: Evaluation, full: Evaluation) -> dict[str, Any]:
+    values = [outcome.score for outcome in found.outcomes]
+    low, high = bootstrap_interval(values)
+    difference, below, above = paired_difference(values, [o.score for o in full.outcomes])
+    kinds: dict[str, list[float]] = {}
+    for item, value in zip(study.dataset.items, values, strict=True):
+        if item.kind is not None:
+            kinds.setdefault(item.kind, []).append(value)
+    return {
+        "n": len(values),
+        "score": found.accuracy,
+        "low": low,
+        "high": high,
+        "logp": sum(outcome.logprob for outcome in found.outcomes) / len(values),
+        "minus_full": {"difference": difference, "low": below, "high": above},
+        "kinds": {kind: {"n": len(v), "score": sum(v) / len(v)} for kind, v in kinds.items()},
+    }
+
+
+def meta(studies: Mapping[str, Study], geometry: ModelGeometry) -> dict[str, Any]:
+    """What the rows were measured on."""
+    return {
+        "fingerprint": geometry.fingerprint,
+        "level": LEVEL,
+        "splits": {
+            name: {
+                "path": str(study.dataset.path),
+                "sha256": study.dataset.sha256,
+                "n": len(study.dataset),
+            }
+            for name, study in studies.items()
+        },
+    }

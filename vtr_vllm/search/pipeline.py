@@ -1,0 +1,188 @@
+"""A whole search, from the unreduced model to schedule files."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vtr_vllm.schedules import FIRST_ATTENTION_CUT, RankRule, Schedule
+from vtr_vllm.search import g_search
+from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.descent import Descent, descend
+from vtr_vllm.search.rule_search import RuleTable, search_rules
+from vtr_vllm.search.sigmoid_search import (
+    Family,
+    Point,
+    Trial,
+    best_trial,
+    fit_logistic,
+    search_sigmoid,
+)
+from vtr_vllm.search.study import Evaluation, Study
+
+Kind = Literal["g-search", "p-sigmoid", "all"]
+KINDS: tuple[Kind, ...] = ("g-search", "p-sigmoid", "all")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to search and how hard."""
+
+    kind: Kind
+    budgets: Sequence[float] = (0.75, 0.5, 0.375, 0.25, 0.1875)
+    tolerance: float = 0.005
+    """Of G-Search, in units of value: points of accuracy, or nats of divergence."""
+    inner: g_search.Inner = "bisection"
+    weight: float = 0.01
+    trials: int = 32
+    """Evaluations of each Bayesian optimisation."""
+    items: int = 300
+    """Items that curves are compared on; G-Search takes all."""
+    rule_items: tuple[int, int] = (100, 300)
+    seed: int = 0
+
+
+@dataclass
+class Result:
+    """What was found."""
+
+    schedules: dict[str, list[Schedule]] = field(default_factory=dict)
+    """By method. A P-Sigmoid's, rule P-Sigmoid's and descent's budgets are the settings'."""
+    steps: dict[str, list[g_search.Step]] = field(default_factory=dict)
+    """Of the G-Searches, by method."""
+    trials: dict[str, list[Trial]] = field(default_factory=dict)
+    """Of the Bayesian optimisations, by method."""
+    rules: RuleTable | None = None
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A schedule with what it scores on items that the search did not use."""
+
+    schedule: Schedule
+    method: str
+    evaluation: Evaluation
+
+
+def run(study: Study, settings: Settings) -> Result:
+    """Search; raises EvaluationFailed where the engine fails, ConfigurationError for settings."""
+    result = Result()
+    study.progress.begin("unreduced")
+    study.unreduced()
+    _paper(study, settings, result)
+    if settings.kind == "all":
+        _beyond(study, settings, result)
+    return result
+
+
+def _paper(study: Study, settings: Settings, result: Result) -> None:
+    """G-Search over single layers with one rule, and the P-Sigmoid around its curve."""
+    starts = range(min(FIRST_ATTENTION_CUT, study.geometry.layers), study.geometry.layers)
+    _g_search(study, settings, result, "g-search", starts, {})
+    if settings.kind == "g-search":
+        return
+    curve = result.schedules["g-search"][0].keep
+    family = Family(starts, {}, blind=False)
+    fit = fit_logistic(curve, FIRST_ATTENTION_CUT)
+    _p_sigmoid(study, settings, result, "p-sigmoid", family, fit)
+
+
+def _beyond(study: Study, settings: Settings, result: Result) -> None:
+    """Searched rules, a question-blind first cut, and descent on the counts."""
+    blind = [RankRule("saliency"), RankRule("random")]
+    if study.has_cls:
+        blind.insert(1, RankRule("cls"))
+    study.progress.begin("rules")
+    table = search_rules(study, "rules", settings.rule_items, blind)
+    result.rules = table
+    starts = [0, *table.cut_layers]
+    _g_search(study, settings, result, "g-search-blind", starts, table.rules)
+    curve = result.schedules["g-search-blind"][0].keep
+    family = Family(table.cut_layers, table.rules, blind=True)
+    fit = fit_logistic(curve, FIRST_ATTENTION_CUT)
+    _p_sigmoid(study, settings, result, "p-sigmoid-rules", family, fit)
+    study.progress.begin("descent")
+    how = Descent(table.cut_layers, table.rules, final=settings.items)
+    result.schedules["descent"] = [
+        descend(study, "descent", how, schedule) for schedule in result.schedules["p-sigmoid-rules"]
+    ]
+
+
+def _g_search(
+    study: Study,
+    settings: Settings,
+    result: Result,
+    name: str,
+    starts: Sequence[int],
+    rules: Mapping[int, RankRule],
+) -> None:
+    study.progress.begin(name)
+    how = g_search.GSearch(
+        starts, rules, settings.tolerance, inner=settings.inner, weight=settings.weight
+    )
+    schedule, steps = g_search.search(study, how, name)
+    result.schedules[name], result.steps[name] = [schedule], steps
+
+
+def _p_sigmoid(
+    study: Study, settings: Settings, result: Result, name: str, family: Family, fit: Point
+) -> None:
+    study.progress.begin(name)
+    result.schedules[name], result.trials[name] = [], []
+    starts = [fit]
+    for budget in sorted(settings.budgets, reverse=True):
+        trials = search_sigmoid(
+            study, name, family, budget, starts, settings.trials, settings.items, settings.seed
+        )
+        best = best_trial(trials)
+        result.trials[name] += trials
+        result.schedules[name].append(best.schedule)
+        # what was best at one budget is the place to look first at the next
+        starts = [fit, tuple(best.parameters.values())]
+
+
+def select(selection: Study, result: Result) -> list[Scored]:
+    """The best schedule of each budget and each G-Search, on items that the search did not use.
+
+    Of equals the earlier method is taken, which is the simpler one.
+    """
+    selection.progress.begin("selection")
+    chosen = []
+    rivals: dict[float, list[Scored]] = {}
+    for method, schedules in result.schedules.items():
+        for scored in _score(selection, method, schedules):
+            if scored.schedule.budget is None:
+                chosen.append(scored)
+            else:
+                rivals.setdefault(scored.schedule.budget, []).append(scored)
+    best = [max(each, key=lambda scored: scored.evaluation.value) for each in rivals.values()]
+    return chosen + best
+
+
+def _score(selection: Study, method: str, schedules: Sequence[Schedule]) -> list[Scored]:
+    candidates = [Candidate.of(schedule, selection.same_n_vision) for schedule in schedules]
+    found = selection.evaluate("selection", candidates)
+    return [
+        Scored(schedule, method, evaluation)
+        for schedule, evaluation in zip(schedules, found, strict=True)
+    ]
+
+
+def plan(settings: Settings, layers: int, n_vision: int, items: int, rest: int) -> dict[str, int]:
+    """Requests per stage, at most: G-Search stops early, curves of equal counts run once."""
+    halvings = max(1, n_vision.bit_length()) + 1
+    stages = max(0, layers - FIRST_ATTENTION_CUT)
+    found = {"unreduced": items, "g-search": stages * halvings * items}
+    if settings.kind == "g-search":
+        return found
+    runs = len(settings.budgets) * settings.trials * min(settings.items, items)
+    found["p-sigmoid"] = runs
+    if settings.kind == "all":
+        rough, fine = settings.rule_items
+        found["rules"] = stages * (18 * rough + 6 * fine)
+        found["g-search-blind"] = (stages + 1) * halvings * items
+        found["p-sigmoid-rules"] = runs
+        # three portions, two moves each, about half of all pairs of stages possible
+        pairs = stages * (stages + 1) // 2
+        found["descent"] = len(settings.budgets) * 6 * (pairs * 100 + 8 * 200)
+        found["selection"] = 3 * len(settings.budgets) * rest
+    return found

@@ -1,0 +1,112 @@
+"""What a command of the search needs: the checked data, the engines, the journal, a lock."""
+
+import fcntl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.search.answers import EngineOptions, Evaluator
+from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.search.journal import Journal
+from vtr_vllm.search.outcomes import Objective
+from vtr_vllm.search.progress import Progress
+from vtr_vllm.search.records import REPORT
+from vtr_vllm.search.study import BLOCK, Study
+
+_SEARCHED = 0.6  # of the items; the rest scores what was found
+LEAST_ITEMS = 2 * BLOCK
+
+
+@dataclass(frozen=True)
+class Backend:
+    """Where candidates run: engines of our own, or running servers."""
+
+    options: EngineOptions
+    engines: int
+    servers: Sequence[str] = ()
+
+    def open(self) -> Evaluator:
+        """Start the engines, or reach the servers; raises EvaluationFailed."""
+        if self.servers:
+            from vtr_vllm.search.http_evaluator import HTTPEvaluator
+
+            return HTTPEvaluator(self.servers, self.options.max_tokens)
+        from vtr_vllm.search.engine_pool import EnginePool
+
+        return EnginePool(self.options, self.engines)
+
+
+@dataclass
+class Session:
+    """Engines and journal of one folder."""
+
+    evaluator: Evaluator
+    journal: Journal
+    objective: Objective
+    progress: Progress
+
+    def study(self, dataset: Dataset) -> Study:
+        """A study of ``dataset`` with these engines and this journal."""
+        return Study(self.evaluator, dataset, self.journal, self.objective, self.progress)
+
+
+@contextmanager
+def open_session(
+    backend: Backend,
+    folder: Path,
+    journal: str | None,
+    objective: Objective,
+    seed: int,
+    progress: Progress,
+) -> Iterator[Session]:
+    """Lock ``folder``, start the engines, open the journal; all is given back at the end.
+
+    Without a URL the journal is ``journal.sqlite`` in the folder. Raises ConfigurationError when
+    another process has the folder, and as the parts do.
+    """
+    with _lock(folder):
+        evaluator = backend.open()
+        try:
+            url = journal or f"sqlite:///{folder.resolve() / 'journal.sqlite'}"
+            rows = Journal(url, str(folder.resolve()), evaluator.versions, seed)
+            try:
+                yield Session(evaluator, rows, objective, progress)
+            finally:
+                rows.close()
+        finally:
+            evaluator.close()
+
+
+def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
+    """The items to search on, and the others, which score what was found.
+
+    Raises ConfigurationError for too few items.
+    """
+    if len(dataset) < LEAST_ITEMS:
+        raise ConfigurationError(
+            f"{dataset.path} has {len(dataset)} items; a search wants at least {LEAST_ITEMS}, and"
+            " 1,000 tell half a point of accuracy apart"
+        )
+    first = max(BLOCK, int(len(dataset) * _SEARCHED) // BLOCK * BLOCK)
+    return dataset.take(first), Dataset(dataset.path, dataset.items[first:])
+
+
+def report_folder(folder: Path) -> Path:
+    """Where a search's report lies."""
+    return folder / REPORT
+
+
+@contextmanager
+def _lock(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as err:
+            raise ConfigurationError(
+                f"another search writes to {folder}; wait for it, or give another --out"
+            ) from err
+        yield
