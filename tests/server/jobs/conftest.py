@@ -1,0 +1,191 @@
+"""A place for a job service: data, jobs, a folder to publish to, and a search in the small."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from server.jobs.app import Settings, create_app
+from server.jobs.protocol import JobSpec
+from server.jobs.sources import Sources
+from server.jobs.store import try_lock
+
+COMMAND = (sys.executable, str(Path(__file__).with_name("fake_search.py")))
+WAIT_SECONDS = 120  # a loaded machine of two cores
+SERVE = "import sys; from server.jobs.cli import main; main(sys.argv[3:], sys.argv[1:3])"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Folders of one service; ``control`` says how its searches behave."""
+
+    folder: Path
+
+    @property
+    def jobs(self) -> Path:
+        return self.folder / "jobs"
+
+    @property
+    def published(self) -> Path:
+        return self.folder / "published"
+
+    def control(self, **values: int) -> None:
+        """Such as hold_at=1, fail_at=2, deaf=1; see ``fake_search``."""
+        draft = self.folder / "control.tmp"
+        draft.write_text(json.dumps(values))
+        draft.replace(self.folder / "data" / "control.json")
+
+    def sources(self) -> Sources:
+        return Sources(self.folder / "data", servers=("http://one:8000", "http://two:8000"))
+
+    def settings(self, **changes: Any) -> Settings:
+        given = {"grace_seconds": 30.0, "publish": self.published, "command": COMMAND} | changes
+        return Settings(self.jobs, self.sources(), **given)
+
+    def body(self, **changes: Any) -> dict[str, Any]:
+        """A spec as a client sends it."""
+        given = {"kind": "g-search", "model": "demo", "data": "items.jsonl", "budgets": [0.5]}
+        return given | {"items": 3} | changes
+
+    def spec(self, **changes: Any) -> JobSpec:
+        return JobSpec(**self.body(**changes))
+
+    def steps(self, job_id: str) -> list[int]:
+        """What a job's search has done, in order."""
+        journal = self.jobs / job_id / "out" / "journal.jsonl"
+        return [int(line) for line in journal.read_text().split()] if journal.exists() else []
+
+    def pids(self, job_id: str) -> list[int]:
+        """Every process that has worked on a job."""
+        path = self.jobs / job_id / "out" / "pids"
+        return [int(line) for line in path.read_text().split()] if path.exists() else []
+
+    def overlapped(self) -> bool:
+        """Whether two processes were ever in one job folder."""
+        return any(self.jobs.glob("*/out/overlap"))
+
+    @contextmanager
+    def serving(self, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
+        """A service in a process of its own, on a free port; killed at the end if it still runs."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        command = [sys.executable, "-c", SERVE, *COMMAND, "--root", str(self.jobs)]
+        command += ["--data-root", str(self.folder / "data"), "--publish", str(self.published)]
+        command += ["--port", str(port), *flags]
+        process = subprocess.Popen(command)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_SECONDS) as client:
+                wait_until(lambda: _answers(client) or process.poll() is not None)
+                yield process, client
+        finally:
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    """Ends what a failed test left running."""
+    for name in ("data", "published"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "data" / "items.jsonl").write_text("{}\n")
+    place = Place(tmp_path)
+    place.control()
+    yield place
+    for alone in place.jobs.glob("*/out/alone"):
+        lock = try_lock(alone)
+        if lock is None:
+            os.kill(place.pids(alone.parents[1].name)[-1], signal.SIGKILL)
+        else:
+            os.close(lock)
+
+
+@pytest.fixture
+def client(place: Place) -> Iterator[TestClient]:
+    with TestClient(create_app(place.settings())) as client:
+        yield client
+
+
+def create(client: TestClient, place: Place, **changes: Any) -> str:
+    answer = client.post("/v1/jobs", json=place.body(**changes))
+    assert answer.status_code == 201, answer.text
+    job_id: str = answer.json()["id"]
+    return job_id
+
+
+def finish(client: TestClient, place: Place, **changes: Any) -> str:
+    job_id = create(client, place, **changes)
+    wait_for(client, job_id, "done")
+    return job_id
+
+
+def error(answer: Any, status: int, code: str | int) -> str:
+    """The message of an error in OpenAI's form."""
+    assert answer.status_code == status, answer.text
+    body = answer.json()["error"]
+    assert set(body) == {"message", "type", "param", "code"}
+    assert body["code"] == code
+    message: str = body["message"]
+    return message
+
+
+def wait_until(fact: Callable[[], Any]) -> Any:
+    """The first true value; fails after a time that says that it will not come."""
+    end = time.monotonic() + WAIT_SECONDS
+    while time.monotonic() < end:
+        if value := fact():
+            return value
+        time.sleep(0.05)
+    pytest.fail("what the test waited for did not come")
+
+
+def wait_for(client: Any, job_id: str, *states: str) -> dict[str, Any]:
+    """The job, once it is in one of the states."""
+
+    def look() -> dict[str, Any] | None:
+        job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
+        return job if job["state"] in states else None
+
+    job: dict[str, Any] = wait_until(look)
+    return job
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def read_events(lines: Iterator[str]) -> Iterator[tuple[str | None, str, dict[str, Any]]]:
+    """Server-sent events as (id, event, data)."""
+    fields: dict[str, str] = {}
+    for line in lines:
+        if line:
+            name, _, value = line.partition(": ")
+            fields[name] = value
+        elif "data" in fields:
+            yield fields.get("id"), fields["event"], json.loads(fields["data"])
+            fields = {}
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/health").status_code == 200
+    except httpx.TransportError:
+        return False

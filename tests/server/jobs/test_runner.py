@@ -1,0 +1,163 @@
+"""Processes: one a job, never two, none left behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+from fastapi.testclient import TestClient
+
+from server.jobs.app import create_app
+from server.jobs.store import JobStore, try_lock
+from tests.server.jobs.conftest import Place, is_alive, wait_for, wait_until
+
+
+def test_a_service_that_is_killed_leaves_no_process_and_its_jobs_go_on(place: Place) -> None:
+    place.control(hold_at=1)
+    with place.serving() as (process, client):
+        running = client.post("/v1/jobs", json=place.body()).json()["id"]
+        queued = client.post("/v1/jobs", json=place.body()).json()["id"]
+        wait_until(lambda: place.steps(running) == [0])
+        process.kill()
+        process.wait()
+    with place.serving() as (_, client):
+        wait_until(lambda: len(place.pids(running)) == 2)
+        first, second = place.pids(running)
+        assert not is_alive(first)
+        assert is_alive(second)
+        place.control()
+        assert wait_for(client, running, "done")["attempts"] == 2
+        assert wait_for(client, queued, "done")["attempts"] == 1
+    assert place.steps(running) == place.steps(queued) == [0, 1, 2]
+    assert not place.overlapped()
+
+
+def test_a_new_service_waits_for_a_search_that_does_not_stop_at_once(place: Place) -> None:
+    """The search ignores SIGTERM, so it lives on into the next service's time."""
+    place.control(hold_at=1, deaf=1)
+    with place.serving("--grace-seconds", "600") as (process, client):
+        job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
+        wait_until(lambda: place.steps(job_id) == [0])
+        process.kill()
+        process.wait()
+    (first,) = place.pids(job_id)
+    place.control(hold_at=1)
+    with place.serving("--workers", "2") as (_, client):
+        later = client.post("/v1/jobs", json=place.body(items=1)).json()["id"]
+        wait_for(client, later, "done")
+        assert client.get(f"/v1/jobs/{job_id}").json()["state"] == "queued"
+        assert is_alive(first)
+        os.kill(first, signal.SIGKILL)
+        place.control()
+        wait_for(client, job_id, "done")
+    assert place.steps(job_id) == [0, 1, 2]
+    assert not place.overlapped()
+
+
+def test_a_service_that_is_stopped_queues_its_jobs(place: Place) -> None:
+    place.control(hold_at=1)
+    with place.serving() as (process, client):
+        job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
+        wait_until(lambda: place.steps(job_id) == [0])
+        process.send_signal(signal.SIGTERM)
+        process.wait()
+    assert not any(map(is_alive, place.pids(job_id)))
+    store = JobStore(place.jobs)
+    assert store.get(job_id).state == "queued"
+    store.close()
+
+
+def test_a_cancellation_outlives_the_service(place: Place) -> None:
+    """Killed between the request and the process's end: the job must not start again."""
+    store = JobStore(place.jobs)
+    job = store.create(place.spec())
+    store.update(job.id, state="running", cancel_requested=True, attempts=1)
+    store.close()
+    with TestClient(create_app(place.settings())) as client:
+        assert client.get(f"/v1/jobs/{job.id}").json()["state"] == "cancelled"
+    assert place.pids(job.id) == []
+
+
+def test_a_search_that_ignores_sigterm_is_killed(place: Place) -> None:
+    place.control(hold_at=1, deaf=1)
+    with TestClient(create_app(place.settings(grace_seconds=0.5))) as client:
+        job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
+        wait_until(lambda: place.steps(job_id) == [0])
+        client.post(f"/v1/jobs/{job_id}/cancel")
+        assert wait_for(client, job_id, "cancelled")["exit"] == 128 + signal.SIGKILL
+        assert not is_alive(place.pids(job_id)[0])
+
+
+def test_a_search_that_is_killed_from_outside_has_failed_and_resumes(place: Place) -> None:
+    place.control(hold_at=1)
+    with TestClient(create_app(place.settings())) as client:
+        job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
+        wait_until(lambda: place.steps(job_id) == [0])
+        with (place.jobs / job_id / "events.jsonl").open("a") as file:
+            file.write('{"time": 0, "ki')  # half a line, as it was killed
+        os.kill(place.pids(job_id)[0], signal.SIGKILL)
+        failed = wait_for(client, job_id, "failed")
+        assert (failed["exit"], failed["reason"]) == (137, "the search ended with exit code 137")
+        place.control()
+        client.post(f"/v1/jobs/{job_id}/resume")
+        wait_for(client, job_id, "done")
+        told = client.get(f"/v1/jobs/{job_id}/events").text
+        assert told.count("event: progress") == 2
+        assert told.count("event: step") == 3
+
+
+def test_as_many_jobs_run_at_once_as_there_are_slots(place: Place) -> None:
+    place.control(hold_at=0)
+    with TestClient(create_app(place.settings(workers=2))) as client:
+        ids = [client.post("/v1/jobs", json=place.body()).json()["id"] for _ in range(3)]
+        wait_until(lambda: place.pids(ids[0]) and place.pids(ids[1]))
+        assert client.get(f"/v1/jobs/{ids[2]}").json()["state"] == "queued"
+        assert place.pids(ids[2]) == []
+        place.control()
+        for job_id in ids:
+            wait_for(client, job_id, "done")
+    assert not place.overlapped()
+
+
+def test_a_job_is_not_started_while_its_folder_is_locked(place: Place) -> None:
+    store = JobStore(place.jobs)
+    job = store.create(place.spec())
+    other = store.create(place.spec())
+    store.close()
+    lock = try_lock(place.jobs / job.id / "lock")
+    assert lock is not None
+    with TestClient(create_app(place.settings(workers=2))) as client:
+        wait_for(client, other.id, "done")
+        assert client.get(f"/v1/jobs/{job.id}").json()["state"] == "queued"
+        os.close(lock)
+        wait_for(client, job.id, "done")
+
+
+def test_a_command_that_cannot_start_fails_its_job(place: Place) -> None:
+    with TestClient(create_app(place.settings(command=("no-such-command",)))) as client:
+        job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
+        failed = wait_for(client, job_id, "failed")
+    assert "cannot start no-such-command" in failed["reason"]
+
+
+def test_a_job_whose_data_is_gone_fails_by_name(place: Place) -> None:
+    store = JobStore(place.jobs)
+    job = store.create(place.spec(data="gone.jsonl"))
+    store.close()
+    with TestClient(create_app(place.settings())) as client:
+        failed = wait_for(client, job.id, "failed")
+    assert "gone.jsonl" in failed["reason"]
+    assert failed["exit"] is None
+
+
+def test_the_reason_is_of_this_attempt(place: Place) -> None:
+    place.control(fail_at=1)
+    with TestClient(create_app(place.settings())) as client:
+        job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
+        wait_for(client, job_id, "failed")
+    silent = (sys.executable, "-c", "raise SystemExit(5)")
+    with TestClient(create_app(place.settings(command=silent))) as client:
+        client.post(f"/v1/jobs/{job_id}/resume")
+        failed = wait_for(client, job_id, "failed")
+        assert failed["reason"] == "the search ended with exit code 5"
