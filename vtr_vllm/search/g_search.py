@@ -136,18 +136,21 @@ class _Stage:
         """The count of greatest effectiveness plus weighted efficiency, by Bayesian optimisation."""
         most = self._counts[self._start - 1 if self._start else 0]
         if most == 0:
-            return 0, self._evaluate(0, floor=None)
+            return 0, self._evaluate(0, floor=None)  # nothing is left to drop
         n, settings = self._study.n_vision, self._settings
         # distinct seeds, or every stage would try the same shares
         proposer = Proposer([Dimension("share", 0.0, 1.0)], seed=self._start, first=[(1.0,)])
-        tried: dict[int, Evaluation] = {}
+        best, found, most_worth = most, self._evaluate(most, floor=None), float("-inf")
         for _ in range(_BAYES_TRIALS):
             (point,) = proposer.ask(1)
             count = round(point[0] * most)
-            tried[count] = self._evaluate(count, floor=None)
-            proposer.tell([point], [tried[count].value + settings.weight * (1 - count / n)])
-        best = max(tried, key=lambda count: tried[count].value + settings.weight * (1 - count / n))
-        return best, tried[best]
+            efficiency = settings.weight * (1 - count / n)
+            tried = self._evaluate(count, floor=most_worth - efficiency)
+            worth = tried.value + efficiency  # of the items seen, where it was stopped
+            proposer.tell([point], [worth])
+            if tried.complete and worth > most_worth:
+                best, found, most_worth = count, tried, worth
+        return best, found
 
     def _evaluate(self, count: int, floor: float | None) -> Evaluation:
         counts = [*self._counts[: self._start], *[count] * (len(self._counts) - self._start)]

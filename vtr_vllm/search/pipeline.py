@@ -8,6 +8,7 @@ from vtr_vllm.schedules import FIRST_ATTENTION_CUT, RankRule, Schedule
 from vtr_vllm.search import g_search
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.descent import Descent, descend
+from vtr_vllm.search.lossless import search_lossless
 from vtr_vllm.search.rule_search import RuleTable, search_rules
 from vtr_vllm.search.sigmoid_search import (
     Family,
@@ -105,6 +106,9 @@ def _beyond(study: Study, settings: Settings, result: Result) -> None:
     result.schedules["descent"] = [
         descend(study, "descent", how, schedule) for schedule in result.schedules["p-sigmoid-rules"]
     ]
+    study.progress.begin("lossless")
+    found = search_lossless(study, "lossless", result.schedules["descent"], settings.tolerance)
+    result.schedules["lossless"] = [found]
 
 
 def _g_search(
@@ -184,5 +188,6 @@ def plan(settings: Settings, layers: int, n_vision: int, items: int, rest: int) 
         # three portions, two moves each, about half of all pairs of stages possible
         pairs = stages * (stages + 1) // 2
         found["descent"] = len(settings.budgets) * 6 * (pairs * 100 + 8 * 200)
+        found["lossless"] = (len(settings.budgets) + 5) * items
         found["selection"] = 3 * len(settings.budgets) * rest
     return found
