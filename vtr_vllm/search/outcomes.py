@@ -56,23 +56,27 @@ def reference_logprob(steps: Sequence[Step], reference: str) -> float:
 
     That is up to and with the first token at which the model's own greedy answer leaves the
     reference. A token that is not among those listed counts as the least listed one, which
-    bounds it from above. Upper and lower case are taken as equal.
+    bounds it from above. Upper and lower case are taken as equal. A blank token is part of the
+    spelling where more follows: some tokenizers write the space before a number on its own.
     """
     rest = reference.strip().casefold()
     seen: list[float] = []
-    for step in steps:
+    for place, step in enumerate(steps, 1):
+        if not _plain(step.token) and place < len(steps):
+            seen.append(step.logprobs[step.token])
+            continue
         spelled = [
-            (len(text), logprob, token)
+            (token == step.token, len(text), logprob)
             for token, logprob in step.logprobs.items()
             if (text := _plain(token)) and rest.startswith(text)
         ]
         if not spelled:
             seen.append(min(step.logprobs.values()))
             break
-        length, logprob, token = max(spelled)
+        said, length, logprob = max(spelled)
         seen.append(logprob)
         rest = rest[length:].lstrip()
-        if not rest or token != step.token:
+        if not rest or not said:
             break
     if not seen:
         return LEAST_LOGPROB
