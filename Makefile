@@ -20,7 +20,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy rankings clean
+.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy rankings demo-search demo-compare clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -92,6 +92,30 @@ format: $(READY) ## sort imports, repair what ruff can, format
 demo-model: $(READY) ## train the demo model again from nothing (long; its result is in the repository)
 	@echo "demo-model: training the demo model"
 	$(BIN)/python -m vtr_vllm.demo.train $(ARGS)
+
+# Two engines whatever the machine has: which requests share a batch, and with it the last digits,
+# depends on their number. The figures go where docs/ shows them.
+DEMO_SEARCH := build/demo-search
+DEMO_DATA := $(DEMO_SEARCH)/data
+
+demo-search: $(READY) $(DEMO_DATA)/calibration.jsonl ## search the demo model's schedules again (up to 40 minutes)
+	@echo "demo-search: searching; stopped, the same command goes on"
+	$(BIN)/vtr search all --model demo --data $(DEMO_DATA)/calibration.jsonl --max-tokens 4 \
+	    --engines 2 --inner bayes --lambda 0.005 --budgets 0.75,0.5,0.375,0.25,0.1875,0.125 \
+	    --out $(DEMO_SEARCH) $(ARGS)
+	mkdir -p vtr_vllm/demo/schedules
+	cp $(DEMO_SEARCH)/*.json vtr_vllm/demo/schedules/
+
+demo-compare: $(READY) $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl ## score what demo-search found, and the baselines, on held-out questions
+	$(BIN)/vtr search compare --out $(DEMO_SEARCH) --max-tokens 4 --engines 2 \
+	    --split test=$(DEMO_DATA)/test.jsonl --split test-hard=$(DEMO_DATA)/test-hard.jsonl $(ARGS)
+	cp $(DEMO_SEARCH)/report/frontier.png $(DEMO_SEARCH)/report/keep-rates.png docs/assets/
+
+$(DEMO_DATA)/calibration.jsonl: COUNT := 1500
+$(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl: COUNT := 1000
+$(DEMO_DATA)/%.jsonl: | $(READY)
+	mkdir -p $(DEMO_DATA)
+	$(BIN)/vtr search convert demo $* $@ --count $(COUNT)
 
 bench: $(READY) ## measure speed and memory against stock vLLM
 	@echo "bench: measuring; keep the machine quiet"
