@@ -94,8 +94,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--lambda",
         dest="weight",
         type=_at_least_zero,
-        default=0.01,
-        help="worth of dropping everything, for --inner bayes (default: 0.01)",
+        default=0.005,
+        help="worth of dropping everything, for --inner bayes (default: 0.005)",
     )
     add("--trials", type=_count, default=32, help="per Bayesian optimisation (default: 32)")
     add("--items", type=_count, default=300, help="that curves are compared on (default: 300)")

@@ -25,9 +25,9 @@ class Descent:
     """First layer of each stage after the first, which begins at layer 0."""
     rules: Mapping[int, RankRule]
     """Rank rule of a cut, by layer; without one for layer 0 the first stage stays full."""
-    portions: Sequence[float] = (0.12, 0.06, 0.03)
+    portions: Sequence[float] = (0.1, 0.04)
     """Layer-tokens moved at once, as shares of the budget's; each until nothing gets better."""
-    sweeps: int = 4
+    sweeps: int = 2
     """Moves at most per portion."""
     rungs: Sequence[tuple[int, int]] = ((100, 8), (300, 3))
     """Items and survivors of the race among the moves; the winner meets the schedule so far on

@@ -53,7 +53,7 @@ class GSearch:
     grain: int = 1
     """Counts are searched in multiples of this many tokens."""
     inner: Inner = "bisection"
-    weight: float = 0.01
+    weight: float = 0.005
     """Lambda of the Bayesian form: the worth of a stage's whole efficiency, in units of value."""
     items: int | None = None
     """Items to evaluate on; None: all."""

@@ -33,7 +33,7 @@ class Settings:
     tolerance: float = 0.005
     """Of G-Search, in units of value: points of accuracy, or nats of divergence."""
     inner: g_search.Inner = "bisection"
-    weight: float = 0.01
+    weight: float = 0.005
     trials: int = 32
     """Evaluations of each Bayesian optimisation."""
     items: int = 300
