@@ -174,7 +174,7 @@ class Journal:
             .group_by(EvaluationRow.state)
         )
         with Session(self._engine) as session:
-            return dict(session.execute(query).tuples().all())
+            return dict(session.execute(query).all())
 
     def close(self) -> None:
         """Give back the connection."""

@@ -52,7 +52,9 @@ class Evaluation:
     def highest_possible(self) -> float:
         """The value if every item left over went as well as an item can."""
         left = (self.asked - len(self.outcomes)) * best_utility(self.objective)
-        return (self.value * len(self.outcomes) + left) / self.asked
+        # summed as `value` is: with another rounding, what just passes would be given up
+        utilities = (o.utility(self.objective) for o in self.outcomes)
+        return math.fsum([*utilities, left]) / self.asked
 
 
 @dataclass
@@ -163,12 +165,12 @@ class Study:
         items: int | None = None,
         floor: float | None = None,
     ) -> list[Evaluation]:
-        """Score candidates on the first ``items`` (a multiple of BLOCK; None: all), together.
+        """Score candidates on the first ``items``, in whole blocks (None: all), together.
 
         With a ``floor``, a candidate is given up once it cannot reach that value any more.
         """
-        asked = len(self.dataset) if items is None else min(items, len(self.dataset))
-        blocks = [block for block in self._blocks if block.first < asked]
+        blocks = [block for block in self._blocks if items is None or block.first < items]
+        asked = sum(len(block.items) for block in blocks)
         cost = self.costs.setdefault(stage, Cost())
         unique = list(dict.fromkeys(candidates))
         known = {candidate: self._known(candidate, blocks) for candidate in unique}

@@ -1,0 +1,94 @@
+"""What is evaluated: keep rates with their rules, and what happens to the image."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.vtr_vllm.schedules.strategies import curves, schedules
+from vtr_vllm.errors import ScheduleError
+from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan
+from vtr_vllm.search.candidates import Candidate, unreduced
+
+LAYERS = 6
+LAST, SALIENCY = RankRule("last"), RankRule("saliency")
+candidates = st.builds(
+    lambda curve, scale: Candidate(*curve, scale), curves(LAYERS), st.floats(0.01, 1.0)
+)
+
+
+@given(candidates)
+def test_a_candidate_survives_json(candidate):
+    again = Candidate.from_dict(json.loads(json.dumps(candidate.to_dict())))
+    assert again == candidate
+    assert again.key == candidate.key
+
+
+@given(candidates, candidates)
+def test_equal_candidates_and_no_others_share_a_key(one, other):
+    assert (one.key == other.key) == (one == other)
+
+
+def test_the_key_is_the_same_in_every_run():
+    """Journals name candidates by it: a change orphans every row that is there."""
+    candidate = Candidate((1.0, 1.0, 0.5, 0.25), (LAST, RankRule("previous")), 0.5)
+    assert candidate.key == "61637794ddd16982caa5ec23"
+
+
+@given(schedules(), st.integers(1, 700))
+def test_a_schedule_for_known_prompts_is_its_counts(schedule, n_vision):
+    candidate = Candidate.of(schedule, n_vision)
+    wanted = make_plan(schedule.keep, schedule.rules, n_vision)
+    assert make_plan(candidate.keep, candidate.rules, n_vision) == wanted
+
+
+@given(schedules())
+def test_a_schedule_for_any_prompt_is_itself(schedule):
+    candidate = Candidate.of(schedule)
+    assert (candidate.keep, candidate.rules) == (schedule.keep, schedule.rules)
+
+
+@given(st.data(), st.integers(1, 700))
+def test_counts_become_what_keeps_them(data, n_vision):
+    drawn = data.draw(st.lists(st.integers(0, n_vision), min_size=LAYERS, max_size=LAYERS))
+    counts = sorted(drawn, reverse=True)
+    rules = [SALIENCY] * 2 + [LAST] * (LAYERS - 2)
+    candidate = Candidate.from_counts(counts, rules, n_vision)
+    plan = make_plan(candidate.keep, candidate.rules, n_vision)
+    assert plan.counts == tuple(counts)
+    assert all(plan.rule_at(cut) == rules[cut] for cut in plan.cuts)
+    assert candidate.reduces == (counts[-1] < n_vision)
+
+
+def test_rules_of_layers_without_a_cut_are_left_out():
+    rules = [RankRule("random"), SALIENCY, LAST, RankRule("instruction")]
+    candidate = Candidate.from_counts((8, 8, 4, 4), rules, 8)
+    assert candidate == Candidate((1.0, 1.0, 0.5, 0.5), (LAST,))
+
+
+def test_no_reduction_goes_over_the_wire_as_nothing():
+    geometry = ModelGeometry(LAYERS, 8, 16, 2, 1, 4)
+    assert not unreduced(geometry).reduces
+    assert unreduced(geometry).wire() == {}
+    assert Candidate(unreduced(geometry).keep, image_scale=0.5).wire() == {}
+    cut = Candidate((1.0, 1.0, 0.5), (LAST,))
+    assert cut.reduces
+    assert cut.wire() == {"keep": [1.0, 1.0, 0.5], "rules": ["last"]}
+
+
+@pytest.mark.parametrize(
+    ("keep", "rules", "scale", "said"),
+    [
+        ((1.0, 0.5, 0.75), (LAST, LAST), 1.0, "keep"),
+        ((1.0, 0.5), (), 1.0, "0 rank rules for 1 cuts"),
+        ((1.0, 0.5), (LAST,), 1.0, "attention ranks from layer"),
+        ((1.0, float("nan")), (), 1.0, "nan"),
+        ((1.0, 1.0), (), 0.0, "image_scale is 0.0"),
+        ((1.0, 1.0), (), 1.5, "image_scale is 1.5"),
+        ((1.0, 1.0), (), float("nan"), "image_scale is nan"),
+    ],
+)
+def test_what_is_malformed_is_refused(keep, rules, scale, said):
+    with pytest.raises(ScheduleError, match=said):
+        Candidate(keep, rules, scale)

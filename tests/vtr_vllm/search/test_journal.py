@@ -1,0 +1,215 @@
+"""The journal: durable rows, and what a second process makes of them."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.schedules import RankRule
+from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.journal import Begun, Journal, Key, Measured
+
+WHOLE = Candidate((1.0,) * 4)
+CUT = Candidate((1.0, 1.0, 0.5, 0.5), (RankRule("last"),))
+BEGUN = [Begun(WHOLE, "items-a", 0, 2), Begun(CUT, "items-a", 0, 2)]
+FOUND = [
+    Measured(
+        [[1.0, -0.25, 0.0], [0.0, -1 / 3, 0.0]],
+        [[[["▁red", {"▁red": -0.1, "\ud83d": -2.5}]], 16, 9]],
+        1.5,
+        32.0,
+        64.0,
+    ),
+    Measured([[1.0, -0.5, 0.125], [0.0, -10.0, 0.6931471805599453]], None, 1.5, 31.0, 64.0),
+]
+KEYS = [Key(begun.candidate.key, begun.items) for begun in BEGUN]
+MODEL = {"model": "m", "vllm": "0.32"}
+
+
+class Folder:
+    """Journals of one file, one after another or at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = f"sqlite:///{path}"
+
+    def open(self, search: str = "one", evaluator: dict[str, str] = MODEL) -> Journal:
+        return Journal(self.url, search, evaluator, seed=7)
+
+    def rows(self) -> list[dict[str, object]]:
+        """As any other program sees them."""
+        with sqlite3.connect(self.path) as connection:
+            connection.row_factory = sqlite3.Row
+            found = connection.execute("SELECT * FROM evaluations ORDER BY id").fetchall()
+        return [dict(row) for row in found]
+
+    def states(self) -> list[object]:
+        return [row["state"] for row in self.rows()]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    return Folder(tmp_path / "journal.sqlite")
+
+
+def test_a_row_is_there_before_and_after_the_engine_ran(folder):
+    journal = folder.open()
+    ids = journal.begin("stage", BEGUN)
+    assert folder.states() == ["running", "running"]
+    assert [journal.find(key) for key in KEYS] == [None, None]
+    journal.finish(ids, FOUND)
+    assert folder.states() == ["done", "done"]
+    assert [journal.find(key) for key in KEYS] == FOUND
+
+
+def test_a_row_is_complete(folder):
+    journal = folder.open()
+    journal.finish(journal.begin("stage", BEGUN), FOUND)
+    row = folder.rows()[1]
+    assert row.pop("started") > 1.6e9  # seconds since 1970
+    assert {name: row[name] for name in row if name not in ("candidate_json", "outcomes")} == {
+        "id": 2,
+        "search": "one",
+        "stage": "stage",
+        "candidate": CUT.key,
+        "items": "items-a",
+        "first": 0,
+        "count": 2,
+        "evaluator": json.dumps(MODEL),
+        "seed": 7,
+        "state": "done",
+        "seconds": 1.5,
+        "busy": 31.0,
+        "room": 64.0,
+        "answers": None,
+        "error": None,
+    }
+    assert Candidate.from_dict(json.loads(str(row["candidate_json"]))) == CUT
+    assert json.loads(str(row["outcomes"])) == FOUND[1].outcomes
+
+
+def test_what_is_done_is_found_again(folder):
+    first = folder.open()
+    first.finish(first.begin("stage", BEGUN), FOUND)
+    first.close()
+    again = folder.open()
+    assert [again.find(key) for key in KEYS] == FOUND
+    assert again.find(Key(CUT.key, "items-b")) is None
+    assert again.find(Key("no such", "items-a")) is None
+
+
+def test_another_search_finds_it_too(folder):
+    first = folder.open("one")
+    first.finish(first.begin("stage", BEGUN), FOUND)
+    assert folder.open("two").find(KEYS[0]) == FOUND[0]
+
+
+@pytest.mark.parametrize("changed", [{"model": "n"}, {"vllm": "0.33"}, {"dtype": "float16"}])
+def test_another_models_answers_are_not_found(folder, changed):
+    first = folder.open()
+    first.finish(first.begin("stage", BEGUN), FOUND)
+    assert folder.open("one", MODEL | changed).find(KEYS[0]) is None
+
+
+def test_the_order_in_which_versions_are_named_does_not_matter(folder):
+    first = folder.open()
+    first.finish(first.begin("stage", BEGUN), FOUND)
+    again = folder.open("one", dict(reversed(MODEL.items())))
+    assert again.find(KEYS[0]) == FOUND[0]
+
+
+def test_running_rows_of_an_ended_process_become_interrupted(folder):
+    first = folder.open("one")
+    first.finish(first.begin("stage", BEGUN[:1]), FOUND[:1])
+    first.begin("stage", BEGUN[1:])
+    first.close()
+    again = folder.open("one")
+    assert folder.states() == ["done", "interrupted"]
+    assert again.find(KEYS[1]) is None
+    assert again.states() == {"done": 1, "interrupted": 1}
+
+
+def test_running_rows_of_another_search_stay(folder):
+    other = folder.open("other")
+    ids = other.begin("stage", BEGUN[:1])
+    ours = folder.open("ours")
+    assert folder.states() == ["running"]
+    assert ours.states() == {}
+    other.finish(ids, FOUND[:1])
+    assert folder.states() == ["done"]
+
+
+def test_failed_rows_keep_the_reason(folder):
+    journal = folder.open()
+    journal.fail(journal.begin("stage", BEGUN), "the engine's own reason")
+    again = folder.open()
+    assert folder.states() == ["failed", "failed"]
+    assert [row["error"] for row in folder.rows()] == ["the engine's own reason"] * 2
+    assert again.find(KEYS[0]) is None
+    again.finish(again.begin("stage", BEGUN[:1]), FOUND[:1])
+    assert folder.states() == ["failed", "failed", "done"]
+
+
+def test_rows_are_finished_all_at_once_or_not_at_all(folder):
+    journal = folder.open()
+    ids = journal.begin("stage", BEGUN)
+    with pytest.raises(ValueError, match="zip"):
+        journal.finish(ids, FOUND[:1])
+    assert folder.states() == ["running", "running"]
+    assert journal.find(KEYS[0]) is None
+
+
+_WRITER = """
+import os, signal, sys
+from tests.vtr_vllm.search.test_journal import BEGUN, FOUND, Folder
+from pathlib import Path
+journal = Folder(Path(sys.argv[1])).open()
+journal.finish(journal.begin("stage", BEGUN[:1]), FOUND[:1])
+journal.begin("stage", BEGUN[1:])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_rows_outlive_a_killed_process(folder):
+    command = [sys.executable, "-c", _WRITER, str(folder.path)]
+    ended = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(Path.cwd())})
+    assert ended.returncode == -signal.SIGKILL
+    assert folder.states() == ["done", "running"]
+    again = folder.open()
+    assert folder.states() == ["done", "interrupted"]
+    assert again.find(KEYS[0]) == FOUND[0]
+
+
+@pytest.mark.parametrize("pragma", [("journal_mode", "wal"), ("synchronous", 2)])
+def test_a_committed_row_is_on_the_disk(folder, pragma):
+    """WAL with synchronous=FULL (2): what SQLite's manual asks for against a power cut."""
+    name, value = pragma
+    journal = folder.open()
+    with journal._engine.connect() as connection:
+        assert connection.exec_driver_sql(f"PRAGMA {name}").scalar() == value
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "no URL at all",
+        "sqlite:////no/such/folder/journal.sqlite",
+        "nodialect:///journal.sqlite",
+        "postgresql+psycopg2cffi://host/name",  # a driver that is not installed
+        "sqlite:///{folder}",  # no file
+        "sqlite:///{text}",  # no database
+    ],
+)
+def test_a_url_that_cannot_be_used_is_refused(tmp_path, url):
+    text = tmp_path / "text.sqlite"
+    text.write_text("not a database, and longer than the header of one would be\n" * 4)
+    url = url.format(folder=tmp_path, text=text)
+    with pytest.raises(ConfigurationError, match="SQLAlchemy URL such as") as error:
+        Journal(url, "one", MODEL, seed=0)
+    assert url in str(error.value)
