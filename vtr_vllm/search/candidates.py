@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from PIL import Image
+
 from vtr_vllm.errors import ScheduleError
 from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule, make_plan
 from vtr_vllm.schedules.keep_rates import check_keep_and_rules
@@ -85,3 +87,12 @@ class Candidate:
 def unreduced(geometry: ModelGeometry) -> Candidate:
     """The candidate that every other is measured against."""
     return Candidate((1.0,) * geometry.layers)
+
+
+def scaled(image: Image.Image, scale: float) -> Image.Image:
+    """The image with ``scale`` times its pixels, its shape kept; itself at 1."""
+    if scale == 1.0:
+        return image
+    side = scale**0.5
+    size = (max(1, round(image.width * side)), max(1, round(image.height * side)))
+    return image.resize(size, Image.Resampling.LANCZOS)

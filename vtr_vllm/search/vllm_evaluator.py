@@ -13,7 +13,6 @@ from itertools import groupby
 from typing import Any
 
 import vllm
-from PIL.Image import Resampling
 from vllm import SamplingParams
 
 from vtr_vllm.demo import CHECKPOINT
@@ -21,7 +20,7 @@ from vtr_vllm.engine.admission import collect
 from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry
 from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, EngineOptions, Step, Task, messages
-from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.candidates import Candidate, scaled
 
 _DEMO_ARGS: Mapping[str, Any] = {
     "max_model_len": 512,
@@ -129,15 +128,6 @@ class VLLMEvaluator:
         return SamplingParams(
             temperature=0.0, max_tokens=self._max_tokens, logprobs=TOP_LOGPROBS, extra_args=extra
         )
-
-
-def scaled(image: Any, scale: float) -> Any:
-    """The image with ``scale`` times its pixels, its shape kept; itself at 1."""
-    if scale == 1.0:
-        return image
-    side = scale**0.5
-    size = (max(1, round(image.width * side)), max(1, round(image.height * side)))
-    return image.resize(size, Resampling.LANCZOS)
 
 
 def _answer(output: Any, n_vision: int) -> Answer:

@@ -1,0 +1,80 @@
+"""Real servers of the demo model, each a process that a test may kill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+START_SECONDS = 540  # two at a time, on a loaded machine of two cores
+
+
+@dataclass(frozen=True)
+class DemoServer:
+    """A process group with a server in it."""
+
+    url: str
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def served(self) -> int:
+        """Requests answered or begun so far, by its own metrics."""
+        lines = httpx.get(f"{self.url}/metrics", timeout=60).text.splitlines()
+        return sum(
+            int(float(line.split()[-1])) for line in lines if line.startswith("vtr_requests_total{")
+        )
+
+    def kill(self) -> None:
+        """SIGKILL to the server and its engine."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+
+@contextmanager
+def demo_servers(count: int, folder: Path) -> Iterator[list[DemoServer]]:
+    """Started together, as ``vtr serve demo``; killed at the end."""
+    servers = [_start(folder / f"server-{number}.log") for number in range(count)]
+    try:
+        end = time.monotonic() + START_SECONDS
+        for server in servers:
+            _wait_until_healthy(server, end)
+        yield servers
+    finally:
+        for server in servers:
+            if server.process.poll() is None:
+                server.kill()
+
+
+def _start(log: Path) -> DemoServer:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vtr_vllm.cli", "serve", "demo", "--port", str(port)]
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    return DemoServer(f"http://127.0.0.1:{port}", process, log)
+
+
+def _wait_until_healthy(server: DemoServer, end: float) -> None:
+    while server.process.poll() is None and time.monotonic() < end:
+        try:
+            if httpx.get(f"{server.url}/health", timeout=30).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.5)
+    tail = server.log.read_text(errors="replace")[-6000:]
+    pytest.fail(f"the server did not get healthy (exit {server.process.poll()}):\n{tail}")

@@ -1,0 +1,195 @@
+"""Real servers against the in-process engine; stubs for what a real server does not do."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.vtr_vllm.search.demo_servers import DemoServer, demo_servers
+from tests.vtr_vllm.search.stub_server import (
+    GEOMETRY,
+    Reply,
+    completion,
+    question,
+    refusal,
+    stub_server,
+)
+from vtr_vllm.errors import EvaluationFailed
+from vtr_vllm.schedules import fastv, p_sigmoid
+from vtr_vllm.search.answers import Answer, Batch, EngineOptions, Evaluator, Step, Task
+from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.search.candidates import Candidate, unreduced
+from vtr_vllm.search.converters import from_demo
+from vtr_vllm.search.engine_pool import EnginePool
+from vtr_vllm.search.http_evaluator import HTTPEvaluator
+from vtr_vllm.search.outcomes import outcome
+
+ITEMS = 40
+MAX_TOKENS = 6
+IN_FLIGHT = 8
+TOLERANCE = 1e-4  # two servers make other batches than one engine, which changes the rounding
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    path = tmp_path_factory.mktemp("items") / "items.jsonl"
+    from_demo("calibration", ITEMS, path)
+    return Dataset.load(path)
+
+
+def tasks_of(evaluator: Evaluator, items: Dataset) -> list[Task]:
+    """Every item: in full, reduced in two ways, and on a smaller image."""
+    geometry = evaluator.geometry
+    whole = unreduced(geometry)
+    candidates = [
+        whole,
+        Candidate.of(p_sigmoid(geometry, 0.5)),
+        Candidate.of(fastv(geometry, 0.25)),
+        Candidate(whole.keep, image_scale=0.25),
+    ]
+    return [Task(candidate, item) for item in items.items for candidate in candidates]
+
+
+@pytest.fixture(scope="module")
+def in_process(items: Dataset) -> tuple[EnginePool, Batch]:
+    """The in-process evaluator, ended, and what it found."""
+    pool = EnginePool(EngineOptions("demo", MAX_TOKENS))
+    try:
+        return pool, pool.run(tasks_of(pool, items))
+    finally:
+        pool.close()
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[DemoServer]]:
+    with demo_servers(2, tmp_path_factory.mktemp("servers")) as servers:
+        yield servers
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(1800)
+class TestRealServers:
+    """Two servers started as users start them; one of them does not live to the end."""
+
+    def test_they_answer_as_the_engine_in_process(
+        self, items: Dataset, in_process: tuple[EnginePool, Batch], servers: list[DemoServer]
+    ) -> None:
+        pool, expected = in_process
+        evaluator = HTTPEvaluator([server.url for server in servers], MAX_TOKENS, IN_FLIGHT)
+        assert evaluator.geometry == pool.geometry
+        assert evaluator.has_cls is pool.has_cls is True
+        assert evaluator.versions["model"] == "demo"
+        for name in ("vllm", "vtr", "max_tokens"):
+            assert evaluator.versions[name] == pool.versions[name]
+        tasks = tasks_of(pool, items)
+        found = evaluator.run(tasks)
+        check_alike(tasks, found, expected)
+        assert evaluator.retries == 0
+        assert 0 < found.busy <= found.room
+        assert all(server.served >= IN_FLIGHT for server in servers)
+
+    def test_one_killed_half_way_costs_retries_only(
+        self, items: Dataset, in_process: tuple[EnginePool, Batch], servers: list[DemoServer]
+    ) -> None:
+        _, expected = in_process
+        evaluator = HTTPEvaluator([server.url for server in servers], MAX_TOKENS, IN_FLIGHT)
+        tasks = tasks_of(evaluator, items)
+        half = len(tasks) // 2
+        killer = threading.Thread(target=kill_after, args=(servers[1], servers, half), daemon=True)
+        killer.start()
+        found = evaluator.run(tasks)
+        killer.join(60)
+        check_alike(tasks, found, expected)
+        assert evaluator.retries > 0
+        # and the search goes on with the server that is left
+        assert evaluator.run(tasks[:4]).answers[0].text == expected.answers[0].text
+
+
+def kill_after(victim: DemoServer, servers: list[DemoServer], answers: int) -> None:
+    """Kill it once all servers together have given so many answers from now on."""
+    before = sum(server.served for server in servers)
+    while sum(server.served for server in servers) < before + answers:
+        time.sleep(0.05)
+    victim.kill()
+
+
+def check_alike(tasks: list[Task], found: Batch, expected: Batch) -> None:
+    """Same texts, tokens and scores; log-probabilities as near as rounding allows."""
+    unreduced_steps = {
+        task.item.id: answer.steps
+        for task, answer in zip(tasks, expected.answers, strict=True)
+        if not task.candidate.reduces and task.candidate.image_scale == 1.0
+    }
+    assert len(found.answers) == len(tasks)
+    for task, ours, theirs in zip(tasks, found.answers, expected.answers, strict=True):
+        assert (ours.text, ours.n_vision, ours.n_text) == (
+            theirs.text,
+            theirs.n_vision,
+            theirs.n_text,
+        )
+        assert [step.token for step in ours.steps] == [step.token for step in theirs.steps]
+        reference = unreduced_steps[task.item.id]
+        one, other = (outcome(task.item, answer, reference) for answer in (ours, theirs))
+        assert one.score == other.score
+        assert one.logprob == pytest.approx(other.logprob, abs=TOLERANCE)
+        assert one.divergence == pytest.approx(other.divergence, abs=TOLERANCE)
+
+
+class TestStubs:
+    """What is sent, what is read, what is refused."""
+
+    def test_a_request_asks_for_what_the_search_needs(self, items: Dataset) -> None:
+        seen: list[Any] = []
+
+        def chat(body: Any) -> Reply:
+            seen.append(body)
+            return completion("red")
+
+        whole, half = unreduced(GEOMETRY), Candidate.of(fastv(GEOMETRY, 0.75))
+        item = items.items[0]
+        with stub_server(chat) as stub:
+            evaluator = HTTPEvaluator([stub.url], 7, in_flight=1)
+            batch = evaluator.run([Task(whole, item), Task(half, item)])
+        assert batch.answers[0] == Answer("red", (Step("red", {"red": -0.5}),), 3, 2)
+        for body in seen:
+            assert body["model"] == "stub"
+            assert question(body) == item.question
+            assert body["messages"][0]["content"][0]["image_url"]["url"] == item.data_uri()
+            assert (body["temperature"], body["max_tokens"]) == (0, 7)
+            assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
+        assert "vtr" not in seen[0]
+        assert seen[1]["vtr"] == {"keep": list(half.keep), "rules": ["last"]}
+
+    def test_versions_name_no_server(self) -> None:
+        with stub_server(lambda body: completion("")) as stub:
+            evaluator = HTTPEvaluator([stub.url], 7)
+            assert stub.url.rsplit(":", 1)[1] not in str(evaluator.versions)
+            assert evaluator.versions.keys() == {"model", "max_tokens", "vtr", "vllm"}
+
+    def test_a_refusal_names_item_and_reason(self, items: Dataset) -> None:
+        with stub_server(lambda body: refusal(400, "too long", "prompt_too_long")) as stub:
+            evaluator = HTTPEvaluator([stub.url], 7)
+            with pytest.raises(EvaluationFailed, match="refused item .*too long"):
+                evaluator.run([Task(unreduced(GEOMETRY), items.items[0])])
+
+    @pytest.mark.parametrize("part", ["choices", "usage", "vtr"])
+    def test_an_answer_without_a_part_is_refused(self, items: Dataset, part: str) -> None:
+        body = {name: value for name, value in completion("red").body.items() if name != part}
+        with stub_server(lambda _: Reply(body=body)) as stub:
+            evaluator = HTTPEvaluator([stub.url], 7)
+            with pytest.raises(EvaluationFailed, match="without text, log-probabilities or vtr"):
+                evaluator.run([Task(unreduced(GEOMETRY), items.items[0])])
+
+    def test_a_tower_without_cls_is_known_by_its_refusal(self) -> None:
+        with stub_server(lambda body: refusal(400, "no CLS", "unsupported_request")) as stub:
+            assert HTTPEvaluator([stub.url], 7).has_cls is False
+
+    def test_another_refusal_does_not_mean_no_cls(self) -> None:
+        with stub_server(lambda body: refusal(400, "no chat template")) as stub:
+            evaluator = HTTPEvaluator([stub.url], 7)
+            with pytest.raises(EvaluationFailed, match="no chat template"):
+                _ = evaluator.has_cls

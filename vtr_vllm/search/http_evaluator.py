@@ -1,0 +1,158 @@
+"""The backend over HTTP: a list of running VTR servers answers what the search asks.
+
+Any fleet becomes the evaluator, and the fleet may change while a search runs: answers depend on
+model and vLLM, not on which server gave them. Only their rounding depends on what a server
+happened to batch together.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from importlib.metadata import version
+from io import BytesIO
+
+import httpx
+from PIL import Image
+
+from vtr_vllm.errors import EvaluationFailed
+from vtr_vllm.schedules import ModelGeometry, RankRule
+from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, Step, Task, messages
+from vtr_vllm.search.calibration import Item, data_uri
+from vtr_vllm.search.candidates import Candidate, scaled
+from vtr_vllm.search.fleet import Fleet, Request
+from vtr_vllm.search.servers import error_of, error_text
+
+
+class HTTPEvaluator:
+    """Evaluates on ``servers``, each an address such as ``http://127.0.0.1:8000``.
+
+    ``in_flight`` requests go to each at a time. A server that fails is left alone for a while, and
+    its requests go to the others. ``patience``: seconds without an answer after which a request
+    counts as failed, and a fleet that is down as a whole is given up. Raises EvaluationFailed for
+    a server that cannot be reached, ConfigurationError for servers that differ or are no VTR
+    servers.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[str],
+        max_tokens: int,
+        in_flight: int = 32,
+        api_key: str | None = None,
+        patience: float = 300.0,
+    ) -> None:
+        self._fleet = Fleet(servers, in_flight, patience, api_key)
+        self._max_tokens = max_tokens
+
+    @property
+    def geometry(self) -> ModelGeometry:
+        """The geometry that every server reports."""
+        return self._fleet.served.geometry
+
+    @cached_property
+    def versions(self) -> dict[str, str]:
+        """Model name and releases; no address, so that another fleet's answers count as well."""
+        served = self._fleet.served
+        found = {
+            "model": served.model,
+            "max_tokens": str(self._max_tokens),
+            "vtr": version("vtr-vllm"),
+        }
+        return found | ({} if served.vllm is None else {"vllm": served.vllm})
+
+    @cached_property
+    def has_cls(self) -> bool:
+        """Whether a request with the rank rule ``cls`` is served."""
+        keep = (0.5,) * self.geometry.layers
+        task = Task(Candidate(keep, (RankRule("cls"),)), _probe_item())
+        request = Request("the probe for rank rule cls", partial(self._body, task))
+        return self._fleet.run([request], _is_served).answers[0]
+
+    @property
+    def retries(self) -> int:
+        """Requests that failed on a server and were put back into the queue, since the start."""
+        return self._fleet.retries
+
+    def run(self, tasks: Sequence[Task]) -> Batch:
+        """Answer every task; raises EvaluationFailed with what a server said.
+
+        That is a refused task, one that failed five times, or a fleet that is down as a whole.
+        """
+        requests = [Request(f"item {t.item.id}", partial(self._body, t)) for t in tasks]
+        replies = self._fleet.run(requests, _answer)
+        return Batch(replies.answers, replies.busy, replies.room)
+
+    def close(self) -> None:
+        """Nothing: no connection outlives ``run``."""
+
+    def _body(self, task: Task) -> bytes:
+        image = {"type": "image_url", "image_url": {"url": _image_uri(task)}}
+        body = {
+            "model": self._fleet.served.model,
+            "messages": messages(task.item, image),
+            "temperature": 0,
+            "repetition_penalty": 1,  # a model's generation config may have another
+            "max_tokens": self._max_tokens,
+            "logprobs": True,
+            "top_logprobs": TOP_LOGPROBS,
+        }
+        wire: Mapping[str, object] = task.candidate.wire()
+        return json.dumps(body | ({"vtr": wire} if wire else {})).encode()
+
+
+def _image_uri(task: Task) -> str:
+    """The item's own file, or losslessly what the candidate makes of its pixels."""
+    if task.candidate.image_scale == 1.0:
+        return task.item.data_uri()
+    return data_uri(_png(scaled(task.item.load_image(), task.candidate.image_scale)))
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _probe_item() -> Item:
+    return Item(
+        id="probe",
+        image=_png(Image.new("RGB", (32, 32), "gray")),
+        question="What is this?",
+        answers=("",),
+        metric="exact_match",
+        kind=None,
+        line=0,
+        image_hash="",
+    )
+
+
+def _is_served(request: Request, response: httpx.Response) -> bool:
+    """False where the server says that the model cannot do it; other refusals are raised."""
+    if error_of(response).get("code") == "unsupported_request":
+        return False
+    _answer(request, response)
+    return True
+
+
+def _answer(request: Request, response: httpx.Response) -> Answer:
+    if response.status_code != httpx.codes.OK:
+        raise EvaluationFailed(f"{response.url} refused {request.name}: {error_text(response)}")
+    try:
+        body = response.json()
+        choice = body["choices"][0]
+        steps = tuple(
+            Step(step["token"], {top["token"]: top["logprob"] for top in step["top_logprobs"]})
+            for step in choice["logprobs"]["content"]
+        )
+        n_vision = body["vtr"]["vision_tokens"]
+        n_text = body["usage"]["prompt_tokens"] - n_vision
+        text = choice["message"]["content"]
+        if not isinstance(text, str):
+            raise TypeError(f"content is {text}")
+    except (ValueError, KeyError, IndexError, TypeError) as err:
+        raise EvaluationFailed(
+            f"{response.url} answered {request.name} without text, log-probabilities or vtr facts"
+            f" ({type(err).__name__}: {err}); start it with `vtr serve`, without a parser for"
+            " reasoning or tools"
+        ) from err
+    return Answer(text, steps, n_vision, n_text)
