@@ -1,0 +1,56 @@
+"""A whole search on the simulated model, as a process that may be killed at any time."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
+from vtr_vllm.search import pipeline, records
+from vtr_vllm.search.answers import Batch, EngineOptions, Task
+from vtr_vllm.search.pipeline import Settings
+from vtr_vllm.search.progress import Progress
+from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
+
+# one trial more than are quasi-random: the Gaussian process has its say, and no more time
+SETTINGS = Settings(
+    kind="all", budgets=(0.625, 0.5, 0.375), trials=9, items=100, rule_items=(100, 100)
+)
+DELAY = 0.04
+"""Seconds that each run of the engine takes."""
+
+
+class Reporting(SimulatedEvaluator):
+    """Says so, before each run."""
+
+    def __init__(self, pipe: Connection) -> None:
+        super().__init__(layers=6, delay=DELAY, poor={3})
+        self._pipe = pipe
+
+    def run(self, tasks: Sequence[Task]) -> Batch:
+        self._pipe.send_bytes(b"run")
+        return super().run(tasks)
+
+
+@dataclass(frozen=True)
+class Simulated(Backend):
+    """The simulated model in an engine's place."""
+
+    pipe: Connection | None = None
+
+    def open(self) -> Reporting:
+        assert self.pipe is not None
+        return Reporting(self.pipe)
+
+
+def search(folder: Path, pipe: Connection) -> None:
+    """Search with everything in ``folder``, from where the last process left it."""
+    data = items(folder, LEAST_ITEMS)
+    backend = Simulated(EngineOptions("simulated"), engines=1, pipe=pipe)
+    with open_session(backend, folder, None, "accuracy", SETTINGS.seed, Progress()) as session:
+        first, rest = split(data)
+        study, selection = session.study(first), session.study(rest)
+        chosen = pipeline.select(selection, pipeline.run(study, SETTINGS))
+        schedules = [records.served(scored, selection, SETTINGS, data) for scored in chosen]
+        records.write_schedules(folder / "schedules", schedules)
+    pipe.send_bytes(b"end")

@@ -1,0 +1,235 @@
+"""What a command holds while it runs; and a whole search that is killed and goes on."""
+
+import os
+import random
+import signal
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Callable
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+from tests.vtr_vllm.search import resumable
+from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
+from vtr_vllm.errors import ConfigurationError, EvaluationFailed
+from vtr_vllm.search.answers import EngineOptions
+from vtr_vllm.search.candidates import unreduced
+from vtr_vllm.search.progress import Progress
+from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, report_folder, split
+
+KILLS = 20
+OPTIONS = EngineOptions("simulated")
+
+# Every process below is a fork of one that has loaded the search: it starts in no time.
+_PROCESSES = get_context("forkserver")
+_PROCESSES.set_forkserver_preload([resumable.__name__])
+
+
+class Running:
+    """A search in a process of its own."""
+
+    def __init__(self, folder: Path, target: Callable = resumable.search) -> None:
+        ours, theirs = _PROCESSES.Pipe()
+        self.process: BaseProcess = _PROCESSES.Process(target=target, args=(folder, theirs))
+        self.process.start()
+        theirs.close()
+        self._pipe: Connection = ours
+
+    def heard(self) -> bytes:
+        """What it says next; nothing once it has gone."""
+        try:
+            return self._pipe.recv_bytes()
+        except (EOFError, ConnectionResetError):
+            return b""
+
+    def kill(self) -> None:
+        os.kill(self.process.pid, signal.SIGKILL)
+        self.process.join()
+
+    def finish(self) -> None:
+        while self.heard():
+            pass
+        self.process.join()
+        assert self.process.exitcode == 0
+
+
+def kill_at(folder: Path, moment: random.Random) -> bool:
+    """Start the search, kill it at some moment; False if it came to its end before.
+
+    Before the engine runs, where a process reads what is there, or around its next few runs.
+    """
+    running = Running(folder)
+    runs = moment.randrange(4)
+    for _ in range(runs):
+        if running.heard() == b"end":
+            running.finish()
+            return False
+    time.sleep(moment.uniform(0, 2 * resumable.DELAY if runs else 0.5))
+    running.kill()
+    return running.process.exitcode == -signal.SIGKILL
+
+
+def rows(folder: Path) -> dict[int, tuple]:
+    """The journal's rows by id, as another program sees them."""
+    columns = "id, state, candidate, items, outcomes, stage, started"
+    with sqlite3.connect(folder / "journal.sqlite") as connection:
+        exists = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'evaluations'")
+        if not exists.fetchall():
+            return {}
+        found = connection.execute(f"SELECT {columns} FROM evaluations").fetchall()
+    return {row[0]: row[1:] for row in found}
+
+
+def written(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "schedules").iterdir()}
+
+
+def check_kept(before: dict[int, tuple], after: dict[int, tuple]) -> None:
+    """No row is lost or rewritten, but for what was running and became interrupted."""
+    for number, (state, *facts) in before.items():
+        allowed = {"running", "interrupted"} if state == "running" else {state}
+        assert after[number][0] in allowed
+        assert list(after[number][1:]) == facts
+
+
+def test_a_search_killed_at_any_moment_goes_on_to_the_same_end(tmp_path):
+    whole = tmp_path / "whole"
+    Running(whole).finish()
+    expected = written(whole)
+    assert any(name.startswith("searched-") for name in expected)
+
+    moment = random.Random(0)
+    kills = 0
+    while kills < KILLS:  # one search as a rule; a second if the first was through too soon
+        folder = tmp_path / f"killed-after-{kills}"
+        seen: dict[int, tuple] = {}
+        while kills < KILLS and kill_at(folder, moment):
+            kills += 1
+            found = rows(folder) if (folder / "journal.sqlite").exists() else {}
+            check_kept(seen, found)
+            seen = found
+        Running(folder).finish()
+        found = rows(folder)
+        check_kept(seen, found)
+        states = Counter(state for state, *_ in found.values())
+        done = Counter((c, i) for state, c, i, *_ in found.values() if state == "done")
+        assert set(states) <= {"done", "interrupted"}
+        assert set(done.values()) == {1}
+        uninterrupted = {(c, i): outcomes for _, c, i, outcomes, *_ in rows(whole).values()}
+        resumed = {(c, i): o for s, c, i, o, *_ in found.values() if s == "done"}
+        assert resumed == uninterrupted
+        assert written(folder) == expected
+    assert states["interrupted"] > 0
+
+
+def _loaded(folder: Path, pipe: Connection) -> None:
+    import sys
+
+    from vtr_vllm.search import cli  # noqa: F401
+
+    pipe.send_bytes(" ".join(sys.modules).encode())
+
+
+def test_the_search_loads_no_engine_before_it_is_asked_to(tmp_path):
+    running = Running(tmp_path, _loaded)
+    modules = running.heard().decode().split()
+    running.finish()
+    assert "vtr_vllm.search.commands" in modules
+    assert {"torch", "vllm", "transformers", "matplotlib"}.isdisjoint(modules)
+
+
+class Ours(Backend):
+    """A simulated engine, and whether it was started and closed."""
+
+    started: list[SimulatedEvaluator] = []  # noqa: RUF012
+
+    def open(self) -> SimulatedEvaluator:
+        self.started.append(SimulatedEvaluator())
+        return self.started[-1]
+
+
+@pytest.fixture
+def backend():
+    Ours.started.clear()
+    return Ours(OPTIONS, engines=1)
+
+
+def opened(backend: Backend, folder: Path, journal: str | None = None):
+    return open_session(backend, folder, journal, "accuracy", 0, Progress())
+
+
+def test_a_second_process_is_refused(tmp_path, backend):
+    first = Running(tmp_path)
+    assert first.heard() == b"run"
+    with (
+        pytest.raises(ConfigurationError, match=f"another search writes to {tmp_path}; wait"),
+        opened(backend, tmp_path),
+    ):
+        pass
+    assert backend.started == []
+    first.kill()
+    with opened(backend, tmp_path):  # the lock went with its process
+        assert len(backend.started) == 1
+
+
+def test_another_folder_is_free(tmp_path, backend):
+    with opened(backend, tmp_path / "one"), opened(backend, tmp_path / "other"):
+        assert len(backend.started) == 2
+
+
+def test_everything_is_given_back(tmp_path, backend):
+    with opened(backend, tmp_path) as session:
+        study = session.study(items(tmp_path, 3))
+        assert study.unreduced().complete
+    assert backend.started[0].closed
+    assert (tmp_path / "journal.sqlite").exists()
+
+    with pytest.raises(EvaluationFailed), opened(backend, tmp_path):
+        raise EvaluationFailed("inside")
+    assert backend.started[1].closed
+    with opened(backend, tmp_path) as session:
+        study = session.study(items(tmp_path, 3))
+        assert study.evaluate("again", [unreduced(study.geometry)])[0].complete
+    assert backend.started[2].runs == 0
+
+
+def test_a_journal_that_cannot_be_opened_ends_the_engines(tmp_path, backend):
+    with (
+        pytest.raises(ConfigurationError, match="cannot be opened"),
+        opened(backend, tmp_path, f"sqlite:///{tmp_path}"),
+    ):
+        pass
+    assert all(evaluator.closed for evaluator in backend.started)
+
+
+def test_a_journal_may_lie_elsewhere(tmp_path, backend):
+    with opened(backend, tmp_path / "out", f"sqlite:///{tmp_path / 'rows.sqlite'}"):
+        pass
+    assert (tmp_path / "rows.sqlite").exists()
+    assert not (tmp_path / "out" / "journal.sqlite").exists()
+
+
+@pytest.mark.parametrize(
+    ("count", "search"), [(200, 100), (299, 100), (334, 200), (499, 200), (500, 300)]
+)
+def test_the_split_is_in_whole_blocks_and_loses_nothing(tmp_path, count, search):
+    data = items(tmp_path, count)
+    first, rest = split(data)
+    assert (len(first), len(rest)) == (search, count - search)
+    assert first.items + rest.items == data.items
+
+
+def test_too_few_items_are_refused(tmp_path):
+    data = items(tmp_path, LEAST_ITEMS - 1)
+    with pytest.raises(ConfigurationError, match=f"has 199 items; .* at least {LEAST_ITEMS}"):
+        split(data)
+
+
+def test_the_report_lies_in_a_folder_of_its_own(tmp_path):
+    """A server reads every *.json of the folder itself as a schedule."""
+    assert report_folder(tmp_path).parent == tmp_path
