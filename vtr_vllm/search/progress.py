@@ -13,11 +13,14 @@ _PRINT_EVERY = 2.0  # seconds
 class Progress:
     """Counts requests against what was planned and says how long the rest will take.
 
-    ``events``: file that gets one JSON line per event, appended; None for none. Lines for people
-    go to stderr, at most one in two seconds between steps.
+    ``events``: file that gets one JSON line per event, appended; None for none. OSError passes
+    through, here already where the file cannot be written. Lines for people go to stderr, at
+    most one in two seconds between steps.
     """
 
     def __init__(self, events: Path | None = None, clock: Callable[[], float] = time.time) -> None:
+        if events is not None:
+            events.touch()
         self._events, self._clock = events, clock
         self._planned: dict[str, int] = {}
         self._ran: dict[str, int] = {}

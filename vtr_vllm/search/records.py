@@ -73,6 +73,7 @@ def search_record(
     states: Mapping[str, int],
 ) -> dict[str, Any]:
     """The whole search as plain JSON; every schedule scored on the selection's items."""
+    spent = costs(search, selection)  # looking up what is already scored, below, is no cost
     everything = [
         (method, schedule) for method, found in result.schedules.items() for schedule in found
     ]
@@ -99,7 +100,7 @@ def search_record(
         "rules": _rules(result),
         "cost": [
             {"stage": stage, **asdict(cost), "occupancy": cost.occupancy}
-            for stage, cost in costs(search, selection).items()
+            for stage, cost in spent.items()
         ],
         "journal": states,
     }
