@@ -40,18 +40,20 @@ class Proposer:
     ) -> None:
         self._dimensions = tuple(dimensions)
         self._first = [self._clip(point) for point in first]
-        self._optimizer = Optimizer(
-            [
-                Real(d.low, d.high, prior="log-uniform" if d.log else "uniform", name=d.name)
-                for d in dimensions
-            ],
-            base_estimator=_gaussian_process(len(dimensions), seed),
-            n_initial_points=max(1, initial - len(self._first)),
-            initial_point_generator="sobol",
-            acq_func="EI",
-            acq_optimizer="sampling",
-            random_state=seed,
-        )
+        space = [
+            Real(d.low, d.high, prior="log-uniform" if d.log else "uniform", name=d.name)
+            for d in dimensions
+        ]
+        with _quiet():
+            self._optimizer = Optimizer(
+                space,
+                base_estimator=_gaussian_process(len(dimensions), seed),
+                n_initial_points=max(1, initial - len(self._first)),
+                initial_point_generator="sobol",
+                acq_func="EI",
+                acq_optimizer="sampling",
+                random_state=seed,
+            )
 
     def ask(self, count: int) -> list[Point]:
         """``count`` points to evaluate together, a constant liar standing in for their values."""
@@ -91,7 +93,8 @@ def _gaussian_process(dimensions: int, seed: int) -> GaussianProcessRegressor:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """One thread, since the engines have the others. And no warnings: a point proposed twice is
-    answered from the journal, and a length scale at its bound is a parameter without effect."""
+    answered from the journal, a length scale at its bound is a parameter without effect, and the
+    first points need not be a power of two."""
     with threadpool_limits(1), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

@@ -23,6 +23,10 @@ from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan
 from vtr_vllm.search.answers import Answer, Batch, Step, Task
 from vtr_vllm.search.calibration import Dataset, Item, write_items
 from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.journal import Journal
+from vtr_vllm.search.outcomes import Objective
+from vtr_vllm.search.progress import Progress
+from vtr_vllm.search.study import Study
 
 PLACES = 64
 """Requests that run at once, as in an engine."""
@@ -176,6 +180,17 @@ def items(folder: Path, count: int, first: int = 0, name: str = "items.jsonl") -
     """``count`` items in a file of ``folder``; different ``first`` for data without overlap."""
     write_items(folder / name, (_row(number) for number in range(first, first + count)))
     return Dataset.load(folder / name)
+
+
+def study(
+    evaluator: SimulatedEvaluator,
+    dataset: Dataset,
+    objective: Objective = "accuracy",
+    journal: str = "sqlite://",
+) -> Study:
+    """A study by the law; its journal, by itself, is in memory."""
+    rows = Journal(journal, "simulated", evaluator.versions, 0)
+    return Study(evaluator, dataset, rows, objective, Progress())
 
 
 def _row(number: int) -> dict[str, object]:

@@ -1,0 +1,80 @@
+import pytest
+
+from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
+from vtr_vllm.schedules import RankRule
+from vtr_vllm.search.rule_search import ATTENTION_RULES, search_rules
+
+LAYERS, N_VISION = 8, 24
+BLIND = (RankRule("saliency"), RankRule("cls"), RankRule("random"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return items(tmp_path_factory.mktemp("rules"), 200)
+
+
+@pytest.fixture(scope="module")
+def table(data):
+    return search_rules(study(model(poor=(3, 5)), data), "rules", (100, 200), BLIND)
+
+
+def model(poor=()):
+    return SimulatedEvaluator(LAYERS, (N_VISION,), poor=poor, has_cls=True)
+
+
+def test_every_rule_is_tried_at_every_layer(table):
+    assert list(table.values) == [0, 2, 3, 4, 5, 6, 7]
+    assert set(table.values[0]) == {"saliency", "cls", "random"}
+    for layer in range(2, LAYERS):
+        assert set(table.values[layer]) == {str(rule) for rule in ATTENTION_RULES}
+
+
+def test_the_right_rule_wins_at_each_layer(table):
+    """Where attention ranks poorly, the simulated model ranks better at random."""
+    best = {layer: str(rule) for layer, rule in table.rules.items()}
+    assert best.pop(0) == "cls"
+    assert best.pop(3) == "random"
+    assert best.pop(5) == "random"
+    assert best[2] == best[4] == "instruction-norope"
+    # at the last layers a cut harms little, and rules tie
+    qualities = model()
+    for layer in (6, 7):
+        won = qualities.quality(table.rules[layer], layer)
+        assert won >= qualities.quality(RankRule("last"), layer)
+
+
+class Confused(SimulatedEvaluator):
+    """No rule ranks well before layers 3 and 5."""
+
+    def quality(self, rule, layer):
+        return super().quality(rule, layer) * (0.3 if layer in (3, 5) else 1.0)
+
+
+def test_no_cut_where_ranking_is_worse_than_before(data):
+    searched = study(Confused(LAYERS, (N_VISION,)), data)
+    assert search_rules(searched, "rules", (100, 100), BLIND[:1]).cut_layers == (2, 4, 6, 7)
+
+
+def test_layers_that_rank_well_are_all_kept(data):
+    found = search_rules(study(model(), data), "rules", (100, 100), BLIND[:1])
+    assert found.cut_layers == tuple(range(2, LAYERS))
+    assert str(found.rules[0]) == "saliency"
+
+
+def test_a_value_is_the_mean_over_the_keep_rates(data):
+    searched = study(model(), data)
+    found = search_rules(searched, "rules", (100, 100), BLIND)
+    unreduced = searched.unreduced(100).value
+    for values in found.values.values():
+        assert all(0 <= value <= unreduced for value in values.values())
+    assert found.values[2]["instruction-norope"] > found.values[2]["random"]
+
+
+def test_only_the_best_three_meet_all_items(data):
+    searched = study(model(), data)
+    searched.unreduced()
+    search_rules(searched, "rules", (100, 200), BLIND)
+    places = 3 + 6 * len(ATTENTION_RULES)  # layer 0 and layers 2 to 7
+    finalists = 3 + 6 * 3
+    assert searched.costs["rules"].evaluations == 2 * (places + finalists)
+    assert searched.costs["rules"].requests <= 100 * 2 * (places + finalists)
