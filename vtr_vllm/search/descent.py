@@ -33,6 +33,9 @@ class Descent:
     """Items and survivors of the race among the moves; the winner meets the schedule so far on
     the items of ``final``."""
     final: int | None = None
+    enough: float = 0.0
+    """No moves are tried on a schedule that loses at most this much value against the unreduced
+    model: there is next to nothing to win."""
 
 
 def descend(study: Study, stage: str, settings: Descent, start: Schedule) -> Schedule:
@@ -47,7 +50,8 @@ def descend(study: Study, stage: str, settings: Descent, start: Schedule) -> Sch
     (best,) = study.evaluate(stage, [_candidate(study, settings, start, rates)], settings.final)
     first = best
     moves_made = 0
-    for portion in settings.portions:
+    enough = best.value >= study.unreduced(settings.final).value - settings.enough
+    for portion in () if enough else settings.portions:
         amount = portion * sum(rate * size for rate, size in zip(rates, sizes, strict=True))
         for _ in range(settings.sweeps):
             options = neighbours(rates, sizes, amount, fixed_first=0 not in settings.rules)

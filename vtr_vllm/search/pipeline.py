@@ -102,7 +102,7 @@ def _beyond(study: Study, settings: Settings, result: Result) -> None:
     fit = fit_logistic(curve, FIRST_ATTENTION_CUT)
     _p_sigmoid(study, settings, result, "p-sigmoid-rules", family, fit)
     study.progress.begin("descent")
-    how = Descent(table.cut_layers, table.rules, final=settings.items)
+    how = Descent(table.cut_layers, table.rules, final=settings.items, enough=settings.tolerance)
     result.schedules["descent"] = [
         descend(study, "descent", how, schedule) for schedule in result.schedules["p-sigmoid-rules"]
     ]
