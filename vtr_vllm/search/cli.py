@@ -99,7 +99,7 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     )
     add("--trials", type=_count, default=32, help="per Bayesian optimisation (default: 32)")
     add("--items", type=_count, default=300, help="that curves are compared on (default: 300)")
-    add("--seed", type=int, default=0, help="of the proposals (default: 0)")
+    add("--seed", type=_seed, default=0, help="of the proposals (default: 0)")
     add(
         "--dry-run",
         action="store_true",
@@ -148,28 +148,52 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
 
 
 def _budgets(text: str) -> tuple[float, ...]:
-    budgets = tuple(dict.fromkeys(float(part) for part in text.split(",")))
+    budgets = tuple(dict.fromkeys(_number(part) for part in text.split(",")))
     if not all(0 < budget < 1 for budget in budgets):
         raise argparse.ArgumentTypeError(f"{text} has a budget outside (0, 1)")
     return budgets
 
 
 def _at_least_zero(text: str) -> float:
-    value = float(text)
+    value = _number(text)
     if not 0 <= value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is outside 0..1")
     return value
 
 
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number") from err
+
+
 def _count(text: str) -> int:
-    value = int(text)
+    value = _whole(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is below 1")
     return value
 
 
+def _seed(text: str) -> int:
+    value = _whole(text)
+    if not 0 <= value < 1 << 31:
+        raise argparse.ArgumentTypeError(f"{text} is outside 0..{(1 << 31) - 1}")
+    return value
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from err
+
+
 def _urls(text: str) -> tuple[str, ...]:
-    return tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    urls = tuple(part.strip().rstrip("/") for part in text.split(",") if part.strip())
+    if not urls:  # none would mean an engine of our own
+        raise argparse.ArgumentTypeError(f"{text!r} names no server")
+    return urls
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 import argparse
 import datetime
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,16 @@ Splits = Sequence[tuple[str, Path]]
 
 def search(options: argparse.Namespace) -> None:
     """``vtr search g-search|p-sigmoid|all``: search, write schedules, write the report."""
+    with _progress(options) as progress:
+        _search(options, progress)
+
+
+@contextmanager
+def _progress(options: argparse.Namespace) -> Iterator[Progress]:
+    """Live progress, which says so when the command does not come to its end."""
     progress = Progress(options.events)
     try:
-        _search(options, progress)
+        yield progress
     except (KeyboardInterrupt, SystemExit):
         progress.end("failed", "stopped")
         raise
@@ -75,6 +83,11 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """``vtr search compare``: score everything on held-out data, write frontier.json."""
+    with _progress(options) as progress:
+        _compare_again(options, progress)
+
+
+def _compare_again(options: argparse.Namespace, progress: Progress) -> None:
     record = read_search(report_folder(options.out))
     calibration = Dataset.load(Path(record["meta"]["data"]["path"]))
     if calibration.sha256 != record["meta"]["data"]["sha256"]:
@@ -84,7 +97,6 @@ def compare(options: argparse.Namespace) -> None:
         )
     others = _load_heldout(options.splits, calibration)
     backend = _backend(options, record["meta"]["model"])
-    progress = Progress(options.events)
     with open_session(
         backend,
         options.out,
@@ -138,6 +150,9 @@ def _compare(
 
 def _load_heldout(splits: Splits, calibration: Dataset) -> dict[str, Dataset]:
     """The held-out data, none of whose images was used for the search."""
+    names = [name for name, _ in splits]
+    if len(set(names)) < len(names):
+        raise ConfigurationError(f"splits are named {', '.join(names)}; give each its own name")
     found = {name: Dataset.load(path) for name, path in splits}
     for dataset in found.values():
         check_disjoint(calibration, dataset)
@@ -178,13 +193,14 @@ def _meta(options: argparse.Namespace, study: Study, data: Dataset) -> dict[str,
 
 
 def _estimate(study: Study, plan: dict[str, int]) -> str:
-    """Requests and time of the plan, from a block at full and at half work."""
+    """Requests and time of the plan, at the speed of the unreduced run and a block at half work."""
     half = Candidate.of(p_sigmoid(study.geometry, 0.5), study.same_n_vision)
     study.evaluate("dry run", [unreduced(study.geometry), half], BLOCK)
-    cost = study.costs["dry run"]
+    spent = study.costs.values()
+    each = sum(cost.seconds for cost in spent) / sum(cost.requests for cost in spent)
     total = sum(plan.values())
     lines = [f"{stage}: at most {requests} requests" for stage, requests in plan.items()]
-    took = duration(total * cost.seconds / cost.requests)
+    took = duration(total * each)
     return "\n".join([*lines, f"in all at most {total} requests, {took} at this machine's speed"])
 
 

@@ -58,9 +58,10 @@ class Progress:
         self._say(f"{self._stage}: {message}")
 
     def end(self, kind: str, message: str) -> None:
-        """The search is ``done`` or has ``failed``."""
+        """The search is ``done`` or has ``failed``; why it failed the command line says by itself."""
         self._emit(kind, message=message)
-        self._say(message)
+        if kind == "done":
+            self._say(message)
 
     @property
     def planned(self) -> int:
