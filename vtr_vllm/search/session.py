@@ -1,6 +1,7 @@
 """What a command of the search needs: the checked data, the engines, the journal, a lock."""
 
 import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from vtr_vllm.search.study import BLOCK, Study
 
 _SEARCHED = 0.6  # of the items; the rest scores what was found
 LEAST_ITEMS = 2 * BLOCK
+KEY_VARIABLE = "VTR_API_KEY"
+"""Environment variable with the servers' API key."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,23 @@ class Backend:
     def open(self) -> Evaluator:
         """Start the engines, or reach the servers; raises EvaluationFailed."""
         if self.servers:
-            from vtr_vllm.search.http_evaluator import HTTPEvaluator
-
-            return HTTPEvaluator(self.servers, self.options.max_tokens)
+            return self._reach()
         from vtr_vllm.search.engine_pool import EnginePool
 
         return EnginePool(self.options, self.engines)
+
+    def _reach(self) -> Evaluator:
+        from vtr_vllm.search.http_evaluator import HTTPEvaluator
+
+        key = os.environ.get(KEY_VARIABLE)
+        evaluator = HTTPEvaluator(self.servers, self.options.max_tokens, api_key=key)
+        served = evaluator.versions["model"]
+        if served != self.options.model:
+            raise ConfigurationError(
+                f"the servers serve {served}, and the model is {self.options.model}; give --model"
+                f" {served}, or other servers"
+            )
+        return evaluator
 
 
 @dataclass
