@@ -1,0 +1,324 @@
+"""What each command does: refusals before any engine starts, and what it leaves behind."""
+
+import json
+import os
+import signal
+
+import pytest
+
+from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
+from vtr_vllm.errors import EvaluationFailed
+from vtr_vllm.schedules import ScheduleBook
+from vtr_vllm.search import cli
+from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.search.engine_pool import EnginePool
+from vtr_vllm.search.report_data import read_frontier, read_search
+from vtr_vllm.search.session import Backend
+
+SMALL = ("--budgets", "0.5", "--trials", "4", "--items", "100", "--tolerance", "0.02")
+
+
+@pytest.fixture(autouse=True)
+def _handler():
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Dataset:
+    return items(tmp_path_factory.mktemp("data"), 200)
+
+
+@pytest.fixture
+def engines(monkeypatch) -> list[SimulatedEvaluator]:
+    """Every engine that was started, simulated."""
+    started: list[SimulatedEvaluator] = []
+
+    def start(backend: Backend) -> SimulatedEvaluator:
+        started.append(SimulatedEvaluator())
+        return started[-1]
+
+    monkeypatch.setattr(Backend, "open", start)
+    return started
+
+
+@pytest.fixture
+def no_engine(monkeypatch) -> None:
+    """An engine that is started fails the test, and no command would catch it."""
+
+    def start(self, *_):
+        pytest.fail("an engine was started")
+
+    monkeypatch.setattr(EnginePool, "__init__", start)
+
+
+def search(kind, folder, data, *flags) -> int:
+    given = ["--out", str(folder), "--model", "simulated", "--data", str(data.path)]
+    return cli.main([kind, *given, *SMALL, *flags])
+
+
+def events(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# Refusals
+
+
+@pytest.mark.usefixtures("no_engine")
+class TestRefusals:
+    def refused(self, capsys, *arguments, code=1) -> str:
+        """What the one line of the refusal says."""
+        assert cli.main([str(argument) for argument in arguments]) == code
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("vtr search: ")
+        assert said.err.count("vtr search: ") == 1
+        return said.err
+
+    def search(self, capsys, folder, data, *flags) -> str:
+        given = ("--out", folder, "--model", "simulated", "--data", data)
+        return self.refused(capsys, "all", *given, *flags)
+
+    def test_missing_data(self, tmp_path, capsys):
+        said = self.search(capsys, tmp_path / "out", tmp_path / "none.jsonl")
+        assert "none.jsonl cannot be read" in said
+        assert said.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+
+    def test_a_faulty_line(self, tmp_path, capsys, data):
+        path = tmp_path / "broken.jsonl"
+        lines = data.path.read_text().splitlines()
+        path.write_text("\n".join([*lines[:7], '{"image": 3}', *lines[8:]]))
+        assert f"{path}:8: missing question" in self.search(capsys, tmp_path / "out", path)
+
+    def test_too_few_items(self, tmp_path, capsys):
+        few = items(tmp_path, 150)
+        said = self.search(capsys, tmp_path / "out", few.path)
+        assert "has 150 items; a search wants at least 200" in said
+        assert said.count("\n") == 1
+
+    def test_missing_held_out_data(self, tmp_path, capsys, data):
+        said = self.search(capsys, tmp_path, data.path, "--heldout", tmp_path / "none.jsonl")
+        assert "none.jsonl cannot be read" in said
+
+    def test_held_out_data_that_overlaps(self, tmp_path, capsys, data):
+        """Items 0 to 199 are searched on, 197 to 201 are held out."""
+        held = items(tmp_path, 5, first=197)
+        said = self.search(capsys, tmp_path / "out", data.path, "--heldout", held.path)
+        overlap = [line for line in said.splitlines() if "the image and the question of" in line]
+        assert overlap == [
+            f"{held.path}:{line}: the image and the question of {data.path}:{197 + line}"
+            for line in (1, 2, 3)
+        ]
+
+    def test_a_folder_that_is_a_file(self, tmp_path, capsys, data):
+        (tmp_path / "out").write_text("")
+        assert str(tmp_path / "out") in self.search(capsys, tmp_path / "out", data.path)
+
+    def test_events_that_cannot_be_written(self, tmp_path, capsys, data):
+        path = tmp_path / "none" / "events.jsonl"
+        said = self.search(capsys, tmp_path / "out", data.path, "--events", path)
+        assert str(path) in said
+
+    def test_a_refusal_is_an_event(self, tmp_path, capsys):
+        path = tmp_path / "events.jsonl"
+        said = self.search(capsys, tmp_path, tmp_path / "none.jsonl", "--events", path)
+        (event,) = events(path)
+        assert event["kind"] == "failed"
+        assert said == f"vtr search: {event['message']}\n"
+
+    def test_a_comparison_without_a_search(self, tmp_path, capsys, data):
+        path = tmp_path / "events.jsonl"
+        given = ("compare", "--out", tmp_path, "--split", f"a={data.path}", "--events", path)
+        assert "run a search into this folder" in self.refused(capsys, *given)
+        assert [event["kind"] for event in events(path)] == ["failed"]
+
+    def test_a_report_without_a_search(self, tmp_path, capsys):
+        said = self.refused(capsys, "report", "--out", tmp_path)
+        assert "run a search into this folder" in said
+
+    def test_a_conversion_of_nothing(self, tmp_path, capsys):
+        out = tmp_path / "items.jsonl"
+        said = self.refused(capsys, "convert", "llava", tmp_path / "none.json", out)
+        assert "none.json cannot be read" in said
+        assert not out.exists()
+
+
+# Searches
+
+
+def test_a_search_leaves_schedules_a_record_and_a_report(tmp_path, data, engines, capsys):
+    path = tmp_path / "events.jsonl"
+    assert search("p-sigmoid", tmp_path / "out", data, "--events", str(path)) == 0
+    out = tmp_path / "out"
+    assert {p.name for p in out.glob("*.json")} == {"g-search.json", "searched-0.5.json"}
+    (engine,) = engines
+    assert engine.closed
+    book = ScheduleBook.from_folder(engine.geometry, out)
+    assert book.for_budget(0.5).source == "searched"
+    record = read_search(out / "report")
+    assert record["meta"]["data"] == {"path": str(data.path), "sha256": data.sha256, "n": 200}
+    assert record["meta"]["command"].startswith("vtr search p-sigmoid --out")
+    assert record["meta"]["n_vision"] == 16
+    assert {s["method"] for s in record["schedules"]} == {"g-search", "p-sigmoid", "searched"}
+    assert list((out / "report").glob("*.html"))
+    assert read_frontier(out / "report") is None
+    said = events(path)
+    assert said[-1]["kind"] == "done"
+    assert {event["kind"] for event in said} == {"progress", "step", "done"}
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == f"search: wrote g-search, searched-0.5 to {out}"
+
+
+def test_the_same_command_again_asks_nothing(tmp_path, data, engines):
+    out = tmp_path / "out"
+    assert search("p-sigmoid", out, data) == 0
+    written = {p.name: p.read_bytes() for p in out.glob("*.json")}
+    assert search("p-sigmoid", out, data) == 0
+    assert engines[1].runs == 0
+    assert {p.name: p.read_bytes() for p in out.glob("*.json")} == written
+
+
+def test_a_wider_search_goes_on_from_a_narrower(tmp_path, data, engines):
+    assert search("g-search", tmp_path, data) == 0
+    assert search("p-sigmoid", tmp_path, data) == 0
+    asked = [{(t.candidate, t.item.id) for t in engine.tasks} for engine in engines]
+    assert asked[1]
+    assert asked[0].isdisjoint(asked[1])
+
+
+def test_held_out_data_is_compared_at_once_or_later(tmp_path, data, engines):
+    held = items(tmp_path, 30, first=1000, name="held.jsonl")
+    other = items(tmp_path, 20, first=2000, name="other.jsonl")
+    out = tmp_path / "out"
+    assert search("p-sigmoid", out, data, "--heldout", str(held.path)) == 0
+    frontier = read_frontier(out / "report")
+    assert frontier["meta"]["splits"]["heldout"] == {
+        "path": str(held.path),
+        "sha256": held.sha256,
+        "n": 30,
+    }
+    rows = {(row["method"], row["budget"]): row for row in frontier["rows"]}
+    assert rows["full", 1.0]["splits"]["heldout"]["n"] == 30
+    assert {"searched", "p-sigmoid", "g-search", "fastv", "random", "downsample"} <= {
+        method for method, _ in rows
+    }
+
+    splits = ["--split", f"a={held.path}", "--split", f"b={other.path}"]
+    assert cli.main(["compare", "--out", str(out), *splits]) == 0
+    both = read_frontier(out / "report")
+    assert set(both["meta"]["splits"]) == {"a", "b"}
+    assert {task.item.id for task in engines[1].tasks} == {item.id for item in other.items}
+    for row in both["rows"]:
+        before = rows[row["method"], row["budget"]]["splits"]
+        assert row["splits"].get("a") == before.get("heldout")
+
+
+def test_a_comparison_refuses_what_was_searched_on(tmp_path, data, engines, capsys):
+    changed = items(tmp_path, 200, first=50_000)
+    assert search("g-search", tmp_path / "out", changed) == 0
+    compare = ["compare", "--out", str(tmp_path / "out")]
+    started = len(engines)
+
+    assert cli.main([*compare, "--split", f"a={changed.path}"]) == 1
+    assert f"{changed.path}:1: the image and the question" in capsys.readouterr().err
+
+    twice = ["--split", f"a={data.path}", "--split", f"a={data.path}"]
+    assert cli.main([*compare, *twice]) == 1
+    assert "splits are named a, a" in capsys.readouterr().err
+
+    items(tmp_path, 200, first=60_000)  # the same file, other items
+    assert cli.main([*compare, "--split", f"a={data.path}"]) == 1
+    assert "is not the data that" in capsys.readouterr().err
+    assert len(engines) == started
+
+
+def test_a_dry_run_measures_and_writes_nothing(tmp_path, data, engines, capsys):
+    out = tmp_path / "out"
+    assert search("p-sigmoid", out, data, "--dry-run") == 0
+    *stages, total = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in stages] == ["unreduced", "g-search", "p-sigmoid"]
+    requests = [int(line.split()[-2]) for line in stages]
+    assert total.startswith(f"in all at most {sum(requests)} requests, ")
+    assert list(out.glob("*.json")) == []
+    assert not (out / "report").exists()
+    assert search("p-sigmoid", out, data) == 0  # what it measured is not measured again
+    asked = [{(t.candidate, t.item.id) for t in engine.tasks} for engine in engines]
+    assert asked[0].isdisjoint(asked[1])
+    assert sum(len(engine.tasks) for engine in engines) <= sum(requests) + 2 * len(data)
+
+
+def test_a_dry_run_promises_no_less_than_runs(tmp_path, data, engines, capsys):
+    assert search("p-sigmoid", tmp_path / "dry", data, "--dry-run") == 0
+    stages = capsys.readouterr().out.splitlines()[:-1]
+    planned = {line.split(":")[0]: int(line.split()[-2]) for line in stages}
+    assert search("p-sigmoid", tmp_path / "real", data) == 0
+    for cost in read_search(tmp_path / "real" / "report")["cost"]:
+        if cost["stage"] in ("g-search", "p-sigmoid"):
+            assert cost["requests"] <= planned[cost["stage"]]
+
+
+# Failures
+
+
+class Ending(SimulatedEvaluator):
+    """Ends in its third run."""
+
+    def __init__(self, how) -> None:
+        super().__init__()
+        self.how = how
+
+    def run(self, tasks):
+        if self.runs == 2:
+            self.how()
+        return super().run(tasks)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def fail():
+    raise EvaluationFailed("the engine's own reason")
+
+
+@pytest.mark.parametrize(
+    ("how", "code", "message"),
+    [
+        (terminate, 143, "stopped"),
+        (interrupt, 130, "stopped"),
+        (fail, 1, "the engine's own reason"),
+    ],
+)
+def test_a_search_that_is_stopped_goes_on(
+    tmp_path, data, engines, monkeypatch, capsys, how, code, message
+):
+    out, path = tmp_path / "out", tmp_path / "events.jsonl"
+    ending = Ending(how)
+    with monkeypatch.context() as patch:
+        patch.setattr(Backend, "open", lambda backend: ending)
+        with pytest.raises(SystemExit) as ended:
+            raise SystemExit(search("g-search", out, data, "--events", str(path)))
+    assert ended.value.code == code
+    assert ending.closed
+    last = events(path)[-1]
+    assert (last["kind"], last["message"]) == ("failed", message)
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert list(out.glob("*.json")) == []
+
+    assert search("g-search", out, data) == 0
+    (engine,) = engines
+    again = {(task.candidate, task.item.id) for task in engine.tasks}
+    assert again.isdisjoint((task.candidate, task.item.id) for task in ending.tasks)
+
+
+def test_a_conversion_says_what_it_wrote(tmp_path, capsys):
+    out = tmp_path / "items.jsonl"
+    assert cli.main(["convert", "demo", "test", str(out), "--count", "3"]) == 0
+    assert capsys.readouterr().out == "3 items written\n"
+    assert len(Dataset.load(out)) == 3
