@@ -199,9 +199,9 @@ def _estimate(study: Study, plan: dict[str, int]) -> str:
     spent = study.costs.values()
     each = sum(cost.seconds for cost in spent) / sum(cost.requests for cost in spent)
     total = sum(plan.values())
-    lines = [f"{stage}: at most {requests} requests" for stage, requests in plan.items()]
+    lines = [f"{stage}: about {requests} requests" for stage, requests in plan.items()]
     took = duration(total * each)
-    return "\n".join([*lines, f"in all at most {total} requests, {took} at this machine's speed"])
+    return "\n".join([*lines, f"in all about {total} requests, {took} at this machine's speed"])
 
 
 def _report(folder: Path) -> Path:

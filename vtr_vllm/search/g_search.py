@@ -20,7 +20,8 @@ from vtr_vllm.search.study import Evaluation, Study
 
 Inner = Literal["bisection", "bayes"]
 
-_BAYES_TRIALS = 12
+BAYES_TRIALS = 12
+"""Counts that the Bayesian form tries per stage."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class _Stage:
         # distinct seeds, or every stage would try the same shares
         proposer = Proposer([Dimension("share", 0.0, 1.0)], seed=self._start, first=[(1.0,)])
         best, found, most_worth = most, self._evaluate(most, floor=None), float("-inf")
-        for _ in range(_BAYES_TRIALS):
+        for _ in range(BAYES_TRIALS):
             (point,) = proposer.ask(1)
             count = round(point[0] * most)
             efficiency = settings.weight * (1 - count / n)

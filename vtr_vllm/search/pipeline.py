@@ -9,7 +9,7 @@ from vtr_vllm.search import g_search
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.descent import Descent, descend
 from vtr_vllm.search.lossless import search_lossless
-from vtr_vllm.search.rule_search import RuleTable, search_rules
+from vtr_vllm.search.rule_search import ATTENTION_RULES, RuleTable, search_rules
 from vtr_vllm.search.sigmoid_search import (
     Family,
     Point,
@@ -21,6 +21,9 @@ from vtr_vllm.search.sigmoid_search import (
 from vtr_vllm.search.study import Evaluation, Study
 
 Kind = Literal["g-search", "p-sigmoid", "all"]
+_NOT_STOPPED = 0.4
+"""Share of G-Search's requests that early stopping leaves, as seen on the demo model."""
+
 KINDS: tuple[Kind, ...] = ("g-search", "p-sigmoid", "all")
 
 
@@ -172,22 +175,24 @@ def _score(selection: Study, method: str, schedules: Sequence[Schedule]) -> list
 
 
 def plan(settings: Settings, layers: int, n_vision: int, items: int, rest: int) -> dict[str, int]:
-    """Requests per stage, at most: G-Search stops early, curves of equal counts run once."""
-    halvings = max(1, n_vision.bit_length()) + 1
+    """Requests per stage, about: what is stopped early or equals an earlier one is guessed."""
     stages = max(0, layers - FIRST_ATTENTION_CUT)
-    found = {"unreduced": items, "g-search": stages * halvings * items}
+    tries = g_search.BAYES_TRIALS if settings.inner == "bayes" else n_vision.bit_length() + 1
+    greedy = round(tries * items * _NOT_STOPPED)
+    found = {"unreduced": items, "g-search": stages * greedy}
     if settings.kind == "g-search":
-        return found
-    runs = len(settings.budgets) * settings.trials * min(settings.items, items)
+        return {**found, "selection": 2 * rest}
+    budgets, compared = len(settings.budgets), min(settings.items, items)
+    runs = budgets * settings.trials * compared
     found["p-sigmoid"] = runs
     if settings.kind == "all":
-        rough, fine = settings.rule_items
-        found["rules"] = stages * (18 * rough + 6 * fine)
-        found["g-search-blind"] = (stages + 1) * halvings * items
+        rough, fine = (min(each, items) for each in settings.rule_items)
+        rules = stages * len(ATTENTION_RULES) * 2
+        found["rules"] = rules * rough + stages * 6 * fine
+        found["g-search-blind"] = (stages + 1) * greedy
         found["p-sigmoid-rules"] = runs
-        # three portions, two moves each, about half of all pairs of stages possible
-        pairs = stages * (stages + 1) // 2
-        found["descent"] = len(settings.budgets) * 6 * (pairs * 100 + 8 * 200)
-        found["lossless"] = (len(settings.budgets) + 5) * items
-        found["selection"] = 3 * len(settings.budgets) * rest
-    return found
+        # two sweeps in all, about half of all moves between two stages being possible
+        moves = stages * (stages + 1) // 2
+        found["descent"] = budgets * 2 * (moves * min(100, items) + 8 * compared)
+        found["lossless"] = (budgets + 5) * items
+    return {**found, "selection": (4 * budgets + 4) * rest}

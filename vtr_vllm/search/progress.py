@@ -29,7 +29,7 @@ class Progress:
         self._stage = "start"
 
     def plan(self, requests: Mapping[str, int]) -> None:
-        """Say how many requests each stage is expected to run, at most."""
+        """Say how many requests each stage is expected to run."""
         self._planned = dict(requests)
 
     def begin(self, stage: str) -> None:
@@ -49,8 +49,8 @@ class Progress:
         self._printed = now
         done, planned, left = sum(self._ran.values()), self.planned, self.seconds_left
         self._emit("progress", stage=self._stage, requests=done, planned=planned, seconds_left=left)
-        ahead = "" if left is None else f", at most {duration(left)} left"
-        self._say(f"{self._stage}: {done} of at most {planned} requests{ahead}")
+        ahead = "" if left is None else f", about {duration(left)} left"
+        self._say(f"{self._stage}: {done} of about {planned} requests{ahead}")
 
     def step(self, message: str, **facts: Any) -> None:
         """A step of a search came to a result."""
@@ -65,7 +65,7 @@ class Progress:
 
     @property
     def planned(self) -> int:
-        """Requests in all, at most: what was run and what is left of the plan."""
+        """Requests in all, about: what was run and what is left of the plan."""
         stages = self._planned.keys() | self._ran.keys()
         return sum(max(self._planned.get(s, 0), self._ran.get(s, 0)) for s in stages)
 

@@ -240,7 +240,7 @@ def test_a_dry_run_measures_and_writes_nothing(tmp_path, data, engines, capsys):
     *stages, total = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in stages] == ["unreduced", "g-search", "p-sigmoid"]
     requests = [int(line.split()[-2]) for line in stages]
-    assert total.startswith(f"in all at most {sum(requests)} requests, ")
+    assert total.startswith(f"in all about {sum(requests)} requests, ")
     assert list(out.glob("*.json")) == []
     assert not (out / "report").exists()
     assert search("p-sigmoid", out, data) == 0  # what it measured is not measured again

@@ -65,7 +65,7 @@ def test_events_are_lines_of_json(events, capsys):
     assert said.out == ""  # stdout belongs to the command's result
     assert said.err.splitlines() == [
         "search: one begins",
-        "search: one: 4 of at most 40 requests, at most 18 s left",
+        "search: one: 4 of about 40 requests, about 18 s left",
         "search: one: found it",
         "search: all is written",
     ]
