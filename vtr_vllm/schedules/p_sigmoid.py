@@ -49,8 +49,9 @@ def p_sigmoid(
     cuts; ``stages=layers - 2`` is the paper's rate per layer), or the first layer of each group.
 
     ``first_rate`` is the rate of the layers before the first group and caps the sigmoid; below 1
-    it is a cut before layer 0. By default it is 1, and .75 * budget * layers / lead where such
-    ``lead`` full layers would take more than 3/4 of the budget: so every budget in (0, 1] is met.
+    it is a cut before layer 0. By default it is 1, and .75 * budget * layers / lead (at least the budget)
+    where such ``lead`` full layers would take more than 3/4 of the budget: so every budget in
+    (0, 1] is met.
     ``rules`` gives the rank rule of a cut by its layer (default: ``last``; before layer 0
     ``saliency``). Raises InvalidBudget, and ScheduleError for a parameter out of range.
     """
@@ -98,7 +99,7 @@ def _first_rate(budget: float, layers: int, lead: int, given: float | None) -> f
     if lead == layers:
         return budget  # no layer is left for an attention cut
     if given is None:
-        return min(1.0, _MAX_LEAD_SHARE * budget * layers / lead)
+        return min(1.0, max(budget, _MAX_LEAD_SHARE * budget * layers / lead))
     return _bounded("first_rate", given, budget, min(1.0, budget * layers / lead))
 
 

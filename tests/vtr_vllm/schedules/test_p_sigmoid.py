@@ -1,4 +1,5 @@
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -6,7 +7,7 @@ from hypothesis import strategies as st
 
 from tests.vtr_vllm.schedules.strategies import LLAVA_7B, budgets, geometries
 from vtr_vllm.errors import InvalidBudget, ScheduleError
-from vtr_vllm.schedules import ModelGeometry, p_sigmoid
+from vtr_vllm.schedules import ModelGeometry, RankRule, p_sigmoid
 
 N_VISION = 576
 
@@ -28,6 +29,81 @@ def test_every_parameter_meets_the_budget(geometry, budget, k, midpoint, data):
     schedule = p_sigmoid(geometry, budget, k=k, alpha=midpoint * geometry.layers, stages=stages)
     assert abs(schedule.mean_keep - budget) < 1e-9
     assert len(set(schedule.keep[2:])) <= stages
+
+
+@st.composite
+def staged(draw):
+    """A geometry, a budget, the first layers of stages and a rate before them that fits."""
+    geometry, budget = draw(geometries), draw(budgets)
+    layers = st.integers(2, geometry.layers - 1)
+    stages = sorted(draw(st.sets(layers, min_size=1, max_size=6)))
+    most = min(1.0, budget * geometry.layers / stages[0])
+    first = draw(st.none() | st.floats(0, 1).map(lambda share: budget + (most - budget) * share))
+    return geometry, budget, stages, first if first is None else min(first, most)
+
+
+@given(staged(), st.floats(0, 100), st.floats(-1, 2))
+@settings(deadline=None, max_examples=150)
+def test_given_stages_and_first_rate_meet_the_budget(drawn, k, midpoint):
+    geometry, budget, stages, first = drawn
+    alpha = midpoint * geometry.layers
+    schedule = p_sigmoid(geometry, budget, k, alpha, stages, first)
+    assert abs(schedule.mean_keep - budget) < 1e-6
+    assert all(0 <= rate <= 1 for rate in schedule.keep)
+    assert all(deeper <= rate for rate, deeper in pairwise(schedule.keep))
+    # one rate within each stage, and before the first
+    bounds = [0, *stages, geometry.layers]
+    assert all(len(set(schedule.keep[a:b])) == 1 for a, b in pairwise(bounds))
+    if first is not None:
+        assert schedule.keep[0] == first
+    counts = schedule.counts(N_VISION)
+    for count, rate in zip(counts, schedule.keep, strict=True):
+        assert abs(count - rate * N_VISION) <= 0.5 + 1e-9
+    assert abs(sum(counts) - budget * N_VISION * geometry.layers) <= geometry.layers
+    again = schedule.parameters
+    assert p_sigmoid(geometry, budget, **again) == schedule
+
+
+def test_given_stages_are_those_of_the_number():
+    assert p_sigmoid(LLAVA_7B, 0.3, stages=range(2, 32)) == p_sigmoid(LLAVA_7B, 0.3, stages=30)
+    assert p_sigmoid(LLAVA_7B, 0.3, stages=[4, 9, 20]).cuts == (4, 9, 20)
+
+
+def test_without_stages_there_is_one_rate():
+    assert p_sigmoid(LLAVA_7B, 0.3, stages=[]).keep == (0.3,) * 32
+
+
+def test_a_late_first_stage_has_a_blind_cut_before_it():
+    """Sixteen full layers would be half of the work: more than .75 of the budget."""
+    schedule = p_sigmoid(LLAVA_7B, 0.5, stages=[16])
+    assert schedule.keep[0] == pytest.approx(0.75)
+    assert schedule.keep[16] == pytest.approx(0.25)
+    assert [str(rule) for rule in schedule.rules] == ["saliency", "last"]
+
+
+def test_a_last_stage_of_few_layers_leaves_the_others_no_less_than_the_budget():
+    assert p_sigmoid(LLAVA_7B, 1.0, stages=[30]).keep == (1.0,) * 32
+    assert p_sigmoid(LLAVA_7B, 0.9, stages=[30]).keep == pytest.approx((0.9,) * 32)
+
+
+def test_first_rate_caps_the_sigmoid():
+    schedule = p_sigmoid(LLAVA_7B, 0.3, k=1.0, alpha=12, stages=[2, 8, 16], first_rate=0.4)
+    assert max(schedule.keep) == schedule.keep[0] == schedule.keep[8 - 1] == 0.4
+    assert p_sigmoid(LLAVA_7B, 0.3, first_rate=0.3).keep == pytest.approx((0.3,) * 32)
+
+
+def test_rules_go_to_the_cuts_of_their_layers():
+    rules = {0: RankRule("cls"), 8: RankRule("instruction", rope=False), 9: RankRule("random")}
+    given_stages = {"stages": [2, 8, 16], "k": 0.1, "alpha": 8}
+    schedule = p_sigmoid(LLAVA_7B, 0.15, first_rate=0.5, rules=rules, **given_stages)
+    assert dict(zip(schedule.cuts, map(str, schedule.rules), strict=True)) == {
+        0: "cls",
+        2: "last",
+        8: "instruction-norope",
+        16: "last",
+    }
+    schedule = p_sigmoid(LLAVA_7B, 0.15, first_rate=1.0, rules=rules, **given_stages)
+    assert 0 not in schedule.cuts
 
 
 @given(geometries, budgets)
@@ -91,6 +167,21 @@ def test_the_whole_budget_cuts_nothing():
         ({"stages": 0}, r"stages is 0; for 32 layers give 1\.\.30"),
         ({"stages": 31}, "stages is 31"),
         ({"stages": 2.0}, "stages is 2.0"),
+        ({"stages": [1, 4]}, r"stages begin at \[1, 4\]; for 32 layers give rising layer"),
+        ({"stages": [4, 2]}, r"stages begin at \[4, 2\]"),
+        ({"stages": [4, 4]}, r"stages begin at \[4, 4\]"),
+        ({"stages": [4, 32]}, r"stages begin at \[4, 32\]"),
+        ({"stages": [2.0, 4]}, r"stages begin at \[2.0, 4\]"),
+        ({"stages": [True, 4]}, r"stages begin at \[True, 4\]"),
+        ({"stages": "24"}, "stages "),
+        ({"first_rate": 0.4}, r"first_rate is 0.4; give a number in 0.5\.\.1"),
+        ({"first_rate": 1.1}, "first_rate is 1.1"),
+        ({"first_rate": math.nan}, "first_rate is nan"),
+        ({"stages": [20], "first_rate": 0.9}, r"first_rate is 0.9; give a number in 0.5\.\.0.8"),
+        (
+            {"stages": [2], "rules": {2: RankRule("previous")}},
+            "the first cut .before layer 2. is ranked by previous",
+        ),
     ],
 )
 def test_parameters_out_of_range_are_refused(parameters, reason):

@@ -1,0 +1,168 @@
+from dataclasses import replace
+
+import pytest
+
+from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
+from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.pipeline import KINDS, Result, Settings, plan, run, select
+
+LAYERS, N_VISION = 6, 16
+BUDGETS = (0.6, 0.4)
+SETTINGS = Settings(
+    "all", BUDGETS, tolerance=0.02, trials=10, items=100, rule_items=(100, 100), seed=3
+)
+METHODS = {
+    "g-search": {"g-search"},
+    "p-sigmoid": {"g-search", "p-sigmoid"},
+    "all": {
+        "g-search",
+        "p-sigmoid",
+        "g-search-blind",
+        "p-sigmoid-rules",
+        "descent",
+        "lossless",
+    },
+}
+OF_A_BUDGET = {"p-sigmoid", "p-sigmoid-rules", "descent"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return items(tmp_path_factory.mktemp("pipeline"), 200)
+
+
+@pytest.fixture(scope="module")
+def rest(tmp_path_factory):
+    return items(tmp_path_factory.mktemp("selection"), 100, first=200)
+
+
+def new_study(data, objective="accuracy", has_cls=True):
+    return study(SimulatedEvaluator(LAYERS, (N_VISION,), has_cls=has_cls), data, objective)
+
+
+@pytest.fixture(scope="module")
+def searched(data):
+    """A study with what was found, the most that there is."""
+    done = new_study(data)
+    return done, run(done, SETTINGS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_finds_its_schedules(data, searched, kind):
+    found = searched[1] if kind == "all" else None
+    result = found or run(new_study(data), replace(SETTINGS, kind=kind))
+    assert set(result.schedules) == METHODS[kind]
+    for method, schedules in result.schedules.items():
+        if method in OF_A_BUDGET:
+            assert [schedule.budget for schedule in schedules] == list(BUDGETS)
+            for schedule in schedules:
+                assert schedule.mean_keep == pytest.approx(schedule.budget, abs=1e-9)
+        else:
+            (schedule,) = schedules
+            assert schedule.budget is None
+    searches = {"p-sigmoid", "p-sigmoid-rules"} & METHODS[kind]
+    assert set(result.trials) == searches
+    for trials in result.trials.values():
+        assert [trial.order for trial in trials] == list(range(10)) * len(BUDGETS)
+    assert set(result.steps) == {"g-search", "g-search-blind"} & METHODS[kind]
+    assert (result.rules is None) == (kind != "all")
+
+
+def test_what_loses_no_quality_is_within_the_tolerance(searched):
+    done, result = searched
+    floor = done.unreduced().value - SETTINGS.tolerance
+    for method in ("g-search", "g-search-blind", "lossless"):
+        (schedule,) = result.schedules[method]
+        (found,) = done.evaluate("check", [Candidate.of(schedule, N_VISION)])
+        assert found.value >= floor
+        assert schedule.mean_keep < 1
+
+
+def test_each_method_beats_or_equals_the_one_before_on_its_items(searched):
+    done, result = searched
+    methods = ("p-sigmoid-rules", "descent")
+    for before, after in zip(*(result.schedules[method] for method in methods), strict=True):
+        candidates = [Candidate.of(schedule, N_VISION) for schedule in (before, after)]
+        first, second = done.evaluate("check", candidates, SETTINGS.items)
+        assert second.value >= first.value
+
+
+def test_same_seed_same_result(data, searched):
+    assert run(new_study(data), SETTINGS) == searched[1]
+
+
+def test_another_seed_other_trials(data, searched):
+    settings = replace(SETTINGS, kind="p-sigmoid", seed=4)
+    found = run(new_study(data), settings)
+    assert found.schedules["g-search"] == searched[1].schedules["g-search"]
+    assert found.trials["p-sigmoid"] != searched[1].trials["p-sigmoid"]
+
+
+def test_each_budget_begins_with_the_best_of_the_one_before(searched):
+    for trials in searched[1].trials.values():
+        first = [trial for trial in trials if trial.budget == max(BUDGETS)]
+        second = [trial for trial in trials if trial.budget == min(BUDGETS)]
+        best = max(first, key=lambda trial: (trial.value, -trial.order))
+        assert best.parameters in [trial.parameters for trial in second]
+
+
+def test_cls_is_tried_where_the_model_has_it(data, searched):
+    assert set(searched[1].rules.values[0]) == {"saliency", "cls", "random"}
+    found = run(new_study(data, has_cls=False), replace(SETTINGS, trials=1, budgets=(0.5,)))
+    assert set(found.rules.values[0]) == {"saliency", "random"}
+
+
+def test_the_best_of_each_budget_is_selected(searched, rest):
+    _, result = searched
+    selection = new_study(rest)
+    chosen = select(selection, result)
+    budgets = [scored.schedule.budget for scored in chosen]
+    assert sorted(b for b in budgets if b) == sorted(BUDGETS)
+    assert [c.method for c in chosen if c.schedule.budget is None] == [
+        method for method in result.schedules if method not in OF_A_BUDGET
+    ]
+    for scored in chosen:
+        if scored.schedule.budget is None:
+            continue
+        rivals = [
+            (method, schedule)
+            for method, schedules in result.schedules.items()
+            for schedule in schedules
+            if schedule.budget == scored.schedule.budget
+        ]
+        assert {method for method, _ in rivals} == OF_A_BUDGET
+        candidates = [Candidate.of(schedule, N_VISION) for _, schedule in rivals]
+        values = [found.value for found in selection.evaluate("check", candidates)]
+        assert scored.evaluation.value == max(values)
+        assert (scored.method, scored.schedule) == rivals[values.index(max(values))]
+
+
+def test_of_equals_the_earlier_method_is_selected(searched, rest):
+    schedules = searched[1].schedules
+    same = schedules["p-sigmoid"]
+    result = Result(schedules={"p-sigmoid": same, "descent": same})
+    assert {scored.method for scored in select(new_study(rest), result)} == {"p-sigmoid"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_stage_runs_more_than_planned(data, kind, searched):
+    done = searched[0] if kind == "all" else new_study(data)
+    settings = replace(SETTINGS, kind=kind)
+    run(done, settings)
+    planned = plan(settings, LAYERS, N_VISION, len(data), rest=0)
+    ran = {stage: cost.requests for stage, cost in done.costs.items() if stage != "check"}
+    assert ran.keys() <= planned.keys()
+    for stage, requests in ran.items():
+        assert requests <= planned[stage], stage
+    assert sum(ran.values()) > 0
+
+
+def test_a_search_without_labels(data, rest):
+    done = new_study(data, "label-free")
+    result = run(done, replace(SETTINGS, trials=6))
+    assert set(result.schedules) == METHODS["all"]
+    assert done.unreduced().value == 0
+    for trials in result.trials.values():
+        assert all(trial.value <= 0 for trial in trials)
+    chosen = select(new_study(rest, "label-free"), result)
+    assert {scored.schedule.budget for scored in chosen} == {None, *BUDGETS}
