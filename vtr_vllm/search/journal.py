@@ -7,7 +7,8 @@ reason). Rows that an ended process left ``running`` become ``interrupted``. Non
 
 import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,7 @@ from sqlalchemy import event as sql_event
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
-from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.search.candidates import Candidate
 
 RUNNING, DONE, FAILED, INTERRUPTED = "running", "done", "failed", "interrupted"
@@ -101,7 +102,10 @@ class Measured:
 
 
 class Journal:
-    """The rows of one evaluator; raises ConfigurationError for a URL that cannot be used."""
+    """The rows of one evaluator; raises ConfigurationError for a URL that cannot be used.
+
+    Writing raises EvaluationFailed where the database fails later on.
+    """
 
     def __init__(self, url: str, search: str, evaluator: Mapping[str, str], seed: int) -> None:
         self._search, self._seed = search, seed
@@ -142,29 +146,27 @@ class Journal:
             )
             for begun in evaluations
         ]
-        with Session(self._engine) as session:
+        with self._writing() as session:
             session.add_all(rows)
-            session.commit()
+            session.flush()
             return [row.id for row in rows]
 
     def finish(self, ids: Sequence[int], measured: Sequence[Measured]) -> None:
         """Write what was found, all rows at once or none."""
-        with Session(self._engine) as session:
+        with self._writing() as session:
             rows = [session.get_one(EvaluationRow, row_id) for row_id in ids]
             for row, found in zip(rows, measured, strict=True):
                 row.state, row.outcomes, row.answers = DONE, found.outcomes, found.answers
                 row.seconds, row.busy, row.room = found.seconds, found.busy, found.room
             keys = [Key(row.candidate, row.items) for row in rows]
-            session.commit()
         self._done.update(zip(keys, measured, strict=True))
 
     def fail(self, ids: Sequence[int], reason: str) -> None:
         """Write that evaluations did not come to an end, and why."""
-        with Session(self._engine) as session:
+        with self._writing() as session:
             for row_id in ids:
                 row = session.get_one(EvaluationRow, row_id)
                 row.state, row.error = FAILED, reason
-            session.commit()
 
     def states(self) -> dict[str, int]:
         """Rows of this search by state."""
@@ -179,6 +181,18 @@ class Journal:
     def close(self) -> None:
         """Give back the connection."""
         self._engine.dispose()
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        """A transaction, committed at its end."""
+        try:
+            with Session(self._engine) as session, session.begin():
+                yield session
+        except SQLAlchemyError as err:
+            raise EvaluationFailed(
+                f"the journal cannot be written ({err}); mend its database and run the same"
+                " command again, which goes on from here"
+            ) from err
 
     def _interrupt(self) -> None:
         left = (EvaluationRow.search == self._search) & (EvaluationRow.state == RUNNING)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.schedules import RankRule
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.journal import Begun, Journal, Key, Measured
@@ -162,6 +162,21 @@ def test_rows_are_finished_all_at_once_or_not_at_all(folder):
     with pytest.raises(ValueError, match="zip"):
         journal.finish(ids, FOUND[:1])
     assert folder.states() == ["running", "running"]
+    assert journal.find(KEYS[0]) is None
+
+
+def test_a_database_that_fails_later_ends_the_search_with_a_reason(folder):
+    journal = folder.open()
+    ids = journal.begin("stage", BEGUN)
+    with sqlite3.connect(folder.path) as connection:
+        connection.execute("DROP TABLE evaluations")
+    for write in (
+        lambda: journal.begin("stage", BEGUN),
+        lambda: journal.finish(ids, FOUND),
+        lambda: journal.fail(ids, "no reason"),
+    ):
+        with pytest.raises(EvaluationFailed, match="journal cannot be written .*evaluations"):
+            write()
     assert journal.find(KEYS[0]) is None
 
 
