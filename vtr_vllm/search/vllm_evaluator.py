@@ -14,10 +14,12 @@ from typing import Any
 
 import vllm
 from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
 
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.engine.admission import collect
 from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.errors import EvaluationFailed, VTRError
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry
 from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, EngineOptions, Step, Task, messages
 from vtr_vllm.search.candidates import Candidate, scaled
@@ -48,7 +50,7 @@ class VLLMEvaluator:
             "max_logprobs": TOP_LOGPROBS,
             "limit_mm_per_prompt": {"image": 1},
             "disable_log_stats": True,
-            "mm_processor_cache_gb": 0,  # an image is read once for all tasks that ask about it
+            "mm_processor_cache_gb": 1,  # of preprocessed images, per engine
         }
         arguments |= {**(_DEMO_ARGS if demo else {}), **options.engine_args}
         self._llm = vllm.LLM(**arguments, worker_cls=WORKER_CLS, scheduler_cls=SCHEDULER_CLS)
@@ -79,7 +81,17 @@ class VLLMEvaluator:
         return getattr(tower, "model_type", None) == "clip_vision_model"
 
     def run(self, tasks: Sequence[Task]) -> Batch:
-        """Answer every task; tasks of one item should stand together, its image is read once."""
+        """Answer every task; tasks of one item should stand together, its image is read once.
+
+        Raises EvaluationFailed when one is refused; the others are dropped then.
+        """
+        try:
+            return self._run(tasks)
+        except (VTRError, VLLMClientError, ValueError) as err:  # vLLM refuses with either
+            self._llm.llm_engine.abort_request([str(index) for index in range(len(tasks))])
+            raise EvaluationFailed(f"the engine refused a task: {err}") from err
+
+    def _run(self, tasks: Sequence[Task]) -> Batch:
         engine = self._llm.llm_engine
         engine.reset_encoder_cache()
         room = engine.vllm_config.scheduler_config.max_num_seqs
@@ -135,7 +147,8 @@ def _answer(output: Any, n_vision: int) -> Answer:
     steps = tuple(
         Step(
             step[token].decoded_token,
-            {entry.decoded_token: entry.logprob for entry in step.values()},
+            # of tokens with the same text the likeliest, which comes first
+            {entry.decoded_token: entry.logprob for entry in reversed(step.values())},
         )
         for token, step in zip(completion.token_ids, completion.logprobs, strict=True)
     )
