@@ -102,7 +102,7 @@ demo-search: $(READY) $(DEMO_DATA)/calibration.jsonl ## search the demo model's 
 	@echo "demo-search: searching; stopped, the same command goes on"
 	$(BIN)/vtr search all --model demo --data $(DEMO_DATA)/calibration.jsonl --max-tokens 4 \
 	    --engines 2 --inner bayes --lambda 0.005 --budgets 0.75,0.5,0.375,0.25,0.1875,0.125 \
-	    --out $(DEMO_SEARCH) $(ARGS)
+	    --trials 24 --out $(DEMO_SEARCH) $(ARGS)
 	mkdir -p vtr_vllm/demo/schedules
 	cp $(DEMO_SEARCH)/*.json vtr_vllm/demo/schedules/
 
@@ -111,7 +111,7 @@ demo-compare: $(READY) $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl ## s
 	    --split test=$(DEMO_DATA)/test.jsonl --split test-hard=$(DEMO_DATA)/test-hard.jsonl $(ARGS)
 	cp $(DEMO_SEARCH)/report/frontier.png $(DEMO_SEARCH)/report/keep-rates.png docs/assets/
 
-$(DEMO_DATA)/calibration.jsonl: COUNT := 1500
+$(DEMO_DATA)/calibration.jsonl: COUNT := 1300
 $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl: COUNT := 1000
 $(DEMO_DATA)/%.jsonl: | $(READY)
 	mkdir -p $(DEMO_DATA)
