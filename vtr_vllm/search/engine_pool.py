@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -40,7 +41,11 @@ class EnginePool:
             process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours))
-        facts: list[Any] = [self._receive(worker) for worker in self._workers]
+        try:
+            facts: list[Any] = [self._receive(worker) for worker in self._workers]
+        except EvaluationFailed:
+            self.close()
+            raise
         self._geometry: ModelGeometry = facts[0][0]
         self._versions: Mapping[str, str] = facts[0][1]
         self._has_cls: bool = facts[0][2]
@@ -64,7 +69,8 @@ class EnginePool:
         """Answer every task; raises EvaluationFailed with the engine's own reason."""
         shares = share(tasks, len(self._workers))
         for worker, indices in zip(self._workers, shares, strict=True):
-            worker.pipe.send([tasks[i] for i in indices])
+            with suppress(BrokenPipeError):  # an engine that has ended is reported below
+                worker.pipe.send([tasks[i] for i in indices])
         answers: list[Answer | None] = [None] * len(tasks)
         busy = room = 0.0
         # every engine is heard before a failure is raised: none is left with an unread answer
@@ -95,7 +101,7 @@ class EnginePool:
     def _receive(self, worker: _Worker) -> Any:
         try:
             reply = worker.pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # the latter if it left something unread
             worker.process.join(timeout=5)
             raise EvaluationFailed(
                 f"an engine's process ended with exit code {worker.process.exitcode}; its last"
@@ -136,5 +142,5 @@ def _serve(pipe: Connection, options: EngineOptions, cores: int) -> None:
 def _attempt(evaluator: "VLLMEvaluator", tasks: list[Task]) -> Batch | str:
     try:
         return evaluator.run(tasks)
-    except (VTRError, ValueError) as err:  # vLLM refuses a request with ValueError
-        return f"the engine refused a task: {err}"
+    except EvaluationFailed as err:
+        return str(err)
