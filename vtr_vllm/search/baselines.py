@@ -1,11 +1,11 @@
 """What every claim stands beside, at equal mean keep: schedules and an input transform."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vtr_vllm.errors import InvalidBudget
-from vtr_vllm.schedules import FORMS, ModelGeometry, Schedule
-from vtr_vllm.search.candidates import Candidate, unreduced
+from vtr_vllm.schedules import FORMS, ModelGeometry, Schedule, uniform
+from vtr_vllm.search.candidates import Candidate
 
 SCHEDULES = ("random", "fastv", "pdrop", "vtw", "uniform")
 """Built-in forms, in the order of the tables; ``uniform`` is one question-blind cut."""
@@ -21,20 +21,15 @@ class Contender:
     budget: float
     candidate: Candidate | None
     schedule: Schedule | None = None
-    """None for an input transform, and where the budget cannot be met."""
+    """None where the budget cannot be met."""
     why_not: str | None = None
 
     @property
-    def mean_keep(self) -> float | None:
-        """The share of vision-token work, as the schedule or the transform promises it."""
-        if self.schedule is not None:
-            return self.schedule.mean_keep
-        return None if self.candidate is None else self.candidate.image_scale
-
-    @property
     def name(self) -> str:
-        """The schedule's name, or method and budget."""
-        return self.schedule.name if self.schedule else f"{self.method}-{self.budget!r}"
+        """The schedule's name; of an input transform, method and budget."""
+        if self.schedule is None or self.method == DOWNSAMPLE:
+            return f"{self.method}-{self.budget!r}"
+        return self.schedule.name
 
 
 def of_schedule(method: str, schedule: Schedule, n_vision: int | None) -> Contender:
@@ -46,9 +41,8 @@ def of_schedule(method: str, schedule: Schedule, n_vision: int | None) -> Conten
 def baselines(geometry: ModelGeometry, budget: float, n_vision: int | None) -> Iterator[Contender]:
     """Every baseline at ``budget``; one that cannot meet it says why.
 
-    The down-sampled image has ``budget`` times the pixels. A model of fixed resolution scales it
-    up again and pays for all its tokens; the baseline is charged with ``budget`` all the same, as
-    if the tokens had been saved, and so stands better than it is.
+    The down-sampled image has ``budget`` of its area, and as many of the tokens: those that show
+    nothing but the canvas are dropped before layer 0.
     """
     for method in SCHEDULES:
         try:
@@ -58,5 +52,6 @@ def baselines(geometry: ModelGeometry, budget: float, n_vision: int | None) -> I
         else:
             # vtw takes a budget of four decimals as the nearest multiple: table it as asked
             yield Contender(method, budget, Candidate.of(schedule, n_vision), schedule)
-    scaled = Candidate(unreduced(geometry).keep, image_scale=budget)
-    yield Contender(DOWNSAMPLE, budget, scaled)
+    shrunk = uniform(geometry, budget)
+    candidate = replace(Candidate.of(shrunk, n_vision), image_scale=budget)
+    yield Contender(DOWNSAMPLE, budget, candidate, shrunk)

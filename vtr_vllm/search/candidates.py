@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from PIL import Image
+from PIL import Image, ImageStat
 
 from vtr_vllm.errors import ScheduleError
 from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule, make_plan
@@ -17,8 +17,8 @@ from vtr_vllm.schedules.keep_rates import check_keep_and_rules
 class Candidate:
     """One way to answer a question about an image; raises ScheduleError when malformed.
 
-    ``keep`` and ``rules`` are those of a Schedule. ``image_scale``, in (0, 1], scales the image's
-    number of pixels before the model sees it: the down-sampled image, as a baseline.
+    ``keep`` and ``rules`` are those of a Schedule. ``image_scale``, in (0, 1], is the share of its
+    canvas that the image is shrunk to, see ``scaled``: the down-sampled image, as a baseline.
     """
 
     keep: tuple[float, ...]
@@ -90,9 +90,15 @@ def unreduced(geometry: ModelGeometry) -> Candidate:
 
 
 def scaled(image: Image.Image, scale: float) -> Image.Image:
-    """The image with ``scale`` times its pixels, its shape kept; itself at 1."""
+    """The image shrunk to ``scale`` of its area, in the corner of a canvas of its old size.
+
+    So a model of fixed resolution spends that share of its vision tokens on the image; the others
+    show the canvas, in the image's median colour, and can be dropped. At 1 the image itself.
+    """
     if scale == 1.0:
         return image
     side = scale**0.5
     size = (max(1, round(image.width * side)), max(1, round(image.height * side)))
-    return image.resize(size, Image.Resampling.LANCZOS)
+    canvas = Image.new("RGB", image.size, tuple(ImageStat.Stat(image).median))
+    canvas.paste(image.resize(size, Image.Resampling.LANCZOS))
+    return canvas

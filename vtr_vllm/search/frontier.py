@@ -86,7 +86,7 @@ def _describe(
         "name": entry.name,
         "method": entry.method,
         "budget": entry.budget,
-        "mean_keep": entry.mean_keep,
+        "mean_keep": None,
         "flops_fraction": None,
         "keep": None,
         "rules": [],
@@ -101,10 +101,6 @@ def _describe(
         row["rules"] = [str(rule) for rule in schedule.rules]
         row["mean_keep"] = plan.mean_keep
         row["flops_fraction"] = flops_fraction(geometry, plan.counts, n_vision, n_text)
-    elif entry.candidate is not None:
-        kept = round(entry.candidate.image_scale * n_vision)
-        counts = [kept] * geometry.layers
-        row["flops_fraction"] = flops_fraction(geometry, counts, n_vision, n_text)
     return row
 
 

@@ -2,14 +2,16 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from tests.vtr_vllm.schedules.strategies import curves, schedules
 from vtr_vllm.errors import ScheduleError
 from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan
-from vtr_vllm.search.candidates import Candidate, unreduced
+from vtr_vllm.search.candidates import Candidate, scaled, unreduced
 
 LAYERS = 6
 LAST, SALIENCY = RankRule("last"), RankRule("saliency")
@@ -92,3 +94,22 @@ def test_no_reduction_goes_over_the_wire_as_nothing():
 def test_what_is_malformed_is_refused(keep, rules, scale, said):
     with pytest.raises(ScheduleError, match=said):
         Candidate(keep, rules, scale)
+
+
+@given(st.integers(4, 120), st.integers(4, 120), st.floats(0.05, 0.9))
+def test_a_scaled_image_takes_that_share_of_its_canvas(width, height, scale):
+    image = Image.new("RGB", (width, height), "blue")
+    image.paste("red", (0, 0, width, height // 4))  # so the canvas is blue
+    small = scaled(image, scale)
+    assert small.size == image.size
+    pixels = np.asarray(small)
+    shown = np.argwhere((pixels != (0, 0, 255)).any(axis=-1))
+    side = scale**0.5
+    assert len(shown) > 0
+    assert shown[:, 0].max() < max(1, round(height * side))
+    assert shown[:, 1].max() == max(1, round(width * side)) - 1
+
+
+def test_the_whole_image_is_not_touched():
+    image = Image.new("RGB", (10, 10), "red")
+    assert scaled(image, 1.0) is image

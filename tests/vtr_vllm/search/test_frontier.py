@@ -118,7 +118,7 @@ def test_the_law_shows_in_the_rows(rows):
     work = [by_name[f"uniform-{budget}"]["flops_fraction"] for budget in BUDGETS]
     assert 1 == by_name["full"]["flops_fraction"] > work[0] > work[1] > work[2] > 0
     scaled = by_name["downsample-0.25"]
-    assert scaled["keep"] is None
+    assert scaled["keep"] == by_name["uniform-0.25"]["keep"]
     assert scaled["flops_fraction"] == pytest.approx(by_name["uniform-0.25"]["flops_fraction"])
 
 
