@@ -20,7 +20,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy rankings demo-search demo-compare clean
+.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy rankings search-evidence demo-search demo-compare clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -128,6 +128,11 @@ accuracy: $(READY) ## measure the demo model's accuracy at each budget
 rankings: $(READY) ## measure how alike the demo model's layers rank the vision tokens
 	@echo "rankings: ranking at every layer, then ranking once against ranking at each cut"
 	$(BIN)/python -m benchmarks.rankings $(ARGS)
+
+search-evidence: $(READY) ## measure G-Search against every curve, Bayesian optimisation against random points
+	@echo "search-evidence: evaluating; stopped, the same command goes on"
+	$(BIN)/python -m benchmarks.optimality --folder build/search-evidence $(ARGS)
+	$(BIN)/python -m benchmarks.bayes --folder build/search-evidence $(ARGS)
 
 clean: ## remove caches, builds and unfinished training; $(VENV) stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

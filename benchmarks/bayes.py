@@ -1,0 +1,148 @@
+"""How soon Bayesian optimisation beats random search: ``python -m benchmarks.bayes --help``.
+
+At each budget, points drawn at random from a P-Sigmoid family's parameters are evaluated. Then the
+optimisation of the search runs from several seeds, without a first guess, until it reaches the best
+of the random points.
+"""
+
+import argparse
+import json
+import math
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.demo_study import demo_study
+from benchmarks.run import machine
+from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.proposer import Dimension, Point
+from vtr_vllm.search.sigmoid_search import PARALLEL, Family, search_sigmoid
+from vtr_vllm.search.study import Study
+
+REACHED = 1e-9
+"""How far below the best random point a value still counts as reaching it: rounding."""
+
+STRETCH = 5 * PARALLEL
+"""Trials after which the optimisation is asked whether it is there; whole rounds, so that going
+on gives the trials that a longer run would have had."""
+
+
+def families(layers: int) -> Mapping[str, Family]:
+    """What is searched: the paper's family, and the same with a question-blind first cut."""
+    starts = range(2, layers)
+    return {"k, alpha": Family(starts, {}, False), "k, alpha, first": Family(starts, {}, True)}
+
+
+def random_points(dimensions: Sequence[Dimension], count: int, seed: int) -> list[Point]:
+    """Points uniform in the space that is searched, k in its logarithm."""
+    draw = random.Random(seed)
+
+    def coordinate(d: Dimension) -> float:
+        if d.log:
+            return math.exp(draw.uniform(math.log(d.low), math.log(d.high)))
+        return draw.uniform(d.low, d.high)
+
+    return [tuple(coordinate(d) for d in dimensions) for _ in range(count)]
+
+
+def values_of(study: Study, family: Family, budget: float, points: Sequence[Point]) -> list[float]:
+    """The value of each point."""
+    schedules = [family.schedule(study.geometry, budget, point) for point in points]
+    candidates = [Candidate.of(schedule, study.same_n_vision) for schedule in schedules]
+    return [found.value for found in study.evaluate("random", candidates)]
+
+
+def evaluations_until(
+    study: Study, family: Family, budget: float, target: float, limit: int, seed: int
+) -> int | None:
+    """Trials up to and with the first of value ``target``; None if ``limit`` trials had none."""
+    for trials in range(STRETCH, limit + 1, STRETCH):
+        found = search_sigmoid(study, "bayes", family, budget, [], trials, None, seed)
+        for trial in found:
+            if trial.value >= target - REACHED:
+                return trial.order + 1
+    return None
+
+
+def measure(
+    study: Study, name: str, budget: float, points: int, seeds: int, limit: int
+) -> dict[str, Any]:
+    """One family at one budget, as a row of the results."""
+    layers = study.geometry.layers
+    family = families(layers)[name]
+    values = values_of(study, family, budget, random_points(family.dimensions(layers), points, 0))
+    best = max(values)
+    reached = [evaluations_until(study, family, budget, best, limit, seed) for seed in range(seeds)]
+    return {
+        "family": name,
+        "budget": budget,
+        "best": best,
+        "median": median(values),
+        "at": values.index(best) + 1,
+        "reached": reached,
+    }
+
+
+def median_count(reached: Sequence[int | None]) -> float:
+    """Median over seeds, infinite where half of them or more never were there."""
+    return median(math.inf if count is None else count for count in reached)
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """Return the table as markdown."""
+    meta = results["meta"]
+    lines = [
+        f"Measured {meta['date']} on {meta['cpu']}, commit {meta['commit']}: {meta['items']} items,"
+        f" {meta['points']} random points, at most {meta['limit']} evaluations a seed.",
+        "",
+        "| family | budget | random: median value | random: best value"
+        " | evaluations to reach it, by seed | median |",
+        f"|{'---|' * 6}",
+    ]
+    for row in results["rows"]:
+        over = f">{meta['limit']}"
+        seeds = ", ".join(over if count is None else str(count) for count in row["reached"])
+        half = median_count(row["reached"])
+        lines.append(
+            f"| {row['family']} | {row['budget']} | {row['median']:.4f} | {row['best']:.4f}"
+            f" | {seeds} | {over if math.isinf(half) else f'{half:g}'} |"
+        )
+    return "\n".join(lines)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bayes", description=__doc__)
+    add = parser.add_argument
+    add("--folder", type=Path, required=True, help="data and journal; goes on from what it has")
+    add("--items", type=int, default=100)
+    add("--engines", type=int, default=2)
+    add("--budget", type=float, action="append", help="default: 0.375 and 0.25")
+    add("--points", type=int, default=200, help="random points")
+    add("--seeds", type=int, default=10)
+    add("--limit", type=int, default=60, help=f"evaluations a seed, a multiple of {STRETCH}")
+    add("--out", type=Path, default=Path("benchmarks/results/bayes.json"))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, write JSON, print the table."""
+    options = parse(arguments)
+    asked = {name: getattr(options, name) for name in ("items", "points", "seeds", "limit")}
+    with demo_study(options.folder, options.items, options.engines) as study:
+        rows = [
+            measure(study, name, budget, options.points, options.seeds, options.limit)
+            for name in families(study.geometry.layers)
+            for budget in options.budget or (0.375, 0.25)
+        ]
+    results = {"meta": {**machine(), **asked}, "rows": rows}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    options.out.with_suffix(".md").write_text(render(results) + "\n")
+    print(render(results))
+
+
+if __name__ == "__main__":
+    main()
