@@ -1,7 +1,7 @@
 """What a model answered, and the evaluator that asks it: one protocol, several backends."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vtr_vllm.schedules import ModelGeometry
@@ -62,10 +62,6 @@ class EngineOptions:
     """Longest answer."""
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of ``vllm.LLM``."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON."""
-        return asdict(self) | {"engine_args": dict(self.engine_args)}
 
 
 class Evaluator(Protocol):

@@ -8,16 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from tests.vtr_vllm.schedules.strategies import curves, schedules
+from tests.vtr_vllm.schedules.strategies import curves
 from vtr_vllm.errors import ScheduleError
-from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan
+from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule, make_plan
 from vtr_vllm.search.candidates import Candidate, scaled, unreduced
 
 LAYERS = 6
+GEOMETRY = ModelGeometry(LAYERS, 8, 16, 2, 1, 4)
 LAST, SALIENCY = RankRule("last"), RankRule("saliency")
 candidates = st.builds(
     lambda curve, scale: Candidate(*curve, scale), curves(LAYERS), st.floats(0.01, 1.0)
 )
+schedules = curves(LAYERS).map(lambda curve: Schedule("drawn", GEOMETRY, *curve, method="drawn"))
 
 
 @given(candidates)
@@ -38,14 +40,14 @@ def test_the_key_is_the_same_in_every_run():
     assert candidate.key == "61637794ddd16982caa5ec23"
 
 
-@given(schedules(), st.integers(1, 700))
+@given(schedules, st.integers(1, 700))
 def test_a_schedule_for_known_prompts_is_its_counts(schedule, n_vision):
     candidate = Candidate.of(schedule, n_vision)
     wanted = make_plan(schedule.keep, schedule.rules, n_vision)
     assert make_plan(candidate.keep, candidate.rules, n_vision) == wanted
 
 
-@given(schedules())
+@given(schedules)
 def test_a_schedule_for_any_prompt_is_itself(schedule):
     candidate = Candidate.of(schedule)
     assert (candidate.keep, candidate.rules) == (schedule.keep, schedule.rules)
@@ -70,10 +72,10 @@ def test_rules_of_layers_without_a_cut_are_left_out():
 
 
 def test_no_reduction_goes_over_the_wire_as_nothing():
-    geometry = ModelGeometry(LAYERS, 8, 16, 2, 1, 4)
-    assert not unreduced(geometry).reduces
-    assert unreduced(geometry).wire() == {}
-    assert Candidate(unreduced(geometry).keep, image_scale=0.5).wire() == {}
+    whole = unreduced(GEOMETRY)
+    assert not whole.reduces
+    assert whole.wire() == {}
+    assert Candidate(whole.keep, image_scale=0.5).wire() == {}
     cut = Candidate((1.0, 1.0, 0.5), (LAST,))
     assert cut.reduces
     assert cut.wire() == {"keep": [1.0, 1.0, 0.5], "rules": ["last"]}

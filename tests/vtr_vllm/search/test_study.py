@@ -112,7 +112,7 @@ def test_label_free_needs_no_answers(make):
 
 
 @given(st.lists(st.tuples(st.lists(candidates, max_size=4), st.sampled_from([10, 20, None]))))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_no_evaluation_is_run_twice(data, calls):
     evaluator = SimulatedEvaluator(LAYERS)
     study = in_memory(data, evaluator, "accuracy")
@@ -146,7 +146,7 @@ def test_items_are_taken_in_whole_blocks(make, data):
 
 
 @given(st.lists(candidates, min_size=1, max_size=4), st.data(), objectives)
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=30)
 def test_stopping_early_rejects_none_that_would_have_passed(data, asked, draw, objective):
     whole = in_memory(data, SimulatedEvaluator(LAYERS), objective).evaluate("any", asked)
     # the hardest floors are the values themselves
