@@ -15,7 +15,7 @@ from vtr_vllm.search.calibration import Dataset, check_disjoint
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.pipeline import Settings
 from vtr_vllm.search.progress import Progress, duration
-from vtr_vllm.search.report_data import read_search
+from vtr_vllm.search.report_data import read_frontier, read_search
 from vtr_vllm.search.session import Backend, Session, open_session, report_folder, split
 from vtr_vllm.search.statistics import sample_size_report
 from vtr_vllm.search.study import BLOCK, Study
@@ -111,8 +111,16 @@ def _compare_again(options: argparse.Namespace, progress: Progress) -> None:
 
 
 def report(options: argparse.Namespace) -> None:
-    """``vtr search report``: HTML and PNG."""
-    print(_report(options.out))
+    """``vtr search report``: HTML and PNG; the tables for people who write docs to stdout."""
+    from vtr_vllm.search.report import cost_table, frontier_table
+
+    folder = report_folder(options.out)
+    page = _report(options.out)
+    print(cost_table(read_search(folder)))
+    compared = read_frontier(folder)
+    if compared is not None:
+        print(frontier_table(compared))
+    print(page)
 
 
 def convert(options: argparse.Namespace) -> None:

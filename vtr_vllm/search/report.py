@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.search import plots
-from vtr_vllm.search.report_data import check_frontier, read_frontier, read_search
+from vtr_vllm.search.report_data import check_frontier, check_search, read_frontier, read_search
 
 TEMPLATE = "report.html.jinja"
 NOT_REACHABLE = "–"
@@ -60,11 +60,12 @@ def frontier_table(frontier: Mapping[str, Any]) -> str:
 
     Rows are methods, columns budgets, a cell is ``score [low, high]`` in points. The best reduced
     score of a column is bold, a budget that a method cannot reach is a dash, one that was not
-    measured is empty. Raises ConfigurationError when the comparison is malformed.
+    measured is empty. Schedules whose budget nothing else was measured at follow in a table of
+    their own. Raises ConfigurationError when the comparison is malformed.
     """
     known = check_frontier(frontier)
     meta = known["meta"]
-    parts = []
+    parts = [_alone_table(known)]
     for split, data in meta["splits"].items():
         table = _table(known["rows"], split)
         heads = ["method", *(f"{budget:g}" for budget in table.budgets)]
@@ -73,8 +74,21 @@ def frontier_table(frontier: Mapping[str, Any]) -> str:
             texts = [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
             lines.append(_markdown([method, *texts]))
         title = f"Split `{split}`, {data['n']:,} questions, {meta['level']:.0%} intervals:"
-        parts.append("\n".join([title, "", *lines, ""]))
-    return "\n".join(parts)
+        parts.insert(-1, "\n".join([title, "", *lines, ""]))
+    return "\n".join(part for part in parts if part)
+
+
+def cost_table(search: Mapping[str, Any]) -> str:
+    """Return what each stage of a search (``search.json``) took, as Markdown."""
+    heads = ["stage", "evaluations", "reused", "stopped early", "requests", "naive count"]
+    lines = [_markdown([*heads, "seconds", "occupancy"]), _markdown(["---"] * 8, pad="")]
+    for cost in check_search(search)["cost"]:
+        counts = [cost["evaluations"], cost["reused"], cost["stopped"]]
+        texts = [str(count) for count in counts]
+        texts += [f"{cost['requests']:,}", f"{cost['naive_requests']:,}"]
+        texts += [f"{cost['seconds']:.0f}", f"{cost['occupancy']:.2f}"]
+        lines.append(_markdown([cost["stage"], *texts]))
+    return "\n".join([*lines, ""])
 
 
 def _check_same_model(folder: Path, searched: str, compared: str) -> None:
@@ -133,7 +147,8 @@ def _table(rows: Iterable[Mapping[str, Any]], split: str) -> Table:
     """Lay the rows out by method and budget."""
     by_place = {(row["method"], row["budget"]): row for row in rows}
     methods = plots.in_order({method for method, _ in by_place})
-    budgets = sorted({budget for _, budget in by_place}, reverse=True)
+    budgets = sorted(_shared_budgets(by_place), reverse=True)
+    methods = [m for m in methods if any((m, budget) in by_place for budget in budgets)]
     best: dict[float, float] = {}
     for (method, budget), row in by_place.items():
         if method != "full" and row["reachable"] and split in row["splits"]:
@@ -146,6 +161,38 @@ def _table(rows: Iterable[Mapping[str, Any]], split: str) -> Table:
         for method in methods
     }
     return Table(tuple(budgets), lines)
+
+
+def _shared_budgets(places: Iterable[tuple[str, float]]) -> set[float]:
+    """The budgets at which methods meet, and that of no reduction."""
+    methods: dict[float, list[str]] = {}
+    for method, budget in places:
+        methods.setdefault(budget, []).append(method)
+    return {budget for budget, found in methods.items() if len(found) > 1 or "full" in found}
+
+
+def _alone_table(known: Mapping[str, Any]) -> str:
+    """The schedules at budgets of their own: G-Search's, and what is served between budgets."""
+    shared = _shared_budgets((row["method"], row["budget"]) for row in known["rows"])
+    rows = [row for row in known["rows"] if row["budget"] not in shared and row["splits"]]
+    if not rows:
+        return ""
+    splits = list(known["meta"]["splits"])
+    heads = ["schedule", "mean keep", "FLOPs"]
+    for split in splits:
+        heads += [f"`{split}`", "minus full"]
+    lines = [_markdown(heads), _markdown(["---"] * len(heads), pad="")]
+    for row in sorted(rows, key=lambda row: -row["mean_keep"]):
+        texts = [row["name"], f"{row['mean_keep']:.3f}", f"{row['flops_fraction']:.3f}"]
+        for split in splits:
+            score = row["splits"].get(split)
+            minus = score and score.get("minus_full")
+            texts.append(f"{_points(score['score'])} {_interval(score)}" if score else "")
+            texts.append(
+                f"{_points(minus['difference'], '+')} {_interval(minus, '+')}" if minus else ""
+            )
+        lines.append(_markdown(texts))
+    return "\n".join(["At mean keep rates of their own:", "", *lines, ""])
 
 
 def _cell(row: Mapping[str, Any] | None, split: str, best: float | None) -> Cell:

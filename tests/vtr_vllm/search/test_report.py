@@ -20,7 +20,7 @@ from tests.vtr_vllm.search.report_records import (
     search_record,
 )
 from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.search.report import frontier_table, write_report
+from vtr_vllm.search.report import cost_table, frontier_table, write_report
 
 FIGURES = {"keep-rates.png", "frontier.png", "flops.png", "trials.png", "cost.png"}
 VOID = {"meta", "img", "br"}
@@ -101,7 +101,7 @@ def test_the_page_says_what_was_searched_and_found(tmp_path: Path) -> None:
     assert found[5].startswith("1.000 ×2, 0.500 ×3")
     assert found[6] == "last, previous"
     assert page.line("layer", "2") == ["2", "132", "0.920", "0.960", "99.1", "0.98", "7"]
-    cost = ["g-search", "70", "12", "30", "0", "21,000", "84,000", "210.0", "93%"]
+    cost = ["g-search", "70", "12", "30", "21,000", "84,000", "210.0", "93%"]
     assert page.line("stage", "g-search") == cost
 
 
@@ -263,6 +263,26 @@ def test_unreduced_is_no_rival_in_its_column() -> None:
     table = frontier_table(frontier)
     assert "| searched | **50.0 [48.0, 52.0]** |" in table
     assert "| full | 99.0 [97.0, 100.0] |" in table
+
+
+def test_a_budget_of_its_own_is_a_line_and_not_a_column() -> None:
+    frontier = frontier_record()
+    row = dict(frontier["rows"][-1], method="lossless", name="lossless", budget=0.313)
+    row |= {"mean_keep": 0.313, "flops_fraction": 0.34, "reachable": True}
+    row["splits"] = {"test": scored(0.98)}
+    frontier["rows"].append(row)
+    table = frontier_table(frontier)
+    assert "0.313 |" not in table.split("At mean keep rates of their own")[0]
+    assert "| lossless | 0.313 | 0.340 | 98.0 [96.0, 100.0] |" in table
+
+
+def test_the_cost_of_every_stage_is_a_line() -> None:
+    record = search_record()
+    lines = cost_table(record).splitlines()
+    assert len(lines) == 2 + len(record["cost"])
+    for line, cost in zip(lines[2:], record["cost"], strict=True):
+        assert line.startswith(f"| {cost['stage']} | {cost['evaluations']} |")
+        assert f"| {cost['requests']:,} | {cost['naive_requests']:,} |" in line
 
 
 def test_a_malformed_comparison_makes_no_table() -> None:
