@@ -50,6 +50,7 @@ STYLES = {
     "p-sigmoid-rules": Style("#cc79a7", "<", ours=True),
     "descent": Style("#e69f00", ">", ours=True),
     "searched": Style("#d55e00", "*", ours=True),
+    "lossless": Style("#7b3294", "D", ours=True),
     "interpolated": Style("#000000", ".", "--", ours=True),
 }
 UNKNOWN = Style("#7f7f7f", "+", ":")
