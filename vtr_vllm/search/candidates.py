@@ -26,7 +26,9 @@ class Candidate:
     image_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        check_keep_and_rules(self.keep, self.rules, len(self.keep))
+        keep, rules = check_keep_and_rules(self.keep, self.rules, len(self.keep))
+        object.__setattr__(self, "keep", keep)
+        object.__setattr__(self, "rules", rules)
         if not 0 < self.image_scale <= 1:
             raise ScheduleError(f"image_scale is {self.image_scale}; it must be in (0, 1]")
 

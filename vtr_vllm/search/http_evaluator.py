@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
 from io import BytesIO
+from typing import Any
 
 import httpx
 from PIL import Image
@@ -100,6 +101,11 @@ class HTTPEvaluator:
         return json.dumps(body | ({"vtr": wire} if wire else {})).encode()
 
 
+def _by_token(tops: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Log-probabilities by token text; of tokens with the same text the likeliest counts."""
+    return {top["token"]: top["logprob"] for top in reversed(tops)}
+
+
 def _image_uri(task: Task) -> str:
     """The item's own file, or losslessly what the candidate makes of its pixels."""
     if task.candidate.image_scale == 1.0:
@@ -141,7 +147,7 @@ def _answer(request: Request, response: httpx.Response) -> Answer:
         body = response.json()
         choice = body["choices"][0]
         steps = tuple(
-            Step(step["token"], {top["token"]: top["logprob"] for top in step["top_logprobs"]})
+            Step(step["token"], _by_token(step["top_logprobs"]))
             for step in choice["logprobs"]["content"]
         )
         n_vision = body["vtr"]["vision_tokens"]

@@ -22,11 +22,12 @@ from sqlalchemy import (
     Text,
     create_engine,
     func,
+    make_url,
     select,
     update,
 )
 from sqlalchemy import event as sql_event
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
@@ -119,7 +120,7 @@ class Journal:
             self._done = self._load()
         except (SQLAlchemyError, ImportError, OSError) as err:
             raise ConfigurationError(
-                f"journal {url} cannot be opened ({err}); give a SQLAlchemy URL such as"
+                f"journal {_shown(url)} cannot be opened ({err}); give a SQLAlchemy URL such as"
                 " sqlite:///search.sqlite, and install the driver that it names"
             ) from err
 
@@ -215,6 +216,14 @@ class Journal:
                 Key(candidate, items): Measured(*found)
                 for candidate, items, *found in session.execute(query)
             }
+
+
+def _shown(url: str) -> str:
+    """The URL without its password."""
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except ArgumentError:
+        return url
 
 
 def _make_durable(engine: Engine) -> None:

@@ -5,6 +5,7 @@ timing; nothing cached from an earlier list. A search that is resumed therefore 
 uninterrupted one saw.
 """
 
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -56,6 +57,7 @@ class VLLMEvaluator:
         self._llm = vllm.LLM(**arguments, worker_cls=WORKER_CLS, scheduler_cls=SCHEDULER_CLS)
         self._max_tokens = options.max_tokens
         self._model = options.model
+        self._engine_args = json.dumps(dict(options.engine_args), sort_keys=True)
 
     @cached_property
     def geometry(self) -> ModelGeometry:
@@ -65,8 +67,9 @@ class VLLMEvaluator:
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """Releases, model and dtype."""
-        return {
+        """Releases, model, dtype, and whatever else was asked of the engine."""
+        asked = {"engine_args": self._engine_args} if self._engine_args != "{}" else {}
+        return asked | {
             "model": self._model,
             "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
             "max_tokens": str(self._max_tokens),

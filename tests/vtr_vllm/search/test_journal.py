@@ -228,3 +228,9 @@ def test_a_url_that_cannot_be_used_is_refused(tmp_path, url):
     with pytest.raises(ConfigurationError, match="SQLAlchemy URL such as") as error:
         Journal(url, "one", MODEL, seed=0)
     assert url in str(error.value)
+
+
+def test_a_refused_url_does_not_tell_its_password():
+    with pytest.raises(ConfigurationError, match="nosuch://user:.*@host") as refused:
+        Journal("nosuch://user:secret@host/name", "search", {}, 0)
+    assert "secret" not in str(refused.value)
