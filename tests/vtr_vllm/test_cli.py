@@ -11,6 +11,7 @@ import pytest
 
 from vtr_vllm import cli
 from vtr_vllm.cli import CHECKPOINT, DEMO_SCHEDULES, PLUGIN, SCHEDULER_CLS, WORKER_CLS, Launch
+from vtr_vllm.schedules import ModelGeometry, ScheduleBook
 
 
 @pytest.fixture
@@ -106,6 +107,32 @@ def test_the_demo_paths_are_those_of_the_demo_package() -> None:
 
     assert demo.CHECKPOINT == CHECKPOINT
     assert DEMO_SCHEDULES.parent == CHECKPOINT.parent
+
+
+def test_the_packaged_schedules_are_for_the_packaged_model() -> None:
+    config = json.loads((CHECKPOINT / "config.json").read_text())["text_config"]
+    book = ScheduleBook.from_folder(ModelGeometry.from_config(config), DEMO_SCHEDULES)
+    for budget in (0.75, 0.5, 0.375, 0.25, 0.1875, 0.125):
+        selection = book.for_budget(budget)
+        assert selection.source == "searched"
+        scores = selection.schedule.provenance["scores"]
+        assert isinstance(scores, dict)
+        assert 0 < scores["low"] <= scores["accuracy"] <= scores["high"] <= 1
+    assert book.for_budget(0.3).source == "interpolated"
+    assert {"g-search", "g-search-blind", "lossless"} <= set(book.names())
+
+
+def test_search_and_its_service_have_command_lines_of_their_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for arguments, said in (
+        (["search", "--help"], "g-search"),
+        (["search", "serve", "--help"], "--publish"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments)
+        assert ended.value.code == 0
+        assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
