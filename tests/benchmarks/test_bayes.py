@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import permutations
 from typing import Any
 
 import pytest
 
 from benchmarks.bayes import (
     STRETCH,
-    evaluations_until,
+    expected_draws,
     families,
+    first_at,
     measure,
     median_count,
     parse,
     random_points,
     render,
+    search_until,
     values_of,
 )
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
@@ -50,16 +53,28 @@ def test_families_differ_in_the_first_cut() -> None:
     assert replace(paper, blind=True) == blind
 
 
-def test_evaluations_are_counted_up_to_the_first_that_is_there(searched: Study) -> None:
+def test_a_search_goes_on_until_it_is_there(searched: Study) -> None:
     family = families(LAYERS)["k, alpha"]
     trials = search_sigmoid(searched, "check", family, 0.4, [], STRETCH, None, 0)
     values = [trial.value for trial in trials]
-    target = max(values)
-    count = evaluations_until(searched, family, 0.4, target, STRETCH, 0)
-    assert count == values.index(target) + 1
-    assert evaluations_until(searched, family, 0.4, values[0], STRETCH, 0) == 1
-    assert evaluations_until(searched, family, 0.4, 1.0, STRETCH, 0) is None
+    assert search_until(searched, family, 0.4, max(values), 3 * STRETCH, 0) == values
+    further = search_until(searched, family, 0.4, 1.0, 2 * STRETCH, 0)
+    assert further[:STRETCH] == values
+    assert len(further) == 2 * STRETCH
     assert STRETCH % PARALLEL == 0  # or going on would not give the same trials
+
+
+def test_evaluations_are_counted_up_to_the_first_that_is_there() -> None:
+    assert first_at([0.1, 0.5, 0.3, 0.5], 0.5) == 2
+    assert first_at([0.1, 0.5], 0.5 + 1e-10) == 2  # rounding
+    assert first_at([0.1, 0.5], 0.51) is None
+
+
+def test_expected_draws_are_the_mean_over_all_orders() -> None:
+    values = [0.1, 0.2, 0.5, 0.7, 0.6]
+    orders = list(permutations(values))
+    mean = sum(first_at(order, 0.5) or 0 for order in orders) / len(orders)
+    assert expected_draws(values, 0.5) == pytest.approx(mean)
 
 
 def test_a_row_compares_with_the_best_random_point(searched: Study) -> None:
@@ -67,10 +82,12 @@ def test_a_row_compares_with_the_best_random_point(searched: Study) -> None:
     family = families(LAYERS)["k, alpha"]
     points = random_points(family.dimensions(LAYERS), 12, 0)
     values = values_of(searched, family, 0.4, points)
-    assert row["best"] == max(values) == values[row["at"] - 1]
-    assert row["reached"] == [
-        evaluations_until(searched, family, 0.4, row["best"], STRETCH, seed) for seed in range(1)
-    ]
+    run = search_until(searched, family, 0.4, max(values), STRETCH, 0)
+    assert row["best"] == max(values)
+    assert row["reached"] == [first_at(run, max(values))]
+    assert row["near"] == [first_at(run, max(values) - 1 / 50)]
+    assert row["near_random"] == expected_draws(values, max(values) - 1 / 50)
+    assert row["searched_best"] == [max(run)]
 
 
 @pytest.mark.parametrize(
@@ -90,11 +107,12 @@ def test_the_table_says_where_the_limit_was_met() -> None:
         "points": 200,
         "limit": 60,
     }
-    row = {"family": "k, alpha", "budget": 0.25, "best": 0.8, "median": 0.6, "at": 3}
+    row = {"family": "k, alpha", "budget": 0.25, "best": 0.8, "median": 0.6}
+    row |= {"near": [8, 9, 10], "near_random": 20.1}
     text = render({"meta": meta, "rows": [{**row, "reached": [12, None, 20]}]})
-    assert "| k, alpha | 0.25 | 0.6000 | 0.8000 | 12, >60, 20 | 20 |" in text
+    assert "| k, alpha | 0.25 | 0.6000 | 0.8000 | 12, >60, 20 | 20 | 20.1 | 9 |" in text
     text = render({"meta": meta, "rows": [{**row, "reached": [12, None, None]}]})
-    assert text.endswith("| 12, >60, >60 | >60 |")
+    assert text.endswith("| 12, >60, >60 | >60 | 20.1 | 9 |")
 
 
 def test_a_folder_must_be_given() -> None:
