@@ -49,7 +49,7 @@ def write_report(folder: Path) -> Path:
         if figure is None:
             (folder / name).unlink(missing_ok=True)
         else:
-            figure.savefig(folder / name, facecolor="white")
+            figure.savefig(folder / name, facecolor="white", bbox_inches="tight")
     page = folder / "index.html"
     page.write_text(_render(search, frontier, figures), encoding="utf-8")
     return page
