@@ -4,9 +4,16 @@
     ├── RequestError             400  invalid_request       cannot run as asked
     │   ├── InvalidBudget        400  invalid_budget        not a mean keep rate we can meet
     │   ├── UnknownSchedule      400  unknown_schedule      no schedule of that name
+    │   ├── UnknownTier          400  unknown_tier          no budget tier of that name
+    │   ├── BudgetNotAllowed     403  budget_not_allowed    outside the server's or the key's policy
     │   ├── UnsupportedRequest   400  unsupported_request   a feature that reduction excludes
     │   ├── InvalidMedia         400  invalid_media         an image that does not load
+    │   ├── TooManyImages        400  too_many_images       more images than one request may have
     │   ├── PromptTooLong        400  prompt_too_long       does not fit one scheduler step
+    │   ├── BodyTooLarge         413  body_too_large        more bytes than a request may have
+    │   ├── BodyTimeout          408  body_timeout          the body took too long to arrive
+    │   ├── InvalidKey           401  invalid_api_key       no key, or none that we know
+    │   ├── Forbidden            403  forbidden             a key without the scope for this route
     │   ├── UnknownJob           404  unknown_job           no search job of that id
     │   └── JobConflict          409  job_conflict          not in the state that a job is in
     ├── ScheduleError            422  invalid_schedule      a malformed schedule
@@ -14,6 +21,11 @@
     ├── CalibrationError         422  invalid_calibration   calibration data that cannot be used
     ├── EvaluationFailed         502  evaluation_failed     an engine did not answer the search
     ├── EngineNotReady           503  engine_not_ready      up, but without reduction in place
+    ├── RequestTimeout           504  request_timeout       took longer than a request may
+    ├── RetryLater               503  retry_later           goes with Retry-After
+    │   ├── RateLimited          429  rate_limited          a key's allowance is used up
+    │   ├── Overloaded           429  overloaded            as many requests inside as may be
+    │   └── Draining             503  draining              the server finishes and takes no more
     └── ConfigurationError       500  configuration         refused at start-up, by name
         └── UnsupportedModel     500  unsupported_model     a model we cannot reduce
 
@@ -25,19 +37,31 @@ dashboards. A message gives the value, the allowed range and the next step.
 from typing import ClassVar
 
 __all__ = [
+    "BodyTimeout",
+    "BodyTooLarge",
+    "BudgetNotAllowed",
     "CalibrationError",
     "ConfigurationError",
+    "Draining",
     "EngineNotReady",
     "EvaluationFailed",
+    "Forbidden",
     "GeometryMismatch",
     "InvalidBudget",
+    "InvalidKey",
     "InvalidMedia",
     "JobConflict",
+    "Overloaded",
     "PromptTooLong",
+    "RateLimited",
     "RequestError",
+    "RequestTimeout",
+    "RetryLater",
     "ScheduleError",
+    "TooManyImages",
     "UnknownJob",
     "UnknownSchedule",
+    "UnknownTier",
     "UnsupportedModel",
     "UnsupportedRequest",
     "VTRError",
@@ -73,6 +97,19 @@ class UnknownSchedule(RequestError):
     code = "unknown_schedule"
 
 
+class UnknownTier(RequestError):
+    """A budget tier that this server does not offer."""
+
+    code = "unknown_tier"
+
+
+class BudgetNotAllowed(RequestError):
+    """A budget outside what the server, or the key that the request came with, allows."""
+
+    http_status = 403
+    code = "budget_not_allowed"
+
+
 class UnsupportedRequest(RequestError):
     """A reduced request that asks for more: LoRA, prompt_logprobs, an image at the very end."""
 
@@ -85,10 +122,44 @@ class InvalidMedia(RequestError):
     code = "invalid_media"
 
 
+class TooManyImages(RequestError):
+    """More images than one request may have."""
+
+    code = "too_many_images"
+
+
 class PromptTooLong(RequestError):
     """The range from the first vision token to the prompt's end exceeds one scheduler step."""
 
     code = "prompt_too_long"
+
+
+class BodyTooLarge(RequestError):
+    """A request body of more bytes than the server takes."""
+
+    http_status = 413
+    code = "body_too_large"
+
+
+class BodyTimeout(RequestError):
+    """A request body that took too long to arrive."""
+
+    http_status = 408
+    code = "body_timeout"
+
+
+class InvalidKey(RequestError):
+    """No API key where one is needed, or one that the server does not know."""
+
+    http_status = 401
+    code = "invalid_api_key"
+
+
+class Forbidden(RequestError):
+    """An API key whose scopes do not cover the route."""
+
+    http_status = 403
+    code = "forbidden"
 
 
 class UnknownJob(RequestError):
@@ -137,6 +208,45 @@ class EngineNotReady(VTRError):
 
     http_status = 503
     code = "engine_not_ready"
+
+
+class RequestTimeout(VTRError):
+    """A request that took longer than the server allows; its work was aborted."""
+
+    http_status = 504
+    code = "request_timeout"
+
+
+class RetryLater(VTRError):
+    """Refused for now: the same request may pass after ``retry_after`` seconds."""
+
+    http_status = 503
+    code = "retry_later"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = max(1, retry_after)
+        """Whole seconds, for the Retry-After header."""
+
+
+class RateLimited(RetryLater):
+    """An allowance per minute, of requests or of vision tokens, that is used up."""
+
+    http_status = 429
+    code = "rate_limited"
+
+
+class Overloaded(RetryLater):
+    """As many requests inside, or waiting, as the server takes."""
+
+    http_status = 429
+    code = "overloaded"
+
+
+class Draining(RetryLater):
+    """The server finishes what it has and takes nothing new."""
+
+    code = "draining"
 
 
 class ConfigurationError(VTRError):
