@@ -63,7 +63,8 @@ def test_every_table_is_read(tmp_path: Path) -> None:
     assert settings.budget.default == "auto"
     assert settings.tiers == {"full": 1.0, "quick": 0.2}
     assert settings.detail == {"low": "quick", "high": 1.0}
-    assert settings.elastic is not None and settings.elastic.levels == (1.0, 0.5)
+    assert settings.elastic is not None
+    assert settings.elastic.levels == (1.0, 0.5)
     assert settings.keys[0].budget.maximum == 0.75
 
 
