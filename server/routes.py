@@ -24,7 +24,7 @@ from server.engine import (
     with_cancellation,
 )
 from server.errors import error_body, http_error_body
-from server.metrics import observe_answer, observe_refusal
+from server.metrics import observe_answer, observe_outcome, observe_refusal, tier_label
 from server.protocol import HEADER, Facts, parse_ask, refuse_wire_keys
 from vtr_vllm.errors import EngineNotReady, UnsupportedRequest, VTRError
 from vtr_vllm.schedules import ScheduleBook
@@ -119,6 +119,8 @@ async def _answer(
         return JSONResponse(answer.body, status_code=answer.status)
     known = facts(choice, admitted, service.engine.geometry)
     observe_answer(known)
+    tier = tier_label(known.budget, known.schedule, {})
+    observe_outcome("ok", tier=tier, source=known.source)
     if isinstance(answer, Whole):
         body = answer.body | {"vtr": known.model_dump()}
         return JSONResponse(body, headers=answer.headers)

@@ -209,7 +209,8 @@ def test_metrics_stand_beside_vllms(server: Server, client: openai.OpenAI) -> No
 
     assert grown("vtr_vision_tokens_total") == facts["vision_tokens"]
     assert grown("vtr_vision_token_layers_kept_total") == sum(facts["kept_per_layer"])
-    assert grown('vtr_requests_total{budget="0.25",source="p-sigmoid-default"}') == 1
+    labels = 'key="-",outcome="ok",source="p-sigmoid-default",tier="0.25"'
+    assert grown(f"vtr_requests_total{{{labels}}}") == 1
     assert grown('vtr_refused_requests_total{reason="invalid_budget"}') == 1
 
 
