@@ -7,7 +7,7 @@ images' places are known, so the plan is too. We wrap that one method.
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,9 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS, is_active, model_geometry
+from vtr_vllm.engine.images import ImageTokens, image_tokens
 from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES
-from vtr_vllm.engine.requests import read_request, vision_spans
+from vtr_vllm.engine.requests import read_request
 from vtr_vllm.errors import PromptTooLong, UnsupportedRequest
 from vtr_vllm.reduction.request import ReducedRequest
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, Plan
@@ -35,16 +36,31 @@ class Admitted:
     n_vision: int
     n_text: int
     """Prompt tokens that are no vision tokens."""
+    images: tuple[ImageTokens, ...] = ()
+    """Where each image's vision tokens are, in prompt order."""
 
 
-_collector: ContextVar[list[Admitted] | None] = ContextVar("vtr_admitted", default=None)
+Decide = Callable[[int, int], Mapping[str, Any]]
+"""(vision tokens, other tokens) of a prompt -> what its ``extra_args`` gain."""
+
+
+@dataclass(frozen=True)
+class _Collector:
+    admitted: list[Admitted]
+    decide: Decide | None
+
+
+_collector: ContextVar[_Collector | None] = ContextVar("vtr_admitted", default=None)
 
 
 @contextlib.contextmanager
-def collect() -> Iterator[list[Admitted]]:
-    """Collect what is admitted inside the context, in the tasks that it starts too."""
+def collect(decide: Decide | None = None) -> Iterator[list[Admitted]]:
+    """Collect what is admitted inside the context, in the tasks that it starts too.
+
+    ``decide`` is asked for the schedule of each prompt, once its length is known.
+    """
     admitted: list[Admitted] = []
-    token = _collector.set(admitted)
+    token = _collector.set(_Collector(admitted, decide))
     try:
         yield admitted
     finally:
@@ -60,22 +76,29 @@ def install() -> None:
     @functools.wraps(stock)
     def process_inputs(self: InputProcessor, *args: Any, **kwargs: Any) -> EngineCoreRequest:
         request = stock(self, *args, **kwargs)
-        admitted = admit(request, self.vllm_config)
         collector = _collector.get()
+        decide = collector.decide if collector is not None else None
+        admitted = admit(request, self.vllm_config, decide)
         if collector is not None:
-            collector.append(admitted)
+            collector.admitted.append(admitted)
         return request
 
     process_inputs.vtr_admission = True
     InputProcessor.process_inputs = process_inputs
 
 
-def admit(request: EngineCoreRequest, vllm_config: VllmConfig) -> Admitted:
+def admit(
+    request: EngineCoreRequest, vllm_config: VllmConfig, decide: Decide | None = None
+) -> Admitted:
     """Check one request; raises RequestError with the value, the limit and the next step."""
-    n_vision = sum(len(span) for span in vision_spans(request.mm_features or ()))
+    images = image_tokens(request.mm_features or (), vllm_config.model_config.hf_config)
+    n_vision = sum(image.tokens for image in images)
     n_prompt = len(request.prompt_token_ids or ())
     plan = None
     params = request.sampling_params
+    if params is not None and decide is not None:
+        wire = decide(n_vision, n_prompt - n_vision)
+        params.extra_args = {**(params.extra_args or {}), **wire}
     if params is not None and _asks(params):
         _check_engine(vllm_config)
         reduced = read_request(
@@ -89,7 +112,7 @@ def admit(request: EngineCoreRequest, vllm_config: VllmConfig) -> Admitted:
             _check_rules(reduced, vllm_config)
             _check_length(reduced, vllm_config)
             plan = reduced.plan
-    return Admitted(request.request_id, plan, n_vision, n_prompt - n_vision)
+    return Admitted(request.request_id, plan, n_vision, n_prompt - n_vision, images)
 
 
 def _asks(params: SamplingParams) -> bool:

@@ -6,7 +6,7 @@ import numpy as np
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vtr_vllm.reduction.request import IntArray, ReducedRequest, reduced_request
-from vtr_vllm.schedules import make_plan, parse_wire
+from vtr_vllm.schedules import make_plan, parse_trace, parse_wire
 
 
 def vision_spans(features: Sequence[MultiModalFeatureSpec]) -> list[IntArray]:
@@ -34,10 +34,11 @@ def read_request(
     schedule keeps them all. Raises RequestError when what it carries is malformed.
     """
     asked = parse_wire(extra_args or {}, num_layers)
+    trace = parse_trace(extra_args or {})
     if asked is None or not features or prompt_token_ids is None:
         return None
     spans = vision_spans(features)
     plan = make_plan(*asked, n_vision=sum(len(span) for span in spans))
     if not plan.reduces:
         return None
-    return reduced_request(plan, spans, prompt_token_ids)
+    return reduced_request(plan, spans, prompt_token_ids, trace)

@@ -39,6 +39,8 @@ class ReducedRequest:
     """[n_vision] which image (or other multimodal item) each vision token belongs to."""
     seed: int
     """Seed of the random rank rule: the same for the same prompt, whatever runs beside it."""
+    trace: str | None = None
+    """Name under which the worker keeps which vision tokens stayed; None: it keeps nothing."""
 
     @cached_property
     def first_vision(self) -> int:
@@ -95,6 +97,7 @@ def reduced_request(
     plan: Plan,
     spans: Sequence[IntArray],
     prompt_token_ids: Sequence[int],
+    trace: str | None = None,
 ) -> ReducedRequest:
     """Bind ``plan`` to a prompt.
 
@@ -114,4 +117,5 @@ def reduced_request(
         vision=vision,
         image_of=np.repeat(np.arange(len(spans)), [len(span) for span in spans]),
         seed=zlib.crc32(np.asarray(prompt_token_ids, dtype="<i8").tobytes()),
+        trace=trace,
     )

@@ -24,7 +24,7 @@ from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.plan import Plan, make_plan
 from vtr_vllm.schedules.rank_rule import RankRule
 from vtr_vllm.schedules.schedule import SCHEMA_VERSION, Schedule
-from vtr_vllm.schedules.wire import KEEP_KEY, RULES_KEY, parse_wire, to_wire
+from vtr_vllm.schedules.wire import KEEP_KEY, RULES_KEY, TRACE_KEY, parse_trace, parse_wire, to_wire
 
 __all__ = [
     "FIRST_ATTENTION_CUT",
@@ -32,6 +32,7 @@ __all__ = [
     "KEEP_KEY",
     "RULES_KEY",
     "SCHEMA_VERSION",
+    "TRACE_KEY",
     "ModelGeometry",
     "Plan",
     "RankRule",
@@ -49,6 +50,7 @@ __all__ = [
     "kv_tokens",
     "make_plan",
     "p_sigmoid",
+    "parse_trace",
     "parse_wire",
     "prefill_flops",
     "pyramid_drop",

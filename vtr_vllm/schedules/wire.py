@@ -12,6 +12,9 @@ from vtr_vllm.schedules.strict_json import show
 
 KEEP_KEY = "vtr_keep"
 RULES_KEY = "vtr_rules"
+TRACE_KEY = "vtr_trace"
+_KEYS = (KEEP_KEY, RULES_KEY, TRACE_KEY)
+_MAX_TRACE_ID = 64
 
 
 def to_wire(keep: Sequence[float], rules: Sequence[RankRule]) -> dict[str, list[float] | list[str]]:
@@ -31,12 +34,11 @@ def parse_wire(
     unknown = [
         key
         for key in extra_args
-        if isinstance(key, str) and key.startswith("vtr_") and key not in (KEEP_KEY, RULES_KEY)
+        if isinstance(key, str) and key.startswith("vtr_") and key not in _KEYS
     ]
     if unknown:
         raise RequestError(
-            f"extra_args has the unknown keys {show(unknown)}; allowed are {KEEP_KEY} and"
-            f" {RULES_KEY}"
+            f"extra_args has the unknown keys {show(unknown)}; allowed are {', '.join(_KEYS)}"
         )
     if KEEP_KEY not in extra_args and RULES_KEY not in extra_args:
         return None
@@ -49,3 +51,19 @@ def parse_wire(
         return check_keep_and_rules(extra_args[KEEP_KEY], extra_args[RULES_KEY], layers)
     except ScheduleError as err:
         raise RequestError(f"extra_args {KEEP_KEY}, {RULES_KEY}: {err}") from err
+
+
+def parse_trace(extra_args: Mapping[str, object]) -> str | None:
+    """The name under which the request's trace is kept; None when it asks for none.
+
+    Raises RequestError for anything but a text of 1 to 64 characters.
+    """
+    if TRACE_KEY not in extra_args:
+        return None
+    name = extra_args[TRACE_KEY]
+    if not isinstance(name, str) or not 1 <= len(name) <= _MAX_TRACE_ID:
+        raise RequestError(
+            f"extra_args {TRACE_KEY} is {show(name)}; it must be a text of 1 to {_MAX_TRACE_ID}"
+            " characters, or be left out"
+        )
+    return name

@@ -13,6 +13,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from vtr_vllm.engine.admission import Admitted, admit, collect, install
 from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.engine.images import ImageTokens
 from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
 from vtr_vllm.schedules import RankRule, make_plan
 
@@ -39,7 +40,7 @@ def config(tower="clip_vision_model", enable_mm_embeds=False, **scheduler):
         "max_num_seqs": 8,
         "long_prefill_token_threshold": 0,
     }
-    vision = SimpleNamespace(model_type=tower) if tower else None
+    vision = SimpleNamespace(model_type=tower, image_size=14, patch_size=7) if tower else None
     return SimpleNamespace(
         scheduler_config=SimpleNamespace(**(limits | scheduler)),
         model_config=SimpleNamespace(
@@ -71,7 +72,8 @@ def request(extra_args=ASKED, images=((2, 4),), prompt_len=10, name="r", params=
 
 
 def test_a_reduced_request_is_admitted_with_its_plan():
-    assert admit(request(), config()) == Admitted("r", PLAN, n_vision=4, n_text=6)
+    images = (ImageTokens(0, 4, (2, 2)),)
+    assert admit(request(), config()) == Admitted("r", PLAN, n_vision=4, n_text=6, images=images)
 
 
 @pytest.mark.parametrize(
@@ -80,16 +82,18 @@ def test_a_reduced_request_is_admitted_with_its_plan():
         request(None),
         request({"somebody_else": 1}),
         request({"vtr_keep": [1.0] * 4, "vtr_rules": []}),
+        request({"vtr_trace": "t"}),
     ],
 )
 def test_requests_that_keep_all_are_admitted_without_a_plan(unreduced):
-    assert admit(unreduced, config()) == Admitted("r", None, n_vision=4, n_text=6)
+    images = (ImageTokens(0, 4, (2, 2)),)
+    assert admit(unreduced, config()) == Admitted("r", None, n_vision=4, n_text=6, images=images)
 
 
 def test_text_and_pooling_requests():
     assert admit(request(images=()), config()) == Admitted("r", None, 0, 10)
     pooling = request(sampling_params=None)
-    assert admit(pooling, config()) == Admitted("r", None, 4, 6)
+    assert admit(pooling, config()) == Admitted("r", None, 4, 6, (ImageTokens(0, 4, (2, 2)),))
     embedded = request(None, images=(), prompt_token_ids=None, prompt_embeds=torch.zeros(3, 8))
     assert admit(embedded, config()) == Admitted("r", None, 0, 0)
 

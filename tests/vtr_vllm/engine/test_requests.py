@@ -44,6 +44,8 @@ def test_a_reduced_request():
     assert request.image_of.tolist() == [0, 0, 1, 1]
     assert request.prompt_len == 12
     assert request.plan.counts == (4, 4, 2, 1)
+    assert request.trace is None
+    assert read_request(ASKED | {"vtr_trace": "t"}, features, PROMPT, 4).trace == "t"
     assert [str(rule) for rule in request.plan.rules] == ["last", "previous"]
 
 
@@ -85,6 +87,7 @@ def test_what_runs_unreduced(extra_args, features, prompt):
         ({"vtr_rules": ["lust", "previous"]}, "lust"),
         ({"vtr_rules": ["last"]}, "1 rank rules for 2 cuts"),
         ({"vtr_budget": 0.5}, "vtr_budget"),
+        ({"vtr_trace": ""}, "vtr_trace"),
     ],
 )
 def test_what_is_malformed_is_refused_with_images_and_without(change, said):

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 from tests.vtr_vllm.schedules.strategies import curves, schedules
 from vtr_vllm.errors import RequestError
-from vtr_vllm.schedules import Schedule, parse_wire, to_wire
+from vtr_vllm.schedules import Schedule, parse_trace, parse_wire, to_wire
 
 GOOD = {"vtr_keep": [1.0, 1.0, 0.5, 0.5], "vtr_rules": ["last"]}
 
@@ -56,3 +56,16 @@ def test_keys_of_others_are_left_alone():
 def test_malformed_is_refused(extra, reason):
     with pytest.raises(RequestError, match=reason):
         parse_wire(extra, 4)
+
+
+def test_a_trace_goes_with_a_curve_and_without():
+    assert parse_trace(GOOD | {"vtr_trace": "a" * 64}) == "a" * 64
+    assert parse_wire(GOOD | {"vtr_trace": "a"}, 4) == parse_wire(GOOD, 4)
+    assert parse_wire({"vtr_trace": "a"}, 4) is None
+    assert parse_trace(GOOD) is None
+
+
+@pytest.mark.parametrize("name", ["", "a" * 65, 1, None, True, ["a"]])
+def test_a_trace_without_a_short_name_is_refused(name):
+    with pytest.raises(RequestError, match="vtr_trace is .* 1 to 64 characters"):
+        parse_trace({"vtr_trace": name})
