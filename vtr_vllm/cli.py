@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 
 from vtr_vllm import __version__
 
-__all__ = ["Launch", "main", "plan_serve"]
+__all__ = ["Launch", "main", "plan_batch", "plan_serve"]
 
 PLUGIN = "vtr"
 WORKER_CLS = "vtr_vllm.engine.worker.Worker"
@@ -34,6 +34,12 @@ Serve MODEL with vLLM's OpenAI server and per-request vision-token budgets.
 
 MODEL is anything that `vllm serve` takes, or `demo`: the checkpoint in this package.
 Every other flag goes to vLLM as it is; `vtr serve --help=all` lists vLLM's."""
+
+_BATCH_HELP = """\
+Run a file of requests, each with its own vision-token budget, and write their answers.
+
+One JSON object a line, in the form of OpenAI's batch files. MODEL is anything that `vtr serve`
+takes. Every other flag goes to vLLM's batch runner as it is."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"vtr {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_serve(commands)
+    _add_batch(commands)
     commands.add_parser("search", help="find schedules for a model", add_help=False)
     if arguments[:1] == ["search"]:
         return _search(arguments[1:])
@@ -67,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.model is None or [options.model] != arguments[1:2]:
             _fail("vtr serve: give MODEL first, then the flags: vtr serve MODEL --port 8080")
         _become(plan_serve(options, rest, os.environ))
+    if options.command == "batch":
+        _become(plan_batch(options, rest, os.environ))
     return 2
 
 
@@ -91,19 +100,56 @@ def _add_serve(commands: Any) -> None:
         epilog="Example: vtr serve demo --port 8080",
     )
     serve.add_argument("model", metavar="MODEL", nargs="?", help="model path or name, or `demo`")
-    serve.add_argument(
+    _add_shared(serve)
+
+
+def _add_batch(commands: Any) -> None:
+    batch = commands.add_parser(
+        "batch",
+        help="run a file of requests with vision-token budgets",
+        description=_BATCH_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        epilog="Example: vtr batch -i requests.jsonl -o answers.jsonl --model demo",
+    )
+    batch.add_argument("-i", "--input-file", metavar="FILE", required=True, help="path or URL")
+    batch.add_argument("-o", "--output-file", metavar="FILE", required=True, help="path or URL")
+    batch.add_argument("--model", required=True, help="model path or name, or `demo`")
+    _add_shared(batch)
+
+
+def _add_shared(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
         "--schedules",
         metavar="FOLDER",
         type=Path,
         help="folder of schedule files that requests may name or reach by budget",
     )
-    serve.add_argument("--additional-config", metavar="JSON", help=argparse.SUPPRESS)
+    command.add_argument("--additional-config", metavar="JSON", help=argparse.SUPPRESS)
 
 
 def plan_serve(
     options: argparse.Namespace, rest: Sequence[str], environ: Mapping[str, str]
 ) -> Launch:
     """What ``vtr serve`` runs; pure but for looking whether folders exist."""
+    return _plan(("serve",), options, rest, environ)
+
+
+def plan_batch(
+    options: argparse.Namespace, rest: Sequence[str], environ: Mapping[str, str]
+) -> Launch:
+    """What ``vtr batch`` runs: the engine and the routes of ``vtr serve``, without a socket."""
+    files = ("-i", options.input_file, "-o", options.output_file)
+    return _plan(("batch", *files, "--model"), options, rest, environ)
+
+
+def _plan(
+    start: Sequence[str],
+    options: argparse.Namespace,
+    rest: Sequence[str],
+    environ: Mapping[str, str],
+) -> Launch:
+    """A command line that begins with ``start`` and the model."""
     demo = options.model == "demo"
     flags = {"--worker-cls": WORKER_CLS, "--scheduler-cls": SCHEDULER_CLS}
     environment = {"VLLM_PLUGINS": _plugins(environ)}
@@ -113,7 +159,7 @@ def plan_serve(
         environment |= {name: environ.get(name, value) for name, value in _demo_environment()}
         if schedules is None and DEMO_SCHEDULES.is_dir():
             schedules = DEMO_SCHEDULES
-    arguments = ["serve", str(CHECKPOINT) if demo else options.model]
+    arguments = [*start, str(CHECKPOINT) if demo else options.model]
     for flag, value in flags.items():
         if not _given(flag, rest):
             arguments += [flag, value] if value else [flag]

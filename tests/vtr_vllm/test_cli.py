@@ -179,3 +179,15 @@ def test_help_loads_neither_vllm_nor_torch() -> None:
 def test_what_is_run_is_printed_as_a_command() -> None:
     launch = Launch(("serve", "a model", "--x"), {"VLLM_PLUGINS": "vtr"})
     assert str(launch) == "VLLM_PLUGINS=vtr python -m server serve 'a model' --x"
+
+
+def test_a_batch_gets_the_same_engine(launched: list[Launch], tmp_path: Path) -> None:
+    files = ["-i", "in.jsonl", "-o", "out.jsonl"]
+    cli.main(["batch", *files, "--model", "demo", "--schedules", str(tmp_path), "--seed", "1"])
+    (launch,) = launched
+    assert launch.arguments[:7] == ("batch", *files, "--model", str(CHECKPOINT))
+    assert launch.arguments[-2:] == ("--seed", "1")
+    assert value_of(launch, "--worker-cls") == WORKER_CLS
+    assert value_of(launch, "--scheduler-cls") == SCHEDULER_CLS
+    assert json.loads(value_of(launch, "--additional-config"))["vtr"]["schedules"] == str(tmp_path)
+    assert PLUGIN in launch.environment["VLLM_PLUGINS"].split(",")
