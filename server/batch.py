@@ -73,7 +73,7 @@ class Line:
 class _Response(BatchResponseData):
     """vLLM's, with the body as the route gave it: vLLM's own classes know no ``vtr``."""
 
-    body: dict[str, Any] | None = None  # type: ignore[assignment]
+    body: dict[str, Any] | None = None
 
 
 class _Output(BatchRequestOutput):
