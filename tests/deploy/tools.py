@@ -1,0 +1,92 @@
+"""The programs that check what is deployed, and a Prometheus to run."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from tests.contract.source import ROOT
+
+DEPLOY = ROOT / "deploy"
+
+
+def tool(name: str) -> str:
+    """A program, by the environment (``PROMTOOL=...`` for promtool) or by PATH.
+
+    Without it the test is skipped, or fails where ``VTR_REQUIRE_TOOLS=1`` says that it must run.
+    """
+    found = os.environ.get(name.upper().replace("-", "_")) or shutil.which(name)
+    if found:
+        return found
+    if os.environ.get("VTR_REQUIRE_TOOLS") == "1":
+        pytest.fail(f"{name} is not there; .ci/tools installs it")
+    pytest.skip(f"{name} is not there; .ci/tools installs it")
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> str:
+    """What a command prints; fails the test with it where the command fails."""
+    done = subprocess.run(
+        [str(part) for part in command], cwd=cwd, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@contextmanager
+def prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
+    """A Prometheus with our configuration and rules that scrapes ``target`` each second.
+
+    ``target`` is host:port, ``folder`` an empty folder; yields a client of its HTTP API.
+    """
+    given = tool("prometheus")
+    shutil.copytree(DEPLOY / "prometheus" / "rules", folder / "rules")
+    config: dict[str, Any] = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())
+    config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
+    config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    flags = [f"--web.listen-address={address}", f"--storage.tsdb.path={folder / 'data'}"]
+    log = folder / "prometheus.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [given, f"--config.file={folder / 'prometheus.yml'}", *flags], stdout=out, stderr=out
+        )
+    try:
+        with httpx.Client(base_url=f"http://{address}", timeout=30) as client:
+            _wait_until_ready(process, client, log)
+            yield client
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def values(client: httpx.Client, query: str) -> list[float]:
+    """The value of every series that a query returns now."""
+    answer = client.get("/api/v1/query", params={"query": query}).json()
+    assert answer["status"] == "success", (query, answer)
+    return [float(series["value"][1]) for series in answer["data"]["result"]]
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
+    end = time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end:
+        try:
+            if client.get("/-/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    pytest.fail(f"Prometheus did not start:\n{log.read_text()[-3000:]}")
