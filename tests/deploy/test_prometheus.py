@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import re
-from typing import Any
 
 import yaml
 
 from server import metrics
 from tests.deploy import dashboards
-from tests.deploy.tools import DEPLOY, run, tool
+from tests.deploy.tools import DEPLOY, RULES, rules, run, tool
 
 FOLDER = DEPLOY / "prometheus"
-RULES = sorted((FOLDER / "rules").glob("*.yml"))
-
-
-def rules(kind: str) -> list[dict[str, Any]]:
-    groups = [group for file in RULES for group in yaml.safe_load(file.read_text())["groups"]]
-    return [rule for group in groups for rule in group["rules"] if kind in rule]
 
 
 def our_metrics() -> set[str]:

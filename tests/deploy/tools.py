@@ -19,6 +19,7 @@ import yaml
 from tests.contract.source import ROOT
 
 DEPLOY = ROOT / "deploy"
+RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
 
 
 def tool(name: str) -> str:
@@ -41,6 +42,12 @@ def run(*command: str | Path, cwd: Path = ROOT) -> str:
     )
     assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def rules(kind: str) -> list[dict[str, Any]]:
+    """Prometheus rules that have this field: ``record``, ``alert`` or ``expr``."""
+    groups = [group for file in RULES for group in yaml.safe_load(file.read_text())["groups"]]
+    return [rule for group in groups for rule in group["rules"] if kind in rule]
 
 
 @contextmanager
