@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 
 MIRRORED = ("vtr_vllm", "server", "benchmarks")
+PAGE = (".js", ".html", ".css")
 
 
 def tests_without_module(tests: list[str], modules: set[str]) -> list[str]:
     """Return every test file whose path names no module.
 
     `tests/vtr_vllm/demo/test_world.py` belongs to `vtr_vllm/demo/world.py`, or to a package
-    `vtr_vllm/demo/world/`. Helpers and fixtures (no `test_` in front) may lie anywhere.
+    `vtr_vllm/demo/world/`; `tests/server/page/test_app.py` belongs to the page's `app.js`. Helpers
+    and fixtures (no `test_` in front) may lie anywhere.
     """
     said = []
     for test in tests:
@@ -19,6 +21,7 @@ def tests_without_module(tests: list[str], modules: set[str]) -> list[str]:
         if path.parts[1] not in MIRRORED or not path.name.startswith("test_"):
             continue
         module = PurePosixPath(*path.parts[1:-1]) / path.name.removeprefix("test_")
-        if not {str(module), str(module.with_suffix("") / "__init__.py")} & modules:
+        named = {str(module), str(module.with_suffix("") / "__init__.py")}
+        if not (named | {str(module.with_suffix(suffix)) for suffix in PAGE}) & modules:
             said.append(f"{test}: no {module}")
     return said

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import pytest
 
+from tests.contract.mirror import PAGE
 from tests.contract.mirror import tests_without_module as without_module
 from tests.contract.source import ROOT, code_files
 
-MODULES = {"vtr_vllm/cli.py", "vtr_vllm/demo/world.py", "vtr_vllm/search/__init__.py"}
+MODULES = {
+    "vtr_vllm/cli.py",
+    "vtr_vllm/demo/world.py",
+    "vtr_vllm/search/__init__.py",
+    "server/page/app.js",
+}
 
 
 def test_every_test_has_its_module() -> None:
     tests = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")]
-    assert without_module(tests, set(code_files())) == []
+    page = [path for path in (ROOT / "server").rglob("*") if path.suffix in PAGE]
+    modules = {path.relative_to(ROOT).as_posix() for path in page} | set(code_files())
+    assert without_module(tests, modules) == []
 
 
 @pytest.mark.parametrize(
@@ -21,6 +29,7 @@ def test_every_test_has_its_module() -> None:
         "tests/vtr_vllm/test_world.py",
         "tests/vtr_vllm/demo/test_worlds.py",
         "tests/server/test_cli.py",
+        "tests/server/page/test_apps.py",
     ],
 )
 def test_a_test_in_the_wrong_place_is_found(test: str) -> None:
@@ -34,6 +43,7 @@ def test_a_test_in_the_wrong_place_is_found(test: str) -> None:
         "tests/vtr_vllm/demo/test_world.py",
         "tests/vtr_vllm/test_search.py",
         "tests/vtr_vllm/demo/pictures.py",
+        "tests/server/page/test_app.py",
         "tests/contract/test_mirror.py",
         "tests/conftest.py",
     ],
