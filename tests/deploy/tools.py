@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +24,12 @@ RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
 
 
 def tool(name: str) -> str:
-    """A program, by the environment (``PROMTOOL=...`` for promtool) or by PATH.
+    """A program, by the environment (``PROMTOOL=...`` for promtool), beside Python, or by PATH.
 
     Without it the test is skipped, or fails where ``VTR_REQUIRE_TOOLS=1`` says that it must run.
     """
-    found = os.environ.get(name.upper().replace("-", "_")) or shutil.which(name)
+    beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    found = os.environ.get(name.upper().replace("-", "_")) or shutil.which(name, path=beside)
     if found:
         return found
     if os.environ.get("VTR_REQUIRE_TOOLS") == "1":
