@@ -15,6 +15,8 @@ from vllm.model_executor.layers.attention import Attention
 from vtr_vllm.engine.attention import Step, padded
 from vtr_vllm.engine.prefix_keys import PrefixKeys
 from vtr_vllm.engine.scoring import RankLayer, Scorer
+from vtr_vllm.engine.timing import Timing
+from vtr_vllm.engine.trace import Traces
 from vtr_vllm.errors import UnsupportedModel
 from vtr_vllm.reduction.gather import Rows, restore
 
@@ -27,6 +29,8 @@ class ReducibleDecoder:
         self.layers = checked_layers(decoder, num_layers)
         self.attentions: list[Attention] = [layer.self_attn.attn for layer in self.layers]
         self.layer_names = [attention.layer_name for attention in self.attentions]
+        self.timing = Timing()
+        self.traces = Traces()
         self._prefix_keys: PrefixKeys | None = None
 
     def learn_key_layout(self, block_size: int) -> None:
@@ -56,18 +60,18 @@ class ReducibleDecoder:
         get_forward_context().slot_mapping = dict(step.slots)
         rows = Rows(plan, hidden.device)
         scorer = Scorer(step, self.layers, self._prefix_keys, hidden, cls_attention)
+        self.timing.begin_step(hidden.device)
         rank_layers = plan.rank_layers
         rank_layer: RankLayer | None = None
         for index, layer in enumerate(self.layers):
             if members := plan.cuts.get(index):
-                chosen = rows.cut(
-                    members,
-                    lambda cut, vision, at=index - 1, seen=rank_layer: scorer.score(
-                        cut, vision, at, seen
-                    ),
-                )
-                hidden, positions = hidden[chosen], positions[..., chosen]
-                residual = residual[chosen] if residual is not None else None
+                with self.timing.spent("rank"):
+                    scores = scorer.score_all(members, rows.vision, index - 1, rank_layer)
+                with self.timing.spent("gather"):
+                    chosen = rows.cut(members, lambda cut, _, of=scores: of[cut.index])
+                    hidden, positions = hidden[chosen], positions[..., chosen]
+                    residual = residual[chosen] if residual is not None else None
+                self.traces.note(index, members, rows.vision)
             if index in rank_layers:
                 with self._captured(index) as seen:
                     hidden, residual = layer(positions, hidden, residual)
@@ -76,8 +80,10 @@ class ReducibleDecoder:
             else:
                 hidden, residual = layer(positions, hidden, residual)
                 rank_layer = None
+        self.traces.end_step()
         hidden, _ = self._decoder.norm(hidden, residual)
-        return restore(rows, hidden, len(embeddings))
+        with self.timing.spent("gather"):
+            return restore(rows, hidden, len(embeddings))
 
     @contextmanager
     def _captured(self, layer: int) -> Iterator[list[torch.Tensor]]:

@@ -5,6 +5,7 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.request import Request
 
+from vtr_vllm.engine import kv_report
 from vtr_vllm.engine.config import model_geometry
 from vtr_vllm.engine.kv_bands import BandManager, BandSpec
 from vtr_vllm.engine.requests import read_request
@@ -27,6 +28,7 @@ class Scheduler(AsyncScheduler):
                         " KV bands as ordinary groups; name vtr in VLLM_PLUGINS, or unset it"
                     )
                 manager.bind(self.reduced)
+        kv_report.install()
 
     def add_request(self, request: Request) -> None:
         params = request.sampling_params

@@ -52,6 +52,21 @@ class Scorer:
         self._previous: dict[int, torch.Tensor] = {}
         """Request of the step -> [n_vision] scores of its last cut."""
 
+    def score_all(
+        self,
+        members: Sequence[RequestCut],
+        vision: torch.Tensor,
+        layer: int,
+        rank_layer: RankLayer | None,
+    ) -> dict[int, torch.Tensor]:
+        """The scores of a cut by request of the step; ``vision`` [rows of the step]."""
+        return {
+            cut.index: self.score(
+                cut, vision[cut.first_row : cut.first_row + cut.num_rows], layer, rank_layer
+            )
+            for cut in members
+        }
+
     def score(
         self, cut: RequestCut, vision: torch.Tensor, layer: int, rank_layer: RankLayer | None
     ) -> torch.Tensor:

@@ -7,7 +7,10 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
+from vtr_vllm.engine.model import Reduction
 from vtr_vllm.engine.runner_v1 import ReducingRunner
+from vtr_vllm.engine.timing import Timing
+from vtr_vllm.engine.trace import TraceCuts
 
 if current_platform.is_cpu():
     from vllm.v1.worker import cpu_worker as _looked_up_in
@@ -37,7 +40,7 @@ class Worker(_StockWorker):
 
     def vtr_status(self) -> dict[str, Any]:
         """What a health check asks every worker (``collective_rpc("vtr_status")``)."""
-        reduction = getattr(self.model_runner.get_model(), "reduction", None)
+        reduction = self._vtr_reduction()
         if reduction is None:
             return {"loaded": False, "reason": "the model is not reducible, or not active"}
         return {
@@ -48,3 +51,16 @@ class Worker(_StockWorker):
             "bands": len(reduction.band_starts),
             "geometry": reduction.geometry.to_dict(),
         }
+
+    def vtr_counters(self) -> dict[str, float]:
+        """Time spent on reduction since start; see ``Timing``."""
+        reduction = self._vtr_reduction()
+        return (Timing() if reduction is None else reduction.decoder.timing).counters()
+
+    def vtr_take_trace(self, name: str) -> TraceCuts | None:
+        """What each cut of a traced request kept, once; see ``Traces``."""
+        reduction = self._vtr_reduction()
+        return None if reduction is None else reduction.decoder.traces.take(name)
+
+    def _vtr_reduction(self) -> Reduction | None:
+        return getattr(self.model_runner.get_model(), "reduction", None)

@@ -12,7 +12,7 @@ from vllm import LLM, SamplingParams
 
 from tests.tiny import TinyShape, random_image
 from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
-from vtr_vllm.schedules import RankRule, to_wire
+from vtr_vllm.schedules import TRACE_KEY, RankRule, to_wire
 
 BLOCK = 32
 
@@ -45,6 +45,7 @@ class Case:
     keep: tuple[float, ...] | None = None
     rules: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    trace: str | None = None
 
     @property
     def prompt(self) -> dict[str, Any]:
@@ -54,11 +55,13 @@ class Case:
         return prompt
 
     def params(self, max_tokens: int, **options: Any) -> SamplingParams:
-        wire = None
+        wire: dict[str, Any] = {}
         if self.keep is not None:
-            wire = dict(to_wire(self.keep, [RankRule.parse(rule) for rule in self.rules]))
+            wire |= to_wire(self.keep, [RankRule.parse(rule) for rule in self.rules])
+        if self.trace is not None:
+            wire[TRACE_KEY] = self.trace
         given = {"temperature": 0.0, "ignore_eos": True, "max_tokens": max_tokens}
-        return SamplingParams(extra_args=wire, **(given | self.options | options))
+        return SamplingParams(extra_args=wire or None, **(given | self.options | options))
 
 
 def words(seed: int, length: int) -> str:

@@ -1,0 +1,54 @@
+"""KV blocks held, and saved by reduction, asked of the scheduler's process.
+
+vLLM's clients call a method of ``EngineCore`` by its name ("utility"). We give that class one more.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.utils.math_utils import cdiv
+
+UTILITY = "vtr_kv_report"
+
+
+@dataclass(frozen=True)
+class KVReport:
+    """KV blocks of all bands of an engine, or of several engines."""
+
+    total: int
+    free: int
+    """Not held by a live request; the prefix cache may use them."""
+    held: int
+    saved: int
+    """What the live reduced requests would hold beyond that at full budget, were none of it
+    shared through the prefix cache."""
+
+    def __add__(self, other: "KVReport") -> "KVReport":
+        return KVReport(
+            self.total + other.total,
+            self.free + other.free,
+            self.held + other.held,
+            self.saved + other.saved,
+        )
+
+
+def report(scheduler: Any) -> dict[str, int]:
+    """The fields of a KVReport, for our scheduler; a dictionary, since it crosses processes."""
+    pool = scheduler.kv_cache_manager.block_pool
+    total = pool.num_gpu_blocks - 1  # one block is vLLM's stand-in for no block
+    free = pool.get_num_free_blocks()
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    saved = 0
+    for request_id in scheduler.reduced:
+        computed = scheduler.requests[request_id].num_computed_tokens
+        for manager in managers:
+            held = len(manager.req_to_blocks.get(request_id, ()))
+            saved += cdiv(computed, manager.block_size) - held
+    return {"total": total, "free": free, "held": total - free, "saved": saved}
+
+
+def install() -> None:
+    """Give vLLM's engine core the method; called in the scheduler's process, again at will."""
+    from vllm.v1.engine.core import EngineCore
+
+    setattr(EngineCore, UTILITY, lambda core: report(core.scheduler))
