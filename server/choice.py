@@ -1,40 +1,37 @@
-"""From what was asked to a schedule, and from what was admitted to the facts of an answer."""
+"""From what was asked to a schedule, within the caller's policy."""
 
 import inspect
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from server.protocol import Ask, Facts
-from vtr_vllm.errors import InvalidBudget, VTRError
+from server.asks import Bounds
+from server.protocol import Ask, AutoFacts
+from server.settings import AUTO
+from vtr_vllm.errors import (
+    BudgetNotAllowed,
+    InvalidBudget,
+    UnknownSchedule,
+    UnknownTier,
+    UnsupportedRequest,
+)
 from vtr_vllm.schedules import (
     FORMS,
     ModelGeometry,
-    Plan,
     Schedule,
     ScheduleBook,
     explicit,
+    flops_fraction,
     p_sigmoid,
-    prefill_flops,
 )
+from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["AdmittedRequest", "Choice", "choose", "describe", "facts"]
+__all__ = ["Choice", "Chooser", "describe"]
 
+_GRID = 128
+"""Budgets that ``max_flops_fraction`` looks at, evenly spaced in (0, 1]."""
 
-class AdmittedRequest(Protocol):
-    """What the engine's admission hook says of one prompt."""
-
-    @property
-    def plan(self) -> Plan | None:
-        """None where the prompt runs unreduced."""
-
-    @property
-    def n_vision(self) -> int:
-        """Vision tokens in the prompt."""
-
-    @property
-    def n_text(self) -> int:
-        """All its other tokens."""
+_EPS = 1e-9
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,8 @@ class Choice:
     budget: float
     schedule: Schedule
     source: str
+    tier: str | None = None
+    auto: AutoFacts | None = None
 
     @property
     def wire(self) -> dict[str, list[float] | list[str]]:
@@ -51,55 +50,146 @@ class Choice:
         return {} if self.schedule.mean_keep == 1.0 else self.schedule.wire()
 
 
-def choose(book: ScheduleBook, ask: Ask) -> Choice:
-    """Raises InvalidBudget or UnknownSchedule as the book does, ScheduleError as Schedule does."""
-    if ask.keep is not None and ask.rules is not None:
-        schedule = explicit(book.geometry, ask.keep, ask.rules, name="inline")
-        return Choice(schedule.mean_keep, schedule, "inline")
-    if ask.schedule is None:
-        budget = 1.0 if ask.budget is None else ask.budget
-        selection = book.for_budget(budget)
+@dataclass(frozen=True)
+class Chooser:
+    """Everything that a choice depends on beside the request."""
+
+    book: ScheduleBook
+    tiers: Mapping[str, float | str]
+    auto: Callable[[Bounds], tuple[float, float]] | None = None
+    """Bounds -> the controller's level, and the budget that it gives within them; None without a
+    controller."""
+
+    def choose(self, ask: Ask, policy: Bounds) -> Choice:
+        """The choice for every way of asking but ``max_flops_fraction``.
+
+        Raises InvalidBudget, UnknownSchedule, UnknownTier or ScheduleError for what cannot be
+        met, UnsupportedRequest for ``auto`` without a controller, BudgetNotAllowed outside
+        ``policy``.
+        """
+        if ask.budget == AUTO:
+            return self._by_load(ask, policy)
+        if ask.tier is not None:
+            choice = self._of_tier(ask.tier)
+        elif ask.schedule is not None:
+            choice = self._named(ask.schedule)
+        elif ask.keep is not None and ask.rules is not None:
+            schedule = explicit(self.book.geometry, ask.keep, ask.rules, name="inline")
+            choice = Choice(schedule.mean_keep, schedule, "inline")
+        else:
+            choice = self._of_budget(1.0 if ask.budget is None else float(ask.budget))
+        return _allowed(choice, policy)
+
+    def choose_by_flops(
+        self, fraction: float, policy: Bounds, n_vision: int, n_text: int
+    ) -> Choice:
+        """The largest budget whose prefill costs at most ``fraction`` of no reduction.
+
+        A prompt without vision tokens has nothing to reduce. Raises InvalidBudget, with the
+        least share that this prompt can come to, where no budget within ``policy`` is enough.
+        """
+        if n_vision == 0:
+            return self._of_budget(policy.maximum)
+        budgets = [step / _GRID for step in range(1, _GRID + 1)]
+        budgets = [b for b in budgets if policy.minimum < b < policy.maximum]
+        budgets = [*([policy.minimum] if policy.minimum > 0 else []), *budgets, policy.maximum]
+
+        def cost(budget: float) -> float:
+            counts = self._of_budget(budget).schedule.counts(n_vision)
+            return flops_fraction(self.book.geometry, counts, n_vision, n_text)
+
+        low, high = 0, len(budgets)  # budgets[:low] are cheap enough, budgets[high:] are not
+        while low < high:
+            middle = (low + high) // 2
+            if cost(budgets[middle]) <= fraction + _EPS:
+                low = middle + 1
+            else:
+                high = middle
+        if low == 0:
+            raise InvalidBudget(
+                f"max_flops_fraction {fraction} cannot be met: this prompt has {n_vision} vision"
+                f" tokens and {n_text} others, and costs at least {cost(budgets[0]):.4f} at the"
+                f" least budget {budgets[0]:g}; ask for more"
+            )
+        return self._of_budget(budgets[low - 1])
+
+    def offered_tiers(self) -> dict[str, float]:
+        """The tiers that can be asked for now, with the budgets that they come to."""
+        offered = {}
+        for name in self.tiers:
+            try:
+                offered[name] = self._of_tier(name).budget
+            except UnknownTier:
+                continue
+        return offered
+
+    def aliases(self) -> list[str]:
+        """What may stand behind ``MODEL@``: the tiers, and the budgets of stored schedules."""
+        stored = [entry["budget"] for entry in self.book.describe() if entry["budget"] is not None]
+        numbers = sorted({f"{budget:g}" for budget in stored if budget != 1.0}, reverse=True)
+        return [*self.offered_tiers(), *numbers, *([AUTO] if self.auto else [])]
+
+    def _by_load(self, ask: Ask, policy: Bounds) -> Choice:
+        if self.auto is None:
+            raise UnsupportedRequest(
+                'budget "auto" needs a controller, and this server runs without one; ask for a'
+                " number, or add [elastic] to the server's settings"
+            )
+        within = Bounds(
+            max(policy.minimum, ask.minimum or 0.0), min(policy.maximum, ask.maximum or 1.0)
+        )
+        if within.minimum > within.maximum:
+            raise BudgetNotAllowed(
+                f'budget "auto" between {ask.minimum} and {ask.maximum} lies outside'
+                f" {_range(policy)}; move the bounds"
+            )
+        level, budget = self.auto(within)
+        auto = AutoFacts(level=level, minimum=within.minimum, maximum=within.maximum)
+        return replace(self._of_budget(budget), auto=auto)
+
+    def _of_budget(self, budget: float) -> Choice:
+        selection = self.book.for_budget(budget)
         return Choice(budget, selection.schedule, selection.source)
-    schedule = book.by_name(ask.schedule)
-    stored = schedule.name in book.names()
-    source = "full" if schedule.name == "full" else "searched" if stored else "built-in form"
-    budget = schedule.mean_keep if schedule.budget is None else schedule.budget
-    return Choice(budget, schedule, source)
+
+    def _named(self, name: str) -> Choice:
+        schedule = self.book.by_name(name)
+        stored = schedule.name in self.book.names()
+        source = "full" if schedule.name == "full" else "searched" if stored else "built-in form"
+        budget = schedule.mean_keep if schedule.budget is None else schedule.budget
+        return Choice(budget, schedule, source)
+
+    def _of_tier(self, name: str) -> Choice:
+        meaning = self.tiers.get(name)
+        if meaning is None:
+            raise UnknownTier(
+                f"tier {show(name)} is unknown; there are {', '.join(self.offered_tiers())}"
+            )
+        if not isinstance(meaning, str):
+            return replace(self._of_budget(meaning), tier=name)
+        try:
+            return replace(self._named(meaning), tier=name)
+        except UnknownSchedule as err:
+            raise UnknownTier(
+                f"tier {name} stands for schedule {meaning}, which is not stored; there are"
+                f" {', '.join(self.offered_tiers())}"
+            ) from err
 
 
-def facts(choice: Choice, admitted: Sequence[AdmittedRequest], geometry: ModelGeometry) -> Facts:
-    """What the prompts of one request came to, summed over them.
-
-    Raises VTRError without any prompt: the admission hook is then not in place, and nothing is
-    known about what ran.
-    """
-    if not admitted:
-        raise VTRError("the engine admitted no prompt of this request; is the vtr plugin loaded?")
-    counts = [
-        item.plan.counts if item.plan else (item.n_vision,) * geometry.layers for item in admitted
-    ]
-    kept = [sum(layer) for layer in zip(*counts, strict=True)]
-    n_vision = sum(item.n_vision for item in admitted)
-    spent = sum(
-        prefill_flops(geometry, plan, item.n_text)
-        for plan, item in zip(counts, admitted, strict=True)
-    )
-    full = sum(
-        prefill_flops(geometry, [item.n_vision] * geometry.layers, item.n_text) for item in admitted
-    )
-    return Facts(
-        budget=choice.budget,
-        schedule=choice.schedule.name,
-        source=choice.source,
-        vision_tokens=n_vision,
-        kept_per_layer=kept,
-        mean_keep=sum(kept) / (n_vision * geometry.layers) if n_vision else 1.0,
-        flops_fraction=spent / full,
-    )
+def _allowed(choice: Choice, policy: Bounds) -> Choice:
+    if not policy.minimum - _EPS <= choice.budget <= policy.maximum + _EPS:
+        raise BudgetNotAllowed(
+            f"budget {choice.budget:g} lies outside {_range(policy)}; ask for one inside"
+        )
+    return choice
 
 
-def describe(book: ScheduleBook) -> dict[str, Any]:
+def _range(policy: Bounds) -> str:
+    return f"what you may ask for here, {policy.minimum:g} to {policy.maximum:g}"
+
+
+def describe(chooser: Chooser) -> dict[str, Any]:
     """The body of GET /v1/schedules; the same as long as the book is."""
+    book = chooser.book
     return {
         "object": "list",
         "data": book.describe(),
@@ -111,6 +201,8 @@ def describe(book: ScheduleBook) -> dict[str, Any]:
             "default": 1.0,
             "means": "mean share of the vision tokens kept over all layers",
         },
+        "tiers": chooser.offered_tiers(),
+        "auto": chooser.auto is not None,
         "geometry": book.geometry.to_dict(),
         "fingerprint": book.geometry.fingerprint,
     }

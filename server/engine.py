@@ -1,21 +1,19 @@
-"""The only file of the server that imports vllm: its handlers, its engine client, its media."""
+"""vLLM's handlers and its engine client, as the routes see them."""
 
 import json
-import struct
-import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
-import aiohttp
 from fastapi import Request
-from PIL import Image
 from pydantic import BaseModel, Field
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest as VLLMCompletionRequest
-from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest as VLLMResponsesRequest
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelPermission
 from vllm.entrypoints.serve.utils.api_utils import (
     cli_env_setup,
     load_aware_call,
@@ -25,28 +23,31 @@ from vllm.entrypoints.serve.utils.api_utils import (
 from vllm.entrypoints.serve.utils.orca_metrics import metrics_header
 from vllm.entrypoints.serve.utils.sse_keep_alive import with_sse_keep_alive
 from vllm.logger import configure_logging_from_args
-from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from server.errors import error_body
 from server.protocol import VTRField
-from vtr_vllm.engine.admission import Admitted, collect
-from vtr_vllm.engine.config import EngineSettings, model_geometry
-from vtr_vllm.errors import InvalidMedia, VTRError
+from vtr_vllm.engine.admission import Admitted, collect, has_admitted
+from vtr_vllm.engine.config import EngineSettings, band_starts, model_geometry
+from vtr_vllm.engine.facts import counters, kv_report, take_trace
+from vtr_vllm.engine.kv_report import KVReport
+from vtr_vllm.engine.load import LOAD
+from vtr_vllm.errors import VTRError
 from vtr_vllm.schedules import ModelGeometry
-from vtr_vllm.schedules.strict_json import show
 
 __all__ = [
+    "LOAD",
     "Admitted",
     "ChatRequest",
     "Chunks",
     "CompletionRequest",
     "Engine",
     "Failure",
+    "ResponsesRequest",
     "Whole",
     "collect",
-    "install_media_connector",
+    "first_token",
     "load_aware_call",
     "run_vllm_serve",
     "validate_json_request",
@@ -59,6 +60,9 @@ _VTR_FIELD = Field(
     description="Vision-token budget; checked by the server, unknown keys are refused.",
     json_schema_extra=VTRField.model_json_schema(),
 )
+
+_on_first_token: ContextVar[Callable[[], None] | None] = ContextVar("vtr_first", default=None)
+"""What to call when a request that was begun in this context has its first token."""
 
 _head_failures: ContextVar[list[Exception] | None] = ContextVar("vtr_head_failures", default=None)
 """Where a stream that fails before its first chunk leaves the reason; None once it has begun."""
@@ -92,6 +96,13 @@ class CompletionRequest(VLLMCompletionRequest):
     vtr: Any = _VTR_FIELD
 
 
+class ResponsesRequest(VLLMResponsesRequest):
+    """vLLM's request of the Responses API and the ``vtr`` field."""
+
+    field_names: ClassVar[set[str] | None] = None
+    vtr: Any = _VTR_FIELD
+
+
 @dataclass(frozen=True)
 class Failure:
     """An answer of vLLM's that is an error already in OpenAI's form."""
@@ -112,54 +123,7 @@ class Whole:
 class Chunks:
     """A stream of server-sent events that has begun."""
 
-    events: AsyncIterator[str]
-
-
-_MEDIA_ERRORS = (
-    aiohttp.ClientError,  # the address does not answer
-    EOFError,  # EOFError to zlib.error: what Pillow raises on broken files
-    Image.DecompressionBombError,
-    NotImplementedError,  # data URLs without base64
-    OSError,
-    RuntimeError,  # file URLs without --allowed-local-media-path
-    SyntaxError,
-    TimeoutError,
-    ValueError,
-    struct.error,
-    zlib.error,
-)
-
-
-class _CheckedMediaConnector(MediaConnector):
-    """vLLM's connector, whose errors say that the image is at fault.
-
-    vLLM answers 500 or 501 to some of them (a decompression bomb, a file URL, a host that does
-    not answer), and a 500 also closes the connection that other requests may share.
-    """
-
-    def load_from_url(self, url: str, *args: Any, **kw: Any) -> Any:
-        with _as_invalid_media(url):
-            return super().load_from_url(url, *args, **kw)
-
-    async def load_from_url_async(self, url: str, *args: Any, **kw: Any) -> Any:
-        with _as_invalid_media(url):
-            return await super().load_from_url_async(url, *args, **kw)
-
-
-@contextmanager
-def _as_invalid_media(url: str) -> Iterator[None]:
-    try:
-        yield
-    except _MEDIA_ERRORS as err:
-        raise InvalidMedia(
-            f"image_url {show(url)} cannot be loaded ({err}); send a PNG, JPEG or WebP image as a"
-            " base64 data URL, or an http(s) address that this server can reach"
-        ) from err
-
-
-def install_media_connector() -> None:
-    """Put ours in the place of vLLM's default; a connector that the user chose stays."""
-    MEDIA_CONNECTOR_REGISTRY.register("http")(_CheckedMediaConnector)
+    events: AsyncGenerator[str, None]
 
 
 class Engine:
@@ -170,10 +134,54 @@ class Engine:
         self._state = state
         self._in_place = False
         self.geometry: ModelGeometry = model_geometry(client.vllm_config)
-        self.schedules: str | None = EngineSettings.of(client.vllm_config).schedules
+        folder = EngineSettings.of(client.vllm_config).schedules
+        self.schedules: Path | None = Path(folder) if folder else None
+        self.band_starts = band_starts(
+            self.geometry.layers, EngineSettings.of(client.vllm_config).bands
+        )
+        _tap_first_tokens(client)
         for handler in (state.openai_serving_chat, state.openai_serving_completion):
             if handler is not None:
                 _tap_stream_errors(handler)
+
+    @property
+    def process_rank(self) -> int:
+        """Which of several API server processes this is; 0 tells what the engine knows once."""
+        return int(self._client.vllm_config.parallel_config._api_process_rank)
+
+    @property
+    def process_count(self) -> int:
+        """How many API server processes there are."""
+        return int(self._client.vllm_config.parallel_config._api_process_count)
+
+    @property
+    def image_processor(self) -> dict[str, Any]:
+        """The Hugging Face configuration of the model's image processor; empty without one."""
+        config: dict[str, Any] = self._client.vllm_config.model_config.hf_image_processor_config
+        return config or {}
+
+    def served_models(self) -> list[str]:
+        """The names that requests may use: of the base model, and of LoRA adapters."""
+        models = self._state.openai_serving_models
+        names = [path.name for path in models.base_model_paths]
+        return [*names, *models.lora_requests]
+
+    async def models(self, aliases: Sequence[str]) -> dict[str, Any]:
+        """The body of GET /v1/models: vLLM's, and each base model behind each alias."""
+        listed = await self._state.openai_serving_models.show_available_models()
+        base = [card for card in listed.data if card.parent is None]
+        listed.data += [
+            ModelCard(
+                id=f"{card.id}@{alias}",
+                root=card.root,
+                parent=card.id,
+                max_model_len=card.max_model_len,
+                permission=[ModelPermission()],
+            )
+            for card in base
+            for alias in aliases
+        ]
+        return listed.model_dump()
 
     async def why_unhealthy(self) -> str | None:
         """None if vLLM is alive and reduces; the reason otherwise."""
@@ -219,6 +227,38 @@ class Engine:
             raise NotImplementedError("The model does not support Completions API")
         return await _serve(handler.create_completion, request, raw_request)
 
+    async def respond(
+        self, request: ResponsesRequest, raw_request: Request
+    ) -> Failure | Whole | Chunks:
+        """vLLM's own Responses API."""
+        handler = self._state.openai_serving_responses
+        if handler is None:
+            raise NotImplementedError("The model does not support Responses API")
+
+        async def create(request: Any, raw_request: Any) -> Any:
+            answer = await handler.create_responses(request, raw_request)
+            return _as_sse(answer) if isinstance(answer, AsyncIterator) else answer
+
+        return await _serve(create, request, raw_request)
+
+    async def report(self) -> tuple[KVReport, dict[str, float]]:
+        """KV blocks, and the workers' counters; raises EngineNotReady."""
+        return await kv_report(self._client), await counters(self._client)
+
+    async def trace(self, trace: str, admitted: Sequence[Admitted]) -> dict[str, Any]:
+        """Which vision tokens each cut kept, and where the images' tokens are."""
+        cuts = await take_trace(self._client, trace)
+        reduced = any(item.plan is not None for item in admitted)
+        return {
+            "images": [
+                {"grid": image.grid, "first": image.first, "tokens": image.tokens}
+                for item in admitted
+                for image in item.images
+            ],
+            "cuts": [{"layer": layer, "kept": kept} for layer, kept in cuts or ()],
+            "truncated": reduced and cuts is None,
+        }
+
 
 def _first_reason(workers: Sequence[dict[str, Any]], layers: int) -> str | None:
     """Why reduction is not in place, from what each worker reports; None if it is."""
@@ -244,9 +284,16 @@ async def _serve(
         return Failure(answer.error.code, answer.model_dump())
     if isinstance(answer, BaseModel):
         wanted = raw_request.headers.get(_LOAD_METRICS_HEADER, "")
-        return Whole(answer.model_dump(), metrics_header(wanted))
+        return Whole(answer.model_dump(mode="json", by_alias=True), metrics_header(wanted))
     interval = float(getattr(raw_request.app.state.args, "sse_keep_alive_interval", 0))
     return Chunks(await _begun(with_sse_keep_alive(answer, interval)))
+
+
+async def _as_sse(events: AsyncIterator[Any]) -> AsyncIterator[str]:
+    """Events of the Responses API as vLLM's route writes them."""
+    async for event in events:
+        data = event.model_dump_json(indent=None, by_alias=True)
+        yield f"event: {event.type}\ndata: {data}\n\n"
 
 
 def _cause(err: Exception) -> Exception:
@@ -254,32 +301,76 @@ def _cause(err: Exception) -> Exception:
     return err.__cause__ if isinstance(err.__cause__, VTRError) else err
 
 
-async def _begun(events: Any) -> AsyncIterator[str]:
-    """Wait for the first event, so that a refusal is an HTTP status and not an event.
+async def _begun(events: Any) -> AsyncGenerator[str, None]:
+    """Wait until the engine has admitted the request, so that a refusal is an HTTP status.
 
-    vLLM admits a streamed request when its first chunk is asked for, after the status has gone
-    out. A keep-alive comment counts as an event: then the status goes out, as in vLLM.
+    vLLM admits a streamed request when its first chunk (of the Responses API: its third) is asked
+    for, after the status has gone out. A keep-alive comment ends the wait: then the status goes
+    out, as in vLLM.
     """
     failures: list[Exception] = []
     token = _head_failures.set(failures)
+    head: list[str] = []
     try:
-        first = await anext(events, None)
+        async for event in events:
+            head.append(event)
+            if failures or has_admitted() or event.startswith(":"):
+                break
+    except EngineGenerateError as err:
+        raise _cause(err) from err
     finally:
         _head_failures.reset(token)
     if failures:
         await events.aclose()
         raise failures[0]
-    return _resume(first, events)
+    return _resume(head, events)
 
 
-async def _resume(first: str | None, events: Any) -> AsyncIterator[str]:
+async def _resume(head: list[str], events: Any) -> AsyncGenerator[str, None]:
     try:
-        if first is not None:
-            yield first
-            async for event in events:
-                yield event
+        for event in head:
+            yield event
+        async for event in events:
+            yield event
     finally:
         await events.aclose()
+
+
+@contextmanager
+def first_token(call: Callable[[], None]) -> Iterator[None]:
+    """Have ``call`` called when what is begun inside the context has its first token."""
+    token = _on_first_token.set(call)
+    try:
+        yield
+    finally:
+        _on_first_token.reset(token)
+
+
+def _tap_first_tokens(client: Any) -> None:
+    """Let the engine client tell ``first_token``; one that tells already stays as it is."""
+    stock = client.generate
+    if getattr(stock, "vtr_tapped", False):
+        return
+
+    def generate(*args: Any, **kw: Any) -> AsyncIterator[Any]:
+        call = _on_first_token.get()
+        outputs = stock(*args, **kw)
+        return outputs if call is None else _calling(call, outputs)
+
+    generate.vtr_tapped = True  # type: ignore[attr-defined]
+    client.generate = generate
+
+
+async def _calling(call: Callable[[], None], outputs: Any) -> AsyncIterator[Any]:
+    first = True
+    try:
+        async for output in outputs:
+            if first:
+                call()
+                first = False
+            yield output
+    finally:
+        await outputs.aclose()
 
 
 def _tap_stream_errors(handler: Any) -> None:

@@ -2,13 +2,16 @@
 
 from typing import Any
 
-from vtr_vllm.errors import VTRError
+from fastapi.responses import JSONResponse
 
-__all__ = ["error_body", "http_error_body"]
+from vtr_vllm.errors import InvalidKey, RetryLater, VTRError
+
+__all__ = ["error_body", "error_response", "http_error_body"]
 
 _PARAM = {
     "invalid_budget": "vtr.budget",
     "unknown_schedule": "vtr.schedule",
+    "unknown_tier": "vtr.tier",
     "invalid_media": "messages",
 }
 """The request field that a code is about; the others are about the request as a whole."""
@@ -17,6 +20,16 @@ _PARAM = {
 def error_body(err: VTRError) -> dict[str, Any]:
     """``{"error": {"message", "type", "param", "code"}}``."""
     return _body(str(err), err.http_status, _PARAM.get(err.code), err.code)
+
+
+def error_response(err: VTRError) -> JSONResponse:
+    """The error under its own status, with the headers that go with it."""
+    headers = {}
+    if isinstance(err, RetryLater):
+        headers["Retry-After"] = str(err.retry_after)
+    if isinstance(err, InvalidKey):
+        headers["WWW-Authenticate"] = "Bearer"
+    return JSONResponse(error_body(err), status_code=err.http_status, headers=headers)
 
 
 def http_error_body(status: int, message: str) -> dict[str, Any]:

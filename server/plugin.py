@@ -2,15 +2,34 @@
 
 import logging
 from argparse import Namespace
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
-from server.choice import describe
-from server.engine import Engine, install_media_connector
-from server.routes import Service, refuse, refuse_http, router
-from vtr_vllm.errors import VTRError
+import vtr_vllm
+from server.answer import Service
+from server.background import Background, poll_engine
+from server.choice import Chooser
+from server.connector import install_media_connector
+from server.elastic import Elastic
+from server.engine import LOAD, Engine
+from server.gate.drain import drain_first
+from server.gate.middleware import Gate, install
+from server.jobs.app import Service as JobService
+from server.jobs.app import Settings as JobServiceSettings
+from server.jobs.app import router as jobs_router
+from server.jobs.app import start_service
+from server.jobs.sources import Sources
+from server.jobs.store import JobStore
+from server.metrics import observe_elastic, observe_elastic_step, observe_info
+from server.pages import page_facts
+from server.pages import router as page_router
+from server.reload import Schedules
+from server.routes import refuse, refuse_http, router
+from server.settings import JobsSettings, Settings
+from vtr_vllm.errors import ConfigurationError, VTRError
 from vtr_vllm.schedules import ScheduleBook
 
 __all__ = ["VTREndpoints"]
@@ -24,24 +43,102 @@ class VTREndpoints:
     name = "vtr"
     required_tasks: ClassVar[tuple[str, ...]] = ("generate",)
 
+    def __init__(self) -> None:
+        self._settings = Settings()
+        self._gate: Gate | None = None
+
     def attach_router(self, app: FastAPI) -> None:
-        """Phase A: routes and the handlers of errors."""
+        """Phase A: routes, the gate before them, and the handlers of errors."""
+        self._settings = settings = _settings(app.state.args)
         install_media_connector()
         app.include_router(router)
         app.add_exception_handler(HTTPException, refuse_http)  # type: ignore[arg-type]
         app.add_exception_handler(VTRError, refuse)  # type: ignore[arg-type]
+        if settings.page.enabled:
+            app.include_router(page_router)
+        if settings.jobs is not None:
+            app.include_router(jobs_router)
+        self._gate = install(app, settings)
 
-    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:  # noqa: ARG002
-        """Phase B: geometry and schedules; raises ScheduleError for a bad schedule file."""
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Phase B: schedules, controller, jobs, and what runs beside the requests.
+
+        Raises ScheduleError for a bad schedule, ConfigurationError for settings that do not go
+        together with vLLM's.
+        """
+        settings = self._settings
+        gate = self._gate or Gate(settings)  # the batch runner has no routes
+        drain_first(engine_client, gate)
         engine = Engine(engine_client, state)
-        folder = engine.schedules
-        geometry = engine.geometry
-        book = ScheduleBook.from_folder(geometry, folder) if folder else ScheduleBook(geometry)
-        state.vtr = Service(engine, book, describe(book))
+        elastic = _elastic(settings)
+        schedules = Schedules(
+            engine.geometry, engine.schedules, _chooser(engine, elastic, settings)
+        )
+        state.vtr = Service(engine, settings, schedules, elastic, gate)
+        state.page = page_facts(args.model, engine.image_processor, settings)
+        if settings.jobs is not None:
+            state.jobs = _jobs(engine, settings.jobs)
+        background = state.vtr_background = Background()
+        background.start(schedules.watch())
+        if elastic is not None:
+            background.start(elastic.run())
+        if engine.process_rank == 0:
+            background.start(poll_engine(engine))
+        observe_info(vtr_vllm.__version__, engine.served_models()[0], engine.geometry.fingerprint)
         reason = await engine.why_not_in_place()
         logger.info(
-            "VTR serves %s with schedules %s; reduction %s",
-            geometry.fingerprint,
-            ", ".join(book.names()),
+            "VTR serves %s; reduction %s",
+            engine.geometry.fingerprint,
             f"is NOT in place: {reason}" if reason else "is in place",
         )
+
+
+def _settings(args: Namespace) -> Settings:
+    """The settings of the file that ``vtr serve --settings`` put into vLLM's configuration."""
+    config = getattr(args, "additional_config", None) or {}
+    path = config.get("vtr", {}).get("settings") if isinstance(config, dict) else None
+    if path is None:
+        return Settings()
+    if not isinstance(path, str):
+        raise ConfigurationError(f"additional-config vtr settings is {path!r}; it must be a path")
+    return Settings.load(Path(path))
+
+
+def _chooser(engine: Engine, elastic: Elastic | None, settings: Settings) -> Chooser:
+    """A chooser without stored schedules."""
+    empty = ScheduleBook(engine.geometry)
+    if elastic is None:
+        return Chooser(empty, settings.tiers)
+    return Chooser(
+        empty,
+        settings.tiers,
+        lambda b: (elastic.controller.level, elastic.budget(b.minimum, b.maximum)),
+    )
+
+
+def _jobs(engine: Engine, settings: JobsSettings) -> JobService:
+    """Search jobs, whose schedules are published to the folder that this server watches."""
+    if engine.process_count > 1:
+        raise ConfigurationError(
+            f"[jobs] works with one API server process, and there are {engine.process_count};"
+            " start with --api-server-count 1, or run `vtr search serve` beside"
+        )
+    sources = Sources(
+        data_root=settings.data_root,
+        model_root=settings.model_root,
+        models=settings.models,
+        servers=settings.servers,
+    )
+    job_settings = JobServiceSettings(
+        root=settings.root,
+        sources=sources,
+        publish=engine.schedules,
+        workers=settings.workers,
+    )
+    return start_service(JobStore(settings.root), job_settings)
+
+
+def _elastic(settings: Settings) -> Elastic | None:
+    if settings.elastic is None:
+        return None
+    return Elastic(settings.elastic, LOAD, observe_elastic, observe_elastic_step)

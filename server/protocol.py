@@ -1,61 +1,75 @@
-"""What a client may ask for beside OpenAI's fields, and what it is told in return."""
+"""What a client may ask for in the ``vtr`` object of a body, and what it is told in return."""
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
+from server.settings import AUTO
 from vtr_vllm.errors import (
     InvalidBudget,
     RequestError,
     ScheduleError,
     UnknownSchedule,
+    UnknownTier,
     VTRError,
 )
-from vtr_vllm.schedules import check_budget
 from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["HEADER", "Ask", "Facts", "VTRField", "parse_ask", "refuse_wire_keys"]
+__all__ = ["EXAMPLE", "Ask", "AutoFacts", "Facts", "VTRField", "parse_field", "refuse_wire_keys"]
 
-HEADER = "X-VTR-Budget"
 WIRE_PREFIX = "vtr_"
 
 MAX_ENTRIES = 1024
 """Of an inline schedule's lists; far more layers than any decoder has."""
 
-_EXAMPLE = (
-    'send {"vtr": {"budget": 0.25}}, {"vtr": {"schedule": "fastv-0.5"}} or'
-    ' {"vtr": {"keep": [a rate per layer], "rules": [a rank rule per cut]}}'
+EXAMPLE = (
+    'send {"vtr": {"budget": 0.25}}, {"vtr": {"tier": "economy"}}, {"vtr": {"schedule":'
+    ' "fastv-0.5"}}, {"vtr": {"max_flops_fraction": 0.5}} or {"vtr": {"keep": [a rate per layer],'
+    ' "rules": [a rank rule per cut]}}'
 )
-_NUMBER = re.compile(r"[0-9]{0,4}\.?[0-9]{1,20}([eE]-?[0-9]{1,3})?", re.ASCII)
-
 
 # Typed for the API description only: ``Schedule`` says which rates and rules are valid.
 _Rate = Annotated[Any, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 _Rule = Annotated[Any, WithJsonSchema({"type": "string"})]
+_Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class VTRField(BaseModel):
-    """The ``vtr`` object of a request body: a budget, a schedule's name, or a schedule inline.
+    """The ``vtr`` object of a request body.
 
-    Exactly one of ``budget``, ``schedule``, and ``keep`` with ``rules``.
+    At most one of ``budget``, ``tier``, ``schedule``, ``max_flops_fraction``, and ``keep`` with
+    ``rules``; ``minimum`` and ``maximum`` go with budget ``auto``.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
-    budget: float | None = Field(
+    budget: _Share | Literal["auto"] | None = Field(
         default=None,
-        gt=0,
-        le=1,
-        description="Mean share of the vision tokens to keep over all layers; 1 is no reduction.",
+        description=(
+            "Mean share of the vision tokens to keep over all layers; 1 is no reduction. auto:"
+            " the server chooses by its load."
+        ),
+    )
+    tier: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=32,
+        description="A named budget of this server; see GET /v1/schedules.",
     )
     schedule: str | None = Field(
         default=None,
         min_length=1,
         max_length=96,
         description="Name of a stored schedule or of a built-in form; see GET /v1/schedules.",
+    )
+    max_flops_fraction: _Share | None = Field(
+        default=None,
+        description=(
+            "The largest budget whose prefill costs at most this share of the FLOPs without"
+            " reduction, for this very prompt."
+        ),
     )
     keep: list[_Rate] | None = Field(
         default=None,
@@ -67,6 +81,24 @@ class VTRField(BaseModel):
         max_length=MAX_ENTRIES,
         description="Inline schedule: the rank rule of each cut; empty where nothing is dropped.",
     )
+    minimum: _Share | None = Field(
+        default=None, description="With budget auto: the least budget the server may choose."
+    )
+    maximum: _Share | None = Field(
+        default=None, description="With budget auto: the largest budget the server may choose."
+    )
+    trace: bool = Field(
+        default=False, description="Say in the answer which vision tokens each layer kept."
+    )
+
+
+class AutoFacts(BaseModel):
+    """How the server chose a budget."""
+
+    level: float
+    """Where the controller stood."""
+    minimum: float
+    maximum: float
 
 
 class Facts(BaseModel):
@@ -79,6 +111,12 @@ class Facts(BaseModel):
     """``full``, ``searched``, ``interpolated`` (between two searched schedules), ``p-sigmoid
     default`` (no searched schedule has this budget or a lower one), ``built-in form`` or
     ``inline``."""
+    tier: str | None = None
+    """The tier that was asked for."""
+    asked_by: str = "default"
+    """What decided: ``body``, ``header``, ``model``, ``detail``, ``key default``, ``default``."""
+    auto: AutoFacts | None = None
+    """Only with budget ``auto``."""
     vision_tokens: int
     """Vision tokens in the prompt (of all prompts, where a request has several)."""
     kept_per_layer: list[int]
@@ -87,36 +125,36 @@ class Facts(BaseModel):
     """The mean keep rate that these whole numbers come to; 1.0 without vision tokens."""
     flops_fraction: float
     """Prefill FLOPs of the language model over those of no reduction."""
+    trace: dict[str, Any] | None = None
+    """Only where it was asked for; see ``server.trace``."""
 
 
 @dataclass(frozen=True)
 class Ask:
-    """A request for reduction in one of its three ways; all None is full budget."""
+    """One way of asking for reduction; all None is no wish at all."""
 
-    budget: float | None = None
+    budget: float | Literal["auto"] | None = None
+    tier: str | None = None
     schedule: str | None = None
+    max_flops_fraction: float | None = None
     keep: list[Any] | None = None
     rules: list[Any] | None = None
     """``keep`` and ``rules`` are both lists or both None; their entries are not checked yet."""
+    minimum: float | None = None
+    maximum: float | None = None
+    """Bounds of budget ``auto``."""
 
 
-def parse_ask(field: object, header: Sequence[str] = ()) -> Ask:
-    """Read the body's ``vtr`` and the values of the ``X-VTR-Budget`` header.
+def parse_field(field: object) -> tuple[Ask | None, bool]:
+    """Read the body's ``vtr``: what it asks for, None if nothing, and whether to trace.
 
-    Raises InvalidBudget, UnknownSchedule, ScheduleError or RequestError with the value and the
-    next step.
+    Raises InvalidBudget, UnknownTier, UnknownSchedule, ScheduleError or RequestError with the
+    value and the next step.
     """
-    if header and field is not None:
-        raise RequestError(
-            f"the body has vtr = {show(field)} and the header {HEADER} = {show(list(header))};"
-            " send one of them"
-        )
-    if header:
-        return Ask(budget=_header_budget(header))
     if field is None:
-        return Ask()
+        return None, False
     if not isinstance(field, Mapping):
-        raise RequestError(f"vtr is {show(field)}; it must be an object: {_EXAMPLE}")
+        raise RequestError(f"vtr is {show(field)}; it must be an object: {EXAMPLE}")
     try:
         asked = VTRField.model_validate(dict(field))
     except ValidationError as err:
@@ -124,14 +162,20 @@ def parse_ask(field: object, header: Sequence[str] = ()) -> Ask:
     if (asked.keep is None) != (asked.rules is None):
         raise RequestError(
             f"vtr is {show(dict(field))}; keep and rules go together, and rules may be empty:"
-            f" {_EXAMPLE}"
+            f" {EXAMPLE}"
         )
-    if [asked.budget, asked.schedule, asked.keep].count(None) != 2:
+    ways = [asked.budget, asked.tier, asked.schedule, asked.max_flops_fraction, asked.keep]
+    given = len(ways) - ways.count(None)
+    if given > 1 or (given == 0 and not asked.trace):
         raise RequestError(
-            f"vtr is {show(dict(field))}; it must hold exactly one of budget, schedule, and keep"
-            f" with rules: {_EXAMPLE}"
+            f"vtr is {show(dict(field))}; it must hold exactly one of budget, tier, schedule,"
+            f" max_flops_fraction, and keep with rules: {EXAMPLE}"
         )
-    return Ask(asked.budget, asked.schedule, asked.keep, asked.rules)
+    _check_bounds(asked)
+    if not given:
+        return None, asked.trace
+    values = asked.model_dump(exclude={"trace"})
+    return Ask(**values), asked.trace
 
 
 def refuse_wire_keys(xargs: Mapping[str, object] | None) -> None:
@@ -140,17 +184,22 @@ def refuse_wire_keys(xargs: Mapping[str, object] | None) -> None:
     if smuggled:
         raise RequestError(
             f"vllm_xargs has {show(smuggled)}; keys that start with {WIRE_PREFIX} belong to the"
-            f" server: {_EXAMPLE}"
+            f" server: {EXAMPLE}"
         )
 
 
-def _header_budget(values: Sequence[str]) -> float:
-    if len(values) != 1 or not _NUMBER.fullmatch(values[0]):
+def _check_bounds(asked: VTRField) -> None:
+    if asked.minimum is None and asked.maximum is None:
+        return
+    if asked.budget != AUTO:
+        raise RequestError(
+            f"vtr has minimum {asked.minimum} and maximum {asked.maximum}; they bound budget"
+            ' "auto" only: leave them out or ask for budget "auto"'
+        )
+    if (asked.minimum or 0.0) > (asked.maximum or 1.0):
         raise InvalidBudget(
-            f"header {HEADER} is {show(list(values))}; it must be one decimal number in (0, 1],"
-            " such as 0.25"
+            f"minimum {asked.minimum} is above maximum {asked.maximum}; exchange them"
         )
-    return check_budget(float(values[0]))
 
 
 def _translate(field: Mapping[str, object], err: ValidationError) -> VTRError:
@@ -158,22 +207,27 @@ def _translate(field: Mapping[str, object], err: ValidationError) -> VTRError:
     unknown = sorted(str(key) for key in field if key not in VTRField.model_fields)
     if unknown:
         return RequestError(
-            f"vtr has the unknown keys {show(unknown)}; allowed are budget, schedule, keep and"
-            f" rules: {_EXAMPLE}"
+            f"vtr has the unknown keys {show(unknown)}; allowed are"
+            f" {', '.join(VTRField.model_fields)}: {EXAMPLE}"
         )
-    wrong = err.errors()[0]["loc"][0]
+    wrong = str(err.errors()[0]["loc"][0])
+    value = show(field[wrong])
     if wrong in ("keep", "rules"):
         return ScheduleError(
-            f"{wrong} {show(field[wrong])} is not a list of at most {MAX_ENTRIES} entries; send"
+            f"{wrong} {value} is not a list of at most {MAX_ENTRIES} entries; send"
             " one keep rate per decoder layer and one rank rule per cut, as the example of"
             " GET /v1/schedules does"
         )
-    if wrong == "budget":
-        return InvalidBudget(
-            f"budget {show(field['budget'])} is not a number in (0, 1]; send the mean share of"
-            " vision tokens to keep over all layers, such as 0.5, or 1.0 for no reduction"
+    if wrong == "tier":
+        return UnknownTier(f"tier {value} is not a name; GET /v1/schedules lists the tiers")
+    if wrong == "schedule":
+        return UnknownSchedule(
+            f"schedule {value} is not a name of 1 to 96 characters; GET /v1/schedules lists what"
+            " there is"
         )
-    return UnknownSchedule(
-        f"schedule {show(field['schedule'])} is not a name of 1 to 96 characters;"
-        " GET /v1/schedules lists what there is"
+    if wrong == "trace":
+        return RequestError(f"trace is {value}; it must be true or false")
+    return InvalidBudget(
+        f"{wrong} {value} is not a number in (0, 1]; send the mean share of vision tokens to keep"
+        " over all layers, such as 0.5, or 1.0 for no reduction"
     )

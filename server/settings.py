@@ -6,7 +6,7 @@ without policy, whose limits only keep one request from taking everything.
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -33,7 +33,7 @@ __all__ = [
     "Settings",
 ]
 
-AUTO = "auto"
+AUTO: Final = "auto"
 
 Scope = Literal["generate", "metrics", "admin", "jobs"]
 

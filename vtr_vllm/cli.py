@@ -18,6 +18,7 @@ __all__ = ["Launch", "main", "plan_batch", "plan_serve"]
 PLUGIN = "vtr"
 WORKER_CLS = "vtr_vllm.engine.worker.Worker"
 SCHEDULER_CLS = "vtr_vllm.engine.scheduler.Scheduler"
+DRAIN_SECONDS = 60  # for what is in flight at SIGTERM; vLLM's own default aborts it
 CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"  # importing demo would load numpy
 DEMO_SCHEDULES = CHECKPOINT.with_name("schedules")
 
@@ -65,8 +66,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_serve(commands)
     _add_batch(commands)
     commands.add_parser("search", help="find schedules for a model", add_help=False)
+    commands.add_parser("keys", help="make API keys for --settings", add_help=False)
     if arguments[:1] == ["search"]:
         return _search(arguments[1:])
+    if arguments[:1] == ["keys"]:
+        from server.gate.cli import main as keys
+
+        return keys(arguments[1:])
     if arguments[:1] == ["serve"] and any(part.startswith("--help=") for part in arguments):
         _become(Launch(tuple(arguments), {}))  # vLLM's help by section
     options, rest = parser.parse_known_args(arguments)
@@ -125,6 +131,9 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
         type=Path,
         help="folder of schedule files that requests may name or reach by budget",
     )
+    command.add_argument(
+        "--settings", metavar="FILE", type=Path, help="TOML file of policy, limits, keys and tiers"
+    )
     command.add_argument("--additional-config", metavar="JSON", help=argparse.SUPPRESS)
 
 
@@ -152,6 +161,7 @@ def _plan(
     """A command line that begins with ``start`` and the model."""
     demo = options.model == "demo"
     flags = {"--worker-cls": WORKER_CLS, "--scheduler-cls": SCHEDULER_CLS}
+    flags["--shutdown-timeout"] = str(DRAIN_SECONDS)
     environment = {"VLLM_PLUGINS": _plugins(environ)}
     schedules = options.schedules
     if demo:
@@ -163,7 +173,7 @@ def _plan(
     for flag, value in flags.items():
         if not _given(flag, rest):
             arguments += [flag, value] if value else [flag]
-    config = _additional_config(options.additional_config, schedules)
+    config = _additional_config(options.additional_config, schedules, options.settings)
     if config:
         arguments += ["--additional-config", json.dumps(config)]
     return Launch((*arguments, *rest), environment)
@@ -203,19 +213,23 @@ def _plugins(environ: Mapping[str, str]) -> str:
     return ",".join(names if PLUGIN in names else [*names, PLUGIN])
 
 
-def _additional_config(given: str | None, schedules: Path | None) -> dict[str, Any]:
-    """vLLM's ``--additional-config`` with the schedule folder under ``vtr``."""
+def _additional_config(
+    given: str | None, schedules: Path | None, settings: Path | None
+) -> dict[str, Any]:
+    """vLLM's ``--additional-config`` with the schedule folder and the settings under ``vtr``."""
     try:
         config = {} if given is None else json.loads(given)
     except ValueError as err:
         _fail(f"vtr serve: --additional-config is no JSON ({err}); give one JSON object")
     if not isinstance(config, dict) or not isinstance(config.get("vtr", {}), dict):
         _fail("vtr serve: --additional-config and its vtr must be JSON objects")
-    if schedules is None:
-        return config
-    if not schedules.is_dir():
+    if schedules is not None and not schedules.is_dir():
         _fail(f"vtr serve: --schedules {schedules} is no folder; create it or name another")
-    return config | {"vtr": config.get("vtr", {}) | {"schedules": str(schedules.resolve())}}
+    if settings is not None and not settings.is_file():
+        _fail(f"vtr serve: --settings {settings} is no file; create it or name another")
+    paths = {"schedules": schedules, "settings": settings}
+    ours = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
+    return config | {"vtr": config.get("vtr", {}) | ours} if ours else config
 
 
 def _given(flag: str, rest: Sequence[str]) -> bool:

@@ -34,7 +34,7 @@ from server.jobs.store import JobStore
 from vtr_vllm.errors import JobConflict, RequestError, VTRError
 from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["SEARCH_COMMAND", "Settings", "create_app"]
+__all__ = ["SEARCH_COMMAND", "Settings", "create_app", "router", "start_service"]
 
 SEARCH_COMMAND = (sys.executable, "-m", "vtr_vllm.cli", "search")
 
@@ -54,7 +54,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Service:
-    """What the routes need, on ``app.state.service``."""
+    """What the routes need, on ``app.state.jobs``."""
 
     store: JobStore
     runner: Runner
@@ -71,18 +71,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        runner = Runner(
-            store, settings.sources, settings.command, settings.workers, settings.grace_seconds
-        )
-        app.state.service = Service(store, runner, settings.sources, settings.publish)
-        runner.start()
+        service = app.state.jobs = start_service(store, settings)
         try:
             yield
         finally:
-            await runner.stop()
+            await service.runner.stop()
             store.close()
 
     app = FastAPI(title="VTR search jobs", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.get("/health")(health)
     app.include_router(router)
     app.add_exception_handler(VTRError, _refuse)
     app.add_exception_handler(RequestValidationError, _refuse_invalid)
@@ -92,8 +89,20 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
+def start_service(store: JobStore, settings: Settings) -> Service:
+    """Begin to work off the jobs of a store, on the running event loop.
+
+    Searches end with the process, however it ends (see ``guard``), and are taken up by the next.
+    """
+    runner = Runner(
+        store, settings.sources, settings.command, settings.workers, settings.grace_seconds
+    )
+    runner.start()
+    return Service(store, runner, settings.sources, settings.publish)
+
+
 def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
+    service: Service = request.app.state.jobs
     return service
 
 
@@ -101,7 +110,6 @@ ServiceOf = Annotated[Service, Depends(_service)]
 router = APIRouter()
 
 
-@router.get("/health")
 async def health(service: ServiceOf) -> JSONResponse:
     """200 while every worker slot works; else 503 and why."""
     reason = service.runner.why_unhealthy()

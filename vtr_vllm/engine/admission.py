@@ -67,6 +67,12 @@ def collect(decide: Decide | None = None) -> Iterator[list[Admitted]]:
         _collector.reset(token)
 
 
+def has_admitted() -> bool:
+    """Whether anything was admitted yet in the context of ``collect`` that this runs in."""
+    collector = _collector.get()
+    return collector is not None and bool(collector.admitted)
+
+
 def install() -> None:
     """Wrap vLLM's input processor; safe to call again."""
     stock = InputProcessor.process_inputs

@@ -26,6 +26,8 @@ class EngineSettings:
     More bands free memory closer to the schedule; each costs its own metadata at every step."""
     schedules: str | None = None
     """Folder of schedule files that the server offers."""
+    settings: str | None = None
+    """The server's settings file; the engine has no use for it."""
 
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> "EngineSettings":
@@ -48,10 +50,12 @@ class EngineSettings:
                 f"additional-config vtr bands is {settings.bands!r}; it must be a whole number"
                 " from 1 to the number of layers"
             )
-        if settings.schedules is not None and not isinstance(settings.schedules, str):
-            raise ConfigurationError(
-                f"additional-config vtr schedules is {settings.schedules!r}; it must be a path"
-            )
+        for name in ("schedules", "settings"):
+            path = getattr(settings, name)
+            if path is not None and not isinstance(path, str):
+                raise ConfigurationError(
+                    f"additional-config vtr {name} is {path!r}; it must be a path"
+                )
         return settings
 
 

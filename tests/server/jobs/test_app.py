@@ -187,7 +187,7 @@ def test_a_client_that_goes_ends_its_stream(place: Place) -> None:
 
     async def watch_and_leave() -> None:
         async with app.router.lifespan_context(app):
-            service = app.state.service
+            service = app.state.jobs
             job = service.store.create(place.spec())
             service.runner.submit(job.id)
             begun = asyncio.Event()

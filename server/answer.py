@@ -1,0 +1,215 @@
+"""What happens to one request: ask -> schedule -> vLLM's own handler -> its answer with the facts.
+
+The same for every endpoint that generates; ``server.routes`` says in what they differ.
+"""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from server.asks import HEADER, Asked, Bounds, bounds, find_ask, split_alias
+from server.choice import Choice, Chooser
+from server.elastic import Elastic
+from server.engine import Admitted, Chunks, Engine, Failure, Whole, collect, first_token
+from server.facts import facts, headers, usage_details
+from server.gate.middleware import CALLER, Caller, Gate
+from server.protocol import Facts, refuse_wire_keys
+from server.reload import Schedules
+from server.settings import KeySettings, Settings
+from server.watch import Watch
+from vtr_vllm.errors import EngineNotReady, UnsupportedRequest
+from vtr_vllm.schedules import TRACE_KEY
+
+__all__ = ["Endpoint", "Service", "answer"]
+
+
+@dataclass(frozen=True)
+class Service:
+    """What the routes need, on ``app.state.vtr``."""
+
+    engine: Engine
+    settings: Settings
+    schedules: Schedules
+    elastic: Elastic | None
+    gate: Gate
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """In what the endpoints differ."""
+
+    serve: Callable[[Any, Request], Awaitable[Failure | Whole | Chunks]]
+    details: Callable[[Any], list[str]]
+    """The ``image_url.detail`` of each image of a request."""
+    usage: str
+    """Where usage says of what the prompt was made."""
+    closes: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+    """Of a parsed event: the object that the facts go into, None if the event ends nothing."""
+    may_close: tuple[str, ...]
+    """Texts of which one is in every event that ends something: the others are not parsed."""
+
+
+@dataclass
+class _Decision:
+    """How the schedule of each prompt is found; the choice is known once one was admitted."""
+
+    chooser: Chooser
+    asked: Asked
+    policy: Bounds
+    choice: Choice | None = None
+
+    def __post_init__(self) -> None:
+        if self.asked.ask.max_flops_fraction is None:
+            self.choice = self.chooser.choose(self.asked.ask, self.policy)
+
+    def __call__(self, n_vision: int, n_text: int) -> Mapping[str, Any]:
+        """What the ``extra_args`` of a prompt gain."""
+        fraction = self.asked.ask.max_flops_fraction
+        if fraction is None:
+            assert self.choice is not None
+            return self.choice.wire
+        found = self.chooser.choose_by_flops(fraction, self.policy, n_vision, n_text)
+        self.choice = found
+        return found.wire
+
+
+async def answer(
+    service: Service, endpoint: Endpoint, request: Any, raw_request: Request
+) -> Response:
+    """Serve one request."""
+    state = raw_request.scope["state"]
+    caller: Caller = state[CALLER]
+    watch = Watch(
+        tiers=service.settings.tiers,
+        bands=service.engine.band_starts,
+        key=caller.key,
+        elastic=service.elastic,
+        why_cut_off=lambda: service.gate.why_cut_off(state),
+    )
+    try:
+        return await _serve(service, endpoint, request, raw_request, watch)
+    except BaseException as err:
+        watch.fail(err)
+        raise
+
+
+async def _serve(
+    service: Service, endpoint: Endpoint, request: Any, raw_request: Request, watch: Watch
+) -> Response:
+    asked, decide = _decide(service, endpoint, request, raw_request, watch.key)
+    if reason := await service.engine.why_not_in_place():
+        raise EngineNotReady(f"reduction is not in place: {reason}")
+    trace = uuid.uuid4().hex if asked.trace else None
+    extra = {TRACE_KEY: trace} if trace else {}
+    with (
+        collect(lambda *prompt: {**decide(*prompt), **extra}) as admitted,
+        first_token(watch.first_token),
+    ):
+        found = await endpoint.serve(request, raw_request)
+    if isinstance(found, Failure):
+        watch.end("client_error" if found.status < 500 else "error")
+        return JSONResponse(found.body, status_code=found.status)
+    assert decide.choice is not None
+    known = facts(decide.choice, asked.by, admitted, service.engine.geometry)
+    watch.admitted(known, admitted)
+    service.gate.charge(raw_request.scope["state"], known.vision_tokens * known.mean_keep)
+    tell = _Tell(service.engine, endpoint, known, trace, admitted)
+    if isinstance(found, Whole):
+        await tell(found.body)
+        watch.end("ok")
+        return JSONResponse(found.body, headers=(found.headers or {}) | headers(known))
+    events = _stream(found.events, tell, watch)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers(known))
+
+
+def _decide(
+    service: Service,
+    endpoint: Endpoint,
+    request: Any,
+    raw_request: Request,
+    key: KeySettings | None,
+) -> tuple[Asked, _Decision]:
+    """Check what is asked, before anything is decoded or tokenised."""
+    request.model, alias = split_alias(request.model, service.engine.served_models())
+    asked = find_ask(
+        service.settings,
+        key,
+        request.vtr,
+        raw_request.headers.getlist(HEADER),
+        alias,
+        endpoint.details(request) if service.settings.detail else (),
+    )
+    refuse_wire_keys(request.vllm_xargs)
+    chooser = service.schedules.offer.chooser
+    decision = _Decision(chooser, asked, bounds(service.settings, key))
+    reduces = decision.choice is None or bool(decision.choice.wire)
+    if reduces and getattr(request, "use_beam_search", False):
+        raise UnsupportedRequest(
+            "use_beam_search is true and a budget below 1 was asked for; beam search runs at"
+            " full budget only: leave out one of them"
+        )
+    if getattr(request, "background", False):
+        raise UnsupportedRequest(
+            "background is true, and a response in the background has no answer that could say"
+            " what it ran with; leave it out"
+        )
+    if asked.trace and (getattr(request, "n", 1) or 1) > 1:
+        raise UnsupportedRequest(f"trace is true and n is {request.n}; trace one answer at a time")
+    return asked, decision
+
+
+@dataclass
+class _Tell:
+    """Writes the facts into what the client gets; a trace is fetched when it is first wanted."""
+
+    engine: Engine
+    endpoint: Endpoint
+    known: Facts
+    trace: str | None
+    admitted: Sequence[Admitted]
+
+    async def __call__(self, holder: Any) -> None:
+        """Put the facts into ``holder``, and into its usage."""
+        if self.trace is not None and self.known.trace is None:
+            self.known.trace = await self.engine.trace(self.trace, self.admitted)
+        holder["vtr"] = self.known.model_dump(exclude={"trace"} if self.trace is None else None)
+        if usage := holder.get("usage"):
+            name = self.endpoint.usage
+            usage[name] = {**(usage.get(name) or {}), **usage_details(self.known)}
+
+    async def closing(self, event: str) -> str:
+        """The event with the facts in it, if it ends something."""
+        head, mark, data = event.partition("data: ")
+        body = json.loads(data)
+        holder = self.endpoint.closes(body)
+        if holder is None:
+            return event
+        await self(holder)
+        return f"{head}{mark}{json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def _stream(
+    events: AsyncGenerator[str, None], tell: _Tell, watch: Watch
+) -> AsyncIterator[str]:
+    """Pass events on, with the facts in those that end a choice and in the usage chunk."""
+    failed = False
+    try:
+        async for event in events:
+            if any(text in event for text in tell.endpoint.may_close):
+                yield await tell.closing(event)
+            else:
+                failed = failed or event.startswith('data: {"error"')
+                yield event
+        watch.end("error" if failed else "ok")
+    except BaseException as err:
+        watch.fail(err)
+        raise
+    finally:
+        # The client may be gone and this task cancelled: the engine must still hear of it.
+        await asyncio.shield(events.aclose())

@@ -1,0 +1,102 @@
+"""One request, from its arrival to its end, as metrics, allowance and controller see it."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from server.elastic import Elastic, Work
+from server.facts import AdmittedRequest
+from server.metrics import (
+    Outcome,
+    observe_answer,
+    observe_first_token,
+    observe_outcome,
+    tier_label,
+)
+from server.protocol import Facts
+from server.settings import KeySettings
+from vtr_vllm.errors import RequestTimeout, VTRError
+
+__all__ = ["Watch"]
+
+
+@dataclass
+class Watch:
+    """Told of a request's stages; tells on what each of them means."""
+
+    tiers: Mapping[str, float | str]
+    bands: Sequence[int]
+    """First layer of each KV band."""
+    key: KeySettings | None
+    elastic: Elastic | None
+    why_cut_off: Callable[[], Exception | None] = lambda: None
+    """Why the gate ended the request; None if it did not."""
+    _id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    _arrived: float = field(default_factory=time.monotonic)
+    _first_token: float | None = None
+    _tier: str = "-"
+    _source: str = "-"
+    _ended: bool = False
+
+    def admitted(self, known: Facts, prompts: Sequence[AdmittedRequest]) -> None:
+        """The engine took the request; called once, maybe after its first token."""
+        self._tier = known.tier or tier_label(known.budget, known.schedule, self.tiers)
+        self._source = known.source
+        observe_answer(known, self.bands)
+        if self.elastic is not None and self._first_token is None:
+            self.elastic.backlog.admitted(self._id, _work(known, prompts))
+        if self._first_token is not None:
+            observe_first_token(self._first_token, self._tier)
+
+    def first_token(self) -> None:
+        """The first token of the first prompt is there."""
+        if self._first_token is not None:
+            return
+        self._first_token = time.monotonic() - self._arrived
+        if self.elastic is not None:
+            self.elastic.backlog.first_token(self._id)
+        if self._tier != "-":
+            observe_first_token(self._first_token, self._tier)
+
+    def end(self, outcome: Outcome) -> None:
+        """The request is over; only the first call counts."""
+        if self._ended:
+            return
+        self._ended = True
+        if self.elastic is not None:
+            self.elastic.backlog.done(self._id, completed=outcome == "ok")
+        observe_outcome(
+            outcome,
+            tier=self._tier,
+            source=self._source,
+            key=self.key.name if self.key else "-",
+            seconds=time.monotonic() - self._arrived,
+        )
+
+    def fail(self, err: BaseException) -> None:
+        """The request ended with an error, of which being cut off is one."""
+        self.end(_outcome_of(self.why_cut_off() or err))
+
+
+def _outcome_of(err: BaseException) -> Outcome:
+    if isinstance(err, asyncio.CancelledError | GeneratorExit):
+        return "aborted"
+    if isinstance(err, RequestTimeout):
+        return "timeout"
+    if isinstance(err, VTRError):
+        return "refused" if err.http_status < 500 else "error"
+    return "client_error" if isinstance(err, ValueError) else "error"
+
+
+def _work(known: Facts, prompts: Sequence[AdmittedRequest]) -> Work:
+    layers = len(known.kept_per_layer)
+    auto = known.auto
+    return Work(
+        text=sum(prompt.n_text for prompt in prompts) * layers,
+        kept=sum(known.kept_per_layer),
+        vision=known.vision_tokens * layers if auto else 0.0,
+        minimum=auto.minimum if auto else 0.0,
+        maximum=auto.maximum if auto else 1.0,
+    )
