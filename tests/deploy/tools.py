@@ -26,13 +26,14 @@ RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
 def tool(name: str) -> str:
     """A program, by the environment (``PROMTOOL=...`` for promtool), beside Python, or by PATH.
 
-    Without it the test is skipped, or fails where ``VTR_REQUIRE_TOOLS=1`` says that it must run.
+    Without it the test is skipped, or fails where ``VTR_REQUIRE_TOOLS=1`` says that .ci/tools was
+    run. It has no source for kubectl: Debian's is too old to know components.
     """
     beside = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     found = os.environ.get(name.upper().replace("-", "_")) or shutil.which(name, path=beside)
     if found:
         return found
-    if os.environ.get("VTR_REQUIRE_TOOLS") == "1":
+    if os.environ.get("VTR_REQUIRE_TOOLS") == "1" and name != "kubectl":
         pytest.fail(f"{name} is not there; .ci/tools installs it")
     pytest.skip(f"{name} is not there; .ci/tools installs it")
 
