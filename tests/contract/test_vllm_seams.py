@@ -31,9 +31,17 @@ from vllm.v1.core.sched.scheduler import Scheduler as StockScheduler
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core import EngineCore, EngineCoreProc
+from vllm.v1.engine.core_client import AsyncMPClient, InprocClient, SyncMPClient
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
+from vllm.v1.metrics.loggers import (
+    AggregateStatLoggerBase,
+    StatLoggerManager,
+    load_stat_logger_plugin_factories,
+)
+from vllm.v1.metrics.stats import IterationStats, PromptTokenStats, SchedulerStats
 from vllm.v1.request import Request
 from vllm.v1.worker import cpu_worker, gpu_model_runner, gpu_worker
 from vllm.v1.worker.block_table import BlockTable
@@ -46,13 +54,17 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.utils import AttentionGroup
 
+from vtr_vllm.engine import kv_report
 from vtr_vllm.engine.kv_bands import BandManager, BandSpec
 from vtr_vllm.engine.llava import ReducedLlava
+from vtr_vllm.engine.load import LoadLogger
 from vtr_vllm.engine.model import ReductionMixin
 from vtr_vllm.engine.runner_v1 import ReducingRunner
 from vtr_vllm.engine.runner_v2 import ReducingModelState
 from vtr_vllm.engine.scheduler import Scheduler
 from vtr_vllm.engine.worker import Runner, Worker
+
+WORKER_METHODS = {"vtr_status", "vtr_counters", "vtr_take_trace", "_vtr_reduction"}
 
 # Our class, vLLM's class, and the methods of ours that vLLM does not know.
 OVERRIDES = [
@@ -66,8 +78,9 @@ OVERRIDES = [
     ),
     (ReducingModelState, DefaultModelState, {"reduction", "_step_requests"}),
     (ReductionMixin, llava.LlavaForConditionalGeneration, {"get_model_state_cls"}),
-    (Worker, gpu_worker.Worker, {"vtr_status"}),
-    (Worker, cpu_worker.CPUWorker, {"vtr_status"}),
+    (Worker, gpu_worker.Worker, WORKER_METHODS),
+    (Worker, cpu_worker.CPUWorker, WORKER_METHODS),
+    (LoadLogger, AggregateStatLoggerBase, set()),
 ]
 
 
@@ -154,6 +167,10 @@ CALLS: list[tuple[Callable, str]] = [
     (gpu_worker.Worker.init_device, "_init_workspace_and_model_runner"),
     (gpu_worker.Worker._init_workspace_and_model_runner, "_make_model_runner"),
     (gpu_worker.Worker._make_model_runner, "vllm.v1.worker.gpu_model_runner"),
+    (StatLoggerManager.record, "record"),
+    (StatLoggerManager.__init__, "engine_indexes"),
+    (AsyncLLM.__init__, "load_stat_logger_plugin_factories"),
+    (load_stat_logger_plugin_factories, "STAT_LOGGER_PLUGINS_GROUP"),
     (LLMEngine.add_request, "process_inputs"),
     (AsyncLLM.add_request, "process_inputs"),
     (llava.LlavaForConditionalGeneration.forward, "model"),
@@ -180,8 +197,15 @@ def test_both_queues_of_the_scheduler_ask_for_encoder_inputs() -> None:
         (StockScheduler, ["vllm_config", "requests", "kv_cache_manager"]),
         (KVCacheManager, ["coordinator", "block_pool"]),
         (KVCacheCoordinator, ["single_type_managers"]),
-        (BlockPool, ["hash_block_size"]),
+        (BlockPool, ["hash_block_size", "num_gpu_blocks", "null_block"]),
+        (FullAttentionManager, ["block_size", "req_to_blocks"]),
+        (EngineCore, ["scheduler"]),
+        (InprocClient, ["engine_core"]),
+        (AsyncLLM, ["engine_core"]),
+        (LLMEngine, ["engine_core"]),
+        (IterationStats, ["time_to_first_tokens_iter", "prompt_token_stats"]),
         (Request, ["block_hashes", "_block_hasher", "mm_features", "prompt_token_ids"]),
+        (Request, ["num_computed_tokens"]),
         (GPUModelRunner, ["requests", "input_batch", "attn_groups"]),
         (InputBatch, ["block_table", "num_computed_tokens_cpu"]),
         (BlockTable, ["block_size"]),
@@ -209,6 +233,16 @@ def test_attributes_that_we_read_are_set(cls: type, attributes: list[str]) -> No
     ("cls", "needed"),
     [
         (ForwardContext, ["slot_mapping"]),
+        (
+            SchedulerStats,
+            [
+                "num_running_reqs",
+                "num_waiting_reqs",
+                "num_skipped_waiting_reqs",
+                "kv_cache_usage",
+            ],
+        ),
+        (PromptTokenStats, ["computed"]),
         (KVCacheGroupSpec, ["layer_names", "kv_cache_spec"]),
         (AttentionGroup, ["layer_names"]),
         (PlaceholderRange, ["offset", "length", "is_embed"]),
@@ -253,6 +287,10 @@ def test_fields_of_an_engine_request() -> None:
     ("method", "arguments"),
     [
         (InputProcessor.process_inputs, ["self"]),
+        (BlockPool.get_num_free_blocks, ["self"]),
+        (AsyncMPClient.call_utility_all_async, ["self", "method", "args"]),
+        (SyncMPClient.call_utility, ["self", "method", "args"]),
+        (EngineCore.collective_rpc, ["self", "method", "timeout", "args", "kwargs"]),
         (Attention.get_kv_cache_spec, ["self", "vllm_config"]),
         (AttentionGroup.build_metadata, ["self", "common_attn_metadata"]),
         (AttentionMetadataBuilder.build, ["self", "common_prefix_len", "common_attn_metadata"]),
@@ -271,6 +309,11 @@ def test_fields_of_an_engine_request() -> None:
 )
 def test_methods_that_we_call_take_what_we_give(method: Callable, arguments: list[str]) -> None:
     assert list(inspect.signature(method).parameters)[: len(arguments)] == arguments
+
+
+def test_an_engine_core_is_asked_by_name() -> None:
+    assert "getattr(self, method_name)" in inspect.getsource(EngineCoreProc._handle_client_request)
+    assert kv_report.UTILITY not in inspect.getsource(EngineCore), "ours stands in for vLLM's own"
 
 
 def test_a_model_in_a_folder_of_vllm_carries_its_processor() -> None:
