@@ -1,0 +1,82 @@
+"""Keys, refusals and broken connections, as the page tells of them."""
+
+from __future__ import annotations
+
+import hashlib
+
+from playwright.sync_api import expect
+
+from server.settings import KeySettings
+from tests.server.page.conftest import Light, OpenPage
+
+KEY = "a-key-of-the-tests"
+
+
+def key_of(*scopes: str) -> KeySettings:
+    digest = hashlib.sha256(KEY.encode()).hexdigest()
+    return KeySettings.model_validate({"name": "tests", "sha256": digest, "scopes": scopes})
+
+
+def test_a_server_with_keys_asks_for_one_and_the_tab_keeps_it(
+    open_page: OpenPage, light: Light
+) -> None:
+    url = light(keys=(key_of("generate"),))
+    page = open_page(url, expected=("401", "403"))
+    field = page.get_by_label("API key")
+    expect(field).to_be_focused()
+    expect(page.get_by_role("alert")).to_contain_text("API key is missing or unknown")
+    field.fill("wrong")
+    field.press("Enter")
+    expect(field).to_have_value("")
+    expect(page.locator("#served")).to_have_text("Not connected")
+    field.fill(KEY)
+    field.press("Enter")
+    expect(page.locator("#served")).to_contain_text("demo")
+    expect(field).to_be_hidden()
+    expect(page.get_by_role("alert")).to_be_hidden()
+    expect(page.locator("#jobs")).to_be_hidden()  # this key has no scope for them
+    page.reload()
+    expect(page.locator("#served")).to_contain_text("demo")
+    kept = page.evaluate("[Object.values(sessionStorage), localStorage.length, document.cookie]")
+    assert kept == [[KEY], 0, ""]
+
+
+def test_a_key_with_the_scope_sees_the_jobs(open_page: OpenPage, light: Light) -> None:
+    page = open_page(light(keys=(key_of("generate", "jobs"),)), expected=("401",))
+    page.get_by_label("API key").fill(KEY)
+    page.get_by_role("button", name="Use this key").click()
+    expect(page.locator("#jobs")).to_be_visible()
+
+
+def test_an_error_is_shown_in_the_words_of_the_server(open_page: OpenPage, light: Light) -> None:
+    page = open_page(light(), expected=("404",))  # no engine here, so no such route
+    page.get_by_label("Question").fill("What?")
+    page.get_by_role("button", name="Ask").click()
+    for card in page.locator(".answer").all():
+        expect(card.locator(".error")).to_have_text("Not Found")
+    expect(page.locator("#progress")).to_contain_text("could not be answered")
+    expect(page.get_by_role("button", name="Ask")).to_be_enabled()
+    expect(page.locator("#patches")).to_be_hidden()
+
+
+def test_a_question_can_be_stopped(open_page: OpenPage, light: Light) -> None:
+    page = open_page(light())
+    page.route("**/v1/chat/completions", lambda route: None)  # held back, never sent on
+    page.get_by_label("Question").fill("What?")
+    page.get_by_role("button", name="Ask").click()
+    stop = page.get_by_role("button", name="Stop")
+    expect(stop).to_be_focused()
+    stop.press("Enter")
+    for card in page.locator(".answer").all():
+        expect(card).to_contain_text("Stopped.")
+    expect(stop).to_be_hidden()
+    expect(page.get_by_role("button", name="Ask")).to_be_focused()
+
+
+def test_a_server_that_is_gone_is_said(open_page: OpenPage, light: Light) -> None:
+    page = open_page(light(), expected=("ERR_CONNECTION_REFUSED",))
+    page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
+    page.get_by_label("Question").fill("What?")
+    page.get_by_role("button", name="Ask").click()
+    for card in page.locator(".answer").all():
+        expect(card.locator(".error")).to_contain_text("cannot be reached")
