@@ -20,7 +20,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy rankings search-evidence demo-search demo-compare clean
+.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy rankings search-evidence demo-search demo-compare soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -133,6 +133,9 @@ search-evidence: $(READY) ## measure G-Search against every curve, Bayesian opti
 	@echo "search-evidence: evaluating; stopped, the same command goes on"
 	$(BIN)/python -m benchmarks.optimality --folder build/search-evidence $(ARGS)
 	$(BIN)/python -m benchmarks.bayes --folder build/search-evidence $(ARGS)
+
+soak: $(READY) ## load a server for half an hour and check its answers, memory, KV blocks and counts
+	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 clean: ## remove caches, builds and unfinished training; $(VENV) stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

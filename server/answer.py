@@ -19,6 +19,7 @@ from server.elastic import Elastic
 from server.engine import Admitted, Chunks, Engine, Failure, Whole, collect, first_token
 from server.facts import facts, headers, usage_details
 from server.gate.middleware import CALLER, Caller, Gate
+from server.metrics import Outcome
 from server.protocol import Facts, refuse_wire_keys
 from server.reload import Schedules
 from server.settings import KeySettings, Settings
@@ -113,7 +114,7 @@ async def _serve(
     ):
         found = await endpoint.serve(request, raw_request)
     if isinstance(found, Failure):
-        watch.end("client_error" if found.status < 500 else "error")
+        watch.end(_outcome(found))
         return JSONResponse(found.body, status_code=found.status)
     assert decide.choice is not None
     known = facts(decide.choice, asked.by, admitted, service.engine.geometry)
@@ -126,6 +127,14 @@ async def _serve(
         return JSONResponse(found.body, headers=(found.headers or {}) | headers(known))
     events = _stream(found.events, tell, watch)
     return StreamingResponse(events, media_type="text/event-stream", headers=headers(known))
+
+
+def _outcome(failure: Failure) -> Outcome:
+    """How a request ended that vLLM answered with an error."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return "aborted"  # the client is gone: vLLM takes that for a request at fault
+    return "client_error" if failure.status < 500 else "error"
 
 
 def _decide(
