@@ -7,6 +7,7 @@ import re
 import yaml
 
 from server import metrics
+from tests.contract.source import ROOT
 from tests.deploy import dashboards
 from tests.deploy.tools import DEPLOY, RULES, rules, run, tool
 
@@ -57,3 +58,9 @@ def test_rules_and_panels_ask_for_metrics_that_exist() -> None:
         asked = set(re.findall(r"(?<![\w:])vtr_\w+", text))
         assert asked <= our_metrics(), text
         assert set(re.findall(r"\bjob\w*:\w+:\w+", text)) <= recorded, text
+
+
+def test_the_docs_list_the_alerts() -> None:
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    listed = dict(re.findall(r"^\| `(VTR\w+)` \| (\w+) \|", text, re.MULTILINE))
+    assert listed == {rule["alert"]: rule["labels"]["severity"] for rule in rules("alert")}
