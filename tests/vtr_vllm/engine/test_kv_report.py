@@ -29,7 +29,6 @@ def blocks(tokens: int) -> int:
     return -(-tokens // BLOCK)
 
 
-@pytest.mark.both_runners
 def test_saved_is_what_full_budget_would_hold_more(engines: Engines, checkpoint: Path) -> None:
     """At every step; the same requests at full budget hold as many blocks as held and saved."""
     llm = engines.get(model=checkpoint)
