@@ -1,0 +1,174 @@
+"""Bodies and times have bounds, and a request that is cut off is aborted and told why."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+
+from server.settings import Settings
+from tests.server.gate.apps import Place
+from tests.server.gate.test_middleware import code_of, post, run
+
+
+def limited(**limits: Any) -> Place:
+    return Place(Settings.model_validate({"limits": limits}))
+
+
+async def chunks(sizes: list[int], pause: float = 0.0) -> AsyncIterator[bytes]:
+    for size in sizes:
+        await asyncio.sleep(pause)
+        yield b"x" * size
+
+
+def test_a_body_at_the_limit_passes() -> None:
+    assert post(limited(body_bytes=100), "/v1/echo", content=b"x" * 100).json()["bytes"] == 100
+    streamed = post(limited(body_bytes=100), "/v1/echo", content=chunks([60, 40]))
+    assert streamed.json()["bytes"] == 100
+
+
+def test_a_body_that_says_it_is_too_large_is_not_read() -> None:
+    place = limited(body_bytes=100)
+    answer = post(place, "/v1/echo", content=b"x" * 101)
+    assert (answer.status_code, code_of(answer)) == (413, "body_too_large")
+    assert answer.headers["connection"] == "close"
+    assert place.seen == []
+
+
+def test_a_body_that_turns_out_too_large_is_refused() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 10
+            yield b"x" * 10
+
+    sent = 0
+    place = limited(body_bytes=100)
+    answer = post(place, "/v1/echo", content=endless())
+    assert (answer.status_code, code_of(answer)) == (413, "body_too_large")
+    assert sent <= 120, "reading stops at the limit"
+    assert place.gate.in_flight == 0
+
+
+@pytest.mark.parametrize("length", ["-1", "abc", "1e3", ""])
+def test_a_length_that_is_no_number_does_not_hide_a_large_body(length: str) -> None:
+    place = limited(body_bytes=100)
+    answer = post(place, "/v1/echo", content=b"x" * 101, headers={"Content-Length": length})
+    assert answer.status_code == 413
+
+
+def test_a_slow_body_is_refused() -> None:
+    place = limited(body_seconds=0.1)
+    answer = post(place, "/v1/echo", content=chunks([1] * 1000, pause=0.01))
+    assert (answer.status_code, code_of(answer)) == (408, "body_timeout")
+    assert place.gate.in_flight == 0
+    assert place.seen == []
+
+
+def test_the_time_for_a_body_does_not_bound_the_answer() -> None:
+    place = limited(body_seconds=0.05)
+
+    async def wait() -> httpx.Response:
+        async with place.client() as client:
+            asked = asyncio.create_task(client.post("/v1/slow", content=b"x"))
+            await asyncio.sleep(0.2)
+            place.release.set()
+            return await asked
+
+    assert run(wait()).status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/v1/slow", "/v1/deaf"])
+def test_an_answer_that_takes_too_long_is_aborted(path: str) -> None:
+    place = limited(request_seconds=0.1)
+    answer = post(place, path, content=b"x")
+    assert (answer.status_code, code_of(answer)) == (504, "request_timeout")
+    assert place.seen == ["aborted"]
+    assert place.gate.in_flight == 0
+
+
+def test_a_stream_that_takes_too_long_ends_with_an_error() -> None:
+    place = limited(request_seconds=0.1)
+    answer = post(place, "/v1/stream", content=b"x")
+    assert answer.status_code == 200
+    events = [event for event in answer.text.split("\n\n") if event]
+    assert events[0] == "data: 1"
+    assert '"code":"request_timeout"' in events[1].replace(" ", "")
+    assert events[2:] == ["data: [DONE]"]
+    assert place.seen == ["aborted"]
+
+
+def test_a_client_that_reads_nothing_is_given_up() -> None:
+    """Its connection's buffer is full, so that a send never returns."""
+    place = limited(request_seconds=0.1)
+    body = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Any:
+        if body:
+            return body.pop()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    scope = {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": "1.1",
+        "method": "POST",
+        "path": "/v1/stream",
+        "query_string": b"",
+        "headers": [],
+        "client": ("192.0.2.1", 1),
+        "server": ("test", 80),
+    }
+    asyncio.run(asyncio.wait_for(place.app(scope, receive, send), 30))
+    assert place.gate.in_flight == 0
+    assert place.gate.why_cut_off(scope["state"]).code == "request_timeout"  # type: ignore[arg-type, union-attr]
+
+
+def test_a_client_that_leaves_is_not_answered() -> None:
+    place = Place()
+
+    async def leave() -> None:
+        async with place.client() as client:
+            asked = asyncio.create_task(client.post("/v1/deaf"))
+            while not place.gate.in_flight:
+                await asyncio.sleep(0.001)
+            asked.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asked
+
+    run(leave())
+    assert place.gate.in_flight == 0
+    assert place.seen == ["aborted"]
+
+
+def test_an_application_that_fails_fails_as_before() -> None:
+    place = Place()
+
+    async def broken() -> None:
+        raise RuntimeError("broken")
+
+    place.app.add_api_route("/v1/broken", broken, methods=["POST"])
+    with pytest.raises(RuntimeError, match="broken"):
+        post(place, "/v1/broken")
+    assert place.gate.in_flight == 0
+
+
+def test_neighbours_are_unharmed() -> None:
+    place = limited(request_seconds=0.3, body_bytes=100)
+
+    async def crowd() -> list[httpx.Response]:
+        async with place.client() as client:
+            asked = [client.post("/v1/slow"), client.post("/v1/echo", content=b"x" * 101)]
+            asked += [client.post("/v1/echo", content=b"x") for _ in range(20)]
+            return await asyncio.gather(*asked)
+
+    codes = [answer.status_code for answer in run(crowd())]
+    assert codes == [504, 413] + [200] * 20

@@ -1,0 +1,379 @@
+"""Who gets in, how often, and what every answer carries; each limit is crossed."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+from starlette.testclient import TestClient
+from starlette.websockets import WebSocketDisconnect
+
+from server.gate.middleware import ADMIN_PORT, Gate, install
+from server.settings import Settings
+from tests.server.gate.apps import ALL_SCOPES, Place, bearer, key
+
+GUARDED = ("/v1/models", "/v1/jobs", "/metrics", "/admin/settings", "/reset_prefix_cache")
+KEYED = Settings(
+    keys=(
+        key("plain", "plain-key"),
+        key("ops", "ops-key", scopes=("metrics", "admin")),
+        key("jobs", "jobs-key", scopes=("jobs",)),
+        key("all", "all-key", scopes=ALL_SCOPES),
+    )
+)
+
+
+def run(coroutine: Any) -> Any:
+    return asyncio.run(coroutine)
+
+
+def get(place: Place, path: str, **kw: Any) -> httpx.Response:
+    return send(place, "GET", path, **kw)
+
+
+def post(place: Place, path: str, **kw: Any) -> httpx.Response:
+    return send(place, "POST", path, **kw)
+
+
+def send(place: Place, method: str, path: str, **kw: Any) -> httpx.Response:
+    async def once() -> httpx.Response:
+        async with place.client() as client:
+            return await client.request(method, path, **kw)
+
+    answer = run(once())
+    assert isinstance(answer, httpx.Response)
+    return answer
+
+
+def code_of(answer: httpx.Response) -> Any:
+    return answer.json()["error"]["code"]
+
+
+# Every answer
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/nosuch"])
+def test_security_headers_are_on_every_answer(path: str) -> None:
+    headers = get(Place(), path).headers
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["content-security-policy"] == "frame-ancestors 'none'"
+    assert headers["cache-control"] == "no-store"
+
+
+def test_a_route_sets_its_own_policy() -> None:
+    from fastapi.responses import Response
+
+    place = Place()
+    own = {"Content-Security-Policy": "default-src 'self'", "Cache-Control": "max-age=60"}
+    place.app.add_api_route("/page/x", lambda: Response("x", headers=own))
+    headers = get(place, "/page/x").headers
+    assert headers.get_list("content-security-policy") == ["default-src 'self'"]
+    assert headers.get_list("cache-control") == ["max-age=60"]
+    assert headers["x-frame-options"] == "DENY"
+
+
+@pytest.mark.parametrize("given", ["abc", "A.b:c_9-", "x" * 128])
+def test_a_request_id_is_taken_over(given: str) -> None:
+    answer = post(Place(), "/v1/echo", headers={"X-Request-Id": given})
+    assert answer.headers["x-request-id"] == given == answer.json()["request_id"]
+
+
+@pytest.mark.parametrize("given", [None, "", "x" * 129, "a b", "a\tb", "{}", "a/../b"])
+def test_an_odd_request_id_is_replaced(given: str | None) -> None:
+    answer = post(Place(), "/v1/echo", headers={} if given is None else {"X-Request-Id": given})
+    made = answer.headers["x-request-id"]
+    assert re.fullmatch("[0-9a-f]{32}", made)
+    assert answer.json()["request_id"] == made, "the routes see what the client is told"
+
+
+def test_refusals_carry_the_headers_too() -> None:
+    answer = get(Place(KEYED), "/v1/models", headers={"X-Request-Id": "mine"})
+    assert answer.status_code == 401
+    assert answer.headers["x-request-id"] == "mine"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+# Keys and scopes
+
+
+@pytest.mark.parametrize("path", GUARDED)
+def test_nothing_without_a_key(path: str) -> None:
+    for headers in ({}, bearer("wrong"), {"Authorization": "Basic plain-key"}):
+        for method in ("GET", "POST", "HEAD", "OPTIONS", "DELETE"):
+            answer = send(Place(KEYED), method, path, headers=headers)
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+    assert code_of(get(Place(KEYED), path)) == "invalid_api_key"
+
+
+@pytest.mark.parametrize("path", ["/nosuch", "//v1/models", "/V1/models", "/v1/../health"])
+def test_unknown_paths_are_guarded(path: str) -> None:
+    assert get(Place(KEYED), path).status_code in (200, 401), "a client may resolve the dots"
+    assert get(Place(KEYED), "/nosuch").status_code == 401
+
+
+@pytest.mark.parametrize("path", ["/health", "/live", "/ready", "/page/app.js"])
+def test_open_routes_need_none(path: str) -> None:
+    assert get(Place(KEYED), path).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("secret", "allowed"),
+    [
+        ("plain-key", {"/v1/models"}),
+        ("ops-key", {"/metrics", "/admin/settings", "/reset_prefix_cache"}),
+        ("jobs-key", {"/v1/jobs"}),
+        ("all-key", set(GUARDED)),
+    ],
+)
+def test_scopes_hold(secret: str, allowed: set[str]) -> None:
+    for path in GUARDED:
+        answer = get(Place(KEYED), path, headers=bearer(secret))
+        assert answer.status_code == (200 if path in allowed else 403), path
+        if path not in allowed:
+            assert code_of(answer) == "forbidden"
+
+
+def test_the_key_never_shows(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG")
+    for secret in ("plain-key", "a-wrong-key"):
+        answer = get(Place(KEYED), "/metrics", headers=bearer(secret))
+        assert secret not in answer.text
+    assert "plain-key" not in caplog.text
+    assert "a-wrong-key" not in caplog.text
+
+
+def test_the_routes_learn_who_asks() -> None:
+    assert post(Place(KEYED), "/v1/echo", headers=bearer("plain-key")).json()["caller"] == "plain"
+    assert post(Place(), "/v1/echo").json()["caller"] is None
+
+
+def test_a_root_path_opens_nothing() -> None:
+    place = Place(KEYED)
+    place.app.root_path = "/api"
+    assert get(place, "/api/v1/models").status_code == 401
+    assert get(place, "/v1/models").status_code == 401
+    assert get(place, "/api/health").status_code == 200
+    assert get(place, "/api/v1/models", headers=bearer("plain-key")).status_code == 200
+
+
+def test_an_open_server_lets_everybody_in() -> None:
+    for path in ("/v1/models", "/v1/jobs", "/metrics"):
+        assert get(Place(), path).status_code == 200
+
+
+def test_an_open_server_has_no_admin() -> None:
+    answer = post(Place(), "/admin/settings")
+    assert answer.status_code == 404
+    assert post(Place(), "/reset_prefix_cache").status_code == 200, "vLLM's own stays as it is"
+
+
+# The admin port
+
+
+def test_what_moved_to_the_admin_port_is_gone_from_the_main_one() -> None:
+    place = Place(Settings.model_validate({**KEYED.model_dump(), "admin": {}}))
+    for path in ("/health", "/live", "/ready", "/metrics", "/admin/settings"):
+        assert get(place, path, headers=bearer("all-key")).status_code == 404, path
+    assert get(place, "/v1/models", headers=bearer("all-key")).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("settings", "path", "status"),
+    [
+        (Settings(admin={}), "/metrics", 200),  # type: ignore[arg-type]
+        (Settings(admin={}), "/admin/settings", 200),  # type: ignore[arg-type]
+        (Settings(admin={}, keys=(key("a", "a"),)), "/admin/settings", 200),  # type: ignore[arg-type]
+        (Settings(admin={}, keys=KEYED.keys), "/admin/settings", 401),  # type: ignore[arg-type]
+        (Settings(admin={}, keys=KEYED.keys), "/metrics", 200),  # type: ignore[arg-type]
+    ],
+)
+def test_the_admin_port_asks_for_a_key_where_one_is_for_it(
+    settings: Settings, path: str, status: int
+) -> None:
+    place = Place(settings)
+    app = place.app
+
+    async def on_admin_port(scope: Any, receive: Any, send: Any) -> None:
+        await app({**scope, "state": {ADMIN_PORT: True}}, receive, send)
+
+    place.app = on_admin_port  # type: ignore[assignment]
+    assert get(place, path).status_code == status
+
+
+# Allowances
+
+
+def test_requests_per_minute_of_a_key() -> None:
+    place = Place(
+        Settings(
+            keys=(key("slow", "slow", requests_per_minute=3), key("other", "other")),
+        )
+    )
+
+    async def several() -> list[httpx.Response]:
+        async with place.client() as client:
+            return [await client.get("/v1/models", headers=bearer("slow")) for _ in range(4)]
+
+    answers = run(several())
+    assert [a.status_code for a in answers] == [200, 200, 200, 429]
+    assert code_of(answers[-1]) == "rate_limited"
+    assert answers[-1].headers["retry-after"] == "20"
+    assert get(place, "/v1/models", headers=bearer("other")).status_code == 200
+    place.clock.now = 20.0
+    assert get(place, "/v1/models", headers=bearer("slow")).status_code == 200
+    assert get(place, "/v1/models", headers=bearer("slow")).status_code == 429
+
+
+def test_requests_per_minute_without_keys_are_counted_by_address() -> None:
+    place = Place(Settings(limits={"requests_per_minute": 1}))  # type: ignore[arg-type]
+
+    async def ask(address: str) -> int:
+        transport = httpx.ASGITransport(place.app, client=(address, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            return (await client.get("/v1/models")).status_code
+
+    asked = [run(ask(a)) for a in ("192.0.2.1", "192.0.2.1", "192.0.2.2")]
+    assert asked == [200, 429, 200]
+    assert get(place, "/health").status_code == 200, "health is never limited"
+
+
+def test_vision_tokens_are_owed_after_they_are_spent() -> None:
+    place = Place(Settings(keys=(key("a", "a", vision_tokens_per_minute=600),)))
+    headers = bearer("a")
+    assert post(place, "/v1/echo", headers=headers).status_code == 200
+    place.gate.charge(place.seen[-1], 600)
+    assert post(place, "/v1/echo", headers=headers).status_code == 200, "used up, not in debt"
+    place.gate.charge(place.seen[-1], 50)
+    refused = post(place, "/v1/echo", headers=headers)
+    assert refused.status_code == 429
+    assert refused.headers["retry-after"] == "5"
+    assert "vision tokens" in refused.text
+    place.clock.now = 5.0
+    assert post(place, "/v1/echo", headers=headers).status_code == 200
+
+
+def test_no_allowance_is_no_limit() -> None:
+    place = Place(Settings(keys=(key("a", "a"),)))
+    assert post(place, "/v1/echo", headers=bearer("a")).status_code == 200
+    place.gate.charge(place.seen[-1], 1e12)
+    assert post(place, "/v1/echo", headers=bearer("a")).status_code == 200
+
+
+def test_no_more_in_flight_than_allowed() -> None:
+    place = Place(Settings(limits={"in_flight": 2}))  # type: ignore[arg-type]
+
+    async def crowd() -> tuple[httpx.Response, httpx.Response, list[httpx.Response]]:
+        async with place.client() as client:
+            inside = [asyncio.create_task(client.post("/v1/slow")) for _ in range(2)]
+            while place.gate.in_flight < 2:
+                await asyncio.sleep(0.001)
+            refused = await client.post("/v1/slow")
+            health = await client.get("/health")
+            place.release.set()
+            return refused, health, await asyncio.gather(*inside)
+
+    refused, health, inside = run(crowd())
+    assert (refused.status_code, code_of(refused)) == (429, "overloaded")
+    assert int(refused.headers["retry-after"]) >= 1
+    assert health.status_code == 200
+    assert [a.status_code for a in inside] == [200, 200]
+    assert place.gate.in_flight == 0
+    assert post(place, "/v1/echo").status_code == 200
+
+
+# Draining
+
+
+def test_a_draining_server_finishes_and_takes_nothing_new() -> None:
+    place = Place()
+
+    async def drain() -> tuple[list[httpx.Response], httpx.Response]:
+        async with place.client() as client:
+            begun = asyncio.create_task(client.post("/v1/stream"))
+            while not place.gate.in_flight:
+                await asyncio.sleep(0.001)
+            drained = asyncio.create_task(place.gate.drain(30))
+            await asyncio.sleep(0)
+            paths = ("/v1/models", "/health", "/ready", "/live", "/metrics")
+            answers = [await client.get(path) for path in paths]
+            assert not drained.done()
+            place.release.set()
+            await drained
+            return answers, await begun
+
+    answers, begun = run(drain())
+    assert [a.status_code for a in answers] == [503, 503, 503, 200, 200]
+    assert code_of(answers[0]) == code_of(answers[1]) == "draining"
+    assert int(answers[0].headers["retry-after"]) >= 1
+    assert begun.text.endswith("data: [DONE]\n\n")
+    assert "error" not in begun.text
+
+
+def test_a_drain_ends_even_if_a_request_does_not() -> None:
+    place = Place()
+
+    async def drain() -> httpx.Response:
+        async with place.client() as client:
+            begun = asyncio.create_task(client.post("/v1/slow"))
+            while not place.gate.in_flight:
+                await asyncio.sleep(0.001)
+            await place.gate.drain(0.05)
+            return await begun
+
+    answer = run(drain())
+    assert (answer.status_code, code_of(answer)) == (503, "draining")
+    assert place.seen == ["aborted"]
+
+
+# WebSockets
+
+
+def test_a_websocket_is_guarded() -> None:
+    client = TestClient(Place(KEYED).app)
+    for headers in ({}, bearer("wrong"), bearer("jobs-key")):
+        with (
+            pytest.raises((WebSocketDisconnect, httpx.HTTPError, Exception)) as refused,
+            client.websocket_connect("/v1/realtime", headers=headers),
+        ):
+            pass
+        assert getattr(refused.value, "status_code", 0) in (401, 403)
+
+
+def test_a_websocket_with_a_key_works() -> None:
+    place = Place(KEYED)
+    client = TestClient(place.app)
+    with client.websocket_connect("/v1/realtime", headers=bearer("plain-key")) as socket:
+        socket.send_text("hello")
+        assert socket.receive_text() == "hello"
+        assert place.gate.in_flight == 1
+    place.release.set()
+
+
+# The rest
+
+
+def test_refusals_are_counted() -> None:
+    def counted() -> float:
+        labels = {"reason": "invalid_api_key"}
+        return REGISTRY.get_sample_value("vtr_refused_requests_total", labels) or 0.0
+
+    before = counted()
+    get(Place(KEYED), "/v1/models")
+    assert counted() == before + 1
+
+
+def test_install_puts_the_gate_in_front() -> None:
+    from fastapi import FastAPI
+
+    app = FastAPI()
+    gate = install(app, KEYED)
+    assert isinstance(gate, Gate)
+    assert app.state.vtr_gate is gate
+    assert TestClient(app).get("/v1/models").status_code == 401
