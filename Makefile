@@ -20,7 +20,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy rankings search-evidence demo-search demo-compare soak clean
+.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy elastic rankings search-evidence demo-search demo-compare soak clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -124,6 +124,10 @@ bench: $(READY) ## measure speed and memory against stock vLLM
 accuracy: $(READY) ## measure the demo model's accuracy at each budget
 	@echo "accuracy: running the held-out questions at each budget"
 	$(BIN)/python -m benchmarks.accuracy $(ARGS)
+
+elastic: $(READY) ## measure budget auto under load: 4 rates, 3 policies (35 minutes)
+	@echo "elastic: measuring; keep the machine quiet"
+	$(BIN)/python -m benchmarks.elastic $(ARGS)
 
 rankings: $(READY) ## measure how alike the demo model's layers rank the vision tokens
 	@echo "rankings: ranking at every layer, then ranking once against ranking at each cut"
