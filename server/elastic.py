@@ -288,9 +288,10 @@ class Backlog:
     def settle(self, first_tokens: Sequence[float], waiting: int) -> None:
         """Match the first tokens that the engine reports (their times) to requests.
 
-        An answer that is not streamed hides its first token from ``first_token``. The scheduler
-        takes requests in the order they came, so first tokens that nobody claimed by id are those
-        of the oldest; and never of the last ``waiting`` requests, which it has not begun.
+        vLLM hands out an answer that is not streamed when it is whole, so nobody calls
+        ``first_token`` in time. The scheduler takes requests in the order they came, so first
+        tokens that were not claimed by id are those of the oldest; and never of the last
+        ``waiting`` requests, which it has not begun.
         """
         self._unclaimed += len(first_tokens)
         for when in first_tokens:
@@ -376,7 +377,9 @@ class Elastic:
 
     def tick(self) -> None:
         """One decision."""
-        ttfts = [each for each in self.load.first_tokens if each[0] > self._seen]
+        # several answers to one prompt have the same times: one request to us
+        new = dict.fromkeys(each for each in self.load.first_tokens if each[0] > self._seen)
+        ttfts = list(new)
         self._seen = max((when for when, _ in ttfts), default=self._seen)
         self.backlog.settle([when for when, _ in ttfts], self.load.waiting)
         before = self.controller.level

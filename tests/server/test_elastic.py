@@ -294,6 +294,21 @@ def test_hidden_first_tokens_settle_the_oldest_but_never_the_waiting() -> None:
     assert backlog.signals(load, []).backlog == 2
 
 
+def test_several_answers_to_one_prompt_settle_one_request() -> None:
+    load, clock = Reported(), Clock()
+    elastic = Elastic(
+        ElasticSettings(ttft_seconds=1.0), load, lambda *state: None, load.steps.append, clock
+    )
+    for name in "ab":
+        elastic.backlog.admitted(name, Work(1, 0))
+    clock.now += 0.5
+    load.first_tokens = [(clock.now, 0.5)] * 4
+    elastic.tick()
+    assert elastic.controller.state.backlog == 1
+    elastic.tick()  # seen already
+    assert elastic.controller.state.backlog == 1
+
+
 def test_busy_time_ends_at_the_last_first_token() -> None:
     clock = Clock()
     backlog, load = Backlog(clock), Reported()
