@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from server.jobs.protocol import Job, JobSpec, State
 from vtr_vllm.errors import ConfigurationError, UnknownJob
 from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.schedules.whole_file import whole_file
 
 __all__ = ["JobStore", "try_lock"]
 
@@ -120,9 +121,5 @@ def _load(path: Path) -> Job:
 
 
 def _write(path: Path, job: Job) -> None:
-    temporary = path.with_suffix(".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
+    with whole_file(path) as file:
         file.write(job.model_dump_json(indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

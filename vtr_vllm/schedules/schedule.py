@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from vtr_vllm.schedules.strict_json import (
     read_object,
     show,
 )
+from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.schedules.wire import parse_wire, to_wire
 
 SCHEMA_VERSION = 1
@@ -158,17 +158,8 @@ class Schedule:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the file at once or not at all; OSError passes through."""
-        target = Path(path)
-        # the suffix is not .json: a reader of the folder never sees a half-written schedule
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(self.to_json())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(Path(path)) as file:
+            file.write(self.to_json())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 from vtr_vllm.errors import CalibrationError
 from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.metrics import check_metric
 
 MAX_PIXELS = 64_000_000
@@ -155,16 +156,11 @@ def check_disjoint(calibration: Dataset, evaluation: Dataset) -> None:
 def write_items(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
     """Write rows as JSON Lines, in full or not at all, and return how many; ``load`` checks them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
     count = 0
-    try:
-        with partial.open("w", encoding="utf-8", newline="\n") as file:
-            for row in rows:
-                file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
-                count += 1
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        for row in rows:
+            file.write(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n")
+            count += 1
     return count
 
 

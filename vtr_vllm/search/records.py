@@ -1,8 +1,6 @@
 """What a search leaves behind: schedule files to serve, and search.json for the report."""
 
 import json
-import os
-import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from importlib.metadata import version
@@ -10,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vtr_vllm.schedules import Schedule
+from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.pipeline import Result, Scored, Settings
@@ -120,16 +119,9 @@ def costs(*studies: Study) -> dict[str, Cost]:
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write the file at once or not at all; OSError passes through."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("x", encoding="utf-8") as file:
-            json.dump(record, file, indent=1, allow_nan=False)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path) as file:
+        json.dump(record, file, indent=1, allow_nan=False)
+        file.write("\n")
 
 
 def _schedule(selection: Study, method: str, schedule: Schedule) -> dict[str, Any]:
