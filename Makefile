@@ -20,7 +20,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy elastic rankings search-evidence demo-search demo-compare soak clean
+.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy elastic rankings search-evidence demo-search demo-compare soak screenshots clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -140,6 +140,9 @@ search-evidence: $(READY) ## measure G-Search against every curve, Bayesian opti
 
 soak: $(READY) ## load a server for half an hour and check its answers, memory, KV blocks and counts
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+screenshots: $(READY) ## take the screenshots of docs/page.md again (needs a Chromium)
+	$(BIN)/python -m tests.server.page.screenshots
 
 clean: ## remove caches, builds and unfinished training; $(VENV) stays
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,93 @@
+"""The screenshots of docs/page.md, from a real server: ``make screenshots``.
+
+Give it the address of a server with the demo model, or nothing, and it starts one.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from PIL import Image
+from playwright.sync_api import Browser, expect, sync_playwright
+
+from tests.server.page.conftest import FLAGS, WAIT_MS, chromium
+
+FOLDER = Path(__file__).parents[3] / "docs" / "assets"
+DESKTOP = {"viewport": {"width": 1280, "height": 900}}
+PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2}
+SHOTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "page-desktop": (0, DESKTOP),
+    "page-dark": (2, DESKTOP | {"color_scheme": "dark"}),
+    "page-phone": (1, PHONE),
+}
+"""File -> which sample is asked about, and how the browser is set up."""
+
+
+@contextmanager
+def served() -> Iterator[str]:
+    """``vtr serve demo`` on a free port, until it is no longer wanted."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "vtr_vllm.cli", "serve", "demo", "--port", str(port)]
+    process = subprocess.Popen(command, env=os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"})
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while not healthy(url):
+            if process.poll() is not None:
+                raise SystemExit(f"the server ended with {process.returncode}")
+            time.sleep(1)
+        yield url
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def shoot(browser: Browser, url: str, name: str) -> None:
+    """Ask about a sample at a quarter, and keep what the whole page then shows."""
+    sample, options = SHOTS[name]
+    page = browser.new_context(**options).new_page()
+    page.goto(url)
+    page.locator(".sample").nth(sample).click()
+    expect(page.locator("#thumbs img")).to_have_count(1)
+    page.get_by_role("button", name="economy").click()
+    for _ in range(2):  # the first question of a fresh server also pays for what it sets up
+        page.get_by_role("button", name="Ask").click()
+        expect(page.locator("#progress")).to_contain_text("Done", timeout=WAIT_MS)
+    page.evaluate("document.activeElement.blur()")
+    taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+    taken.quantize(256, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
+    page.context.close()
+
+
+def main(arguments: list[str]) -> int:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
+        for name in SHOTS:
+            shoot(browser, arguments[0], name)
+        browser.close()
+    return 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:]:
+        raise SystemExit(main(sys.argv[1:]))
+    with served() as address:
+        raise SystemExit(main([address]))
