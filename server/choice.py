@@ -116,10 +116,10 @@ class Chooser:
     def offered_tiers(self) -> dict[str, float]:
         """The tiers that can be asked for now, with the budgets that they come to."""
         offered = {}
-        for name in self.tiers:
+        for name, meaning in self.tiers.items():
             try:
-                offered[name] = self._of_tier(name).budget
-            except UnknownTier:
+                offered[name] = self._of_meaning(meaning).budget
+            except UnknownSchedule:
                 continue
         return offered
 
@@ -164,15 +164,17 @@ class Chooser:
             raise UnknownTier(
                 f"tier {show(name)} is unknown; there are {', '.join(self.offered_tiers())}"
             )
-        if not isinstance(meaning, str):
-            return replace(self._of_budget(meaning), tier=name)
         try:
-            return replace(self._named(meaning), tier=name)
+            return replace(self._of_meaning(meaning), tier=name)
         except UnknownSchedule as err:
             raise UnknownTier(
                 f"tier {name} stands for schedule {meaning}, which is not stored; there are"
                 f" {', '.join(self.offered_tiers())}"
             ) from err
+
+    def _of_meaning(self, meaning: float | str) -> Choice:
+        """What a tier stands for; raises UnknownSchedule."""
+        return self._named(meaning) if isinstance(meaning, str) else self._of_budget(meaning)
 
 
 def _allowed(choice: Choice, policy: Bounds) -> Choice:

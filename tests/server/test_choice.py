@@ -1,23 +1,25 @@
-"""From an ask to a schedule, and from admitted prompts to facts."""
+"""From an ask to a schedule, within a policy."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
-from server.choice import choose, describe, facts
+from server.asks import Bounds
+from server.choice import Choice, Chooser, describe
 from server.protocol import Ask
+from server.settings import Settings
 from tests.server.bad_input import INLINE
-from vtr_vllm.errors import InvalidBudget, ScheduleError, UnknownSchedule, VTRError
+from vtr_vllm.errors import (
+    InvalidBudget,
+    ScheduleError,
+    UnknownSchedule,
+    UnknownTier,
+)
 from vtr_vllm.schedules import (
     ModelGeometry,
-    Plan,
     RankRule,
     Schedule,
     ScheduleBook,
-    flops_fraction,
-    make_plan,
 )
 
 GEOMETRY = ModelGeometry(
@@ -32,15 +34,13 @@ SEARCHED = Schedule(
     budget=0.5,
 )
 BOOK = ScheduleBook(GEOMETRY, [SEARCHED])
+TIERS = Settings().tiers | {"halved": "searched-half", "quick": "fastv-0.5"}
+OPEN = Bounds(0.0, 1.0)
+CHOOSER = Chooser(BOOK, TIERS)
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """Stands for what the engine's admission hook reports."""
-
-    plan: Plan | None
-    n_vision: int
-    n_text: int
+def choose(ask: Ask, policy: Bounds = OPEN) -> Choice:
+    return CHOOSER.choose(ask, policy)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +51,11 @@ class Prompt:
         (Ask(budget=0.5), "searched-half", "searched", 0.5),
         (Ask(budget=0.25), "p-sigmoid-0.25", "p-sigmoid default", 0.25),
         (Ask(budget=0.75), "interpolated-0.75", "interpolated", 0.75),
+        (Ask(tier="full"), "full", "full", 1.0),
+        (Ask(tier="economy"), "p-sigmoid-0.25", "p-sigmoid default", 0.25),
+        (Ask(tier="balanced"), "searched-half", "searched", 0.5),
+        (Ask(tier="halved"), "searched-half", "searched", 0.5),
+        (Ask(tier="quick"), "fastv-0.5", "built-in form", 0.5),
         (Ask(schedule="full"), "full", "full", 1.0),
         (Ask(schedule="searched-half"), "searched-half", "searched", 0.5),
         (Ask(schedule="fastv-0.5"), "fastv-0.5", "built-in form", 0.5),
@@ -62,8 +67,8 @@ class Prompt:
 def test_the_schedule_and_where_it_comes_from(
     ask: Ask, name: str, source: str, budget: float
 ) -> None:
-    choice = choose(BOOK, ask)
-    assert (choice.schedule.name, choice.source) == (name, source)
+    choice = choose(ask)
+    assert (choice.schedule.name, choice.source, choice.tier) == (name, source, ask.tier)
     assert choice.budget == pytest.approx(budget)
 
 
@@ -71,17 +76,17 @@ def test_the_schedule_and_where_it_comes_from(
     "ask", [Ask(), Ask(budget=1.0), Ask(schedule="full"), Ask(keep=[1.0] * 12, rules=[])]
 )
 def test_full_budget_puts_nothing_on_the_wire(ask: Ask) -> None:
-    assert choose(BOOK, ask).wire == {}
+    assert choose(ask).wire == {}
 
 
 def test_a_reduced_choice_travels_as_flat_lists() -> None:
-    wire = choose(BOOK, Ask(schedule="searched-half")).wire
+    wire = choose(Ask(schedule="searched-half")).wire
     assert wire == {"vtr_keep": [1.0] * 2 + [0.4] * 10, "vtr_rules": ["last"]}
 
 
 def test_an_inline_schedule_travels_as_it_came() -> None:
     keep, rules = [1.0] * 4 + [0.5] * 4 + [0.0] * 4, ["last-norope", "previous"]
-    assert choose(BOOK, Ask(keep=keep, rules=rules)).wire == {"vtr_keep": keep, "vtr_rules": rules}
+    assert choose(Ask(keep=keep, rules=rules)).wire == {"vtr_keep": keep, "vtr_rules": rules}
 
 
 @pytest.mark.parametrize(
@@ -98,63 +103,29 @@ def test_a_bad_inline_schedule_gets_the_schedules_own_reason(
     keep: list[float], rules: list[str], reason: str
 ) -> None:
     with pytest.raises(ScheduleError, match=reason):
-        choose(BOOK, Ask(keep=keep, rules=rules))
+        choose(Ask(keep=keep, rules=rules))
 
 
 @pytest.mark.parametrize("field", INLINE, ids=lambda value: f"{value!r:.40}")
 def test_every_malformed_inline_schedule_is_refused(field: dict[str, list[object]]) -> None:
     with pytest.raises(ScheduleError) as caught:
-        choose(BOOK, Ask(keep=field["keep"], rules=field["rules"]))
+        choose(Ask(keep=field["keep"], rules=field["rules"]))
     assert len(str(caught.value)) < 400
 
 
 def test_an_unknown_name_and_an_impossible_budget_are_refused() -> None:
     with pytest.raises(UnknownSchedule, match="searched-half"):
-        choose(BOOK, Ask(schedule="nosuch"))
+        choose(Ask(schedule="nosuch"))
     with pytest.raises(InvalidBudget, match="fastv cannot meet"):
-        choose(BOOK, Ask(schedule="fastv-0.01"))
-
-
-def test_facts_of_a_reduced_prompt() -> None:
-    choice = choose(BOOK, Ask(budget=0.5))
-    plan = make_plan(choice.schedule.keep, choice.schedule.rules, 100)
-    told = facts(choice, [Prompt(plan, 100, 20)], GEOMETRY)
-    assert told.kept_per_layer == [100] * 2 + [40] * 10
-    assert told.vision_tokens == 100
-    assert told.mean_keep == pytest.approx(0.5)
-    assert told.flops_fraction == flops_fraction(GEOMETRY, plan.counts, 100, 20)
-
-
-def test_facts_of_an_unreduced_prompt() -> None:
-    told = facts(choose(BOOK, Ask()), [Prompt(None, 100, 20)], GEOMETRY)
-    assert told.kept_per_layer == [100] * 12
-    assert (told.mean_keep, told.flops_fraction) == (1.0, 1.0)
-
-
-def test_facts_of_text_alone() -> None:
-    told = facts(choose(BOOK, Ask(budget=0.25)), [Prompt(None, 0, 7)], GEOMETRY)
-    assert told.kept_per_layer == [0] * 12
-    assert (told.vision_tokens, told.mean_keep, told.flops_fraction) == (0, 1.0, 1.0)
-
-
-def test_facts_of_several_prompts_are_summed() -> None:
-    choice = choose(BOOK, Ask(budget=0.5))
-    plan = make_plan(choice.schedule.keep, choice.schedule.rules, 100)
-    told = facts(choice, [Prompt(plan, 100, 20), Prompt(None, 0, 5)], GEOMETRY)
-    assert told.kept_per_layer == [100] * 2 + [40] * 10
-    assert told.vision_tokens == 100
-    assert told.mean_keep == pytest.approx(0.5)
-
-
-def test_no_admitted_prompt_is_a_broken_server() -> None:
-    with pytest.raises(VTRError, match="is the vtr plugin loaded"):
-        facts(choose(BOOK, Ask()), [], GEOMETRY)
+        choose(Ask(schedule="fastv-0.01"))
 
 
 def test_the_list_names_schedules_forms_and_geometry() -> None:
-    listed = describe(BOOK)
+    listed = describe(CHOOSER)
     assert [item["name"] for item in listed["data"]] == ["full", "searched-half"]
     assert listed["geometry"] == GEOMETRY.to_dict()
+    assert listed["tiers"] == CHOOSER.offered_tiers()
+    assert listed["auto"] is False
     least = {form["name"]: form["least_budget"] for form in listed["forms"]}
     assert least["fastv-<budget>"] == 0.1667
     assert least["vtw-<budget>"] == 0.0833
@@ -162,11 +133,39 @@ def test_the_list_names_schedules_forms_and_geometry() -> None:
 
 
 def test_the_listed_inline_example_can_be_asked_for() -> None:
-    choice = choose(BOOK, Ask(**describe(BOOK)["inline"]["example"]))
+    choice = choose(Ask(**describe(CHOOSER)["inline"]["example"]))
     assert (choice.source, choice.budget) == ("inline", pytest.approx(0.5))
 
 
 def test_every_listed_form_can_be_asked_for() -> None:
-    for form in describe(BOOK)["forms"]:
+    for form in describe(CHOOSER)["forms"]:
         for name in (form["example"], form["name"].replace("<budget>", f"{form['least_budget']}")):
-            assert choose(BOOK, Ask(schedule=name)).source == "built-in form"
+            assert choose(Ask(schedule=name)).source == "built-in form"
+
+
+def test_a_tier_is_offered_while_its_schedule_is_stored() -> None:
+    assert set(TIERS) - set(CHOOSER.offered_tiers()) == {"lossless"}
+    with pytest.raises(UnknownTier, match="tier lossless stands for schedule lossless, which is"):
+        choose(Ask(tier="lossless"))
+    keep = (1.0,) * 8 + (0.9,) * 4
+    stored = Schedule("lossless", GEOMETRY, keep, (RankRule("last"),), method="g-search")
+    chooser = Chooser(ScheduleBook(GEOMETRY, [SEARCHED, stored]), TIERS)
+    choice = chooser.choose(Ask(tier="lossless"), OPEN)
+    assert (choice.tier, choice.schedule) == ("lossless", stored)
+    assert chooser.offered_tiers()["lossless"] == stored.mean_keep
+
+
+def test_an_unknown_tier_names_those_there_are() -> None:
+    with pytest.raises(UnknownTier, match="tier 'gold' is unknown; there are full, balanced, eco"):
+        choose(Ask(tier="gold"))
+
+
+def test_every_offered_tier_can_be_asked_for_and_comes_to_its_budget() -> None:
+    for name, budget in CHOOSER.offered_tiers().items():
+        assert choose(Ask(tier=name)).budget == budget
+
+
+def test_aliases_are_tiers_stored_budgets_and_auto() -> None:
+    names = ["full", "balanced", "economy", "halved", "quick", "0.5"]
+    assert CHOOSER.aliases() == names
+    assert Chooser(BOOK, TIERS, lambda _: (1.0, 1.0)).aliases() == [*names, "auto"]
