@@ -19,7 +19,31 @@ from vtr_vllm.cli import CHECKPOINT
 
 START_SECONDS = 480  # a loaded machine of two cores
 NAME = "tested"
-STEP_TOKENS = 600  # what one scheduler step takes: small, so that a few images exceed it
+STEP_TOKENS = 500  # what one scheduler step takes: small, so that a few images exceed it
+BODY_BYTES = 4 * 2**20
+IMAGES = 4  # more than one step takes
+IMAGE_PIXELS = 2**20
+SETTINGS = f"""\
+[tiers]
+lossless = "lossless"
+balanced = 0.5
+economy = 0.25
+halved = "stored-half"
+
+[detail]
+low = "economy"
+auto = 0.75
+high = "full"
+
+[elastic]
+ttft_seconds = 100.0  # never in danger: auto is the highest level within the bounds
+
+[limits]
+body_bytes = {BODY_BYTES}
+images = {IMAGES}
+image_pixels = {IMAGE_PIXELS}
+"""
+"""Limits that a test can cross, and everything that changes how a request may ask."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +52,8 @@ class Server:
 
     url: str
     log: Path
+    schedules: Path
+    """Folder that the server looks at; a test that writes into it leaves it as it was."""
     model: str = NAME
 
     def client(self) -> httpx.Client:
@@ -73,6 +99,9 @@ def server(schedules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
     flags += ["--enforce-eager", "--block-size", "32", "--schedules", str(schedules)]
     flags += ["--max-num-batched-tokens", str(STEP_TOKENS), "--max-num-seqs", "16"]
+    settings = log.with_name("settings.toml")
+    settings.write_text(SETTINGS)
+    flags += ["--settings", str(settings)]
     command = [sys.executable, "-m", "vtr_vllm.cli", "serve", str(checkpoint()), *flags]
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}
     with log.open("wb") as out:
@@ -81,7 +110,7 @@ def server(schedules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         )
     try:
         _wait_until_healthy(process, f"http://127.0.0.1:{port}", log)
-        yield Server(f"http://127.0.0.1:{port}", log)
+        yield Server(f"http://127.0.0.1:{port}", log, schedules)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

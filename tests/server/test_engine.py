@@ -15,8 +15,8 @@ pytest.importorskip("vllm")
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from server.engine import ChatRequest, Chunks, Engine, Whole
-from vtr_vllm.errors import InvalidMedia, UnsupportedRequest
+from server.engine import Admitted, ChatRequest, Chunks, Engine, Whole, collect
+from vtr_vllm.errors import UnsupportedRequest
 
 TEXT_CONFIG = {
     "num_hidden_layers": 12,
@@ -42,6 +42,10 @@ class Client:
     async def check_health(self) -> None:
         if self.dead:
             raise EngineDeadError
+
+    async def generate(self, *outputs: str) -> AsyncIterator[str]:
+        for output in outputs:
+            yield output
 
     async def collective_rpc(self, method: str) -> Any:
         assert method == "vtr_status"
@@ -165,11 +169,14 @@ def test_what_fails_before_the_first_chunk_is_raised(
 
 
 def test_what_fails_later_is_an_event_in_our_form() -> None:
-    async def produce() -> AsyncIterator[str]:
-        yield "a"
-        raise _refused_at_admission()
+    with collect() as admitted:
 
-    events = wait(_stream(engine_of(Client(), Handler(produce))))
+        async def produce() -> AsyncIterator[str]:
+            admitted.append(Admitted("1", None, 0, 1))
+            yield "a"
+            raise _refused_at_admission()
+
+        events = wait(_stream(engine_of(Client(), Handler(produce))))
     assert events[0] == "a"
     error = json.loads(events[1].removeprefix("data: "))["error"]
     assert (error["code"], error["message"]) == ("unsupported_request", "no")
@@ -183,22 +190,3 @@ def test_a_refusal_without_a_stream_is_raised_too() -> None:
     engine = engine_of(Client(), Refusing(produce=lambda: None))  # type: ignore[arg-type, return-value]
     with pytest.raises(UnsupportedRequest):
         wait(engine.chat(ChatRequest(messages=[]), REQUEST))
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["data:image/png,raw", "data:image/png;base64,@@", "file:///etc/hosts", "ftp://h/x", "nothing"],
-)
-def test_an_image_that_does_not_load_is_the_clients_fault(url: str) -> None:
-    from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY
-
-    from server.engine import install_media_connector
-
-    install_media_connector()
-    connector = MEDIA_CONNECTOR_REGISTRY.load("http")
-    for load in (
-        lambda: connector.fetch_image(url),
-        lambda: wait(connector.fetch_image_async(url)),
-    ):
-        with pytest.raises(InvalidMedia, match="cannot be loaded"):
-            load()

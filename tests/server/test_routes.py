@@ -11,15 +11,13 @@ import httpx
 import openai
 import pytest
 
+from server.protocol import Facts
 from tests.server.bad_input import CHAT, Case, bad_cases, chat_body
 from tests.server.conftest import NAME, STEP_TOKENS, Server
 
 pytestmark = pytest.mark.engine
 
-FACTS = {
-    *("budget", "schedule", "source", "vision_tokens"),
-    *("kept_per_layer", "mean_keep", "flops_fraction"),
-}
+FACTS = set(Facts.model_fields) - {"trace"}
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +105,8 @@ def test_the_header_is_the_other_way_in(client: openai.OpenAI) -> None:
     answer = client.chat.completions.create(
         **chat_body(NAME), extra_headers={"X-VTR-Budget": "0.25"}
     )
-    assert facts_of(answer) == facts_of(ask(client, {"budget": 0.25}))
+    same = facts_of(ask(client, {"budget": 0.25})) | {"asked_by": "header"}
+    assert facts_of(answer) == same
 
 
 def test_several_choices_are_one_prompt(client: openai.OpenAI) -> None:
@@ -209,7 +208,7 @@ def test_metrics_stand_beside_vllms(server: Server, client: openai.OpenAI) -> No
 
     assert grown("vtr_vision_tokens_total") == facts["vision_tokens"]
     assert grown("vtr_vision_token_layers_kept_total") == sum(facts["kept_per_layer"])
-    labels = 'key="-",outcome="ok",source="p-sigmoid-default",tier="0.25"'
+    labels = 'key="-",outcome="ok",source="p-sigmoid-default",tier="economy"'
     assert grown(f"vtr_requests_total{{{labels}}}") == 1
     assert grown('vtr_refused_requests_total{reason="invalid_budget"}') == 1
 

@@ -141,6 +141,7 @@ def with_additional(given):
         ({"vtr": {}}, EngineSettings()),
         ({"vtr": {"bands": 4}}, EngineSettings(bands=4)),
         ({"vtr": {"bands": None, "schedules": "here"}}, EngineSettings(schedules="here")),
+        ({"vtr": {"settings": "s.toml"}}, EngineSettings(settings="s.toml")),
     ],
 )
 def test_settings(given, expected):
@@ -150,7 +151,7 @@ def test_settings(given, expected):
 @pytest.mark.parametrize(
     ("vtr", "said"),
     [
-        ({"band": 4}, "unknown keys ['band']; allowed are ['bands', 'schedules']"),
+        ({"band": 4}, "unknown keys ['band']; allowed are ['bands', 'schedules', 'settings']"),
         ({"bands": 4, "x": 1, "a": 1}, "unknown keys ['a', 'x']"),
         ({"bands": "4"}, "bands is '4'"),
         ({"bands": 4.0}, "bands is 4.0"),
@@ -158,6 +159,7 @@ def test_settings(given, expected):
         ({"bands": 0}, "bands is 0"),
         ({"bands": -1}, "bands is -1"),
         ({"schedules": 4}, "schedules is 4"),
+        ({"settings": ["s.toml"]}, "settings is ['s.toml']"),
         ([], "vtr is []"),
         ("bands=4", "vtr is 'bands=4'"),
         (None, "vtr is None"),
