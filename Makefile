@@ -20,7 +20,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench accuracy elastic rankings search-evidence demo-search demo-compare soak screenshots clean
+.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench clients overhead accuracy elastic rankings search-evidence demo-search demo-compare soak screenshots clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,7 +36,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(if $(filter cpu,$(BACKEND)),$(install_cpu_torch),true)
 	@echo "setup: installing vLLM, the server, the search and the tools"
-	$(PIP) install -c constraints.txt -e ".[$(BACKEND),search,server,dev]"
+	$(PIP) install -c constraints.txt -e ".[$(BACKEND),search,server,docs,dev]"
 	@$(BIN)/python -m vtr_vllm.engine.torch_companions
 	@touch $@
 
@@ -121,6 +121,14 @@ bench: $(READY) ## measure speed and memory against stock vLLM
 	@echo "bench: measuring; keep the machine quiet"
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
+clients: $(READY) ## run openai, vllm bench serve and guidellm (GUIDELLM=PATH) with mixed budgets
+	@echo "clients: 200 requests of each client against a server of the demo model"
+	$(BIN)/python -m benchmarks.clients $(if $(GUIDELLM),--guidellm $(GUIDELLM)) $(ARGS)
+
+overhead: $(READY) ## measure the server at budget 1.0 against stock vLLM's, side by side
+	@echo "overhead: measuring; keep the machine quiet"
+	$(BIN)/python -m benchmarks.overhead $(ARGS)
+
 accuracy: $(READY) ## measure the demo model's accuracy at each budget
 	@echo "accuracy: running the held-out questions at each budget"
 	$(BIN)/python -m benchmarks.accuracy $(ARGS)
@@ -140,6 +148,10 @@ search-evidence: $(READY) ## measure G-Search against every curve, Bayesian opti
 
 soak: $(READY) ## load a server for half an hour and check its answers, memory, KV blocks and counts
 	$(BIN)/python -m benchmarks.soak $(ARGS)
+
+docs: $(READY) ## build the documentation as a site, build/site/index.html
+	$(BIN)/python -m server.openapi
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 screenshots: $(READY) ## take the screenshots of docs/page.md again (needs a Chromium)
 	$(BIN)/python -m tests.server.page.screenshots

@@ -95,6 +95,8 @@ class VTRField(BaseModel):
 class AutoFacts(BaseModel):
     """How the server chose a budget."""
 
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
     level: float
     """Where the controller stood."""
     minimum: float
@@ -103,6 +105,8 @@ class AutoFacts(BaseModel):
 
 class Facts(BaseModel):
     """The ``vtr`` object of every answer: what the request really ran with."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
 
     budget: float
     """What was asked for: a mean keep rate; of a named or inline schedule its own."""
