@@ -64,14 +64,10 @@ export async function* events(response) {
   let waiting = "";
   for (;;) {
     const { value, done } = await reader.read();
-    waiting = (waiting + (value ?? "")).replaceAll("\r\n", "\n");
-    let end = waiting.indexOf("\n\n");
-    while (end >= 0) {
-      const event = parseEvent(waiting.slice(0, end));
-      if (event) yield event;
-      waiting = waiting.slice(end + 2);
-      end = waiting.indexOf("\n\n");
-    }
+    waiting += value ?? "";
+    const blocks = waiting.split(/\r?\n\r?\n/);
+    waiting = blocks.pop();
+    yield* blocks.map(parseEvent).filter(Boolean);
     if (done) return;
   }
 }
@@ -79,7 +75,7 @@ export async function* events(response) {
 function parseEvent(block) {
   const event = { event: "message", data: "", id: null };
   const data = [];
-  for (const line of block.split("\n")) {
+  for (const line of block.split(/\r?\n/)) {
     const colon = line.indexOf(":");
     if (colon <= 0) continue; // a comment
     const value = line.slice(colon + 1).replace(/^ /, "");

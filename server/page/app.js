@@ -142,7 +142,7 @@ async function answer(card, ask, signal) {
       question: state.asked.question,
       length: Number(byId("length").value),
       ask,
-      onText: (text) => answers.showText(card, text),
+      onText: (text) => answers.showText(card, text.trimStart()),
       signal,
     });
     if (!given.text) answers.showText(card, "(an empty answer)");

@@ -27,7 +27,7 @@ export function show(images, facts, { frame, share }) {
   byId("chart").replaceChildren(chart());
   byId("cuts").replaceChildren(...cutLayers().map(cutButton));
   byId("cuts-block").hidden = cutLayers().length === 0;
-  setLayer(0);
+  setLayer(Math.floor(shown.kept.length / 2));
 }
 
 export function hide() {
@@ -169,9 +169,9 @@ function setLayer(layer) {
   const { kept, total, trace } = shown;
   const slider = byId("layer");
   slider.value = String(layer);
-  const said = `${kept[layer]} of ${total}${total ? ` (${percent(kept[layer] / total)})` : ""}`;
-  slider.setAttribute("aria-valuetext", `Layer ${layer}, ${said} vision tokens kept`);
-  byId("kept").textContent = `${layer} of 0–${kept.length - 1}: ${said} kept`;
+  const share = total ? ` (${percent(kept[layer] / total)})` : "";
+  slider.setAttribute("aria-valuetext", `Layer ${layer}, ${kept[layer]} of ${total} vision tokens kept`);
+  byId("kept").textContent = `${layer} · ${kept[layer]} of ${total} kept${share}`;
   if (trace) draw(layer);
   for (const bar of byId("chart").querySelectorAll("g")) {
     bar.classList.toggle("now", Number(bar.dataset.layer) === layer);
