@@ -20,7 +20,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench clients overhead accuracy elastic rankings search-evidence demo-search demo-compare soak screenshots clean
+.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench clients overhead accuracy elastic rankings search-evidence demo-search demo-compare soak screenshots docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

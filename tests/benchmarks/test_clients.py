@@ -1,0 +1,36 @@
+"""What counts as passed, and what a server's own count says."""
+
+from __future__ import annotations
+
+from benchmarks.clients import Outcome, counted, table
+
+METRICS = """\
+# TYPE vtr_requests_total counter
+vtr_requests_total{key="-",outcome="ok",source="full",tier="full"} 50.0
+vtr_requests_total{key="-",outcome="ok",source="searched",tier="economy"} 30.0
+vtr_requests_total{key="a",outcome="ok",source="searched",tier="economy"} 20.0
+vtr_requests_total{key="-",outcome="client_error",source="full",tier="full"} 7.0
+vtr_requests_created{key="-",outcome="ok",source="full",tier="full"} 1.7e+09
+"""
+
+
+def test_good_answers_are_counted_by_tier() -> None:
+    assert counted(METRICS) == {"full": 50, "economy": 50}
+    assert counted(METRICS) - counted(METRICS) == {}
+
+
+def test_passed_is_said_by_client_and_server() -> None:
+    tiers = {"full": 100, "balanced": 60, "economy": 40}
+    good = Outcome("c", 200, 200, [], tiers)
+    assert good.passed
+    assert not Outcome("c", 200, 200, ["one"], tiers).passed
+    assert not Outcome("c", 200, 199, [], tiers).passed
+    assert not Outcome("c", 200, 200, [], tiers | {"full": 99}).passed
+    assert not Outcome("c", 200, 200, [], {"full": 200}).passed
+    assert not Outcome("c", 200, 200, [], tiers, absent="not installed").passed
+
+
+def test_a_client_that_is_absent_is_not_counted_as_passed() -> None:
+    said = table([Outcome("guidellm", 200, absent="not installed")])
+    assert "not installed" in said
+    assert "passed" not in said
