@@ -122,7 +122,7 @@ _ELASTIC_LEVEL = Gauge(
 )
 _ELASTIC_PREDICTED = Gauge(
     "vtr_elastic_predicted_ttft_seconds",
-    "Time to first token that the elastic controller expects at its level.",
+    "Time to first token that the elastic controller expects at its level; NaN while it cannot tell.",
     multiprocess_mode="mostrecent",
 )
 _ELASTIC_OBJECTIVE = Gauge(
@@ -228,7 +228,10 @@ def observe_reload(outcome: Literal["ok", "rejected"], count: int) -> None:
 
 
 def observe_elastic(level: float, predicted: float, backlog: float, objective: float) -> None:
-    """The controller's state after a decision: budget, seconds, token-layers, seconds."""
+    """The controller's state after a decision: budget, seconds, token-layers, seconds.
+
+    ``predicted`` is NaN while it cannot tell.
+    """
     _ELASTIC_LEVEL.set(level)
     _ELASTIC_PREDICTED.set(predicted)
     _ELASTIC_BACKLOG.set(backlog)

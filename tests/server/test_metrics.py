@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from server import metrics
 from server.protocol import Facts
 from tests.contract.source import ROOT
+from tests.deploy import dashboards
+from tests.deploy.tools import prometheus, rules, values
+from tests.server.bad_input import chat_body
+from tests.server.conftest import NAME, Server
 from vtr_vllm.errors import InvalidBudget, Overloaded
 
 DOCS = ROOT / "docs" / "metrics.md"
@@ -275,3 +281,29 @@ def test_units_are_in_the_names() -> None:
     assert rows
     for name, unit in rows:
         assert ("_seconds" in name) == (unit == "seconds"), (name, unit)
+
+
+@pytest.mark.engine
+def test_a_loaded_server_has_data_for_every_panel_and_rule(server: Server, tmp_path: Path) -> None:
+    """With a real Prometheus: rates need two scrapes with requests between them."""
+    asked = {query.text: query.panel for query in dashboards.queries()}
+    asked |= {rule["record"]: "recording rule" for rule in rules("record")}
+    with prometheus(server.url.removeprefix("http://"), tmp_path) as client:
+        end = time.monotonic() + 90
+        while asked and time.monotonic() < end:
+            load(server)
+            for text in list(asked):
+                if any(math.isfinite(value) for value in values(client, text)):
+                    del asked[text]
+    assert not asked
+
+
+def load(server: Server) -> None:
+    """Requests of several budgets, in one piece and as a stream, and one that is refused."""
+    with server.client() as client:
+        for budget in (1.0, 0.5, 0.25):
+            for stream in (False, True):
+                body = chat_body(NAME) | {"vtr": {"budget": budget}, "stream": stream}
+                assert client.post("/v1/chat/completions", json=body).status_code == 200
+        body = chat_body(NAME) | {"vtr": {"budget": 7}}
+        assert client.post("/v1/chat/completions", json=body).status_code == 400
