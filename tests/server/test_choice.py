@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from server.asks import Bounds
 from server.choice import Choice, Chooser, describe
-from server.protocol import Ask
+from server.elastic import within
+from server.protocol import Ask, AutoFacts
 from server.settings import Settings
 from tests.server.bad_input import INLINE
 from vtr_vllm.errors import (
+    BudgetNotAllowed,
     InvalidBudget,
     ScheduleError,
     UnknownSchedule,
     UnknownTier,
+    UnsupportedRequest,
 )
 from vtr_vllm.schedules import (
     ModelGeometry,
     RankRule,
     Schedule,
     ScheduleBook,
+    fastv,
+    flops_fraction,
+    vtw,
 )
 
 GEOMETRY = ModelGeometry(
@@ -41,6 +51,11 @@ CHOOSER = Chooser(BOOK, TIERS)
 
 def choose(ask: Ask, policy: Bounds = OPEN) -> Choice:
     return CHOOSER.choose(ask, policy)
+
+
+def stored(form: Schedule, budget: float) -> Schedule:
+    """The same curve as a searched schedule has it."""
+    return replace(form, name=f"stored-{budget}", method="g-search", budget=budget)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +184,101 @@ def test_aliases_are_tiers_stored_budgets_and_auto() -> None:
     names = ["full", "balanced", "economy", "halved", "quick", "0.5"]
     assert CHOOSER.aliases() == names
     assert Chooser(BOOK, TIERS, lambda _: (1.0, 1.0)).aliases() == [*names, "auto"]
+
+
+def allowed(policy: Bounds, budget: float) -> bool:
+    return policy.minimum - 1e-6 <= budget <= policy.maximum + 1e-6
+
+
+SHARES = st.floats(0.01, 1.0)
+POLICIES = st.tuples(SHARES, SHARES).map(lambda two: Bounds(min(two), max(two)))
+FLAT = st.integers(0, 11).map(lambda cut: [1.0] * cut + [0.5] * (12 - cut))
+ASKS = st.one_of(
+    st.builds(Ask, budget=SHARES),
+    st.builds(Ask, tier=st.sampled_from(sorted(TIERS))),
+    st.builds(Ask, schedule=st.sampled_from(["full", "searched-half", "fastv-0.5", "vtw-0.25"])),
+    st.builds(Ask, keep=FLAT, rules=st.just(["random"])),
+    POLICIES.map(lambda b: Ask(budget="auto", minimum=b.minimum, maximum=b.maximum)),
+)
+LEVELS = (1.0, 0.75, 0.5, 0.375, 0.25)
+
+
+@given(ASKS, POLICIES, st.sampled_from(LEVELS))
+def test_nothing_that_is_asked_leaves_the_policy(ask: Ask, policy: Bounds, level: float) -> None:
+    chooser = Chooser(BOOK, TIERS, lambda b: (level, within(LEVELS, level, b.minimum, b.maximum)))
+    try:
+        choice = chooser.choose(ask, policy)
+    except (BudgetNotAllowed, UnknownTier):
+        return  # as good as inside
+    assert allowed(policy, choice.budget)
+    if choice.auto is not None:
+        own = Bounds(ask.minimum or 0.0, ask.maximum or 1.0)
+        assert allowed(own, choice.budget)
+        assert choice.auto.minimum == max(own.minimum, policy.minimum)
+        assert choice.auto.maximum == min(own.maximum, policy.maximum)
+        assert choice.auto.level == level
+
+
+@pytest.mark.parametrize("ask", [Ask(budget=0.3), Ask(tier="economy"), Ask(schedule="vtw-0.25")])
+def test_what_lies_outside_is_refused_with_the_range(ask: Ask) -> None:
+    with pytest.raises(BudgetNotAllowed, match=r"what you may ask for here, 0\.5 to 0\.75"):
+        choose(ask, Bounds(0.5, 0.75))
+
+
+def test_the_ends_of_the_range_may_be_asked_for() -> None:
+    for budget in (0.5, 0.75):
+        assert choose(Ask(budget=budget), Bounds(0.5, 0.75)).budget == budget
+
+
+def test_auto_without_a_controller_or_outside_the_policy_is_refused() -> None:
+    with pytest.raises(UnsupportedRequest, match=r"add \[elastic\]"):
+        choose(Ask(budget="auto"))
+    chooser = Chooser(BOOK, TIERS, lambda b: (1.0, b.maximum))
+    with pytest.raises(BudgetNotAllowed, match=r"move the bounds"):
+        chooser.choose(Ask(budget="auto", maximum=0.25), Bounds(0.5, 1.0))
+    choice = chooser.choose(Ask(budget="auto", minimum=0.25), Bounds(0.1, 0.5))
+    assert choice.auto == AutoFacts(level=1.0, minimum=0.25, maximum=0.5)
+    assert (choice.budget, choice.source) == (0.5, "searched")
+
+
+LADDERS = [
+    BOOK,
+    ScheduleBook(GEOMETRY),
+    ScheduleBook(GEOMETRY, [stored(fastv(GEOMETRY, 0.3), 0.3), stored(vtw(GEOMETRY, 0.75), 0.75)]),
+    ScheduleBook(GEOMETRY, [stored(vtw(GEOMETRY, 0.25), 0.25), stored(fastv(GEOMETRY, 0.6), 0.6)]),
+]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from(LADDERS),
+    SHARES,
+    st.just(OPEN) | POLICIES,
+    st.integers(1, 2000),
+    st.integers(1, 300),
+)
+def test_a_share_of_the_flops_gives_the_largest_budget_on_the_grid_that_meets_it(
+    book: ScheduleBook, fraction: float, policy: Bounds, n_vision: int, n_text: int
+) -> None:
+    def cost(budget: float) -> float:
+        counts = book.for_budget(budget).schedule.counts(n_vision)
+        return flops_fraction(GEOMETRY, counts, n_vision, n_text)
+
+    grid = [step / 128 for step in range(1, 129)]
+    grid += [policy.maximum, *([policy.minimum] if policy.minimum else [])]
+    costs = {b: cost(b) for b in grid if policy.minimum <= b <= policy.maximum}
+    enough = [budget for budget, spent in costs.items() if spent <= fraction + 1e-9]
+    chooser = Chooser(book, TIERS)
+    if enough:
+        choice = chooser.choose_by_flops(fraction, policy, n_vision, n_text)
+        assert choice.budget == max(enough)
+        assert choice.schedule == book.for_budget(choice.budget).schedule
+        assert cost(choice.budget) <= fraction + 1e-9
+    else:
+        with pytest.raises(InvalidBudget) as caught:
+            chooser.choose_by_flops(fraction, policy, n_vision, n_text)
+        assert f"costs at least {min(costs.values()):.4f}" in str(caught.value)
+
+
+def test_a_prompt_of_text_meets_any_share() -> None:
+    assert CHOOSER.choose_by_flops(0.01, Bounds(0.1, 0.5), 0, 9).budget == 0.5
