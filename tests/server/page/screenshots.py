@@ -5,7 +5,6 @@ Give it the address of a server with the demo model, or nothing, and it starts o
 
 from __future__ import annotations
 
-import io
 import os
 import socket
 import subprocess
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from PIL import Image
 from playwright.sync_api import Browser, expect, sync_playwright
 
 from tests.server.page.conftest import FLAGS, WAIT_MS, chromium
@@ -25,12 +23,12 @@ from tests.server.page.conftest import FLAGS, WAIT_MS, chromium
 FOLDER = Path(__file__).parents[3] / "docs" / "assets"
 DESKTOP = {"viewport": {"width": 1280, "height": 900}}
 PHONE = {"viewport": {"width": 390, "height": 844}, "device_scale_factor": 2}
-SHOTS: dict[str, tuple[int, dict[str, Any]]] = {
-    "page-desktop": (0, DESKTOP),
-    "page-dark": (2, DESKTOP | {"color_scheme": "dark"}),
-    "page-phone": (1, PHONE),
+SHOTS: dict[str, tuple[int, str | None, dict[str, Any]]] = {
+    "page-desktop": (0, None, DESKTOP),
+    "page-dark": (2, "#patches", DESKTOP | {"color_scheme": "dark"}),
+    "page-phone": (1, "#patches", PHONE),
 }
-"""File -> which sample is asked about, and how the browser is set up."""
+"""File -> the sample asked about, where the screen begins (None: the whole page), the browser."""
 
 
 @contextmanager
@@ -61,8 +59,8 @@ def healthy(url: str) -> bool:
 
 
 def shoot(browser: Browser, url: str, name: str) -> None:
-    """Ask about a sample at a quarter, and keep what the whole page then shows."""
-    sample, options = SHOTS[name]
+    """Ask about a sample at a quarter, and keep what the page then shows."""
+    sample, start, options = SHOTS[name]
     page = browser.new_context(**options).new_page()
     page.goto(url)
     page.locator(".sample").nth(sample).click()
@@ -72,8 +70,13 @@ def shoot(browser: Browser, url: str, name: str) -> None:
         page.get_by_role("button", name="Ask").click()
         expect(page.locator("#progress")).to_contain_text("Done", timeout=WAIT_MS)
     page.evaluate("document.activeElement.blur()")
-    taken = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
-    taken.quantize(256, dither=Image.Dither.NONE).save(FOLDER / f"{name}.png", optimize=True)
+    page.mouse.move(0, 0)
+    if start is not None:
+        page.evaluate(
+            "(start) => document.querySelector(start).scrollIntoView({ behavior: 'instant' })",
+            start,
+        )
+    page.screenshot(path=FOLDER / f"{name}.png", full_page=start is None)
     page.context.close()
 
 

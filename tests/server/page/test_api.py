@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+import pytest
 from playwright.sync_api import expect
 
 from server.settings import KeySettings
@@ -57,6 +58,30 @@ def test_an_error_is_shown_in_the_words_of_the_server(open_page: OpenPage, light
     expect(page.locator("#progress")).to_contain_text("could not be answered")
     expect(page.get_by_role("button", name="Ask")).to_be_enabled()
     expect(page.locator("#patches")).to_be_hidden()
+
+
+@pytest.mark.parametrize(
+    ("rest", "said"),
+    [
+        ('data: {"error": {"message": "the request ran too long", "code": 504}}', "ran too long"),
+        ("", "broke off before its end"),
+    ],
+)
+def test_a_stream_that_does_not_end_well_keeps_its_text_and_says_so(
+    open_page: OpenPage, light: Light, rest: str, said: str
+) -> None:
+    page = open_page(light())
+    begun = 'data: {"choices": [{"delta": {"content": "It is"}}]}'
+    stream = f"{begun}\r\n\r\n: still here\r\n\r\n{rest}\r\n\r\n"
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(body=stream, content_type="text/event-stream"),
+    )
+    page.get_by_label("Question").fill("What?")
+    page.get_by_role("button", name="Ask").click()
+    for card in page.locator(".answer").all():
+        expect(card.locator(".error")).to_contain_text(said)
+        expect(card.locator("p").first).to_have_text("It is")
 
 
 def test_a_question_can_be_stopped(open_page: OpenPage, light: Light) -> None:
