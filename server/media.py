@@ -6,7 +6,6 @@ spelling, a redirect, nor a name server that answers differently the second time
 
 import ipaddress
 import socket
-import warnings
 from contextvars import ContextVar
 from io import BytesIO
 from typing import Any
@@ -22,11 +21,17 @@ from vtr_vllm.schedules.strict_json import show
 __all__ = ["MediaGuard", "admit_medium", "check_image_header", "expect_media", "is_public"]
 
 SCHEMES = ("http", "https")
-FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP")
-"""MPO is what phones call a JPEG with a second picture in it, which is not read."""
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 
-_METADATA = frozenset({ipaddress.ip_address("168.63.129.16")})
-"""Of clouds, at an address that is public by its number (Azure)."""
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "168.63.129.16/32",  # Azure's own services, at an address that is public by its number
+        "192.0.0.0/24",  # protocol assignments, Oracle's metadata among them; older Pythons: a /29
+        "64:ff9b:1::/48",  # NAT64 inside of a network
+    )
+)
+"""What Python's ``is_global`` takes for public."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _V4_COMPATIBLE = ipaddress.ip_network("::/96")
 
@@ -59,11 +64,15 @@ def check_image_header(data: bytes, most_pixels: int) -> None:
 
     Nothing is decoded. Raises InvalidMedia.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit says it better
+    try:
         image = Image.open(BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as err:  # Pillow's own limit, for those who set none
+        raise InvalidMedia(
+            f"{err}; at most {most_pixels} pixels are allowed: scale it down"
+        ) from err
     with image:
         width, height = image.size
+        # MPO is a JPEG of a phone with a second picture behind it, which is not read.
         animated = image.format != "MPO" and getattr(image, "is_animated", False)
     if width * height > most_pixels:
         raise InvalidMedia(
@@ -88,7 +97,7 @@ def is_public(address: Address) -> bool:
         or address.is_private
         or getattr(address, "is_site_local", False)
     )
-    return address.is_global and not special and address not in _METADATA
+    return address.is_global and not special and not any(address in net for net in _NOT_PUBLIC)
 
 
 def _embedded(address: Address) -> ipaddress.IPv4Address | None:

@@ -9,6 +9,8 @@ from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
 import vtr_vllm
+from server.admin import router as admin_router
+from server.admin import start_admin
 from server.answer import Service
 from server.background import Background, poll_engine
 from server.choice import Chooser
@@ -45,12 +47,13 @@ class VTREndpoints:
 
     def __init__(self) -> None:
         self._settings = Settings()
+        self._app: FastAPI | None = None
         self._gate: Gate | None = None
 
     def attach_router(self, app: FastAPI) -> None:
         """Phase A: routes, the gate before them, and the handlers of errors."""
         self._settings = settings = _settings(app.state.args)
-        install_media_connector()
+        install_media_connector(settings.media, settings.limits.image_pixels)
         app.include_router(router)
         app.add_exception_handler(HTTPException, refuse_http)  # type: ignore[arg-type]
         app.add_exception_handler(VTRError, refuse)  # type: ignore[arg-type]
@@ -58,7 +61,9 @@ class VTREndpoints:
             app.include_router(page_router)
         if settings.jobs is not None:
             app.include_router(jobs_router)
+        app.include_router(admin_router)
         self._gate = install(app, settings)
+        self._app = app
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Phase B: schedules, controller, jobs, and what runs beside the requests.
@@ -84,6 +89,8 @@ class VTREndpoints:
             background.start(elastic.run())
         if engine.process_rank == 0:
             background.start(poll_engine(engine))
+        if self._app is not None:
+            await start_admin(self._app, settings, engine.process_rank)
         observe_info(vtr_vllm.__version__, engine.served_models()[0], engine.geometry.fingerprint)
         reason = await engine.why_not_in_place()
         logger.info(
