@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from server.asks import Bounds
@@ -29,7 +30,7 @@ from vtr_vllm.schedules.strict_json import show
 __all__ = ["Choice", "Chooser", "describe"]
 
 _GRID = 128
-"""Budgets that ``max_flops_fraction`` looks at, evenly spaced in (0, 1]."""
+"""Steps of the grid in (0, 1]."""
 
 _EPS = 1e-9
 
@@ -90,28 +91,27 @@ class Chooser:
         """
         if n_vision == 0:
             return self._of_budget(policy.maximum)
-        budgets = [step / _GRID for step in range(1, _GRID + 1)]
-        budgets = [b for b in budgets if policy.minimum < b < policy.maximum]
-        budgets = [*([policy.minimum] if policy.minimum > 0 else []), *budgets, policy.maximum]
+        inside = [each for each in self.grid if policy.minimum < each.budget < policy.maximum]
+        ends = {policy.minimum, policy.maximum} - {0.0}
+        choices = [*inside, *(self._of_budget(end) for end in ends)]
+        costs = {}
+        # Every one is looked at: of two schedules the one with the larger budget may cost less.
+        for choice in sorted(choices, key=lambda each: each.budget, reverse=True):
+            counts = choice.schedule.counts(n_vision)
+            costs[choice.budget] = flops_fraction(self.book.geometry, counts, n_vision, n_text)
+            if costs[choice.budget] <= fraction + _EPS:
+                return choice
+        least = min(costs, key=lambda budget: costs[budget])
+        raise InvalidBudget(
+            f"max_flops_fraction {fraction} cannot be met: this prompt has {n_vision} vision"
+            f" tokens and {n_text} others, and costs at least {costs[least]:.4f}, at budget"
+            f" {least:g}; ask for more"
+        )
 
-        def cost(budget: float) -> float:
-            counts = self._of_budget(budget).schedule.counts(n_vision)
-            return flops_fraction(self.book.geometry, counts, n_vision, n_text)
-
-        low, high = 0, len(budgets)  # budgets[:low] are cheap enough, budgets[high:] are not
-        while low < high:
-            middle = (low + high) // 2
-            if cost(budgets[middle]) <= fraction + _EPS:
-                low = middle + 1
-            else:
-                high = middle
-        if low == 0:
-            raise InvalidBudget(
-                f"max_flops_fraction {fraction} cannot be met: this prompt has {n_vision} vision"
-                f" tokens and {n_text} others, and costs at least {cost(budgets[0]):.4f} at the"
-                f" least budget {budgets[0]:g}; ask for more"
-            )
-        return self._of_budget(budgets[low - 1])
+    @cached_property
+    def grid(self) -> list[Choice]:
+        """The budgets that ``max_flops_fraction`` looks at; tens of milliseconds, once."""
+        return [self._of_budget(step / _GRID) for step in range(1, _GRID + 1)]
 
     def offered_tiers(self) -> dict[str, float]:
         """The tiers that can be asked for now, with the budgets that they come to."""

@@ -36,6 +36,7 @@ class Offer:
 
     @classmethod
     def of(cls, chooser: Chooser) -> "Offer":
+        _ = chooser.grid  # made here, beside the requests, not by the first one that needs it
         return cls(chooser, describe(chooser), chooser.aliases())
 
 
