@@ -11,10 +11,10 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from server.admin import router as admin_router
 from server.jobs.app import router as jobs_router
 from server.protocol import Facts
 from server.routes import router
-from vtr_vllm import __version__
 
 __all__ = ["describe_api", "main", "render"]
 
@@ -43,9 +43,10 @@ _FACTS = """\
 
 
 def describe_api() -> dict[str, Any]:
-    """The OpenAPI description of our routes, those of the jobs included."""
-    app = FastAPI(title="VTR", version=__version__)
+    """The OpenAPI description of our routes, those of jobs and operators included."""
+    app = FastAPI(title="VTR")
     app.include_router(router)
+    app.include_router(admin_router)
     app.include_router(jobs_router)
     return app.openapi()
 
@@ -62,7 +63,11 @@ def render(api: Mapping[str, Any]) -> str:
     for route, operation in _operations(api["paths"]):
         parts += [f"## {route}\n", *_operation(operation, schemas)]
     for name in _closure(api["paths"], schemas):
-        parts += [f"## {name}\n", _text(schemas[name].get("description", "")), _fields(schemas[name])]
+        parts += [
+            f"## {name}\n",
+            _text(schemas[name].get("description", "")),
+            _fields(schemas[name]),
+        ]
     return "\n".join(part for part in parts if part)
 
 
@@ -87,7 +92,9 @@ def _operation(operation: Mapping[str, Any], schemas: Mapping[str, Any]) -> list
             f"| `{p['name']}` | {p['in']} | {_type(p['schema'])} | {'yes' if p['required'] else ''} |"
             for p in parameters
         ]
-        said.append("\n".join(["| parameter | in | type | required |", "|---|---|---|---|", *rows, ""]))
+        said.append(
+            "\n".join(["| parameter | in | type | required |", "|---|---|---|---|", *rows, ""])
+        )
     content = operation.get("requestBody", {}).get("content", {}).get("application/json")
     if content is not None:
         name = _reference(content["schema"])
@@ -134,7 +141,11 @@ def _default(name: str, field: Mapping[str, Any], required: Sequence[str]) -> st
     if name in required:
         return "required"
     default = field.get("default")
-    return "" if default is None else f"`{str(default).lower() if default in (True, False) else default}`"
+    return (
+        ""
+        if default is None
+        else f"`{str(default).lower() if default in (True, False) else default}`"
+    )
 
 
 def _type(schema: Mapping[str, Any]) -> str:

@@ -111,6 +111,7 @@ class Facts(BaseModel):
     budget: float
     """What was asked for: a mean keep rate; of a named or inline schedule its own."""
     schedule: str
+    """Name of the schedule that ran."""
     source: str
     """``full``, ``searched``, ``interpolated`` (between two searched schedules), ``p-sigmoid
     default`` (no searched schedule has this budget or a lower one), ``built-in form`` or
@@ -130,7 +131,7 @@ class Facts(BaseModel):
     flops_fraction: float
     """Prefill FLOPs of the language model over those of no reduction."""
     trace: dict[str, Any] | None = None
-    """Only where it was asked for; see ``server.trace``."""
+    """Only where it was asked for: ``images``, ``cuts`` and ``truncated``."""
 
 
 @dataclass(frozen=True)
