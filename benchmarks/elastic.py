@@ -288,10 +288,9 @@ def plot(found: dict[str, Any]) -> Figure:
         axes.grid(alpha=0.25)
     panels[0].axhline(found["objective_s"], color="#6e6e6e", linestyle="--", label="objective")
     panels[0].set_yscale("log")
-    panels[0].legend(title="budget")
+    panels[0].legend(title="budget", ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     offered = [load * found["capacity_rps"] for load in loads]
-    panels[1].plot(loads, offered, ":", color="#6e6e6e", label="offered")
-    panels[1].legend()
+    panels[1].legend(handles=panels[1].plot(loads, offered, ":", color="#6e6e6e", label="offered"))
     panels[1].set_ylim(bottom=0)
     panels[2].set_ylim(0, 1.05)
     panels[2].set_xlabel("load, times the capacity at full budget")
