@@ -9,7 +9,6 @@ from typing import Any
 
 from playwright.sync_api import Page, expect
 
-from tests.server.page.conftest import WAIT_MS
 from vtr_vllm.demo import Sample
 
 PATCHES = 12  # per side of an image of the demo world
@@ -79,7 +78,7 @@ def ask(page: Page) -> list[Told]:
     """Press Ask and wait for both answers: at full budget, and at the chosen one."""
     page.evaluate(LISTEN)
     page.get_by_role("button", name="Ask").press("Enter")
-    expect(page.locator("#progress")).to_contain_text("Done", timeout=WAIT_MS)
+    expect(page.locator("#progress")).to_contain_text("Done")
     answers = page.evaluate("Promise.all(window.heard)")
     assert len(answers) == 2
     return [told(answer) for answer in answers]

@@ -33,7 +33,7 @@ FLAGS = [
     *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
-WAIT_MS = 15_000  # a loaded machine of two cores
+WAIT_MS = 60_000  # a loaded machine of two cores
 
 OpenPage = Callable[..., Page]
 Light = Callable[..., str]
@@ -54,6 +54,7 @@ def browser() -> Iterator[Browser]:
         if os.environ.get("VTR_REQUIRE_TOOLS") == "1":
             pytest.fail(message)
         pytest.skip(message)
+    expect.set_options(timeout=WAIT_MS)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -120,7 +121,7 @@ def open_page(browser: Browser, light: Light) -> Iterator[OpenPage]:  # ends bef
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("console", lambda message: _note(said, message.type, message.text, expected))
         page.goto(url)
-        expect(page.locator("#served")).not_to_have_text("Connecting", timeout=WAIT_MS)
+        expect(page.locator("#served")).not_to_have_text("Connecting")
         return page
 
     yield open_page

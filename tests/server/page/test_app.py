@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 
 from tests.server.conftest import STEP_TOKENS, Server
 from tests.server.page.asking import PATCHES, UNCHANGED, ask, numbers, png, upload
-from tests.server.page.conftest import WAIT_MS, OpenPage
+from tests.server.page.conftest import OpenPage
 from tests.server.page.test_style import PHONE, WIDTHS, check_contrast
 from vtr_vllm.demo import CHECKPOINT, sample
 
@@ -102,7 +102,7 @@ def test_by_keyboard_alone_on_a_dark_phone(open_page: OpenPage, server: Server) 
     expect(page.locator("#budget-value")).to_have_text("0.25 · economy")
     tab_to("#ask")
     page.keyboard.press("Enter")
-    expect(page.locator("#progress")).to_contain_text("Done", timeout=WAIT_MS)
+    expect(page.locator("#progress")).to_contain_text("Done")
     expect(page.locator("#ask")).to_be_focused()
     tab_to("#layer")
     page.keyboard.press("Home")
@@ -125,7 +125,7 @@ def test_what_the_server_refuses_is_shown_beside_what_it_answers(
     page.get_by_label("Question").fill("What color is the B?")
     page.get_by_role("button", name="economy").click()
     page.get_by_role("button", name="Ask").click()
-    expect(page.locator("#progress")).to_contain_text("could not be answered", timeout=WAIT_MS)
+    expect(page.locator("#progress")).to_contain_text("could not be answered")
     expect(page.locator("#answer-chosen .error")).to_contain_text("--max-num-batched-tokens")
     expect(page.locator("#answer-full .error")).to_have_count(0)
     assert numbers(page)["Vision tokens"] == ["576", "–"]

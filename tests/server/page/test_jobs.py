@@ -7,7 +7,7 @@ import re
 from playwright.sync_api import Page, expect
 
 from tests.server.jobs.conftest import Place
-from tests.server.page.conftest import WAIT_MS, Light, OpenPage
+from tests.server.page.conftest import Light, OpenPage
 
 
 def start(page: Page, data: str, budgets: str) -> None:
@@ -23,7 +23,7 @@ def test_a_job_is_started_and_followed_to_its_end(
     page = open_page(light())
     start(page, data="items.jsonl", budgets="0.5, 0.25")
     row = page.locator("#job-rows tr")
-    expect(row).to_contain_text("done", timeout=WAIT_MS)
+    expect(row).to_contain_text("done")
     expect(row).to_contain_text("g-search · items.jsonl · 0.5, 0.25")
     events = page.get_by_role("log")
     expect(events.locator("li", has_text=re.compile("^step "))).not_to_have_count(0)
@@ -38,11 +38,11 @@ def test_a_running_job_is_cancelled_and_resumed(
     page = open_page(light())
     start(page, data="items.jsonl", budgets="0.5")
     page.get_by_role("button", name="Cancel job").click()
-    expect(page.locator("#job-rows tr")).to_contain_text("cancelled", timeout=WAIT_MS)
+    expect(page.locator("#job-rows tr")).to_contain_text("cancelled")
     place.control()
     page.get_by_role("button", name="Resume job").click()
     page.get_by_role("button", name="Watch job").click()
-    expect(page.locator("#job-rows tr")).to_contain_text("done", timeout=WAIT_MS)
+    expect(page.locator("#job-rows tr")).to_contain_text("done")
 
 
 def test_what_the_service_refuses_is_said(open_page: OpenPage, light: Light) -> None:

@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 
 from tests.server.conftest import Server
 from tests.server.page.asking import PATCHES, UNCHANGED, Told, ask, png, upload
-from tests.server.page.conftest import WAIT_MS, OpenPage
+from tests.server.page.conftest import OpenPage
 from vtr_vllm.demo import sample
 
 pytestmark = pytest.mark.engine
@@ -66,7 +66,7 @@ def test_play_runs_to_the_last_layer(open_page: OpenPage, server: Server) -> Non
     play = page.get_by_role("button", name="Play")
     play.click()
     expect(page.get_by_role("button", name="Pause")).to_be_visible()
-    expect(page.locator("#layer")).to_have_value("11", timeout=WAIT_MS)
+    expect(page.locator("#layer")).to_have_value("11")
     expect(play).to_be_visible()
 
 
