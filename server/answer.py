@@ -7,6 +7,7 @@ import asyncio
 import json
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +90,7 @@ async def answer(
     watch = Watch(
         tiers=service.settings.tiers,
         bands=service.engine.band_starts,
+        geometry=service.engine.geometry,
         key=caller.key,
         elastic=service.elastic,
         why_cut_off=lambda: service.gate.why_cut_off(state),
@@ -109,8 +111,12 @@ async def _serve(
     trace = uuid.uuid4().hex if asked.trace else None
     extra = {TRACE_KEY: trace} if trace else {}
     with (
-        collect(lambda *prompt: {**decide(*prompt), **extra}) as admitted,
-        first_token(watch.first_token),
+        collect(
+            lambda *prompt: {**decide(*prompt), **extra},
+            lambda prompt: watch.prompt(prompt, decide.choice.auto if decide.choice else None),
+        ) as admitted,
+        # Of an answer in one piece vLLM shows nothing before its end.
+        first_token(watch.first_token) if request.stream else nullcontext(),
     ):
         found = await endpoint.serve(request, raw_request)
     if isinstance(found, Failure):
@@ -118,7 +124,7 @@ async def _serve(
         return JSONResponse(found.body, status_code=found.status)
     assert decide.choice is not None
     known = facts(decide.choice, asked.by, admitted, service.engine.geometry)
-    watch.admitted(known, admitted)
+    watch.admitted(known)
     service.gate.charge(raw_request.scope["state"], known.vision_tokens * known.mean_keep)
     tell = _Tell(service.engine, endpoint, known, trace, admitted)
     if isinstance(found, Whole):

@@ -8,7 +8,7 @@ from server.protocol import Facts
 from vtr_vllm.errors import VTRError
 from vtr_vllm.schedules import ModelGeometry, Plan, prefill_flops
 
-__all__ = ["AdmittedRequest", "facts", "headers", "usage_details"]
+__all__ = ["AdmittedRequest", "facts", "headers", "kept_per_layer", "usage_details"]
 
 
 class AdmittedRequest(Protocol):
@@ -37,7 +37,7 @@ def facts(
     """
     if not admitted:
         raise VTRError("the engine admitted no prompt of this request; is the vtr plugin loaded?")
-    counts = [_counts(item, geometry) for item in admitted]
+    counts = [kept_per_layer(item, geometry) for item in admitted]
     kept = [sum(layer) for layer in zip(*counts, strict=True)]
     n_vision = sum(item.n_vision for item in admitted)
     spent = sum(
@@ -83,5 +83,6 @@ def usage_details(known: Facts) -> dict[str, Any]:
     }
 
 
-def _counts(item: AdmittedRequest, geometry: ModelGeometry) -> Sequence[int]:
+def kept_per_layer(item: AdmittedRequest, geometry: ModelGeometry) -> Sequence[int]:
+    """Vision tokens of one prompt that each layer sees."""
     return item.plan.counts if item.plan else (item.n_vision,) * geometry.layers

@@ -88,7 +88,7 @@ _FLOPS = Histogram(
 
 _FIRST_TOKEN_SECONDS = Histogram(
     "vtr_time_to_first_token_seconds",
-    "From the arrival of a request to its first token.",
+    "From the arrival of a request to its first token; of streamed answers.",
     ["tier"],
     buckets=_FIRST_TOKEN,
 )

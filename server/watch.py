@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from server.elastic import Elastic, Work
-from server.facts import AdmittedRequest
+from server.facts import AdmittedRequest, kept_per_layer
 from server.metrics import (
     Outcome,
     observe_answer,
@@ -15,9 +15,10 @@ from server.metrics import (
     observe_outcome,
     tier_label,
 )
-from server.protocol import Facts
+from server.protocol import AutoFacts, Facts
 from server.settings import KeySettings
 from vtr_vllm.errors import RequestTimeout, VTRError
+from vtr_vllm.schedules import ModelGeometry
 
 __all__ = ["Watch"]
 
@@ -29,34 +30,41 @@ class Watch:
     tiers: Mapping[str, float | str]
     bands: Sequence[int]
     """First layer of each KV band."""
+    geometry: ModelGeometry
     key: KeySettings | None
     elastic: Elastic | None
     why_cut_off: Callable[[], Exception | None] = lambda: None
     """Why the gate ended the request; None if it did not."""
     _id: str = field(default_factory=lambda: uuid.uuid4().hex)
     _arrived: float = field(default_factory=time.monotonic)
+    _prompts: int = 0
     _first_token: float | None = None
     _tier: str = "-"
     _source: str = "-"
     _ended: bool = False
 
-    def admitted(self, known: Facts, prompts: Sequence[AdmittedRequest]) -> None:
-        """The engine took the request; called once, maybe after its first token."""
+    def prompt(self, prompt: AdmittedRequest, auto: AutoFacts | None) -> None:
+        """The engine is given one of the request's prompts; ``auto`` if the server chose."""
+        if self.elastic is not None:
+            self._prompts += 1
+            name = f"{self._id}-{self._prompts}"
+            self.elastic.backlog.admitted(name, _work(prompt, auto, self.geometry))
+
+    def admitted(self, known: Facts) -> None:
+        """What the request runs with is known; called once, maybe after its first token."""
         self._tier = known.tier or tier_label(known.budget, known.schedule, self.tiers)
         self._source = known.source
         observe_answer(known, self.bands)
-        if self.elastic is not None and self._first_token is None:
-            self.elastic.backlog.admitted(self._id, _work(known, prompts))
         if self._first_token is not None:
             observe_first_token(self._first_token, self._tier)
 
     def first_token(self) -> None:
-        """The first token of the first prompt is there."""
+        """The first token of the first prompt is there; of a stream only, vLLM shows it."""
         if self._first_token is not None:
             return
         self._first_token = time.monotonic() - self._arrived
         if self.elastic is not None:
-            self.elastic.backlog.first_token(self._id)
+            self.elastic.backlog.first_token(f"{self._id}-1")
         if self._tier != "-":
             observe_first_token(self._first_token, self._tier)
 
@@ -66,7 +74,8 @@ class Watch:
             return
         self._ended = True
         if self.elastic is not None:
-            self.elastic.backlog.done(self._id, completed=outcome == "ok")
+            for number in range(1, self._prompts + 1):
+                self.elastic.backlog.done(f"{self._id}-{number}", completed=outcome == "ok")
         observe_outcome(
             outcome,
             tier=self._tier,
@@ -90,13 +99,8 @@ def _outcome_of(err: BaseException) -> Outcome:
     return "client_error" if isinstance(err, ValueError) else "error"
 
 
-def _work(known: Facts, prompts: Sequence[AdmittedRequest]) -> Work:
-    layers = len(known.kept_per_layer)
-    auto = known.auto
-    return Work(
-        text=sum(prompt.n_text for prompt in prompts) * layers,
-        kept=sum(known.kept_per_layer),
-        vision=known.vision_tokens * layers if auto else 0.0,
-        minimum=auto.minimum if auto else 0.0,
-        maximum=auto.maximum if auto else 1.0,
-    )
+def _work(prompt: AdmittedRequest, auto: AutoFacts | None, geometry: ModelGeometry) -> Work:
+    text, kept = prompt.n_text * geometry.layers, sum(kept_per_layer(prompt, geometry))
+    if auto is None:
+        return Work(text, kept)
+    return Work(text, kept, prompt.n_vision * geometry.layers, auto.minimum, auto.maximum)

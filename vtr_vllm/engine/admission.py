@@ -44,23 +44,28 @@ Decide = Callable[[int, int], Mapping[str, Any]]
 """(vision tokens, other tokens) of a prompt -> what its ``extra_args`` gain."""
 
 
+Noted = Callable[[Admitted], None]
+
+
 @dataclass(frozen=True)
 class _Collector:
     admitted: list[Admitted]
     decide: Decide | None
+    noted: Noted | None
 
 
 _collector: ContextVar[_Collector | None] = ContextVar("vtr_admitted", default=None)
 
 
 @contextlib.contextmanager
-def collect(decide: Decide | None = None) -> Iterator[list[Admitted]]:
+def collect(decide: Decide | None = None, noted: Noted | None = None) -> Iterator[list[Admitted]]:
     """Collect what is admitted inside the context, in the tasks that it starts too.
 
-    ``decide`` is asked for the schedule of each prompt, once its length is known.
+    ``decide`` is asked for the schedule of each prompt, once its length is known; ``noted`` is
+    told of each prompt when it is admitted.
     """
     admitted: list[Admitted] = []
-    token = _collector.set(_Collector(admitted, decide))
+    token = _collector.set(_Collector(admitted, decide, noted))
     try:
         yield admitted
     finally:
@@ -87,6 +92,8 @@ def install() -> None:
         admitted = admit(request, self.vllm_config, decide)
         if collector is not None:
             collector.admitted.append(admitted)
+            if collector.noted is not None:
+                collector.noted(admitted)
         return request
 
     process_inputs.vtr_admission = True

@@ -11,7 +11,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
-from vtr_vllm.engine.admission import Admitted, admit, collect, install
+from vtr_vllm.engine.admission import Admitted, admit, collect, has_admitted, install
 from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.engine.images import ImageTokens
 from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
@@ -226,6 +226,51 @@ def test_collected_inside_the_context_only(processor):
     processor.process_inputs("5", request(name="5"))
     assert [one.request_id for one in outer] == ["1", "3"]
     assert [(one.request_id, one.plan) for one in inner] == [("2", None)]
+
+
+def test_the_schedule_is_decided_by_the_length_of_the_prompt(processor):
+    """What the caller put into extra_args stays; the plan is of what was decided."""
+    seen = []
+
+    def decide(n_vision, n_text):
+        seen.append((n_vision, n_text))
+        return ASKED if n_vision else {}
+
+    picture, words = request({"somebody_else": 1}, name="0"), request(None, images=(), name="1")
+    with collect(decide) as admitted:
+        processor.process_inputs("0", picture)
+        processor.process_inputs("1", words)
+    assert seen == [(4, 6), (0, 10)]
+    assert [one.plan for one in admitted] == [PLAN, None]
+    assert picture.sampling_params.extra_args == {"somebody_else": 1} | ASKED
+    assert words.sampling_params.extra_args == {}
+
+
+def test_each_prompt_is_noted_once_it_is_admitted(processor):
+    noted = []
+    with collect(lambda *_: ASKED, noted.append) as admitted:
+        processor.process_inputs("0", request(None, name="0"))
+        assert noted == admitted
+        with pytest.raises(UnsupportedRequest):
+            processor.process_inputs("1", request(None, name="1", resumable=True))
+    assert [one.request_id for one in noted] == ["0"]
+
+
+def test_what_the_decision_refuses_is_not_admitted(processor):
+    def decide(n_vision, n_text):
+        raise RequestError(f"{n_vision} and {n_text}")
+
+    with collect(decide) as admitted, pytest.raises(RequestError, match="4 and 6"):
+        processor.process_inputs("0", request(None, name="0"))
+    assert admitted == []
+    assert not has_admitted()
+
+
+def test_a_pooling_prompt_has_nothing_to_decide(processor):
+    with collect(lambda *_: ASKED) as admitted:
+        processor.process_inputs("0", request(name="0", sampling_params=None))
+        assert has_admitted()
+    assert admitted[0].plan is None
 
 
 def test_tasks_collect_for_whoever_started_them(processor):
