@@ -14,12 +14,13 @@ from typing import Annotated, Any
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server.errors import http_error_body
 from server.gate.middleware import ADMIN_PORT, Gate, route_path
 from server.gate.scopes import is_for_admin_port
+from server.routes import health
 from server.settings import AdminSettings, Settings
 from vtr_vllm.errors import ConfigurationError, Forbidden
 
@@ -34,7 +35,8 @@ def _not_from_a_page(request: Request) -> None:
         raise Forbidden("admin routes are not for pages in browsers; send no Origin header")
 
 
-router = APIRouter(prefix="/admin", dependencies=[Depends(_not_from_a_page)])
+router = APIRouter()
+_admin = APIRouter(prefix="/admin", dependencies=[Depends(_not_from_a_page)])
 
 
 def _gate(request: Request) -> Gate:
@@ -45,23 +47,33 @@ def _gate(request: Request) -> Gate:
 GateOf = Annotated[Gate, Depends(_gate)]
 
 
-@router.get("/settings")
+@_admin.get("/settings")
 async def show_settings(gate: GateOf) -> dict[str, Any]:
     """The settings in use; of the keys everything but their hashes."""
     return describe_settings(gate.settings)
 
 
-@router.post("/schedules/reload")
+@_admin.post("/schedules/reload")
 async def reload_schedules(request: Request) -> dict[str, list[str]]:
     """Read the schedule folder now; ``rejected`` says what was wrong with which file."""
     return {"rejected": await asyncio.to_thread(request.app.state.vtr.schedules.reload)}
 
 
-@router.post("/drain")
+@_admin.post("/drain")
 async def drain(gate: GateOf) -> dict[str, Any]:
     """Take nothing new from now on; what is in flight finishes. Only a restart takes it back."""
     gate.draining = True
     return {"draining": True, "in_flight": gate.in_flight}
+
+
+@router.get("/live")
+async def live() -> Response:
+    """200 as long as this process answers: what fails here is mended by a restart only."""
+    return Response(status_code=200)
+
+
+router.add_api_route("/ready", health, methods=["GET"])
+router.include_router(_admin)
 
 
 def describe_settings(settings: Settings) -> dict[str, Any]:

@@ -6,6 +6,7 @@ is gone. Cancellation comes after GRACE_SECONDS, or at once where nothing listen
 """
 
 import asyncio
+import math
 from collections.abc import Iterable
 
 from starlette.exceptions import HTTPException
@@ -68,10 +69,13 @@ class Exchange:
         self._limits = limits
         self._headers = (*SECURITY, (b"x-request-id", request_id))
         self._gone = _GONE[scope["type"]]
-        self._body_end: float | None = None
+        self._begun = 0.0
+        self._seconds: float | None = None
+        self._body_done = scope["type"] != "http"
         self._body_bytes = 0
         self._waiting: set[asyncio.Timeout] = set()
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self._killer: asyncio.TimerHandle | None = None
         self._cancelled = False
         self._content_type = b""
@@ -81,9 +85,9 @@ class Exchange:
     async def run(self, app: ASGIApp, seconds: float | None) -> None:
         """Let ``app`` answer, within ``seconds`` where they are given."""
         self._task = asyncio.current_task()
-        if self._scope["type"] == "http":
-            self._body_end = self._loop.time() + self._limits.body_seconds
-        timer = self._loop.call_later(seconds, self._run_over, seconds) if seconds else None
+        self._begun = self._loop.time()
+        self._seconds = seconds
+        self._wait_until(min(self._limits.body_seconds, seconds or math.inf))
         try:
             await app(self._scope, self.receive, self.send)
         except asyncio.CancelledError:
@@ -93,7 +97,7 @@ class Exchange:
             if self.failure is None:
                 raise
         finally:
-            for handle in (timer, self._killer):
+            for handle in (self._timer, self._killer):
                 if handle:
                     handle.cancel()
             if self.failure is not None:
@@ -116,13 +120,12 @@ class Exchange:
         """The next message of the client; a disconnect once the request is cut off."""
         if self.failure is not None:
             return self._gone
-        waiting = asyncio.timeout_at(self._body_end)
+        waiting = asyncio.timeout(None)  # until cut_off gives it a time
         self._waiting.add(waiting)
         try:
             async with waiting:
                 message = await self._receive()
         except TimeoutError:
-            self._body_is_late()
             return self._gone
         finally:
             self._waiting.discard(waiting)
@@ -131,8 +134,7 @@ class Exchange:
             if self._body_bytes > self._limits.body_bytes:
                 self.failure = body_too_large(self._body_bytes, self._limits.body_bytes)
                 return self._gone
-            if not message.get("more_body", False):
-                self._body_end = None
+            self._body_done = not message.get("more_body", False)
         return message
 
     async def send(self, message: Message) -> None:
@@ -157,20 +159,27 @@ class Exchange:
         self.failure = err
         await self._say_why()
 
-    def _body_is_late(self) -> None:
-        if self.failure is None:
-            self.failure = BodyTimeout(
-                f"{self._body_bytes} bytes of the body came within"
-                f" {self._limits.body_seconds:g} s, and not its end; send it faster or send less"
-            )
+    def _wait_until(self, seconds: float) -> None:
+        """One timer at a time: most requests are done before it has to be set again."""
+        self._timer = self._loop.call_at(self._begun + seconds, self._time_is_up, seconds)
 
-    def _run_over(self, seconds: float) -> None:
-        self.cut_off(
-            RequestTimeout(
+    def _time_is_up(self, seconds: float) -> None:
+        if not self._body_done and seconds >= self._limits.body_seconds:
+            late = (
+                f"{self._body_bytes} bytes of the body came within {seconds:g} s, and not its end;"
+                " send it faster or send less"
+            )
+            self.cut_off(BodyTimeout(late))
+        elif self._seconds is None:
+            return
+        elif seconds < self._seconds:
+            self._wait_until(self._seconds)
+        else:
+            long = (
                 f"the request took longer than {seconds:g} s, the most that this server allows;"
                 " ask for fewer tokens, or send it again when the server is less busy"
             )
-        )
+            self.cut_off(RequestTimeout(long))
 
     def _cancel(self) -> None:
         if self._task is not None and not self._task.done():

@@ -50,7 +50,7 @@ def with_admin(**more: Any) -> Settings:
 
 def test_metrics_health_and_admin_are_there_and_nothing_else() -> None:
     async def ask(main: Any, admin: Any) -> None:
-        for path in ("/health", "/metrics", "/admin/settings"):
+        for path in ("/health", "/live", "/metrics", "/admin/settings"):
             assert (await admin.get(path)).status_code == 200, path
             assert (await main.get(path)).status_code == 404, path
         for path in ("/v1/models", "/", "/docs", "/ping"):
