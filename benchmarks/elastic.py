@@ -192,8 +192,7 @@ async def cell(
     sent = await client.open(POLICIES[policy], rate, lead_in + seconds, seed=round(1000 * load))
     foreign = watch.foreign_cores()
     facts = summary([a for at, a in sent if at >= lead_in], seconds, objective, client.patience)
-    if lead_in:
-        first = [answer for at, answer in sent if at < lead_in]
+    if first := [answer for at, answer in sent if at < lead_in]:
         facts["lead_in"] = summary(first, lead_in, objective, client.patience)
     return {"policy": policy, "load": load, "rate_rps": rate, "foreign_cores": foreign} | facts
 
