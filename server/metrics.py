@@ -28,6 +28,7 @@ __all__ = [
     "observe_ready",
     "observe_refusal",
     "observe_reload",
+    "observe_schedules",
     "observe_workers",
     "tier_label",
 ]
@@ -150,7 +151,7 @@ _LOADED = Gauge(
 _READY = Gauge(
     "vtr_ready",
     "1 while the engine lives with reduction in place, as last asked.",
-    multiprocess_mode="livemin",
+    multiprocess_mode="mostrecent",
 )
 _INFO = Gauge(
     "vtr_info",
@@ -219,12 +220,15 @@ def observe_in_flight(change: Literal[1, -1]) -> None:
     _IN_FLIGHT.inc(change)
 
 
-def observe_reload(outcome: Literal["ok", "rejected"], count: int) -> None:
-    """The schedule folder was read again; ``count`` schedules are stored after it."""
+def observe_reload(outcome: Literal["ok", "rejected"]) -> None:
+    """The schedule folder was read again."""
     _RELOADS.labels(outcome).inc()
+
+
+def observe_schedules(count: int) -> None:
+    """From now on ``count`` schedules are offered by name; told at the start too."""
     _SCHEDULES.set(count)
-    if outcome == "ok":
-        _LOADED.set(time.time())
+    _LOADED.set(time.time())
 
 
 def observe_elastic(level: float, predicted: float, backlog: float, objective: float) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from server.choice import Chooser, describe
-from server.metrics import observe_reload
+from server.metrics import observe_reload, observe_schedules
 from vtr_vllm.errors import ScheduleError
 from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook
 
@@ -97,7 +97,7 @@ class Schedules:
     def _reject(self, reasons: list[str]) -> list[str]:
         for reason in reasons:
             logger.error("VTR keeps what it had: %s", reason)
-        observe_reload("rejected" if reasons else "ok", len(self.offer.chooser.book.names()))
+        observe_reload("rejected" if reasons else "ok")
         return reasons
 
     def _read(self, files: Signature) -> tuple[dict[Path, Schedule], list[str]]:
@@ -118,6 +118,7 @@ class Schedules:
     def _take(self, book: ScheduleBook) -> None:
         chooser = Chooser(book, self._template.tiers, self._template.auto)
         self.offer = Offer.of(chooser)
+        observe_schedules(len(book.names()))
         logger.info("VTR offers the schedules %s", ", ".join(book.names()))
 
 

@@ -161,11 +161,11 @@ def test_requests_inside_go_up_and_down() -> None:
     assert value("vtr_in_flight_requests") == before + 1
 
 
-def test_a_rejected_reload_keeps_the_time_of_the_last_good_one() -> None:
-    metrics.observe_reload("ok", 4)
+def test_a_rejected_reload_is_not_a_load() -> None:
+    metrics.observe_schedules(4)
     loaded = value("vtr_schedules_loaded_timestamp_seconds")
     before = value("vtr_schedule_reloads_total", outcome="rejected")
-    metrics.observe_reload("rejected", 4)
+    metrics.observe_reload("rejected")
     assert value("vtr_schedules_loaded_timestamp_seconds") == loaded > 1.7e9
     assert value("vtr_schedule_reloads_total", outcome="rejected") == before + 1
     assert value("vtr_schedules") == 4
@@ -216,7 +216,9 @@ metrics.observe_outcome("ok", tier="full", source="full", key="-", seconds=1.0)
 metrics.observe_first_token(n, "full")
 metrics.observe_in_flight(1)
 metrics.observe_kv(total=100, free=100 - n, held=n, saved=0)
-metrics.observe_ready(n == 1)
+if n == 1:  # the first API server alone asks the engine
+    metrics.observe_ready(True)
+    metrics.observe_schedules(7)
 metrics.observe_info("1", "demo", "abc")
 metrics.observe_elastic(n / 10, n, n, 1.0)
 print("told", flush=True)
@@ -255,7 +257,8 @@ def test_two_processes_add_up(tmp_path: Path) -> None:
     assert float(served["vtr_in_flight_requests"]) == 2
     assert float(served['vtr_kv_blocks{state="held"}']) == 2
     assert float(served["vtr_elastic_level"]) == 0.2
-    assert float(served["vtr_ready"]) == 0, "one API server is not ready"
+    assert float(served["vtr_ready"]) == 1, "one that never told must not hide what was told"
+    assert float(served["vtr_schedules"]) == 7
     assert float(served['vtr_info{fingerprint="abc",model="demo",version="1"}']) == 1
 
 
@@ -295,7 +298,9 @@ def test_a_loaded_server_has_data_for_every_panel_and_rule(server: Server, tmp_p
             for text in list(asked):
                 if any(math.isfinite(value) for value in values(client, text)):
                     del asked[text]
-    assert not asked
+        assert not asked
+        assert values(client, "vtr_ready") == [1]
+        assert values(client, "vtr_schedules >= 2"), "full and the stored one"
 
 
 def load(server: Server) -> None:
