@@ -1,0 +1,236 @@
+"""Every way of asking, on every endpoint of a running server, and what it is told in return."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.server.bad_input import CHAT, COMPLETION, chat_body, data_url, picture
+from tests.server.conftest import NAME, Server
+
+pytestmark = pytest.mark.engine
+
+RESPONSES = "/v1/responses"
+ENDPOINTS = (CHAT, COMPLETION, RESPONSES)
+USAGE = {RESPONSES: "input_tokens_details"}
+"""Where usage says of what a prompt was made, if not in prompt_tokens_details."""
+
+
+def body_of(path: str, **more: Any) -> dict[str, Any]:
+    """A request of one image; a completion cannot have one."""
+    if path == CHAT:
+        return chat_body(NAME, **more)
+    if path == COMPLETION:
+        return {"model": NAME, "prompt": "what is", "max_tokens": 3, "temperature": 0} | more
+    image = {"type": "input_image", "image_url": data_url(picture()), "detail": "auto"}
+    content = [image, {"type": "input_text", "text": "what color is the square?"}]
+    message = {"role": "user", "content": content}
+    return {"model": NAME, "input": [message], "max_output_tokens": 4, "temperature": 0} | more
+
+
+def events_of(answer: httpx.Response) -> list[dict[str, Any]]:
+    """The parsed events of a stream."""
+    lines = [line.removeprefix("data: ") for line in answer.text.split("\n") if "data: " in line]
+    return [json.loads(line) for line in lines if line != "[DONE]"]
+
+
+def told_by(answer: httpx.Response, path: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(facts, usage) of an answer, whole or streamed."""
+    assert answer.status_code == 200, answer.text
+    if answer.headers["content-type"].startswith("application/json"):
+        body = answer.json()
+        return body["vtr"], body["usage"]
+    ends = [event.get("response", event) for event in events_of(answer)]
+    ends = [end for end in ends if "vtr" in end]
+    assert ends, answer.text
+    assert all(end["vtr"] == ends[0]["vtr"] for end in ends)
+    assert len(ends) == (1 if path == RESPONSES else 2)
+    return ends[0]["vtr"], ends[-1]["usage"]
+
+
+WAYS: dict[str, tuple[dict[str, Any], dict[str, str], str, dict[str, Any]]] = {
+    # name: (body, headers, alias, what the facts say)
+    "nothing": ({}, {}, "", {"asked_by": "default", "schedule": "full"}),
+    "body number": ({"budget": 0.25}, {}, "", {"asked_by": "body", "budget": 0.25}),
+    "body tier": ({"tier": "economy"}, {}, "", {"tier": "economy", "budget": 0.25}),
+    "body schedule": ({"schedule": "fastv-0.4"}, {}, "", {"source": "built-in form"}),
+    "stored tier": ({"tier": "halved"}, {}, "", {"schedule": "stored-half", "tier": "halved"}),
+    "body flops": ({"max_flops_fraction": 0.6}, {}, "", {"asked_by": "body"}),
+    "header number": ({}, {"X-VTR-Budget": "0.25"}, "", {"asked_by": "header", "budget": 0.25}),
+    "header tier": ({}, {"X-VTR-Budget": "economy"}, "", {"asked_by": "header", "budget": 0.25}),
+    "alias number": ({}, {}, "@0.25", {"asked_by": "model", "budget": 0.25}),
+    "alias tier": ({}, {}, "@economy", {"asked_by": "model", "tier": "economy"}),
+    "alias auto": ({}, {}, "@auto", {"auto": {"level": 1.0, "minimum": 0.0, "maximum": 1.0}}),
+    "all agree": (
+        {"budget": 0.25},
+        {"X-VTR-Budget": "0.25"},
+        "@0.25",
+        {"asked_by": "body", "budget": 0.25},
+    ),
+    "auto bounds": (
+        {"budget": "auto", "minimum": 0.25, "maximum": 0.5},
+        {},
+        "",
+        {"budget": 0.5, "auto": {"level": 1.0, "minimum": 0.25, "maximum": 0.5}},
+    ),
+}
+
+
+def send(
+    client: httpx.Client, path: str, way: str, stream: bool
+) -> tuple[httpx.Response, dict[str, Any]]:
+    field, headers, alias, says = WAYS[way]
+    more: dict[str, Any] = {"vtr": field} if field else {}
+    if stream:
+        more["stream"] = True
+        if path != RESPONSES:
+            more["stream_options"] = {"include_usage": True}
+    body = body_of(path, **more) | {"model": NAME + alias}
+    if path == RESPONSES and way == "nothing":
+        says = {"asked_by": "detail", "budget": 0.75}  # where detail is always said
+    return client.post(path, json=body, headers=headers), says
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_body_headers_and_usage_tell_the_same(
+    server: Server, way: str, path: str, stream: bool
+) -> None:
+    with server.client() as client:
+        answer, says = send(client, path, way, stream)
+    facts, usage = told_by(answer, path)
+    assert {name: facts[name] for name in says} == says
+    vision, kept = facts["vision_tokens"], facts["kept_per_layer"]
+    assert (vision > 0) == (path != COMPLETION)
+    assert kept == sorted(kept, reverse=True)
+    assert answer.headers["x-vtr-schedule"] == facts["schedule"]
+    assert answer.headers["x-vtr-source"] == facts["source"]
+    assert int(answer.headers["x-vtr-vision-tokens"]) == vision
+    for name in ("budget", "mean-keep", "flops-fraction"):
+        said = float(answer.headers[f"x-vtr-{name}"])
+        assert said == pytest.approx(facts[name.replace("-", "_")], rel=1e-5)
+    details = usage[USAGE.get(path, "prompt_tokens_details")]
+    assert details["vision_tokens"] == vision
+    assert details["vision_tokens_kept"] == pytest.approx(sum(kept) / len(kept), abs=1e-3)
+    for name in ("mean_keep", "flops_fraction"):
+        assert details[name] == facts[name]
+    if way == "body flops" and vision:
+        assert 0.5 < facts["flops_fraction"] <= 0.6
+
+
+@pytest.mark.parametrize("path", ENDPOINTS)
+def test_a_schedule_comes_with_the_request_on_every_endpoint(server: Server, path: str) -> None:
+    with server.client() as client:
+        inline = client.get("/v1/schedules").json()["inline"]["example"]
+        answer = client.post(path, json=body_of(path, vtr=inline))
+    facts, _ = told_by(answer, path)
+    assert (facts["source"], facts["budget"]) == ("inline", pytest.approx(0.5))
+
+
+@pytest.mark.parametrize(
+    ("detail", "budget", "tier"),
+    [("low", 0.25, "economy"), ("auto", 0.75, None), ("high", 1.0, "full")],
+)
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_detail_means_what_the_settings_say(
+    server: Server, path: str, detail: str, budget: float, tier: str | None
+) -> None:
+    body = body_of(path)
+    if path == CHAT:
+        body["messages"][0]["content"][0]["image_url"]["detail"] = detail
+    else:
+        body["input"][0]["content"][0]["detail"] = detail
+    with server.client() as client:
+        facts, _ = told_by(client.post(path, json=body), path)
+        stronger, _ = told_by(client.post(path, json=body, headers={"X-VTR-Budget": "0.5"}), path)
+    assert (facts["asked_by"], facts["budget"], facts["tier"]) == ("detail", budget, tier)
+    assert (stronger["asked_by"], stronger["budget"]) == ("header", 0.5)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", [CHAT, RESPONSES])
+def test_a_trace_says_which_tokens_each_layer_kept(server: Server, path: str, stream: bool) -> None:
+    body = body_of(path, vtr={"budget": 0.25, "trace": True}, stream=stream)
+    if path == CHAT and stream:
+        body["stream_options"] = {"include_usage": True}
+    with server.client() as client:
+        facts, _ = told_by(client.post(path, json=body), path)
+    trace, n_vision = facts["trace"], facts["vision_tokens"]
+    assert trace["truncated"] is False
+    side = round(n_vision**0.5)
+    assert trace["images"] == [{"grid": [side, side], "first": 0, "tokens": n_vision}]
+    assert trace["cuts"]
+    kept = set(range(n_vision))
+    counts = []
+    cuts = {cut["layer"]: cut["kept"] for cut in trace["cuts"]}
+    for layer in range(len(facts["kept_per_layer"])):
+        if layer in cuts:
+            assert cuts[layer] == sorted(cuts[layer])
+            assert set(cuts[layer]) < kept
+            kept = set(cuts[layer])
+        counts.append(len(kept))
+    assert counts == facts["kept_per_layer"]
+
+
+def test_a_trace_of_a_full_budget_has_no_cuts_and_goes_on_one_answer(server: Server) -> None:
+    with server.client() as client:
+        whole = client.post(CHAT, json=body_of(CHAT, vtr={"trace": True})).json()["vtr"]
+        assert (whole["trace"]["cuts"], whole["trace"]["truncated"]) == ([], False)
+        two = client.post(CHAT, json=body_of(CHAT, vtr={"trace": True}, n=2))
+    assert two.json()["error"]["code"] == "unsupported_request"
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("path", ENDPOINTS)
+@pytest.mark.parametrize(
+    ("field", "header", "alias", "code"),
+    [
+        ({"budget": 0.25}, "0.5", "", "invalid_request"),
+        ({"tier": "gold"}, None, "", "unknown_tier"),
+        ({"tier": "lossless"}, None, "", "unknown_tier"),
+        (None, "nosuchtier", "", "unknown_tier"),
+        (None, None, "@7", "invalid_budget"),
+        ({"budget": "auto", "minimum": 0.5, "maximum": 0.25}, None, "", "invalid_budget"),
+        ({"trace": "yes"}, None, "", "invalid_request"),
+    ],
+    ids=lambda value: str(value)[:24],
+)
+def test_a_refusal_is_a_status_in_openai_form_for_streams_too(
+    server: Server, path: str, stream: bool, field: Any, header: Any, alias: str, code: str
+) -> None:
+    body = body_of(path, stream=stream, vtr=field) | {"model": NAME + alias}
+    with server.client() as client:
+        headers = {"X-VTR-Budget": header} if header else {}
+        answer = client.post(path, json=body, headers=headers)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, code)
+    assert (error["type"], bool(error["message"])) == ("invalid_request_error", True)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_a_share_that_cannot_be_met_says_the_least(server: Server, stream: bool) -> None:
+    body = body_of(CHAT, vtr={"max_flops_fraction": 0.001}, stream=stream)
+    with server.client() as client:
+        error = client.post(CHAT, json=body).json()["error"]
+    assert error["code"] == "invalid_budget"
+    assert "costs at least 0." in error["message"]
+
+
+def test_models_are_listed_with_their_aliases(server: Server) -> None:
+    with server.client() as client:
+        listed = {card["id"]: card for card in client.get("/v1/models").json()["data"]}
+        offer = client.get("/v1/schedules").json()
+        assert offer["tiers"] == {"full": 1.0, "balanced": 0.5, "economy": 0.25, "halved": 0.5}
+        assert offer["auto"] is True
+        aliases = [*offer["tiers"], "0.5", "auto"]
+        assert list(listed) == [NAME, *(f"{NAME}@{alias}" for alias in aliases)]
+        for name in list(listed)[1:]:
+            assert listed[name]["parent"] == NAME
+            answer = client.post(COMPLETION, json=body_of(COMPLETION) | {"model": name})
+            assert told_by(answer, COMPLETION)[0]["asked_by"] == "model"
+        unknown = client.post(COMPLETION, json=body_of(COMPLETION) | {"model": "other@0.5"})
+    assert unknown.status_code == 404
