@@ -1,6 +1,16 @@
-"""What must be in the environment before the first import of vllm."""
+"""What must be in the environment before the first import of vllm, and the one server of all tests."""
+
+from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.server.conftest import Server
 
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",  # no test fetches anything
@@ -28,3 +38,21 @@ if os.environ.get("VTR_TEST_RUNNER", "v1") == "v2":
             return False
 
     triton.backends.backends["cpu"] = triton.backends.Backend(compiler=None, driver=_NoDriver)
+
+
+@pytest.fixture(scope="session")
+def schedules(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that the server looks at, with one schedule of budget 0.5."""
+    from tests.server.conftest import store_schedules
+
+    folder = tmp_path_factory.mktemp("schedules")
+    store_schedules(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(schedules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A real server, as ``vtr serve`` starts it; stopped at the end of the run."""
+    from tests.server.conftest import serve
+
+    yield from serve(schedules, tmp_path_factory.mktemp("server"))

@@ -1,4 +1,7 @@
-"""One real server for the tests that need it, as ``vtr serve`` starts it."""
+"""One real server for the tests that need it, as ``vtr serve`` starts it.
+
+The fixtures are in tests/conftest.py: the examples of the documentation ask the same server.
+"""
 
 from __future__ import annotations
 
@@ -72,9 +75,8 @@ def checkpoint() -> Path:
     return tiny_llava()
 
 
-@pytest.fixture(scope="session")
-def schedules(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with one schedule for the tested model, of budget 0.5."""
+def store_schedules(folder: Path) -> None:
+    """Write one schedule for the tested model, of budget 0.5."""
     import json
 
     from vtr_vllm.schedules import ModelGeometry, Schedule, fastv
@@ -84,18 +86,15 @@ def schedules(tmp_path_factory: pytest.TempPathFactory) -> Path:
     stored = Schedule(
         "stored-half", form.geometry, form.keep, form.rules, method="g-search", budget=0.5
     )
-    folder = tmp_path_factory.mktemp("schedules")
     stored.save(folder / "stored-half.json")
-    return folder
 
 
-@pytest.fixture(scope="session")
-def server(schedules: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server process on a free port; stopped at the end of the run."""
+def serve(schedules: Path, folder: Path) -> Iterator[Server]:
+    """A server process on a free port, until it is asked for the next; ``folder`` is its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("server") / "server.log"
+    log = folder / "server.log"
     flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
     flags += ["--enforce-eager", "--block-size", "32", "--schedules", str(schedules)]
     flags += ["--max-num-batched-tokens", str(STEP_TOKENS), "--max-num-seqs", "16"]
