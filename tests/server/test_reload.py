@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -41,26 +41,26 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def schedules(folder: Path) -> Schedules:
+def folded(folder: Path) -> Schedules:
     return Schedules(GEOMETRY, folder, TEMPLATE)
 
 
-def names(schedules: Schedules) -> set[str]:
-    return set(schedules.offer.chooser.book.names()) - {"full"}
+def names(folded: Schedules) -> set[str]:
+    return set(folded.offer.chooser.book.names()) - {"full"}
 
 
 def reloads(outcome: str) -> float:
     return REGISTRY.get_sample_value("vtr_schedule_reloads_total", {"outcome": outcome}) or 0.0
 
 
-def test_a_new_file_is_offered_everywhere(schedules: Schedules, folder: Path) -> None:
+def test_a_new_file_is_offered_everywhere(folded: Schedules, folder: Path) -> None:
     before = reloads("ok")
-    assert schedules.reload_if_changed() == []
+    assert folded.reload_if_changed() == []
     assert reloads("ok") == before, "nothing changed, nothing read"
     schedule("b", 0.25).save(folder / "b.json")
-    assert schedules.reload_if_changed() == []
-    offer = schedules.offer
-    assert names(schedules) == {"a", "b"}
+    assert folded.reload_if_changed() == []
+    offer = folded.offer
+    assert names(folded) == {"a", "b"}
     assert [each["name"] for each in offer.description["data"]] == ["a", "b", "full"]
     assert offer.aliases == ["full", "kept", "0.5", "0.25", "auto"]
     assert offer.chooser.choose(Ask(budget=0.25), OPEN).schedule.name == "b"
@@ -69,12 +69,12 @@ def test_a_new_file_is_offered_everywhere(schedules: Schedules, folder: Path) ->
     assert REGISTRY.get_sample_value("vtr_schedules") == 3  # and full
 
 
-def test_a_request_keeps_the_offer_that_it_began_with(schedules: Schedules, folder: Path) -> None:
-    begun = schedules.offer
+def test_a_request_keeps_the_offer_that_it_began_with(folded: Schedules, folder: Path) -> None:
+    begun = folded.offer
     (folder / "a.json").unlink()
-    schedules.reload_if_changed()
-    assert names(schedules) == set()
-    assert "kept" not in schedules.offer.aliases
+    folded.reload_if_changed()
+    assert names(folded) == set()
+    assert "kept" not in folded.offer.aliases
     assert begun.chooser.choose(Ask(tier="kept"), OPEN).schedule.name == "a"
 
 
@@ -89,65 +89,63 @@ BROKEN = {
 
 @pytest.mark.parametrize("text", BROKEN.values(), ids=list(BROKEN))
 def test_a_broken_file_leaves_the_schedule_that_it_was(
-    schedules: Schedules, folder: Path, text: bytes
+    folded: Schedules, folder: Path, text: bytes
 ) -> None:
-    before, rejected = schedules.offer.description, reloads("rejected")
+    before, rejected = folded.offer.description, reloads("rejected")
     (folder / "a.json").write_bytes(text)
-    [reason] = schedules.reload_if_changed()
+    [reason] = folded.reload_if_changed()
     assert "a.json" in reason
-    assert schedules.offer.description == before
-    assert schedules.reload_if_changed() == [], "said once"
+    assert folded.offer.description == before
+    assert folded.reload_if_changed() == [], "said once"
     assert reloads("rejected") == rejected + 1
     schedule("a", 0.375).save(folder / "a.json")
-    assert schedules.reload_if_changed() == []
-    assert schedules.offer.chooser.book.by_name("a").budget == 0.375
+    assert folded.reload_if_changed() == []
+    assert folded.offer.chooser.book.by_name("a").budget == 0.375
 
 
-def test_a_broken_file_keeps_no_other_from_coming_or_going(
-    schedules: Schedules, folder: Path
-) -> None:
+def test_a_broken_file_keeps_no_other_from_coming_or_going(folded: Schedules, folder: Path) -> None:
     schedule("b", 0.25).save(folder / "b.json")
-    schedules.reload_if_changed()
+    folded.reload_if_changed()
     (folder / "a.json").write_text("{")
     (folder / "b.json").unlink()
     schedule("c", 0.75).save(folder / "c.json")
-    assert len(schedules.reload_if_changed()) == 1
-    assert names(schedules) == {"a", "c"}
+    assert len(folded.reload_if_changed()) == 1
+    assert names(folded) == {"a", "c"}
 
 
-def test_a_file_that_never_was_good_is_left_out(schedules: Schedules, folder: Path) -> None:
+def test_a_file_that_never_was_good_is_left_out(folded: Schedules, folder: Path) -> None:
     (folder / "b.json").write_text("{")
     schedule("c", 0.25, replace(GEOMETRY, layers=10)).save(folder / "c.json")
     (folder / "d.json").mkdir()
     (folder / "e.json").symlink_to("nowhere")
-    assert len(schedules.reload_if_changed()) == 3
-    assert names(schedules) == {"a"}
+    assert len(folded.reload_if_changed()) == 3
+    assert names(folded) == {"a"}
 
 
 @pytest.mark.parametrize("rival", [schedule("a", 0.25), schedule("b", 0.5)], ids=["name", "budget"])
 def test_of_two_that_claim_the_same_neither_wins(
-    schedules: Schedules, folder: Path, rival: Schedule
+    folded: Schedules, folder: Path, rival: Schedule
 ) -> None:
-    before = schedules.offer
+    before = folded.offer
     rival.save(folder / "0.json")
-    [reason] = schedules.reload_if_changed()
+    [reason] = folded.reload_if_changed()
     assert "two schedules are named a" in reason or "both claim budget 0.5" in reason
-    assert schedules.offer is before
+    assert folded.offer is before
     (folder / "a.json").unlink()
-    assert schedules.reload_if_changed() == []
-    assert names(schedules) == {rival.name}
+    assert folded.reload_if_changed() == []
+    assert names(folded) == {rival.name}
 
 
-def test_a_folder_that_vanishes_takes_nothing_with_it(schedules: Schedules, folder: Path) -> None:
+def test_a_folder_that_vanishes_takes_nothing_with_it(folded: Schedules, folder: Path) -> None:
     away = folder.with_name(f"{folder.name}-away")
     folder.rename(away)
-    [reason] = schedules.reload_if_changed()
+    [reason] = folded.reload_if_changed()
     assert "bring it back" in reason
-    assert names(schedules) == {"a"}
+    assert names(folded) == {"a"}
     schedule("b", 0.25).save(away / "b.json")
     away.rename(folder)
-    assert schedules.reload_if_changed() == []
-    assert names(schedules) == {"a", "b"}
+    assert folded.reload_if_changed() == []
+    assert names(folded) == {"a", "b"}
 
 
 def test_links_are_followed_when_they_are_turned(tmp_path: Path) -> None:
@@ -159,11 +157,11 @@ def test_links_are_followed_when_they_are_turned(tmp_path: Path) -> None:
     folder = tmp_path / "mounted"
     folder.mkdir()
     (folder / "a.json").symlink_to("../data/a.json")
-    schedules = Schedules(GEOMETRY, folder, TEMPLATE)
+    folded = Schedules(GEOMETRY, folder, TEMPLATE)
     (tmp_path / "next").symlink_to("2")
     (tmp_path / "next").replace(tmp_path / "data")
-    assert schedules.reload_if_changed() == []
-    assert schedules.offer.chooser.book.by_name("a").budget == 0.25
+    assert folded.reload_if_changed() == []
+    assert folded.offer.chooser.book.by_name("a").budget == 0.25
 
 
 def test_a_server_does_not_start_with_a_faulty_folder(folder: Path) -> None:
@@ -175,17 +173,17 @@ def test_a_server_does_not_start_with_a_faulty_folder(folder: Path) -> None:
 
 
 def test_without_a_folder_there_is_nothing_to_read() -> None:
-    schedules = Schedules(GEOMETRY, None, TEMPLATE)
-    assert schedules.reload() == []
-    assert names(schedules) == set()
+    folded = Schedules(GEOMETRY, None, TEMPLATE)
+    assert folded.reload() == []
+    assert names(folded) == set()
 
 
-def test_whoever_reads_meanwhile_sees_a_complete_offer(schedules: Schedules, folder: Path) -> None:
+def test_whoever_reads_meanwhile_sees_a_complete_offer(folded: Schedules, folder: Path) -> None:
     done, wrong = threading.Event(), []
 
     def read() -> None:
         while not done.is_set():
-            offer = schedules.offer
+            offer = folded.offer
             described = {each["name"] for each in offer.description["data"]}
             if described != set(offer.chooser.book.names()) or "a" not in described:
                 wrong.append(described)
@@ -201,17 +199,17 @@ def test_whoever_reads_meanwhile_sees_a_complete_offer(schedules: Schedules, fol
                 file.unlink()
             else:
                 schedule(f"s{step}", 0.2 + step / 100).save(file)
-            schedules.reload_if_changed()
+            folded.reload_if_changed()
     finally:
         done.set()
         reader.join()
     assert wrong == []
     expected = {Schedule.load(file).name for file in folder.glob("[0-9].json")}
-    assert names(schedules) == expected | {"a"}
+    assert names(folded) == expected | {"a"}
 
 
 def test_a_file_of_the_same_size_and_time_is_seen_by_its_inode(
-    schedules: Schedules, folder: Path
+    folded: Schedules, folder: Path
 ) -> None:
     file, status = folder / "a.json", (folder / "a.json").stat()
     other = folder / "other"
@@ -219,8 +217,8 @@ def test_a_file_of_the_same_size_and_time_is_seen_by_its_inode(
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
     other.replace(file)
     assert file.stat().st_size == status.st_size
-    schedules.reload_if_changed()
-    assert names(schedules) == {"z"}
+    folded.reload_if_changed()
+    assert names(folded) == {"z"}
 
 
 @contextmanager
@@ -236,9 +234,9 @@ def client_and_file(server: Server) -> Iterator[tuple[httpx.Client, Path]]:
             wait(lambda: client.get("/v1/schedules").json() == offered)
 
 
-def wait(what: object, seconds: float = 30) -> None:
+def wait(what: Callable[[], bool], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
-    while not what():  # type: ignore[operator]
+    while not what():
         assert time.monotonic() < end, "the server did not notice"
         time.sleep(0.1)
 

@@ -1,0 +1,78 @@
+"""What vLLM finds at the entry point."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("vllm")
+
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from server.plugin import VTREndpoints
+from vtr_vllm.errors import ConfigurationError
+
+OURS = ["/health", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/schedules"]
+
+
+def app_with(additional_config: Any) -> FastAPI:
+    app = FastAPI()
+    app.state.args = Namespace(additional_config=additional_config)
+    VTREndpoints().attach_router(app)
+    return app
+
+
+def with_settings(tmp_path: Path, text: str) -> FastAPI:
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    return app_with({"vtr": {"settings": str(file)}})
+
+
+def paths(app: FastAPI) -> set[str]:
+    return set(app.openapi()["paths"])
+
+
+def test_vllm_finds_the_plugin_by_its_name() -> None:
+    [found] = entry_points(group="vllm.endpoint_plugins", name=VTREndpoints.name)
+    assert found.load() is VTREndpoints
+    assert VTREndpoints.required_tasks == ("generate",)
+
+
+@pytest.mark.parametrize("config", [None, {}, {"somebody": 1}, {"vtr": {}}, "text"], ids=str)
+def test_without_a_file_the_defaults_hold(config: Any) -> None:
+    app = app_with(config)
+    assert set(OURS) <= paths(app)
+    assert not any(path.startswith("/v1/jobs") for path in paths(app))
+    assert app.state.vtr_gate.settings.keys == ()
+
+
+def test_the_file_decides_what_is_there(tmp_path: Path) -> None:
+    app = with_settings(tmp_path, "[jobs]\n[page]\nenabled = false\n[limits]\nimages = 3\n")
+    assert any(path.startswith("/v1/jobs") for path in paths(app))
+    assert app.state.vtr_gate.settings.limits.images == 3
+    assert TestClient(app).get("/").status_code == 404
+
+
+def test_a_wrong_file_stops_the_start(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="tiers"):
+        with_settings(tmp_path, "[tiers]\nauto = 0.5\n")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        app_with({"vtr": {"settings": str(tmp_path / "none.toml")}})
+    with pytest.raises(ConfigurationError, match="settings is 5; it must be a path"):
+        app_with({"vtr": {"settings": 5}})
+
+
+def test_errors_have_openai_form_and_the_gate_stands_before_the_routes(tmp_path: Path) -> None:
+    digest = "0" * 64
+    app = with_settings(tmp_path, f'[[keys]]\nname = "k"\nsha256 = "{digest}"\n')
+    client = TestClient(app)
+    refused = client.post("/v1/chat/completions", json={})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+    assert refused.headers["x-request-id"]
+    missing = TestClient(app_with({})).get("/nosuch")
+    assert (missing.status_code, missing.json()["error"]["message"]) == (404, "Not Found")
