@@ -84,6 +84,24 @@ NO_LISTS: tuple[dict[str, Any], ...] = (
     {"keep": [1.0] * 12, "rules": "last"},
     {"keep": [1.0] * 12, "rules": {}},
 )
+# The other ways of asking, each wrong in itself.
+WAYS: tuple[dict[str, Any], ...] = (
+    *({"tier": tier} for tier in ("", "nosuch", "Economy", "x" * 10**6, "\x00", 5, [], {}, True)),
+    *(
+        {"max_flops_fraction": share}
+        for share in ("half", 0, -1, 1.5, 1e-9, float("nan"), True, [])
+    ),
+    *({"budget": "auto", "minimum": bound} for bound in (0, 2, "low", float("inf"), [])),
+    {"budget": "auto", "minimum": 0.75, "maximum": 0.25},
+    {"budget": 0.5, "minimum": 0.25},
+    {"tier": "economy", "maximum": 0.25},
+    {"budget": "Auto"},
+    {"budget": 0.5, "trace": "yes"},
+    {"trace": False},
+    {"budget": 0.5, "tier": "economy"},
+    {"max_flops_fraction": 0.5, "budget": "auto"},
+)
+ALIASES = ("", "@", "7", "-0.5", "nan", "nosuch", "Economy", "0.5@0.5", "\x00", "x" * 10**5)
 HEADERS = ("", "nan", "inf", "-0.5", "0", "1.1", "1e400", "0x1p-1", "1_0", "½", "0.5,0.5", "a")
 XARGS: tuple[dict[str, Any], ...] = (
     {"vtr_keep": [1.0] * 12, "vtr_rules": []},
@@ -170,6 +188,11 @@ def _field_cases(model: str) -> Iterator[Case]:
     for index, value in enumerate(FIELDS):
         yield _chat(f"vtr field {index} {value!r:.40}", chat_body(model, vtr=value))
         yield _completion(f"completion vtr field {index}", model, vtr=value)
+    for index, value in enumerate(WAYS):
+        yield _chat(f"way {index} {value!r:.40}", chat_body(model, vtr=value))
+        yield _chat(f"way {index}, stream", chat_body(model, vtr=value, stream=True))
+    for alias in ALIASES:
+        yield _chat(f"alias {alias!r:.20}", chat_body(f"{model}@{alias}"))
     for index, value in enumerate(INLINE + NO_LISTS):
         yield _chat(f"inline {index} {value!r:.40}", chat_body(model, vtr=value))
         yield _completion(f"completion inline {index}", model, vtr=value)

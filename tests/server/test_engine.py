@@ -15,7 +15,7 @@ pytest.importorskip("vllm")
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from server.engine import Admitted, ChatRequest, Chunks, Engine, Whole, collect
+from server.engine import Admitted, ChatRequest, Chunks, Engine, Whole, collect, first_token
 from vtr_vllm.errors import UnsupportedRequest
 
 TEXT_CONFIG = {
@@ -190,3 +190,21 @@ def test_a_refusal_without_a_stream_is_raised_too() -> None:
     engine = engine_of(Client(), Refusing(produce=lambda: None))  # type: ignore[arg-type, return-value]
     with pytest.raises(UnsupportedRequest):
         wait(engine.chat(ChatRequest(messages=[]), REQUEST))
+
+
+def test_the_first_output_of_what_is_begun_inside_is_told_once() -> None:
+    client = Client()
+    engine_of(client)
+    engine_of(client)  # tapped once
+    told = []
+
+    async def run() -> list[str]:
+        with first_token(lambda: told.append("first")):
+            outputs = client.generate("a", "b")
+        seen = [await anext(outputs)]
+        assert told == ["first"]
+        seen += [output async for output in outputs]
+        return [*seen, *[output async for output in client.generate("c")]]
+
+    assert wait(run()) == ["a", "b", "c"]
+    assert told == ["first"]
