@@ -37,9 +37,15 @@ RUN = {
 WITH_SERVER = sorted(page for page, found in RUN.items() if any(ADDRESS in b.text for b in found))
 WITHOUT_SERVER = sorted(page for page, found in RUN.items() if found and page not in WITH_SERVER)
 
+SLOW = {"docs/clients.md"}
+"""It runs vLLM's own benchmark, twice the time of all the others."""
+
 
 @pytest.mark.engine
-@pytest.mark.parametrize("page", WITH_SERVER)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.slow] * (page in SLOW)) for page in WITH_SERVER],
+)
 def test_examples_that_ask_a_server(page: str, server: Server, tmp_path: Path) -> None:
     run_page(page, tmp_path, server.url)
 
