@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 from server.openapi import PAGE, describe_api, main, render
 from tests.contract.source import ROOT
+from tests.server.conftest import Server
 
 API = describe_api()
 
@@ -21,6 +25,18 @@ def test_it_has_every_route() -> None:
     for path, methods in API["paths"].items():
         for method in methods:
             assert f"\n## {method.upper()} {path}\n" in page
+
+
+@pytest.mark.engine
+def test_a_running_server_describes_itself_alike(server: Server) -> None:
+    with server.client() as client:
+        real = client.get("/openapi.json").json()
+    ours = [path for path in API["paths"] if not path.startswith("/v1/jobs")]  # it serves no jobs
+    assert _reference(real, ours) == _reference(API, ours)
+
+
+def _reference(api: dict[str, Any], paths: list[str]) -> str:
+    return render({**api, "paths": {path: api["paths"][path] for path in paths}})
 
 
 def test_a_change_of_the_description_shows() -> None:
