@@ -199,6 +199,15 @@ class Settings(_Table):
             values = [getattr(key, what) for key in self.keys]
             if len(set(values)) < len(values):
                 raise ValueError(f"two of [[keys]] have the same {what}")
+        for key in self.keys:
+            low = key.budget.minimum or self.budget.minimum or 0.0
+            high = key.budget.maximum or self.budget.maximum or 1.0
+            default = key.budget.default
+            if low > high or (isinstance(default, float) and not low <= default <= high):
+                raise ValueError(
+                    f"the budget of key {key.name} does not fit: what it leaves out is taken from"
+                    f" [budget], which makes {low} to {high}"
+                )
         asks = [self.budget.default, *self.detail.values()]
         if self.elastic is None and AUTO in [*asks, *(key.budget.default for key in self.keys)]:
             raise ValueError('"auto" is asked for, and there is no [elastic]; add it')

@@ -92,6 +92,17 @@ def test_every_table_is_read(tmp_path: Path) -> None:
         (KEY.format(name="a", hash="secret"), "keys.0.sha256"),
         (KEY.format(name="a", hash="0" * 64) * 2, "the same name"),
         (KEY.format(name="a", hash="0" * 64) + KEY.format(name="b", hash="0" * 64), "same sha256"),
+        (
+            "[budget]\nmaximum = 0.5\n"
+            + KEY.format(name="a", hash="0" * 64)
+            + "budget = { minimum = 0.75 }\n",
+            "budget of key a does not fit",
+        ),
+        (
+            KEY.format(name="a", hash="0" * 64)
+            + "budget = { maximum = 0.5 }\n[budget]\nminimum = 0.6\n",
+            "0.6 to 0.5",
+        ),
         ("budget = \n", "is no TOML"),
     ],
 )
