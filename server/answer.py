@@ -18,7 +18,7 @@ from server.asks import HEADER, Asked, Bounds, bounds, find_ask, split_alias
 from server.choice import Choice, Chooser
 from server.elastic import Elastic
 from server.engine import Admitted, Chunks, Engine, Failure, Whole, collect, first_token
-from server.facts import facts, headers, usage_details
+from server.facts import facts, headers, kept_per_layer, usage_details
 from server.gate.middleware import CALLER, Caller, Gate
 from server.metrics import Outcome
 from server.protocol import Facts, refuse_wire_keys
@@ -64,21 +64,27 @@ class _Decision:
     chooser: Chooser
     asked: Asked
     policy: Bounds
+    trace: str | None = None
+    """Under which name the engine keeps the trace; None where none was asked for."""
     choice: Choice | None = None
+    _prompts: int = 0
 
     def __post_init__(self) -> None:
         if self.asked.ask.max_flops_fraction is None:
             self.choice = self.chooser.choose(self.asked.ask, self.policy)
 
     def __call__(self, n_vision: int, n_text: int) -> Mapping[str, Any]:
-        """What the ``extra_args`` of a prompt gain."""
+        """What the ``extra_args`` of a prompt gain; raises as ``Chooser`` does."""
+        self._prompts += 1
+        if self.trace is not None and self._prompts > 1:
+            raise UnsupportedRequest(
+                "trace is true and the request has several prompts; trace one prompt at a time"
+            )
         fraction = self.asked.ask.max_flops_fraction
-        if fraction is None:
-            assert self.choice is not None
-            return self.choice.wire
-        found = self.chooser.choose_by_flops(fraction, self.policy, n_vision, n_text)
-        self.choice = found
-        return found.wire
+        if fraction is not None:
+            self.choice = self.chooser.choose_by_flops(fraction, self.policy, n_vision, n_text)
+        assert self.choice is not None
+        return self.choice.wire | ({TRACE_KEY: self.trace} if self.trace else {})
 
 
 async def answer(
@@ -105,16 +111,19 @@ async def answer(
 async def _serve(
     service: Service, endpoint: Endpoint, request: Any, raw_request: Request, watch: Watch
 ) -> Response:
-    asked, decide = _decide(service, endpoint, request, raw_request, watch.key)
+    decide = _decide(service, endpoint, request, raw_request, watch.key)
     if reason := await service.engine.why_not_in_place():
         raise EngineNotReady(f"reduction is not in place: {reason}")
-    trace = uuid.uuid4().hex if asked.trace else None
-    extra = {TRACE_KEY: trace} if trace else {}
+    geometry = service.engine.geometry
+
+    def noted(prompt: Admitted) -> None:
+        assert decide.choice is not None
+        watch.prompt(prompt, decide.choice.auto)
+        kept = sum(kept_per_layer(prompt, geometry)) / geometry.layers
+        service.gate.charge(raw_request.scope["state"], kept)
+
     with (
-        collect(
-            lambda *prompt: {**decide(*prompt), **extra},
-            lambda prompt: watch.prompt(prompt, decide.choice.auto if decide.choice else None),
-        ) as admitted,
+        collect(decide, noted) as admitted,
         # Of an answer in one piece vLLM shows nothing before its end.
         first_token(watch.first_token) if request.stream else nullcontext(),
     ):
@@ -123,10 +132,9 @@ async def _serve(
         watch.end(_outcome(found))
         return JSONResponse(found.body, status_code=found.status)
     assert decide.choice is not None
-    known = facts(decide.choice, asked.by, admitted, service.engine.geometry)
+    known = facts(decide.choice, decide.asked.by, admitted, geometry)
     watch.admitted(known)
-    service.gate.charge(raw_request.scope["state"], known.vision_tokens * known.mean_keep)
-    tell = _Tell(service.engine, endpoint, known, trace, admitted)
+    tell = _Tell(service.engine, endpoint, known, decide.trace, admitted)
     if isinstance(found, Whole):
         await tell(found.body)
         watch.end("ok")
@@ -149,7 +157,7 @@ def _decide(
     request: Any,
     raw_request: Request,
     key: KeySettings | None,
-) -> tuple[Asked, _Decision]:
+) -> _Decision:
     """Check what is asked, before anything is decoded or tokenised."""
     request.model, alias = split_alias(request.model, service.engine.served_models())
     asked = find_ask(
@@ -162,7 +170,8 @@ def _decide(
     )
     refuse_wire_keys(request.vllm_xargs)
     chooser = service.schedules.offer.chooser
-    decision = _Decision(chooser, asked, bounds(service.settings, key))
+    trace = uuid.uuid4().hex if asked.trace else None
+    decision = _Decision(chooser, asked, bounds(service.settings, key), trace)
     reduces = decision.choice is None or bool(decision.choice.wire)
     if reduces and getattr(request, "use_beam_search", False):
         raise UnsupportedRequest(
@@ -176,7 +185,7 @@ def _decide(
         )
     if asked.trace and (getattr(request, "n", 1) or 1) > 1:
         raise UnsupportedRequest(f"trace is true and n is {request.n}; trace one answer at a time")
-    return asked, decision
+    return decision
 
 
 @dataclass
@@ -209,6 +218,10 @@ class _Tell:
         return f"{head}{mark}{json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
+_FAILURES = ('data: {"error"', "event: error", "event: response.failed")
+"""How an event begins after which nothing comes."""
+
+
 async def _stream(
     events: AsyncGenerator[str, None], tell: _Tell, watch: Watch
 ) -> AsyncIterator[str]:
@@ -216,10 +229,10 @@ async def _stream(
     failed = False
     try:
         async for event in events:
+            failed = failed or event.startswith(_FAILURES)
             if any(text in event for text in tell.endpoint.may_close):
                 yield await tell.closing(event)
             else:
-                failed = failed or event.startswith('data: {"error"')
                 yield event
         watch.end("error" if failed else "ok")
     except BaseException as err:

@@ -181,7 +181,10 @@ def test_a_trace_of_a_full_budget_has_no_cuts_and_goes_on_one_answer(server: Ser
         whole = client.post(CHAT, json=body_of(CHAT, vtr={"trace": True})).json()["vtr"]
         assert (whole["trace"]["cuts"], whole["trace"]["truncated"]) == ([], False)
         two = client.post(CHAT, json=body_of(CHAT, vtr={"trace": True}, n=2))
+        prompts = {"model": NAME, "prompt": ["what", "is"], "max_tokens": 1, "vtr": {"trace": True}}
+        several = client.post("/v1/completions", json=prompts)
     assert two.json()["error"]["code"] == "unsupported_request"
+    assert several.json()["error"]["code"] == "unsupported_request"
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
