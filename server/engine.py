@@ -26,7 +26,7 @@ from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from server.errors import error_body
+from server.errors import engine_died, error_body
 from server.protocol import VTRField
 from vtr_vllm.engine.admission import Admitted, collect, has_admitted
 from vtr_vllm.engine.config import EngineSettings, band_starts, model_geometry
@@ -43,6 +43,7 @@ __all__ = [
     "Chunks",
     "CompletionRequest",
     "Engine",
+    "EngineDeadError",
     "Failure",
     "ResponsesRequest",
     "Whole",
@@ -278,7 +279,7 @@ async def _serve(
     """Call a handler of vLLM's; raises what we or vLLM refused, also for a stream's first chunk."""
     try:
         answer = await create(request, raw_request)
-    except EngineGenerateError as err:
+    except (EngineDeadError, EngineGenerateError) as err:
         raise _cause(err) from err
     if isinstance(answer, ErrorResponse):
         return Failure(answer.error.code, answer.model_dump())
@@ -290,14 +291,27 @@ async def _serve(
 
 
 async def _as_sse(events: AsyncIterator[Any]) -> AsyncIterator[str]:
-    """Events of the Responses API as vLLM's route writes them."""
-    async for event in events:
-        data = event.model_dump_json(indent=None, by_alias=True)
-        yield f"event: {event.type}\ndata: {data}\n\n"
+    """Events of the Responses API as vLLM's route writes them; a dead engine is one too."""
+    number = -1
+    try:
+        async for event in events:
+            number = event.sequence_number
+            data = event.model_dump_json(indent=None, by_alias=True)
+            yield f"event: {event.type}\ndata: {data}\n\n"
+    except EngineDeadError:
+        if _head_failures.get() is not None:
+            raise  # nothing has gone out: it becomes a status
+        error = error_body(engine_died())["error"] | {
+            "type": "error",
+            "sequence_number": number + 1,
+        }
+        yield f"event: error\ndata: {json.dumps(error)}\n\n"
 
 
 def _cause(err: Exception) -> Exception:
-    """Our refusal, which vLLM's engine client wraps when it is raised at admission."""
+    """What a failure of vLLM's means: the engine is dead, or our refusal, raised at admission."""
+    if isinstance(err, EngineDeadError):
+        return engine_died()
     return err.__cause__ if isinstance(err.__cause__, VTRError) else err
 
 
@@ -316,7 +330,7 @@ async def _begun(events: Any) -> AsyncGenerator[str, None]:
             head.append(event)
             if failures or has_admitted() or event.startswith(":"):
                 break
-    except EngineGenerateError as err:
+    except (EngineDeadError, EngineGenerateError) as err:
         raise _cause(err) from err
     finally:
         _head_failures.reset(token)

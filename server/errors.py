@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from vtr_vllm.errors import InvalidKey, RetryLater, VTRError
+from vtr_vllm.errors import EngineNotReady, InvalidKey, RetryLater, VTRError
 
-__all__ = ["error_body", "error_response", "http_error_body"]
+__all__ = ["engine_died", "error_body", "error_response", "http_error_body"]
 
 _PARAM = {
     "invalid_budget": "vtr.budget",
@@ -30,6 +30,14 @@ def error_response(err: VTRError) -> JSONResponse:
     if isinstance(err, InvalidKey):
         headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(error_body(err), status_code=err.http_status, headers=headers)
+
+
+def engine_died() -> EngineNotReady:
+    """The answer to every request once the engine's process is dead, for which vLLM has a 500."""
+    return EngineNotReady(
+        "the engine has died, and the server ends with it; send the request again when a supervisor"
+        " has started the server anew"
+    )
 
 
 def http_error_body(status: int, message: str) -> dict[str, Any]:

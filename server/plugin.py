@@ -16,7 +16,7 @@ from server.background import Background, poll_engine
 from server.choice import Chooser
 from server.connector import install_media_connector
 from server.elastic import Elastic
-from server.engine import LOAD, Engine
+from server.engine import LOAD, Engine, EngineDeadError
 from server.gate.drain import drain_first
 from server.gate.middleware import Gate, install
 from server.jobs.app import Service as JobService
@@ -29,7 +29,7 @@ from server.metrics import observe_elastic, observe_elastic_step, observe_info
 from server.pages import page_facts
 from server.pages import router as page_router
 from server.reload import Schedules
-from server.routes import refuse, refuse_http, router
+from server.routes import refuse, refuse_dead, refuse_http, router
 from server.settings import JobsSettings, Settings
 from vtr_vllm.errors import ConfigurationError, VTRError
 from vtr_vllm.schedules import ScheduleBook
@@ -57,6 +57,7 @@ class VTREndpoints:
         app.include_router(router)
         app.add_exception_handler(HTTPException, refuse_http)  # type: ignore[arg-type]
         app.add_exception_handler(VTRError, refuse)  # type: ignore[arg-type]
+        app.add_exception_handler(EngineDeadError, refuse_dead)
         if settings.page.enabled:
             app.include_router(page_router)
         if settings.jobs is not None:

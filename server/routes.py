@@ -17,11 +17,11 @@ from server.engine import (
     validate_json_request,
     with_cancellation,
 )
-from server.errors import error_response, http_error_body
+from server.errors import engine_died, error_response, http_error_body
 from server.metrics import observe_ready, observe_refusal
 from vtr_vllm.errors import EngineNotReady, VTRError
 
-__all__ = ["refuse", "refuse_http", "router"]
+__all__ = ["refuse", "refuse_dead", "refuse_http", "router"]
 
 router = APIRouter()
 
@@ -111,6 +111,11 @@ async def refuse(_: Request, err: VTRError) -> JSONResponse:
     """The exception handler of every error of ours."""
     observe_refusal(err)
     return error_response(err)
+
+
+async def refuse_dead(request: Request, _: Exception) -> JSONResponse:
+    """A dead engine in the same form, on those routes too that stayed vLLM's."""
+    return await refuse(request, engine_died())
 
 
 async def refuse_http(_: Request, err: HTTPException) -> JSONResponse:

@@ -45,6 +45,7 @@ def test_a_test_in_the_wrong_place_is_found(test: str) -> None:
         "tests/vtr_vllm/demo/pictures.py",
         "tests/server/page/test_app.py",
         "tests/contract/test_mirror.py",
+        "tests/server/robustness/test_aborts.py",
         "tests/conftest.py",
     ],
 )

@@ -12,11 +12,21 @@ import pytest
 
 pytest.importorskip("vllm")
 
+from pydantic import BaseModel
 from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from server.engine import Admitted, ChatRequest, Chunks, Engine, Whole, collect, first_token
-from vtr_vllm.errors import UnsupportedRequest
+from server.engine import (
+    Admitted,
+    ChatRequest,
+    Chunks,
+    Engine,
+    ResponsesRequest,
+    Whole,
+    collect,
+    first_token,
+)
+from vtr_vllm.errors import EngineNotReady, UnsupportedRequest
 
 TEXT_CONFIG = {
     "num_hidden_layers": 12,
@@ -154,7 +164,7 @@ def test_a_stream_passes_unchanged() -> None:
         (_refused_at_admission(), UnsupportedRequest),
         (UnsupportedRequest("no"), UnsupportedRequest),
         (ValueError("of vLLM's"), ValueError),
-        (EngineDeadError(), EngineDeadError),
+        (EngineDeadError(), EngineNotReady),
     ],
 )
 def test_what_fails_before_the_first_chunk_is_raised(
@@ -182,14 +192,62 @@ def test_what_fails_later_is_an_event_in_our_form() -> None:
     assert (error["code"], error["message"]) == ("unsupported_request", "no")
 
 
-def test_a_refusal_without_a_stream_is_raised_too() -> None:
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [(_refused_at_admission(), UnsupportedRequest), (EngineDeadError(), EngineNotReady)],
+)
+def test_a_refusal_without_a_stream_is_raised_too(
+    failure: Exception, kind: type[Exception]
+) -> None:
     class Refusing(Handler):
         async def create_chat_completion(self, request: ChatRequest, raw_request: Any) -> Whole:
-            raise _refused_at_admission()
+            raise failure
 
     engine = engine_of(Client(), Refusing(produce=lambda: None))  # type: ignore[arg-type, return-value]
-    with pytest.raises(UnsupportedRequest):
+    with pytest.raises(kind):
         wait(engine.chat(ChatRequest(messages=[]), REQUEST))
+
+
+class ResponsesHandler:
+    """vLLM's handler of the Responses API, which lets the failures of a stream through."""
+
+    def __init__(self, good: int) -> None:
+        self.good = good
+
+    async def create_responses(self, request: ResponsesRequest, raw_request: Any) -> Any:
+        async def events() -> AsyncIterator[Event]:
+            for number in range(self.good):
+                yield Event(type="response.output_text.delta", sequence_number=number)
+            raise EngineDeadError
+
+        return events()
+
+
+class Event(BaseModel):
+    type: str
+    sequence_number: int
+
+
+async def _responses(engine: Engine) -> list[str]:
+    answer = await engine.respond(ResponsesRequest(input="a"), REQUEST)
+    assert isinstance(answer, Chunks)
+    return [event async for event in answer.events]
+
+
+def test_a_stream_of_responses_says_that_the_engine_died() -> None:
+    engine = engine_of(Client())
+    engine._state.openai_serving_responses = ResponsesHandler(0)
+    with pytest.raises(EngineNotReady):
+        wait(_responses(engine))
+    engine._state.openai_serving_responses = ResponsesHandler(2)
+    with collect() as admitted:
+        admitted.append(Admitted("1", None, 0, 1))
+        events = wait(_responses(engine))
+    assert len(events) == 3
+    head, data = events[2].split("\n", 1)
+    error = json.loads(data.removeprefix("data: "))
+    assert (head, error["type"], error["code"]) == ("event: error", "error", "engine_not_ready")
+    assert error["sequence_number"] == 2
 
 
 def test_the_first_output_of_what_is_begun_inside_is_told_once() -> None:

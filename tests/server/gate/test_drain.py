@@ -20,6 +20,7 @@ import pytest
 from server.gate.drain import drain_first
 from tests.server.conftest import START_SECONDS
 from tests.server.gate.apps import Place
+from vtr_vllm.errors import EngineNotReady
 
 STREAMS = 4
 
@@ -30,6 +31,7 @@ class Engine:
     def __init__(self, place: Place) -> None:
         self.place = place
         self.stopped: list[tuple[int, float | None]] = []
+        self.errored = False
 
     def shutdown(self, timeout: float | None = None) -> None:
         self.stopped.append((self.place.gate.in_flight, timeout))
@@ -79,6 +81,36 @@ def test_what_does_not_end_in_time_is_cut_off() -> None:
 def test_without_time_the_engine_stops_at_once(timeout: float | None) -> None:
     engine, _ = stop_while_busy(timeout, release=False)
     assert engine.stopped[0] == (1, timeout)
+
+
+def test_a_server_whose_engine_has_died_does_not_end_as_if_all_were_well() -> None:
+    place = Place()
+    engine = Engine(place)
+
+    async def run() -> None:
+        drain_first(engine, place.gate)
+        engine.errored = True
+        with pytest.raises(EngineNotReady, match="has died"):
+            engine.shutdown(timeout=30)
+        engine.shutdown(timeout=30)
+
+    asyncio.run(run())
+    assert len(engine.stopped) == 2
+
+
+def test_an_engine_that_was_stopped_is_not_taken_for_one_that_died() -> None:
+    place = Place()
+    engine = Engine(place)
+
+    async def run() -> None:
+        drain_first(engine, place.gate)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, lambda: engine.shutdown(timeout=30))
+        engine.errored = True  # as vLLM's client is from now on
+        engine.shutdown(timeout=30)
+
+    asyncio.run(run())
+    assert len(engine.stopped) == 2
 
 
 @pytest.fixture
