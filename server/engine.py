@@ -301,11 +301,8 @@ async def _as_sse(events: AsyncIterator[Any]) -> AsyncIterator[str]:
     except EngineDeadError:
         if _head_failures.get() is not None:
             raise  # nothing has gone out: it becomes a status
-        error = error_body(engine_died())["error"] | {
-            "type": "error",
-            "sequence_number": number + 1,
-        }
-        yield f"event: error\ndata: {json.dumps(error)}\n\n"
+        place = {"type": "error", "sequence_number": number + 1}
+        yield f"event: error\ndata: {json.dumps(error_body(engine_died())['error'] | place)}\n\n"
 
 
 def _cause(err: Exception) -> Exception:
