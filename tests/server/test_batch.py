@@ -98,6 +98,7 @@ def mixed(name: str) -> str:
         line("full", **chat),
         line("budget", **chat, vtr={"budget": 0.25}),
         line("too-much", **chat, vtr={"budget": 7}),
+        line("alias", **chat | {"model": f"{name}@0.75"}),
         line("schedule", **chat, vtr={"schedule": "fastv-0.5"}),
         "{nope",
         line("no-such", **chat, vtr={"schedule": "nosuch"}),
@@ -111,7 +112,7 @@ def mixed(name: str) -> str:
 def check_mixed(outputs: list[dict[str, Any]]) -> None:
     """What ``mixed`` must come to, in the order of its lines."""
     assert [output["custom_id"] for output in outputs] == [
-        *("full", "budget", "too-much", "schedule", "line-5"),
+        *("full", "budget", "too-much", "alias", "schedule", "line-6"),
         *("no-such", "text", "no-messages", "other-model"),
     ]
     by_id = {output["custom_id"]: output for output in outputs}
@@ -120,12 +121,15 @@ def check_mixed(outputs: list[dict[str, Any]]) -> None:
         for key, output in by_id.items()
         if output["error"] is None
     }
-    assert {key: told["schedule"] for key, told in good.items() if key != "budget"} == {
+    assert {
+        key: told["schedule"] for key, told in good.items() if key not in ("budget", "alias")
+    } == {
         "full": "full",
         "schedule": "fastv-0.5",
         "text": "full",
     }
     assert good["budget"]["mean_keep"] == pytest.approx(0.25, abs=0.02)
+    assert good["alias"]["mean_keep"] == pytest.approx(0.75, abs=0.02)
     refused = {
         key: (output["response"]["status_code"], output["error"]["error"]["code"])
         for key, output in by_id.items()
@@ -133,7 +137,7 @@ def check_mixed(outputs: list[dict[str, Any]]) -> None:
     }
     assert refused == {
         "too-much": (400, "invalid_budget"),
-        "line-5": (400, "invalid_request"),
+        "line-6": (400, "invalid_request"),
         "no-such": (400, "unknown_schedule"),
         "no-messages": (400, 400),
         "other-model": (404, 404),
@@ -168,15 +172,28 @@ def test_an_app_that_breaks_down_is_an_error_line() -> None:
         assert output.error["error"]["code"] == "internal"
 
 
+SETTINGS = """
+[limits]
+requests_per_minute = 1
+[[keys]]
+name = "others"
+sha256 = "%s"
+scopes = ["generate"]
+""" % ("0" * 64)
+"""Of a server that would refuse most of the lines, were they sent from outside."""
+
+
 @pytest.mark.engine
 @pytest.mark.slow  # an engine of its own
 def test_a_file_runs_through_an_engine_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text(mixed("batch"))
     command = [sys.executable, "-m", "vtr_vllm.cli", "batch"]
     command += ["-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    (tmp_path / "settings.toml").write_text(SETTINGS)
     command += ["--model", str(checkpoint()), "--served-model-name", "batch"]
+    command += ["--settings", str(tmp_path / "settings.toml")]
     command += ["--enforce-eager", "--block-size", "32"]
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    assert "9 lines, 4 answered, 5 refused or failed" in done.stderr
+    assert "10 lines, 5 answered, 5 refused or failed" in done.stderr
     check_mixed([json.loads(text) for text in (tmp_path / "out.jsonl").read_text().splitlines()])
