@@ -19,7 +19,7 @@ from server.choice import Choice, Chooser
 from server.elastic import Elastic
 from server.engine import Admitted, Chunks, Engine, Failure, Whole, collect, first_token
 from server.facts import facts, headers, kept_per_layer, usage_details
-from server.gate.middleware import CALLER, Caller, Gate
+from server.gate.middleware import CALLER, WATCHED, Caller, Gate
 from server.metrics import Outcome
 from server.protocol import Facts, refuse_wire_keys
 from server.reload import Schedules
@@ -101,6 +101,7 @@ async def answer(
         elastic=service.elastic,
         why_cut_off=lambda: service.gate.why_cut_off(state),
     )
+    state[WATCHED] = True
     try:
         return await _serve(service, endpoint, request, raw_request, watch)
     except BaseException as err:

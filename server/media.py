@@ -22,6 +22,9 @@ __all__ = ["MediaGuard", "admit_medium", "check_image_header", "expect_media", "
 
 SCHEMES = ("http", "https")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+LONGEST = 200
+"""Sides' ratio of an image. Processors that scale the shorter side to a fixed length, CLIP's among
+them, make gigabytes of a line of pixels; Qwen's have this very bound."""
 
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(text)
@@ -60,7 +63,7 @@ def admit_medium() -> None:
 
 
 def check_image_header(data: bytes, most_pixels: int) -> None:
-    """Refuse an image by its header: another format, too many pixels, several frames.
+    """Refuse an image by its header: another format, too many pixels, a line, several frames.
 
     Nothing is decoded. Raises InvalidMedia.
     """
@@ -78,6 +81,11 @@ def check_image_header(data: bytes, most_pixels: int) -> None:
         raise InvalidMedia(
             f"the image has {width} x {height} = {width * height} pixels; at most {most_pixels} are"
             " allowed: scale it down"
+        )
+    if max(width, height) > LONGEST * min(width, height):
+        raise InvalidMedia(
+            f"the image has {width} x {height} pixels; one side may be at most {LONGEST} times the"
+            " other: cut it"
         )
     if animated:
         raise InvalidMedia(f"the {image.format} image is animated; send one frame")

@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.errors import error_response, http_error_body
+from server.metrics import Outcome
 from server.settings import LimitSettings
 from vtr_vllm.errors import (
     BodyTimeout,
@@ -79,8 +80,23 @@ class Exchange:
         self._killer: asyncio.TimerHandle | None = None
         self._cancelled = False
         self._content_type = b""
+        self._status: int | None = None
         self._started = False
         self._finished = False
+        self._left = False
+
+    @property
+    def outcome(self) -> Outcome:
+        """How it ended, for a request that no route of ours counts."""
+        if isinstance(self.failure, RequestTimeout):
+            return "timeout"
+        if self.failure is not None:
+            return "refused"
+        if self._left:
+            return "aborted"
+        if self._status is None or self._status >= 500 or not self._finished:
+            return "error"
+        return "client_error" if self._status >= 400 else "ok"
 
     async def run(self, app: ASGIApp, seconds: float | None) -> None:
         """Let ``app`` answer, within ``seconds`` where they are given."""
@@ -135,6 +151,8 @@ class Exchange:
                 self.failure = body_too_large(self._body_bytes, self._limits.body_bytes)
                 return self._gone
             self._body_done = not message.get("more_body", False)
+        elif message["type"].endswith(".disconnect"):
+            self._left = self._left or not self._finished
         return message
 
     async def send(self, message: Message) -> None:
@@ -144,6 +162,7 @@ class Exchange:
         kind = message["type"]
         if kind in ("http.response.start", "websocket.accept"):
             self._started = True
+            self._status = message.get("status", 101)
             given: Headers = list(message.get("headers", ()))
             names = {name.lower(): value for name, value in given}
             self._content_type = names.get(b"content-type", b"")

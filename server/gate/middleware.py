@@ -20,13 +20,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from server.gate.exchange import GRACE_SECONDS, Exchange, body_too_large
 from server.gate.keys import Keyring
 from server.gate.rate import Buckets
-from server.gate.scopes import is_for_admin_port, needed_scope
+from server.gate.scopes import COUNTED, is_for_admin_port, needed_scope
 from server.media import expect_media
 from server.metrics import UNKNOWN, observe_in_flight, observe_outcome, observe_refusal
 from server.settings import KeySettings, Settings
 from vtr_vllm.errors import (
-    BodyTimeout,
-    BodyTooLarge,
     Draining,
     Forbidden,
     InvalidKey,
@@ -36,14 +34,16 @@ from vtr_vllm.errors import (
 )
 from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["ADMIN_PORT", "Caller", "Gate", "install"]
+__all__ = ["ADMIN_PORT", "WATCHED", "Caller", "Gate", "install"]
 
 logger = logging.getLogger("vllm.vtr")
 
 CALLER = "vtr_caller"
 EXCHANGE = "vtr_exchange"
 ADMIN_PORT = "vtr_admin_port"
-"""Keys of ``scope["state"]``; the last is set by the admin port's server alone."""
+WATCHED = "vtr_watched"
+"""Keys of ``scope["state"]``. ADMIN_PORT is set by the admin port's server alone, WATCHED by a route
+that counts how its request ends; the gate counts the others."""
 
 DRAIN_RETRY_SECONDS = 30
 """Retry-After while draining: about what a replacement needs to start."""
@@ -235,14 +235,19 @@ class GateMiddleware:
         state[EXCHANGE] = exchange
         if needed == "generate":
             expect_media(limits.images)
-            await gate.pass_through(self._app, exchange, limits.request_seconds)
+            try:
+                await gate.pass_through(self._app, exchange, limits.request_seconds)
+            finally:
+                outcome = exchange.outcome
+                ours = path in COUNTED or outcome in ("refused", "timeout")
+                if ours and WATCHED not in state:
+                    observe_outcome(outcome, key=caller.name or UNKNOWN)
         elif needed == "open":
             await exchange.run(self._app, None)
         else:
             await gate.pass_through(self._app, exchange)
-        if exchange.failure is not None:
-            unread = isinstance(exchange.failure, BodyTooLarge | BodyTimeout)
-            _count(exchange.failure, caller, needed if unread else "")
+        if isinstance(exchange.failure, VTRError):
+            observe_refusal(exchange.failure)
 
 
 def install(app: FastAPI, settings: Settings) -> Gate:

@@ -4,7 +4,7 @@ from typing import Literal
 
 from server.settings import Scope
 
-__all__ = ["is_for_admin_port", "needed_scope"]
+__all__ = ["COUNTED", "is_for_admin_port", "needed_scope"]
 
 OPEN = frozenset(
     {
@@ -40,6 +40,8 @@ GENERATE = frozenset(
     }
 )
 GENERATE_FOLDERS = ("/v1/", "/v2/", "/cohere/")
+COUNTED = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/responses"})
+"""Where every request is counted by how it ended."""
 OPERATOR = frozenset({"/v1/load_lora_adapter", "/v1/unload_lora_adapter"})
 """They change the server for everybody."""
 

@@ -247,6 +247,13 @@ def test_a_bomb_is_refused_by_its_header(side: int) -> None:
         check_image_header(png_of_size(side, side), 4096 * 4096)
 
 
+@pytest.mark.parametrize("size", [(201, 1), (1, 201), (4096, 20), (1, 16777216)])
+def test_a_line_is_refused_since_processors_scale_it_up(size: tuple[int, int]) -> None:
+    check_image_header(png_of_size(200, 1), 4096 * 4096)
+    with pytest.raises(InvalidMedia, match="at most 200 times the other"):
+        check_image_header(png_of_size(*size), 4096 * 4096)
+
+
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
 def test_animations_are_refused(form: str) -> None:
     with pytest.raises(InvalidMedia, match="animated"):

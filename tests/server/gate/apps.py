@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
 from server.gate.keys import hash_key
-from server.gate.middleware import CALLER, Gate, GateMiddleware
+from server.gate.middleware import CALLER, WATCHED, Gate, GateMiddleware
 from server.settings import KeySettings, Settings
 
 ALL_SCOPES = ("generate", "metrics", "admin", "jobs")
@@ -59,6 +59,7 @@ class Place:
         self.app.add_api_route("/v1/slow", self.slow, methods=["POST"])
         self.app.add_api_route("/v1/deaf", self.deaf, methods=["POST"])
         self.app.add_api_route("/v1/stream", self.stream, methods=["POST"])
+        self.app.add_api_route("/v1/chat/completions", self.chat, methods=["POST"])
         self.app.add_api_websocket_route("/v1/realtime", self.talk)
 
     def client(self) -> httpx.AsyncClient:
@@ -114,6 +115,13 @@ class Place:
         except asyncio.CancelledError:
             self.seen.append("aborted")
             raise
+
+    async def chat(self, body: dict[str, int], raw_request: Request) -> JSONResponse:
+        """A route that counts its requests, once it has read them."""
+        status = body["status"]
+        if body.get("watched"):
+            raw_request.scope["state"][WATCHED] = True
+        return JSONResponse({"fine": True}, status)
 
     async def talk(self, socket: WebSocket) -> None:
         await socket.accept()

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
+from collections import Counter
 from typing import Any
 
 import httpx
@@ -13,7 +15,7 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from server.gate.middleware import ADMIN_PORT, Gate, install
-from server.settings import Settings
+from server.settings import LimitSettings, Settings
 from tests.server.gate.apps import ALL_SCOPES, Place, bearer, key
 
 GUARDED = ("/v1/models", "/v1/jobs", "/metrics", "/admin/settings", "/reset_prefix_cache")
@@ -367,6 +369,74 @@ def test_refusals_are_counted() -> None:
     before = counted()
     get(Place(KEYED), "/v1/models")
     assert counted() == before + 1
+
+
+CHAT = "/v1/chat/completions"
+
+
+@pytest.mark.parametrize(
+    ("body", "outcome"),
+    [
+        (b'{"status": 200}', "ok"),
+        (b'{"status": 404}', "client_error"),
+        (b'{"status": 503}', "error"),
+        (b'{"other": 1}', "error"),  # a fault of the route: no handler answers here
+        (b"{", "client_error"),
+        (b'{"status": "no"}', "client_error"),
+        (b" " * 2000, "refused"),
+        (b'{"status": 200, "watched": 1}', None),
+        (b'{"status": 500, "watched": 1}', None),
+    ],
+)
+def test_every_request_is_counted_once_by_how_it_ended(body: bytes, outcome: str | None) -> None:
+    place = Place(Settings(limits=LimitSettings(body_bytes=1000)))
+    before = outcomes()
+    with contextlib.suppress(KeyError):
+        post(place, CHAT, content=body, headers={"Content-Type": "application/json"})
+    assert outcomes() == before + Counter([outcome] if outcome else [])
+
+
+def test_a_client_that_leaves_within_its_body_is_counted_as_aborted() -> None:
+    place = Place()
+    messages = [
+        {"type": "http.request", "body": b"{", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": CHAT,
+        "query_string": b"",
+        "headers": [(b"content-type", b"application/json")],
+    }
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(_: Any) -> None:
+        return
+
+    before = outcomes()
+    run(place.app(scope, receive, send))
+    assert outcomes() == before + Counter(["aborted"])
+
+
+def test_lists_and_probes_are_no_requests() -> None:
+    place, before = Place(), outcomes()
+    get(place, "/v1/models")
+    get(place, "/health")
+    post(place, "/v1/echo", content=b"x")
+    assert outcomes() == before
+
+
+def outcomes() -> Counter[str]:
+    """Of all series of vtr_requests_total."""
+    found: Counter[str] = Counter()
+    for metric in REGISTRY.collect():
+        for sample in metric.samples:
+            if sample.name == "vtr_requests_total":
+                found[sample.labels["outcome"]] += int(sample.value)
+    return found
 
 
 def test_install_puts_the_gate_in_front() -> None:
