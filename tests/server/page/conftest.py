@@ -45,9 +45,9 @@ def chromium() -> str | None:
     return next((path for path in found if path), None)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's event loop runs as long: others could start none
 def browser() -> Iterator[Browser]:
-    """One browser for all tests; without one they are skipped, or fail where tools must be."""
+    """One browser for a module; without one its tests are skipped, or fail where tools must be."""
     path = chromium()
     if path is None:
         message = "there is no Chromium; install one or name it in VTR_CHROMIUM"
