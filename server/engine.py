@@ -6,13 +6,10 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from fastapi import Request
-from pydantic import BaseModel, Field
-from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
-from vllm.entrypoints.openai.completion.protocol import CompletionRequest as VLLMCompletionRequest
-from vllm.entrypoints.openai.responses.protocol import ResponsesRequest as VLLMResponsesRequest
+from pydantic import BaseModel
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse, ModelCard, ModelPermission
 from vllm.entrypoints.serve.utils.api_utils import (
     cli_env_setup,
@@ -26,8 +23,8 @@ from vllm.logger import configure_logging_from_args
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
+from server.bodies import ChatRequest, CompletionRequest, ResponsesRequest
 from server.errors import engine_died, error_body
-from server.protocol import VTRField
 from vtr_vllm.engine.admission import Admitted, collect, has_admitted
 from vtr_vllm.engine.config import EngineSettings, band_starts, model_geometry
 from vtr_vllm.engine.facts import counters, kv_report, take_trace
@@ -56,11 +53,6 @@ __all__ = [
 ]
 
 _LOAD_METRICS_HEADER = "endpoint-load-metrics-format"
-_VTR_FIELD = Field(
-    default=None,
-    description="Vision-token budget; checked by the server, unknown keys are refused.",
-    json_schema_extra=VTRField.model_json_schema(),
-)
 
 _on_first_token: ContextVar[Callable[[], None] | None] = ContextVar("vtr_first", default=None)
 """What to call when a request that was begun in this context has its first token."""
@@ -81,27 +73,6 @@ def run_vllm_serve() -> None:
     configure_logging_from_args(args)
     command.validate(args)
     command.cmd(args)
-
-
-class ChatRequest(ChatCompletionRequest):
-    """vLLM's chat request and the ``vtr`` field, unchecked: ``server.protocol`` checks it."""
-
-    field_names: ClassVar[set[str] | None] = None  # vLLM's cache of names, not the parent's
-    vtr: Any = _VTR_FIELD
-
-
-class CompletionRequest(VLLMCompletionRequest):
-    """vLLM's completion request and the ``vtr`` field."""
-
-    field_names: ClassVar[set[str] | None] = None
-    vtr: Any = _VTR_FIELD
-
-
-class ResponsesRequest(VLLMResponsesRequest):
-    """vLLM's request of the Responses API and the ``vtr`` field."""
-
-    field_names: ClassVar[set[str] | None] = None
-    vtr: Any = _VTR_FIELD
 
 
 @dataclass(frozen=True)

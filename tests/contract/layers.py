@@ -27,6 +27,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "vllm": (
         "vtr_vllm/engine/",
         "server/engine.py",
+        "server/bodies.py",
         "server/connector.py",
         "server/batch.py",
         "vtr_vllm/search/vllm_evaluator.py",

@@ -21,6 +21,7 @@ from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS, is_active, model_g
 from vtr_vllm.engine.images import ImageTokens, image_tokens
 from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES
 from vtr_vllm.engine.requests import read_request
+from vtr_vllm.engine.sender_cache import note_sent
 from vtr_vllm.errors import PromptTooLong, UnsupportedRequest
 from vtr_vllm.reduction.request import ReducedRequest
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, Plan
@@ -94,6 +95,7 @@ def install() -> None:
             collector.admitted.append(admitted)
             if collector.noted is not None:
                 collector.noted(admitted)
+        note_sent(self.renderer.mm_processor_cache, request.mm_features or ())
         return request
 
     process_inputs.vtr_admission = True

@@ -9,7 +9,7 @@ def register() -> None:
 
     from vllm import ModelRegistry
 
-    from vtr_vllm.engine import admission
+    from vtr_vllm.engine import admission, sender_cache
     from vtr_vllm.engine.kv_bands import register_band_spec
     from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES
 
@@ -18,3 +18,4 @@ def register() -> None:
     # The scheduler's process never loads the model, and it must know the spec too.
     register_band_spec()
     admission.install()
+    sender_cache.install()

@@ -1,0 +1,51 @@
+"""Which images the engine has, as the front end knows it.
+
+vLLM's front end notes an image as sent when it is processed. A request that is refused or aborted
+after that never reaches the engine, and the next request with this image is sent without it: the
+engine finds nothing, and an innocent request fails with an internal error. Here an image counts as
+sent once a request with it was admitted.
+"""
+
+import functools
+from collections.abc import Iterable
+from typing import Any
+
+from vllm.multimodal.cache.lru import LruKeyReplicatedSenderCache
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+__all__ = ["install", "note_sent"]
+
+
+def install() -> None:
+    """Wrap vLLM's sender cache; safe to call again."""
+    stock = LruKeyReplicatedSenderCache.get_and_update_item
+    if getattr(stock, "vtr_sender_cache", False):
+        return
+
+    @functools.wraps(stock)
+    def get_and_update_item(self: LruKeyReplicatedSenderCache, mm_item: Any, mm_hash: str) -> Any:
+        if mm_item is not None and mm_hash in self._cache:
+            return mm_item  # another request is about to send it, which may yet be refused
+        return stock(self, mm_item, mm_hash)
+
+    def is_cached_item(self: LruKeyReplicatedSenderCache, mm_hash: str) -> bool:
+        return getattr(_entry(self, mm_hash), "vtr_sent", False)
+
+    get_and_update_item.vtr_sender_cache = True
+    LruKeyReplicatedSenderCache.get_and_update_item = get_and_update_item
+    LruKeyReplicatedSenderCache.is_cached_item = is_cached_item
+
+
+def note_sent(cache: Any, features: Iterable[MultiModalFeatureSpec]) -> None:
+    """The engine gets these features now. ``cache`` is the renderer's; None and others are let be."""
+    if not isinstance(cache, LruKeyReplicatedSenderCache):
+        return
+    for feature in features:
+        entry = _entry(cache, feature.mm_hash or feature.identifier)
+        if feature.data is not None and entry is not None:
+            entry.vtr_sent = True
+
+
+def _entry(cache: LruKeyReplicatedSenderCache, mm_hash: str) -> Any:
+    """What is noted of an item, without a change to the order of eviction or to the statistics."""
+    return cache._cache.cache.get(mm_hash)
