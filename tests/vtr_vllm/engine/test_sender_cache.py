@@ -42,7 +42,9 @@ def back() -> LruKeyReplicatedReceiverCache:
 
 def item(kib: int = 4) -> MultiModalKwargsItem:
     data = torch.zeros(kib * 256)
-    return MultiModalKwargsItem({"pixels": MultiModalFieldElem(data, MultiModalSharedField(batch_size=1))})
+    return MultiModalKwargsItem(
+        {"pixels": MultiModalFieldElem(data, MultiModalSharedField(batch_size=1))}
+    )
 
 
 def process(front: LruKeyReplicatedSenderCache, name: str, kib: int = 4) -> Any:
