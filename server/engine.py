@@ -30,7 +30,7 @@ from vtr_vllm.engine.config import EngineSettings, band_starts, model_geometry
 from vtr_vllm.engine.facts import counters, kv_report, take_trace
 from vtr_vllm.engine.kv_report import KVReport
 from vtr_vllm.engine.load import LOAD
-from vtr_vllm.errors import VTRError
+from vtr_vllm.errors import UnsupportedRequest, VTRError
 from vtr_vllm.schedules import ModelGeometry
 
 __all__ = [
@@ -53,6 +53,8 @@ __all__ = [
 ]
 
 _LOAD_METRICS_HEADER = "endpoint-load-metrics-format"
+_IMAGE_WITHOUT_PLACE = "Failed to apply prompt replacement"
+"""How vLLM's assertion begins that takes such a request for a fault of its own."""
 
 _on_first_token: ContextVar[Callable[[], None] | None] = ContextVar("vtr_first", default=None)
 """What to call when a request that was begun in this context has its first token."""
@@ -252,6 +254,13 @@ async def _serve(
         answer = await create(request, raw_request)
     except (EngineDeadError, EngineGenerateError) as err:
         raise _cause(err) from err
+    except AssertionError as err:
+        if not str(err).startswith(_IMAGE_WITHOUT_PLACE):
+            raise
+        raise UnsupportedRequest(
+            "the prompt has no place for one of its images; truncate_prompt_tokens or chat_template"
+            " took it away: leave that out"
+        ) from err
     if isinstance(answer, ErrorResponse):
         return Failure(answer.error.code, answer.model_dump())
     if isinstance(answer, BaseModel):

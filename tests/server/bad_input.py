@@ -298,6 +298,10 @@ def _openai_cases(model: str) -> Iterator[Case]:
     for key, values in changes.items():
         for value in values:
             yield _chat(f"{key} = {value!r:.30}", chat_body(model) | {key: value})
+    for size in (0, 1, 3):  # what is left has no place for the image
+        yield _chat(f"truncated to {size}", chat_body(model, truncate_prompt_tokens=size))
+    for value in ([None], "a", [[]], {"regex": 5}):
+        yield _completion(f"structured outputs {value!r}", model, structured_outputs=value)
     yield _completion("no prompt", model, prompt=None)
     for prompt in (5, {}, [[]], ["a", 5], [10**9], [-1], [[10**9]]):
         yield _completion(f"prompt = {prompt!r:.30}", model, prompt=prompt)

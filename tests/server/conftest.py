@@ -57,6 +57,8 @@ class Server:
     log: Path
     schedules: Path
     """Folder that the server looks at; a test that writes into it leaves it as it was."""
+    pid: int
+    """Of the API server's process; the engine's are its children."""
     model: str = NAME
 
     def client(self) -> httpx.Client:
@@ -109,7 +111,7 @@ def serve(schedules: Path, folder: Path) -> Iterator[Server]:
         )
     try:
         _wait_until_healthy(process, f"http://127.0.0.1:{port}", log)
-        yield Server(f"http://127.0.0.1:{port}", log, schedules)
+        yield Server(f"http://127.0.0.1:{port}", log, schedules, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         try:

@@ -194,7 +194,12 @@ def test_what_fails_later_is_an_event_in_our_form() -> None:
 
 @pytest.mark.parametrize(
     ("failure", "kind"),
-    [(_refused_at_admission(), UnsupportedRequest), (EngineDeadError(), EngineNotReady)],
+    [
+        (_refused_at_admission(), UnsupportedRequest),
+        (EngineDeadError(), EngineNotReady),
+        (AssertionError("Failed to apply prompt replacement for image"), UnsupportedRequest),
+        (AssertionError("another"), AssertionError),
+    ],
 )
 def test_a_refusal_without_a_stream_is_raised_too(
     failure: Exception, kind: type[Exception]

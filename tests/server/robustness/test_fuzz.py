@@ -1,0 +1,124 @@
+"""Thousands of malformed requests beside a neighbour who must not notice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.server.conftest import Server
+from tests.server.robustness.bodies import Sent, requests
+from tests.server.robustness.watching import Neighbour, memory, settled
+
+AT_ONCE = 8
+FEW, MANY, WARM_UP = 40, 1250, 400
+GROWTH = 0.05
+"""Of memory, after WARM_UP: what an allocator keeps moves by less."""
+
+pytestmark = pytest.mark.engine
+
+
+def send_all(server: Server, sent: list[Sent]) -> list[tuple[Sent, httpx.Response]]:
+    """All at once, each on a connection of its own."""
+
+    async def run() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
+            return await asyncio.gather(*(one(client, each) for each in sent))
+
+    async def one(client: httpx.AsyncClient, each: Sent) -> httpx.Response:
+        headers = [(k.encode(), v.encode("latin-1")) for k, v in each.headers.items()]
+        return await client.post(each.path, content=each.content, headers=headers)
+
+    return list(zip(sent, asyncio.run(run()), strict=True))
+
+
+def check(sent: Sent, answer: httpx.Response) -> None:
+    """An answer with the facts, or an error below 500 in OpenAI's form."""
+    what = f"{sent.path} {sent.headers} {sent.content[:2000]!r}: {answer.status_code}"
+    assert answer.status_code < 500, f"{what} {answer.text[:500]}"
+    assert answer.headers["x-request-id"], what
+    if answer.headers["content-type"].startswith("text/event-stream"):
+        assert answer.status_code == 200, what
+        for event in events(answer.text):
+            error = event.get("error") or (event if event.get("type") == "error" else None)
+            assert error is None or is_error(error), f"{what} {event}"
+        return
+    body = answer.json()
+    if answer.status_code == 200:
+        assert body["vtr"]["kept_per_layer"], what
+    else:
+        assert is_error(body["error"]), f"{what} {body}"
+
+
+def events(text: str) -> list[Any]:
+    """The objects of a stream."""
+    lines = (line.removeprefix("data: ") for line in text.splitlines())
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def is_error(error: Any) -> bool:
+    """Whether an error has OpenAI's form and is the client's."""
+    code = error["code"]
+    ours = isinstance(code, str) and code not in ("internal", "engine_not_ready")
+    theirs = isinstance(code, int) and 400 <= code < 500
+    return (
+        isinstance(error["message"], str)
+        and bool(error["message"])
+        and isinstance(error["type"], str)
+        and "param" in error
+        and (ours or theirs)
+    )
+
+
+def fuzz(server: Server, batches: int, derandomize: bool) -> Counter[int]:
+    """Send ``batches`` of AT_ONCE requests; returns how many got which status."""
+    statuses: Counter[int] = Counter()
+
+    @settings(
+        max_examples=batches,
+        derandomize=derandomize,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(st.lists(requests(), min_size=AT_ONCE, max_size=AT_ONCE))
+    def run(sent: list[Sent]) -> None:
+        for each, answer in send_all(server, sent):
+            check(each, answer)
+            statuses[answer.status_code] += 1
+
+    run()
+    return statuses
+
+
+def test_a_few_hundred_bodies(server: Server) -> None:
+    with server.client() as client:
+        settled(client)
+        with Neighbour(server):
+            statuses = fuzz(server, FEW, derandomize=True)
+        settled(client)
+    assert statuses[200] > FEW, statuses
+    assert statuses[400] > FEW, statuses
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_ten_thousand_bodies_leave_nothing_behind(server: Server) -> None:
+    with server.client() as client, Neighbour(server) as neighbour:
+        statuses = fuzz(server, WARM_UP, derandomize=False)
+        warm = memory(server)
+        statuses += fuzz(server, MANY, derandomize=False)
+        grown = memory(server) / warm - 1
+    with server.client() as client:
+        settled(client)
+    print(
+        f"{statuses}, {neighbour.answered} answers beside; memory {grown:+.2%} of {warm >> 20} MiB"
+    )
+    assert statuses.total() >= (WARM_UP + MANY) * AT_ONCE
+    assert grown < GROWTH
