@@ -91,11 +91,17 @@ def store_schedules(folder: Path) -> None:
     stored.save(folder / "stored-half.json")
 
 
-def serve(schedules: Path, folder: Path) -> Iterator[Server]:
-    """A server process on a free port, until it is asked for the next; ``folder`` is its own."""
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+        port: int = free.getsockname()[1]
+    return port
+
+
+def serve(schedules: Path, folder: Path) -> Iterator[Server]:
+    """A server process on a free port, until it is asked for the next; ``folder`` is its own."""
+    port = free_port()
     log = folder / "server.log"
     flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
     flags += ["--enforce-eager", "--block-size", "32", "--schedules", str(schedules)]

@@ -57,14 +57,14 @@ EXTRAS: tuple[dict[str, Any], ...] = (
     *({"logit_bias": {"1": 1e9}}, {"logit_bias": {"-1": 1}}, {"allowed_token_ids": []}),
     *({"allowed_token_ids": [10**9]}, {"bad_words": [""]}, {"min_tokens": 99}, {"min_p": 7}),
     *({"repetition_penalty": 0}, {"presence_penalty": 5}, {"temperature": 1e-9}, {"top_p": 1e-9}),
-    *({"response_format": {"type": "json_object"}}, {"response_format": {"type": "json_schema"}}),
+    {"response_format": {"type": "json_schema"}},
     {
         "response_format": {
             "type": "json_schema",
             "json_schema": {"name": "a", "schema": {"type": 5}},
         }
     },
-    *({"structured_outputs": {"regex": "("}}, {"structured_outputs": {"grammar": "root ::= "}}),
+    *({"structured_outputs": {"regex": "("}}, {"structured_outputs": {"regex": 5}}),
     *({"structured_outputs": {"regex": "a", "json": {}}}, {"structured_outputs": {"choice": []}}),
     *({"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "auto"},),
     *({"tool_choice": "required"}, {"tools": []}, {"functions": []}, {"tool_choice": {"type": 1}}),
@@ -96,7 +96,11 @@ EXTRAS: tuple[dict[str, Any], ...] = (
     ),
     *({"repetition_detection": {"a": 1}}, {"ignore_eos": True}, {"stop_token_ids": [-1, 10**12]}),
 )
-"""Fields that are seldom sent, with good and bad values."""
+"""Fields that are seldom sent, with good and bad values.
+
+None asks for JSON: the demo model has no word for a brace, and vLLM answers 500 to a grammar that a
+vocabulary cannot write.
+"""
 
 VALID: tuple[Any, ...] = (
     *({"budget": 1.0}, {"budget": 0.5}, {"budget": 0.3}, {"tier": "economy"}, {"tier": "full"}),
@@ -122,7 +126,7 @@ class Sent:
 
     path: str
     content: bytes
-    headers: dict[str, str]
+    headers: tuple[tuple[str, str], ...]
 
 
 def _valid(path: str, part: Any) -> dict[str, Any]:
@@ -247,4 +251,4 @@ def requests(draw: st.DrawFn) -> Sent:
     if "header" in odd:
         given = {"x-vtr-budget": draw(st.sampled_from(HEADERS)).encode().decode("latin-1")}
         headers |= draw(st.sampled_from((*ODD_HEADERS, given)))
-    return Sent(path, content, headers)
+    return Sent(path, content, tuple(headers.items()))
