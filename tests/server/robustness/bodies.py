@@ -180,7 +180,7 @@ def _mutate(draw: st.DrawFn, body: dict[str, Any]) -> None:
         holder.append(copy.deepcopy(holder[key]))
 
 
-def _bounded(body: dict[str, Any], path: str) -> None:
+def bounded(body: dict[str, Any], path: str) -> None:
     """Keep what passes small: thousands of tokens or of answers are slow, and no error."""
     for key in ("max_tokens", "max_output_tokens", "max_completion_tokens", "n", "best_of"):
         value = body.get(key)
@@ -243,7 +243,7 @@ def requests(draw: st.DrawFn) -> Sent:
     if "mutation" in odd:
         for _ in range(draw(st.integers(1, 3))):
             _mutate(draw, body)
-    _bounded(body, path)
+    bounded(body, path)
     content = json.dumps(body).encode()
     if "text" in odd:
         content = _damage(draw, content)
