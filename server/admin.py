@@ -66,13 +66,13 @@ async def drain(gate: GateOf) -> dict[str, Any]:
     return {"draining": True, "in_flight": gate.in_flight}
 
 
-@router.get("/live")
+@router.get("/live", response_class=Response)
 async def live() -> Response:
     """200 as long as this process answers: what fails here is mended by a restart only."""
     return Response(status_code=200)
 
 
-router.add_api_route("/ready", health, methods=["GET"])
+router.add_api_route("/ready", health, methods=["GET"], response_class=Response)
 router.include_router(_admin)
 
 

@@ -97,7 +97,7 @@ async def list_schedules(raw_request: Request) -> JSONResponse:
     return JSONResponse(_service(raw_request).schedules.offer.description)
 
 
-@router.get("/health")
+@router.get("/health", response_class=Response)
 async def health(raw_request: Request) -> Response:
     """200 if the engine lives and reduction is in place; else 503 and why."""
     reason = await _service(raw_request).engine.why_unhealthy()
