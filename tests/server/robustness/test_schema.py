@@ -56,7 +56,7 @@ def attack(operation: Any, mode: GenerationMode, examples: int, start: int) -> i
         case.validate_response(answer, checks=[not_a_server_error, content_type_conformance])
         what = f"{case.as_curl_command()[:2000]}: {answer.status_code} {answer.text[:300]}"
         if answer.status_code >= 400:
-            assert answer.headers["content-type"] == "application/json", what
+            assert answer.headers["content-type"] == ["application/json"], what
             assert is_error(answer.json()["error"]), what
         answered += 1
 
