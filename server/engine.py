@@ -1,6 +1,7 @@
 """vLLM's handlers and its engine client, as the routes see them."""
 
 import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -30,7 +31,7 @@ from vtr_vllm.engine.config import EngineSettings, band_starts, model_geometry
 from vtr_vllm.engine.facts import counters, kv_report, take_trace
 from vtr_vllm.engine.kv_report import KVReport
 from vtr_vllm.engine.load import LOAD
-from vtr_vllm.errors import UnsupportedRequest, VTRError
+from vtr_vllm.errors import RequestError, VTRError
 from vtr_vllm.schedules import ModelGeometry
 
 __all__ = [
@@ -53,8 +54,10 @@ __all__ = [
 ]
 
 _LOAD_METRICS_HEADER = "endpoint-load-metrics-format"
-_IMAGE_WITHOUT_PLACE = "Failed to apply prompt replacement"
-"""How vLLM's assertion begins that takes such a request for a fault of its own."""
+_STUMBLES = (AssertionError, AttributeError, IndexError, KeyError, RecursionError)
+"""What vLLM raises, for a fault of its own, where a body is not as it thinks while it reads it."""
+
+logger = logging.getLogger("vllm.vtr")
 
 _on_first_token: ContextVar[Callable[[], None] | None] = ContextVar("vtr_first", default=None)
 """What to call when a request that was begun in this context has its first token."""
@@ -254,12 +257,13 @@ async def _serve(
         answer = await create(request, raw_request)
     except (EngineDeadError, EngineGenerateError) as err:
         raise _cause(err) from err
-    except AssertionError as err:
-        if not str(err).startswith(_IMAGE_WITHOUT_PLACE):
+    except _STUMBLES as err:
+        if has_admitted():
             raise
-        raise UnsupportedRequest(
-            "the prompt has no place for one of its images; truncate_prompt_tokens or chat_template"
-            " took it away: leave that out"
+        logger.warning("no prompt can be made of a request", exc_info=err)
+        raise RequestError(
+            f"no prompt can be made of this request ({err}); check the types of its fields, and"
+            " whether truncate_prompt_tokens or chat_template takes the place of an image away"
         ) from err
     if isinstance(answer, ErrorResponse):
         return Failure(answer.error.code, answer.model_dump())

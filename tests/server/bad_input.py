@@ -300,6 +300,10 @@ def _openai_cases(model: str) -> Iterator[Case]:
             yield _chat(f"{key} = {value!r:.30}", chat_body(model) | {key: value})
     for size in (0, 1, 3):  # what is left has no place for the image
         yield _chat(f"truncated to {size}", chat_body(model, truncate_prompt_tokens=size))
+    for kind in (None, 5, [], "nosuch"):
+        body = chat_body(model)
+        body["messages"][0]["content"][0]["type"] = kind
+        yield _chat(f"part of type {kind!r}", body)
     for value in ([None], "a", [[]], {"regex": 5}):
         yield _completion(f"structured outputs {value!r}", model, structured_outputs=value)
     yield _completion("no prompt", model, prompt=None)

@@ -26,7 +26,7 @@ from server.engine import (
     collect,
     first_token,
 )
-from vtr_vllm.errors import EngineNotReady, UnsupportedRequest
+from vtr_vllm.errors import EngineNotReady, RequestError, UnsupportedRequest
 
 TEXT_CONFIG = {
     "num_hidden_layers": 12,
@@ -197,8 +197,9 @@ def test_what_fails_later_is_an_event_in_our_form() -> None:
     [
         (_refused_at_admission(), UnsupportedRequest),
         (EngineDeadError(), EngineNotReady),
-        (AssertionError("Failed to apply prompt replacement for image"), UnsupportedRequest),
-        (AssertionError("another"), AssertionError),
+        (AssertionError("Failed to apply prompt replacement for image"), RequestError),
+        (AttributeError("'NoneType' object has no attribute 'split'"), RequestError),
+        (OSError("no fault of the body"), OSError),
     ],
 )
 def test_a_refusal_without_a_stream_is_raised_too(
