@@ -196,6 +196,7 @@ def processor(monkeypatch):
     install()
     made = InputProcessor.__new__(InputProcessor)
     made.vllm_config = config()
+    made.renderer = SimpleNamespace(mm_processor_cache=None)  # as for a model without images
     return made
 
 
