@@ -99,8 +99,11 @@ def free_port() -> int:
     return port
 
 
-def serve(schedules: Path, folder: Path) -> Iterator[Server]:
-    """A server process on a free port, until it is asked for the next; ``folder`` is its own."""
+def serve(schedules: Path, folder: Path, *more: str) -> Iterator[Server]:
+    """A server process on a free port, until it is asked for the next; ``folder`` is its own.
+
+    ``more`` are further flags.
+    """
     port = free_port()
     log = folder / "server.log"
     flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
@@ -108,7 +111,7 @@ def serve(schedules: Path, folder: Path) -> Iterator[Server]:
     flags += ["--max-num-batched-tokens", str(STEP_TOKENS), "--max-num-seqs", "16"]
     settings = log.with_name("settings.toml")
     settings.write_text(SETTINGS)
-    flags += ["--settings", str(settings)]
+    flags += ["--settings", str(settings), *more]
     command = [sys.executable, "-m", "vtr_vllm.cli", "serve", str(checkpoint()), *flags]
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}
     with log.open("wb") as out:
