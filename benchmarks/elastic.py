@@ -11,26 +11,20 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import resource
-import signal
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-import httpx
 import psutil
 from matplotlib.figure import Figure
 
-from benchmarks.arms import ROOT, threading
+from benchmarks.arms import threading
 from benchmarks.open_loop import MODEL, Client, summary
 from benchmarks.run import machine, say
+from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import default_dtype
 from server.elastic import HOLD
 from tests.tiny import TinyShape, write_model_files
@@ -62,27 +56,16 @@ INTERVAL = 0.25
 PATIENCE = 10.0
 """Objectives."""
 CONCURRENCY = 8
-START_SECONDS = 600
 STEP_TOKENS = 2048
 """vLLM's own default for a server; three prompts a step."""
 IN_FLIGHT = 4096
 
 
-class Server:
-    """``vtr serve`` on a free port; ended with the block."""
+class Server(Served):
+    """``vtr serve`` of the shape."""
 
     def __init__(self, model: Path, settings: str, dtype: str, threads: int | None) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = model.parent / f"server-{port}.log"
-        file = model.parent / f"settings-{port}.toml"
-        file.write_text(settings)
         flags = {
-            "--settings": file,
-            "--host": "127.0.0.1",
-            "--port": port,
             "--served-model-name": MODEL,
             "--load-format": "dummy",
             "--dtype": dtype,
@@ -93,52 +76,18 @@ class Server:
             "--mm-processor-cache-gb": 0,
         }
         words = [str(word) for pair in flags.items() for word in pair]
-        command = [sys.executable, "-m", "vtr_vllm.cli", "serve", str(model), *words]
-        quiet = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-        self._process = subprocess.Popen(
-            [*command, "--enforce-eager", "--disable-uvicorn-access-log"],
-            cwd=ROOT,
-            env={**os.environ, **quiet, **threading(threads)},
-            stdout=self.log.open("wb"),
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        words += ["--enforce-eager", "--disable-uvicorn-access-log"]
+        environment = {**QUIET, **threading(threads)}
+        super().__init__(model, words, settings=settings, environment=environment)
 
     def busy(self) -> float:
         """CPU seconds of the server's processes so far."""
         try:
-            parent = psutil.Process(self._process.pid)
+            parent = psutil.Process(self.pid)
             times = [each.cpu_times() for each in [parent, *parent.children(recursive=True)]]
         except psutil.NoSuchProcess as err:
-            raise RuntimeError(f"the server ended; its log ends with:\n{self._tail()}") from err
+            raise RuntimeError(f"the server ended; its log ends with:\n{self.tail()}") from err
         return sum(each.user + each.system for each in times)
-
-    def __enter__(self) -> Self:
-        end = time.monotonic() + START_SECONDS
-        while time.monotonic() < end and self._process.poll() is None:
-            try:
-                if httpx.get(f"{self.url}/health", timeout=10).status_code == httpx.codes.OK:
-                    return self
-            except httpx.TransportError:
-                time.sleep(0.5)
-        self.__exit__(None, None, None)
-        raise RuntimeError(f"the server did not start; its log ends with:\n{self._tail()}")
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                os.killpg(self._process.pid, signal.SIGKILL)
-
-    def _tail(self) -> str:
-        return self.log.read_text(errors="replace")[-4000:]
 
 
 class Watch:

@@ -20,10 +20,7 @@ import contextlib
 import io
 import json
 import os
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -33,7 +30,7 @@ from typing import Any
 import aiohttp
 import psutil
 
-from benchmarks.arms import ROOT, SETTLE_S, threading
+from benchmarks.arms import SETTLE_S, threading
 from benchmarks.run import machine, say
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import Shape, make_request, make_shape
@@ -50,28 +47,17 @@ class Arm(Served):
     """One of the three servers, healthy inside the block."""
 
     def __init__(self, name: str, shape: Shape, threads: int) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.name, self.url = name, f"http://127.0.0.1:{port}"
-        self.log = Path(tempfile.mkdtemp(prefix="vtr-overhead-")) / f"{name}.log"
+        self.name = name
         start = ("-m", "vtr_vllm.cli", "serve") if name == "vtr" else STOCK
-        flags = [*server_flags(shape), "--host", "127.0.0.1", "--port", str(port)]
+        flags = server_flags(shape)
         environment = {**os.environ, **QUIET, **threading(threads)}
         environment.pop("VLLM_PLUGINS", None)
         if name == "stock":
             environment["VLLM_PLUGINS"] = ""
         if name == "engine":  # unset, vLLM loads every general plugin and no endpoint plugin
             flags += OURS
-        with self.log.open("wb") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, *start, str(shape.model), *flags],
-                cwd=ROOT,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        log = Path(tempfile.mkdtemp(prefix="vtr-overhead-")) / f"{name}.log"
+        self._start([*start, str(shape.model), *flags], environment, log)
 
     def cpu_seconds(self) -> tuple[float, float]:
         """Return the CPU time so far of the API process, and of the engine's processes."""

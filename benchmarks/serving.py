@@ -38,20 +38,26 @@ class Served:
         settings: str = "",
         environment: Mapping[str, str] = QUIET,
     ) -> None:
+        folder = Path(tempfile.mkdtemp(prefix="vtr-serving-"))
+        file = folder / "settings.toml"
+        file.write_text(settings)
+        command = ["-m", "vtr_vllm.cli", "serve", str(model), *flags, "--settings", str(file)]
+        self._start(command, {**os.environ, **environment}, folder / "server.log")
+
+    def _start(
+        self, command: Sequence[str], environment: Mapping[str, str], log_file: Path
+    ) -> None:
+        """Run Python with ``command`` and a free port, in exactly this environment."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         self.url = f"http://127.0.0.1:{port}"
-        folder = Path(tempfile.mkdtemp(prefix="vtr-serving-"))
-        self.log = folder / "server.log"
-        file = folder / "settings.toml"
-        file.write_text(settings)
-        command = [sys.executable, "-m", "vtr_vllm.cli", "serve", str(model), *flags]
+        self.log = log_file
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*command, "--host", "127.0.0.1", "--port", port, "--settings", str(file)],
+                [sys.executable, *command, "--host", "127.0.0.1", "--port", port],
                 cwd=ROOT,
-                env={**os.environ, **environment},
+                env=dict(environment),
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -72,8 +78,11 @@ class Served:
                 pass
             time.sleep(0.5)
         self.__exit__(None, None, None)
-        tail = self.log.read_text(errors="replace")[-4000:]
-        raise RuntimeError(f"the server did not start; its log ends with:\n{tail}")
+        raise RuntimeError(f"the server did not start; its log ends with:\n{self.tail()}")
+
+    def tail(self) -> str:
+        """The end of the log."""
+        return self.log.read_text(errors="replace")[-4000:]
 
     def __exit__(
         self,

@@ -46,7 +46,7 @@ class Service:
 class Endpoint:
     """In what the endpoints differ."""
 
-    serve: Callable[[Any, Request], Awaitable[Failure | Whole | Chunks]]
+    serve: Callable[[Engine, Any, Request], Awaitable[Failure | Whole | Chunks]]
     details: Callable[[Any], list[str]]
     """The ``image_url.detail`` of each image of a request."""
     usage: str
@@ -128,7 +128,7 @@ async def _serve(
         # Of an answer in one piece vLLM shows nothing before its end.
         first_token(watch.first_token) if request.stream else nullcontext(),
     ):
-        found = await endpoint.serve(request, raw_request)
+        found = await endpoint.serve(service.engine, request, raw_request)
     if isinstance(found, Failure):
         watch.end(_outcome(found))
         return JSONResponse(found.body, status_code=found.status)

@@ -12,6 +12,7 @@ from server.answer import Endpoint, Service, answer
 from server.engine import (
     ChatRequest,
     CompletionRequest,
+    Engine,
     ResponsesRequest,
     load_aware_call,
     validate_json_request,
@@ -41,15 +42,7 @@ def _service(request: Request) -> Service:
 @load_aware_call
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """OpenAI's chat completion with a ``vtr`` field."""
-    service = _service(raw_request)
-    endpoint = Endpoint(
-        serve=service.engine.chat,
-        details=lambda request: _details(_parts(request.messages), "image_url"),
-        usage="prompt_tokens_details",
-        closes=_closing_chunk,
-        may_close=_CHUNK_ENDS,
-    )
-    return await answer(service, endpoint, request, raw_request)
+    return await answer(_service(raw_request), _CHAT, request, raw_request)
 
 
 @router.post("/v1/completions", dependencies=_JSON_ONLY, responses=_RESPONSES)
@@ -57,15 +50,7 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 @load_aware_call
 async def create_completion(request: CompletionRequest, raw_request: Request) -> Response:
     """OpenAI's completion with a ``vtr`` field."""
-    service = _service(raw_request)
-    endpoint = Endpoint(
-        serve=service.engine.complete,
-        details=lambda _: [],
-        usage="prompt_tokens_details",
-        closes=_closing_chunk,
-        may_close=_CHUNK_ENDS,
-    )
-    return await answer(service, endpoint, request, raw_request)
+    return await answer(_service(raw_request), _COMPLETION, request, raw_request)
 
 
 @router.post("/v1/responses", dependencies=_JSON_ONLY, responses=_RESPONSES)
@@ -73,15 +58,7 @@ async def create_completion(request: CompletionRequest, raw_request: Request) ->
 @load_aware_call
 async def create_response(request: ResponsesRequest, raw_request: Request) -> Response:
     """OpenAI's Responses API with a ``vtr`` field."""
-    service = _service(raw_request)
-    endpoint = Endpoint(
-        serve=service.engine.respond,
-        details=lambda request: _details(_parts(request.input), "detail"),
-        usage="input_tokens_details",
-        closes=_closing_event,
-        may_close=_EVENT_ENDS,
-    )
-    return await answer(service, endpoint, request, raw_request)
+    return await answer(_service(raw_request), _RESPONSE, request, raw_request)
 
 
 @router.get("/v1/models")
@@ -168,3 +145,26 @@ def _details(parts: Iterable[Mapping[str, Any]], place: str) -> list[str]:
         if isinstance(value, str):
             found.append(value)
     return found
+
+
+_CHAT = Endpoint(
+    serve=Engine.chat,
+    details=lambda request: _details(_parts(request.messages), "image_url"),
+    usage="prompt_tokens_details",
+    closes=_closing_chunk,
+    may_close=_CHUNK_ENDS,
+)
+_COMPLETION = Endpoint(
+    serve=Engine.complete,
+    details=lambda _: [],
+    usage="prompt_tokens_details",
+    closes=_closing_chunk,
+    may_close=_CHUNK_ENDS,
+)
+_RESPONSE = Endpoint(
+    serve=Engine.respond,
+    details=lambda request: _details(_parts(request.input), "detail"),
+    usage="input_tokens_details",
+    closes=_closing_event,
+    may_close=_EVENT_ENDS,
+)
