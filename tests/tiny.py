@@ -9,7 +9,7 @@ second. ``write_model_files`` alone makes a folder for engines that fill in dumm
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -139,18 +139,18 @@ def write_model_files(folder: Path | str, shape: TinyShape, dtype: str = "float3
     byte_tokenizer(shape.vocab).save(str(folder / "tokenizer.json"))
 
 
-def byte_tokenizer(vocab: int) -> Tokenizer:
+def byte_tokenizer(vocab: int, specials: Sequence[str] = SPECIALS) -> Tokenizer:
     """Return a tokenizer with one token per byte; ids beyond those name no text.
 
     The rest of the vocabulary is filled so that every id a random model emits can be decoded.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = [*SPECIALS, *alphabet]
+    words = [*specials, *alphabet]
     words += [f"w{i}" for i in range(len(words), vocab)]
     tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in SPECIALS])
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in specials])
     return tokenizer
 
 

@@ -1,0 +1,8 @@
+"""Every family that is supported. A new one is one entry here and one name in engine/models.py."""
+
+from __future__ import annotations
+
+from tests.families import llava
+from tests.families.family import Family
+
+FAMILIES: tuple[Family, ...] = (*llava.FAMILIES,)
