@@ -16,9 +16,22 @@ import torch
 from vllm.forward_context import ForwardContext
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
-from vllm.model_executor.models import clip, llava
-from vllm.model_executor.models.llama import LlamaDecoderLayer, LlamaModel
+from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
+from vllm.model_executor.models import (
+    clip,
+    internlm2,
+    llama,
+    llava,
+    mistral,
+    qwen2,
+    qwen3,
+    qwen3_moe,
+    qwen3_vl,
+    qwen3_vl_moe,
+)
+from vllm.model_executor.models.interfaces import SupportsMultiModal, supports_multimodal
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.multimodal.registry import MultiModalRegistry
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from vllm.v1.core import kv_cache_utils
@@ -54,14 +67,15 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.utils import AttentionGroup
 
-from vtr_vllm.engine import kv_report
+from vtr_vllm.engine import families, kv_report
 from vtr_vllm.engine.kv_bands import BandManager, BandSpec
-from vtr_vllm.engine.llava import ReducedLlava
 from vtr_vllm.engine.load import LoadLogger
 from vtr_vllm.engine.model import ReductionMixin
+from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES, SUPPORTED_DECODERS
 from vtr_vllm.engine.runner_v1 import ReducingRunner
 from vtr_vllm.engine.runner_v2 import ReducingModelState
 from vtr_vllm.engine.scheduler import Scheduler
+from vtr_vllm.engine.tower import ClsReductionMixin
 from vtr_vllm.engine.worker import Runner, Worker
 
 WORKER_METHODS = {"vtr_status", "vtr_counters", "vtr_take_trace", "_vtr_reduction"}
@@ -78,6 +92,7 @@ OVERRIDES = [
     ),
     (ReducingModelState, DefaultModelState, {"reduction", "_step_requests"}),
     (ReductionMixin, llava.LlavaForConditionalGeneration, {"get_model_state_cls"}),
+    (ClsReductionMixin, llava.LlavaForConditionalGeneration, set()),
     (Worker, gpu_worker.Worker, WORKER_METHODS),
     (Worker, cpu_worker.CPUWorker, WORKER_METHODS),
     (LoadLogger, AggregateStatLoggerBase, set()),
@@ -130,8 +145,6 @@ def test_methods_of_our_own_shadow_nothing(ours: type, known: set[str]) -> None:
 
 def test_our_classes_stand_before_those_of_vllm() -> None:
     assert Runner.__mro__.index(ReducingRunner) < Runner.__mro__.index(GPUModelRunner)
-    order = ReducedLlava.__mro__
-    assert order.index(ReductionMixin) < order.index(llava.LlavaForConditionalGeneration)
     assert issubclass(Scheduler, AsyncScheduler), "or async scheduling is switched off"
 
 
@@ -173,9 +186,8 @@ CALLS: list[tuple[Callable, str]] = [
     (load_stat_logger_plugin_factories, "STAT_LOGGER_PLUGINS_GROUP"),
     (LLMEngine.add_request, "process_inputs"),
     (AsyncLLM.add_request, "process_inputs"),
-    (llava.LlavaForConditionalGeneration.forward, "model"),
-    (LlamaModel.forward, "layers"),
-    (LlamaModel.forward, "norm"),
+    (MultiModalRegistry.get_processing_info, "_create_processing_info"),
+    (MultiModalRegistry._create_processing_info, "_processor_factory"),
 ]
 
 
@@ -215,9 +227,9 @@ def test_both_queues_of_the_scheduler_ask_for_encoder_inputs() -> None:
         (Attention, ["sliding_window", "attn_backend"]),
         (CPUAttentionBackendImpl, ["scale", "alibi_slopes", "logits_soft_cap"]),
         (RotaryEmbeddingBase, ["rotary_dim", "is_neox_style", "cos_sin_cache"]),
+        (MRotaryEmbedding, ["mrope_section", "mrope_interleaved"]),
         (clip.CLIPAttention, ["num_heads_per_partition", "tp_size", "scale", "attn"]),
         (InputProcessor, ["vllm_config"]),
-        (LlamaDecoderLayer, ["self_attn"]),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
@@ -295,14 +307,10 @@ def test_fields_of_an_engine_request() -> None:
         (AttentionGroup.build_metadata, ["self", "common_attn_metadata"]),
         (AttentionMetadataBuilder.build, ["self", "common_prefix_len", "common_attn_metadata"]),
         (BlockTable.get_device_tensor, ["self", "num_reqs"]),
-        (LlamaDecoderLayer.forward, ["self", "positions", "hidden_states", "residual"]),
+        (SupportsMultiModal.get_language_model, ["self"]),
         (
             CPUAttentionBackendImpl.do_kv_cache_update,
             ["self", "layer", "key", "value", "kv_cache", "slot_mapping"],
-        ),
-        (
-            llava.LlavaForConditionalGeneration.forward,
-            ["self", "input_ids", "positions", "intermediate_tensors", "inputs_embeds"],
         ),
     ],
     ids=lambda value: getattr(value, "__qualname__", ""),
@@ -316,7 +324,55 @@ def test_an_engine_core_is_asked_by_name() -> None:
     assert kv_report.UTILITY not in inspect.getsource(EngineCore), "ours stands in for vLLM's own"
 
 
-def test_a_model_in_a_folder_of_vllm_carries_its_processor() -> None:
-    """A subclass without its own registration would serve text only."""
-    assert ReducedLlava._processor_factory is not None
-    assert vars(ReducedLlava)["_processor_factory"].info is llava._build_llava_or_pixtral_hf_info
+@pytest.mark.parametrize("architecture", SUPPORTED_ARCHITECTURES)
+def test_a_family_of_ours_is_that_of_vllm_with_the_mixin_before_it(architecture: str) -> None:
+    ours, stock = getattr(families, architecture), families.stock_class(architecture)
+    assert ours.__mro__.index(ReductionMixin) < ours.__mro__.index(stock)
+    # Without its processor a class would serve text only.
+    assert ours._processor_factory is stock._processor_factory
+    assert supports_multimodal(stock)
+    assert not hasattr(stock, "get_model_state_cls"), "its runner state would be lost"
+
+
+DECODERS = {
+    internlm2.InternLM2Model: internlm2.InternLMDecoderLayer,
+    llama.LlamaModel: llama.LlamaDecoderLayer,
+    mistral.MistralModel: mistral.MistralDecoderLayer,
+    qwen2.Qwen2Model: qwen2.Qwen2DecoderLayer,
+    qwen3.Qwen3Model: qwen3.Qwen3DecoderLayer,
+    qwen3_moe.Qwen3MoeModel: qwen3_moe.Qwen3MoeDecoderLayer,
+    qwen3_vl.Qwen3LLMModel: qwen3_vl.Qwen3VLDecoderLayer,
+    qwen3_vl_moe.Qwen3MoeLLMModel: qwen3_vl_moe.Qwen3VLMoeDecoderLayer,
+}
+
+PLAIN_LOOP = {
+    *("embed_input_ids", "layers", "start_layer", "end_layer", "norm"),
+    *("enumerate", "islice", "len", "range", "super", "forward"),
+    # Of pipeline parallelism and speculative decoding, which are refused at start.
+    *("get_pp_group", "is_first_rank", "is_last_rank", "IntermediateTensors"),
+    *(
+        "_maybe_add_hidden_state",
+        "collect_remote_aux_hidden_states",
+        "pack_local_aux_hidden_states",
+    ),
+}
+"""All that the forward of a decoder which we repeat may use: no scale, no mask, no second input."""
+
+
+def test_every_supported_decoder_is_looked_at() -> None:
+    assert {decoder.__name__ for decoder in DECODERS} == set(SUPPORTED_DECODERS)
+
+
+@pytest.mark.parametrize("decoder", DECODERS, ids=lambda decoder: decoder.__name__)
+def test_decoders_still_run_the_loop_that_we_repeat(decoder: type) -> None:
+    forward = inspect.unwrap(decoder.forward)
+    assert set(forward.__code__.co_names) <= PLAIN_LOOP
+    parameters = [name for name in inspect.signature(forward).parameters if name != "self"]
+    known = ["input_ids", "positions", "intermediate_tensors", "inputs_embeds"]
+    assert parameters[:4] == known
+    # LLaMA hands `extra_layer_kwargs` and `t_cond` on to layers that have them; no model of ours does.
+    assert {*parameters[4:]} <= {"deepstack_input_embeds", "extra_layer_kwargs", "t_cond"}
+    layer = inspect.signature(inspect.unwrap(DECODERS[decoder].forward)).parameters
+    assert list(layer)[:4] == ["self", "positions", "hidden_states", "residual"]
+    if parameters[4:] == ["deepstack_input_embeds"]:
+        assert '[f"deepstack_input_embeds_{layer_idx}"]' in inspect.getsource(forward)

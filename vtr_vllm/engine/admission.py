@@ -19,7 +19,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS, is_active, model_geometry
 from vtr_vllm.engine.images import ImageTokens, image_tokens
-from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES
+from vtr_vllm.engine.models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
 from vtr_vllm.engine.requests import read_request
 from vtr_vllm.engine.sender_cache import note_sent
 from vtr_vllm.errors import PromptTooLong, UnsupportedRequest
@@ -164,14 +164,16 @@ def _check_features(request: EngineCoreRequest, params: SamplingParams) -> None:
 
 
 def _check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
-    tower = getattr(vllm_config.model_config.hf_config, "vision_config", None)
-    tower_type = getattr(tower, "model_type", None)
-    multimodal = vllm_config.model_config.multimodal_config
     if not any(rule.score == "cls" for rule in reduced.plan.rules):
         return
-    if tower_type != "clip_vision_model":
+    model = vllm_config.model_config
+    tower = getattr(model.hf_config, "vision_config", None)
+    tower_type = getattr(tower, "model_type", None)
+    multimodal = model.multimodal_config
+    if model.architecture not in CLS_ARCHITECTURES or tower_type != "clip_vision_model":
         raise UnsupportedRequest(
-            f"rank rule cls needs a vision tower with a CLS token, and this model's tower is"
+            "rank rule cls needs vision tokens that are the patches of a tower with a CLS token"
+            f" (CLIP in {', '.join(CLS_ARCHITECTURES)}), and this is {model.architecture} with"
             f" {tower_type}; choose a schedule with another rule, such as saliency"
         )
     if multimodal is not None and multimodal.enable_mm_embeds:

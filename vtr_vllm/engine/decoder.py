@@ -11,8 +11,10 @@ import torch
 from torch import nn
 from vllm.forward_context import get_forward_context
 from vllm.model_executor.layers.attention import Attention
+from vllm.sequence import IntermediateTensors
 
 from vtr_vllm.engine.attention import Step, padded
+from vtr_vllm.engine.models import SUPPORTED_DECODERS
 from vtr_vllm.engine.prefix_keys import PrefixKeys
 from vtr_vllm.engine.scoring import RankLayer, Scorer
 from vtr_vllm.engine.timing import Timing
@@ -27,7 +29,8 @@ class ReducibleDecoder:
     def __init__(self, decoder: nn.Module, num_layers: int) -> None:
         self._decoder = decoder
         self.layers = checked_layers(decoder, num_layers)
-        self.attentions: list[Attention] = [layer.self_attn.attn for layer in self.layers]
+        self._attention_blocks = [_attention_block(layer) for layer in self.layers]
+        self.attentions: list[Attention] = [block.attn for block in self._attention_blocks]
         self.layer_names = [attention.layer_name for attention in self.attentions]
         self.timing = Timing()
         self.traces = Traces()
@@ -36,6 +39,11 @@ class ReducibleDecoder:
     def learn_key_layout(self, block_size: int) -> None:
         """Call once the KV cache is bound; ``block_size`` as the block tables count."""
         self._prefix_keys = PrefixKeys(self.attentions[0], block_size)
+
+    def embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
+        """[N, hidden] of a step that vLLM runs on token ids."""
+        embedded: torch.Tensor = self._decoder.embed_input_ids(input_ids)
+        return embedded
 
     def install_slots(self, step: Step, num_rows: int) -> None:
         """Put the slots of a step without cuts where vLLM's KV update looks for them."""
@@ -48,18 +56,22 @@ class ReducibleDecoder:
         positions: torch.Tensor,
         embeddings: torch.Tensor,
         cls_attention: torch.Tensor | None,
+        deepstack_input_embeds: IntermediateTensors | None = None,
     ) -> torch.Tensor:
         """Run a step with cuts.
 
-        ``positions`` [..., padded N], ``embeddings`` [padded N, hidden]; returns hidden states
-        [padded N, hidden] in the row layout of the input, so that what follows needs no change.
+        ``positions`` [..., padded N], ``embeddings`` [padded N, hidden]; ``deepstack_input_embeds``
+        as Qwen3-VL has them: the i-th [padded N, hidden] is added to the output of layer i. Returns
+        hidden states [padded N, hidden] in the row layout of the input, so that what follows needs
+        no change.
         """
+        deepstack = {} if deepstack_input_embeds is None else deepstack_input_embeds.tensors
         plan = step.plan
         hidden, positions = embeddings[: plan.num_rows], positions[..., : plan.num_rows]
         residual: torch.Tensor | None = None
         get_forward_context().slot_mapping = dict(step.slots)
         rows = Rows(plan, hidden.device)
-        scorer = Scorer(step, self.layers, self._prefix_keys, hidden, cls_attention)
+        scorer = Scorer(step, self._attention_blocks, self._prefix_keys, hidden, cls_attention)
         self.timing.begin_step(hidden.device)
         rank_layers = plan.rank_layers
         rank_layer: RankLayer | None = None
@@ -80,6 +92,8 @@ class ReducibleDecoder:
             else:
                 hidden, residual = layer(positions, hidden, residual)
                 rank_layer = None
+            if index < len(deepstack):
+                hidden = hidden + deepstack[f"deepstack_input_embeds_{index}"][rows.original]
         self.traces.end_step()
         hidden, _ = self._decoder.norm(hidden, residual)
         with self.timing.spent("gather"):
@@ -105,14 +119,15 @@ class ReducibleDecoder:
 def checked_layers(decoder: nn.Module, num_layers: int) -> list[nn.Module]:
     """The decoder's layers, all of them; raises UnsupportedModel naming what does not fit.
 
-    The contract: ``.layers`` called as ``layer(positions, hidden, residual)`` giving (hidden,
-    residual), each with ``.self_attn.attn`` (full causal attention of vLLM) and
-    ``.self_attn.rotary_emb``; a final ``.norm(hidden, residual)``.
+    The contract: one of ``SUPPORTED_DECODERS``; every layer has one child that holds, as ``.attn``,
+    full causal attention of vLLM, and ``.rotary_emb``.
     """
     name = type(decoder).__name__
-    missing = [part for part in ("layers", "norm") if not hasattr(decoder, part)]
-    if missing:
-        raise UnsupportedModel(f"decoder {name} has no {' and no '.join(missing)}")
+    if name not in SUPPORTED_DECODERS:
+        raise UnsupportedModel(
+            f"decoder {name} is not known to run its layers as VTR repeats them; known are"
+            f" {', '.join(SUPPORTED_DECODERS)}; start without VTR's --scheduler-cls and --worker-cls"
+        )
     layers: list[nn.Module] = [*decoder.layers]
     if len(layers) != num_layers:
         raise UnsupportedModel(
@@ -125,12 +140,25 @@ def checked_layers(decoder: nn.Module, num_layers: int) -> list[nn.Module]:
     return layers
 
 
+def _attention_block(layer: nn.Module) -> nn.Module:
+    """What a family calls ``self_attn`` or ``attention``."""
+    (block,) = _attention_blocks(layer)
+    return block
+
+
+def _attention_blocks(layer: nn.Module) -> list[nn.Module]:
+    return [
+        child for child in layer.children() if isinstance(getattr(child, "attn", None), Attention)
+    ]
+
+
 def _why_not(layer: nn.Module) -> str | None:
-    attention = getattr(getattr(layer, "self_attn", None), "attn", None)
-    if not isinstance(attention, Attention):
-        return "has no self_attn.attn of vLLM's Attention"
-    if not hasattr(layer.self_attn, "rotary_emb"):
-        return "has no self_attn.rotary_emb"
+    blocks = _attention_blocks(layer)
+    if len(blocks) != 1:
+        return f"has {len(blocks)} children with attn of vLLM's Attention, not one"
+    attention = blocks[0].attn
+    if not hasattr(blocks[0], "rotary_emb"):
+        return "has no rotary_emb beside its attn"
     if attention.sliding_window is not None:
         return "uses a sliding window"
     if getattr(attention.impl, "logits_soft_cap", None):

@@ -1,12 +1,11 @@
-"""What makes a vLLM model reducible: a mixin before the model's own class."""
+"""What makes a vLLM model reducible: its decoder's layers in bands, and its decoder's call caught."""
 
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from vllm.config import VllmConfig
-from vllm.model_executor.models.clip import CLIPVisionModel
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vtr_vllm.engine.attention import Step, band_groups
@@ -19,7 +18,6 @@ from vtr_vllm.engine.config import (
 )
 from vtr_vllm.engine.decoder import ReducibleDecoder
 from vtr_vllm.engine.kv_bands import put_into_band
-from vtr_vllm.engine.tower import ClsAttention, attach, detach
 from vtr_vllm.errors import ConfigurationError
 
 logger = logging.getLogger("vllm.vtr")
@@ -28,14 +26,17 @@ logger = logging.getLogger("vllm.vtr")
 class Reduction:
     """The reduction of one loaded model: its layers in bands, and the step about to run."""
 
-    def __init__(self, vllm_config: VllmConfig, decoder: torch.nn.Module) -> None:
+    def __init__(self, vllm_config: VllmConfig, decoder: nn.Module) -> None:
         check_vllm_config(vllm_config)
         self.geometry = model_geometry(vllm_config)
         self.band_starts = band_starts(self.geometry.layers, EngineSettings.of(vllm_config).bands)
         self.decoder = ReducibleDecoder(decoder, self.geometry.layers)
         self.ready = False
+        self.cls_rows: torch.Tensor | None = None
+        """[rows of the step] attention of the vision tower's CLS token at vision rows."""
         self._step: Step | None = None
         self._put_into_bands()
+        _catch_calls(decoder, self)
         logger.info("VTR: %d layers in %d bands", self.geometry.layers, len(self.band_starts))
 
     def _put_into_bands(self) -> None:
@@ -73,27 +74,62 @@ class Reduction:
         step, self._step = self._step, None
         return step
 
+    def run_layers(
+        self,
+        positions: torch.Tensor,
+        embeddings: torch.Tensor | None,
+        input_ids: torch.Tensor | None,
+        **inputs: Any,
+    ) -> torch.Tensor | None:
+        """The decoder's answer [padded N, hidden] to a step with cuts; None to run it as in vLLM."""
+        step = self.take_step()
+        if step is None:
+            return None
+        if not step.plan.cuts:
+            self.decoder.install_slots(step, positions.shape[-1])
+            return None
+        if embeddings is None:
+            embeddings = self.decoder.embed(input_ids)
+        return self.decoder.forward(step, positions, embeddings, self.cls_rows, **inputs)
+
+
+def _catch_calls(decoder: nn.Module, reduction: Reduction) -> None:
+    """Let ``decoder`` ask ``reduction`` first whenever it is called.
+
+    Each family's forward calls its decoder in its own way, some with more than embeddings; at the
+    call itself they are alike. Python looks ``__call__`` up in the class (and vLLM's compilation
+    puts its own there), so the instance gets a subclass.
+    """
+    stock = type(decoder)
+
+    def call(
+        self: nn.Module,
+        input_ids: torch.Tensor | None,
+        positions: torch.Tensor,
+        intermediate_tensors: Any = None,
+        inputs_embeds: torch.Tensor | None = None,
+        **inputs: Any,
+    ) -> Any:
+        hidden = reduction.run_layers(positions, inputs_embeds, input_ids, **inputs)
+        if hidden is not None:
+            return hidden
+        return stock.__call__(
+            self, input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds, **inputs
+        )
+
+    decoder.__class__ = type(stock.__name__, (stock,), {"__call__": call})
+
 
 class ReductionMixin:
-    """Put before a vLLM multimodal class whose forward ends in ``language_model.model(...)``.
-
-    Without our scheduler the model stays as in stock vLLM.
-    """
+    """Put before a vLLM multimodal class; without our scheduler it stays as in stock vLLM."""
 
     reduction: Reduction | None
-    _cls_attention: ClsAttention | None = None
-    """Set for towers with a CLS token."""
-    _cls_rows: torch.Tensor | None = None
-    """[rows of the step] attention of the CLS token at vision rows."""
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.reduction = None
         if is_active(vllm_config):
-            self.reduction = Reduction(vllm_config, self.language_model.model)
-            tower = getattr(self, "vision_tower", None)
-            if isinstance(tower, CLIPVisionModel):
-                self._cls_attention = ClsAttention(tower)
+            self.reduction = Reduction(vllm_config, self.get_language_model().model)
         else:
             logger.info("VTR is installed and not active: no --scheduler-cls of ours is set")
 
@@ -103,49 +139,3 @@ class ReductionMixin:
         from vtr_vllm.engine.runner_v2 import ReducingModelState
 
         return ReducingModelState
-
-    def embed_multimodal(self, **kwargs: object) -> Any:
-        if self._cls_attention is None:
-            return super().embed_multimodal(**kwargs)
-        with self._cls_attention.captured() as attention:
-            embeddings = super().embed_multimodal(**kwargs)
-        return attach(embeddings, attention)
-
-    def embed_input_ids(
-        self,
-        input_ids: torch.Tensor,
-        multimodal_embeddings: Sequence[torch.Tensor] | None = None,
-        *,
-        is_multimodal: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        self._cls_rows = None
-        # vLLM passes an empty list on every step without images.
-        if self._cls_attention is not None and multimodal_embeddings:
-            assert is_multimodal is not None
-            multimodal_embeddings, attention = detach(multimodal_embeddings)
-            rows = torch.zeros(len(input_ids), device=attention.device)
-            mask = is_multimodal.to(attention.device, non_blocking=True)
-            self._cls_rows = rows.masked_scatter_(mask, attention)
-        return super().embed_input_ids(
-            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
-        )
-
-    def forward(
-        self,
-        input_ids: torch.Tensor | None,
-        positions: torch.Tensor,
-        intermediate_tensors: Any = None,
-        inputs_embeds: torch.Tensor | None = None,
-        **kwargs: object,
-    ) -> torch.Tensor:
-        step = self.reduction.take_step() if self.reduction else None
-        if step is not None:
-            assert self.reduction is not None
-            if step.plan.cuts:
-                if inputs_embeds is None:
-                    inputs_embeds = self.language_model.model.embed_input_ids(input_ids)
-                return self.reduction.decoder.forward(
-                    step, positions, inputs_embeds, self._cls_rows
-                )
-            self.reduction.decoder.install_slots(step, positions.shape[-1])
-        return super().forward(input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs)

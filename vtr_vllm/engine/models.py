@@ -1,9 +1,35 @@
-"""The architectures that we serve reduced, and where our class for each is.
+"""The architectures, and the decoders in them, that we serve reduced.
 
-Adding one is a class with ``ReductionMixin`` and a line here, and its case in
-``tests/vtr_vllm/engine/test_decoder.py``: reduced runs must equal the reference.
+Adding one is a name here and an entry in ``tests/families/table.py``, which proves it; no family has
+code of its own.
 """
 
-SUPPORTED_ARCHITECTURES = {
-    "LlavaForConditionalGeneration": "vtr_vllm.engine.llava:ReducedLlava",
-}
+SUPPORTED_ARCHITECTURES = (
+    "InternVLChatModel",
+    "InternVLForConditionalGeneration",
+    "LlavaForConditionalGeneration",
+    "LlavaNextForConditionalGeneration",
+    "LlavaOnevisionForConditionalGeneration",
+    "Qwen2VLForConditionalGeneration",
+    "Qwen2_5_VLForConditionalGeneration",
+    "Qwen3VLForConditionalGeneration",
+    "Qwen3VLMoeForConditionalGeneration",
+)
+"""Names in vLLM's registry. A family of another name runs as in stock vLLM, at full budget only."""
+
+SUPPORTED_DECODERS = (
+    "InternLM2Model",
+    "LlamaModel",
+    "MistralModel",
+    "Qwen2Model",
+    "Qwen3LLMModel",
+    "Qwen3Model",
+    "Qwen3MoeLLMModel",
+    "Qwen3MoeModel",
+)
+"""vLLM's classes whose forward is the loop that ``ReducibleDecoder`` repeats: embeddings, layers of
+``layer(positions, hidden, residual)``, deepstack inputs where there are any, final norm."""
+
+CLS_ARCHITECTURES = ("LlavaForConditionalGeneration",)
+"""Those whose vision tokens are the patches of a CLIP tower one to one, so that the attention of its
+CLS token ranks them."""

@@ -13,8 +13,8 @@ def register() -> None:
     from vtr_vllm.engine.kv_bands import register_band_spec
     from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES
 
-    for architecture, path in SUPPORTED_ARCHITECTURES.items():
-        ModelRegistry.register_model(architecture, path)
+    for architecture in SUPPORTED_ARCHITECTURES:
+        ModelRegistry.register_model(architecture, f"vtr_vllm.engine.families:{architecture}")
     # The scheduler's process never loads the model, and it must know the spec too.
     register_band_spec()
     admission.install()

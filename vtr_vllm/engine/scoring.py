@@ -37,13 +37,14 @@ class Scorer:
     def __init__(
         self,
         step: Step,
-        layers: Sequence[nn.Module],
+        blocks: Sequence[nn.Module],
         prefix_keys: PrefixKeys | None,
         embeddings: torch.Tensor,
         cls_attention: torch.Tensor | None,
     ) -> None:
         self._step = step
-        self._layers = layers
+        self._blocks = blocks
+        """Per layer: the module with ``attn`` and ``rotary_emb``."""
         self._prefix_keys = prefix_keys
         self._embeddings = embeddings
         """[N, hidden] input embeddings, before any cut."""
@@ -96,12 +97,12 @@ class Scorer:
 
     def _attention(self, cut: RequestCut, layer: int, rank_layer: RankLayer | None) -> Attention:
         assert rank_layer is not None
-        attention: Any = self._layers[layer].self_attn.attn
+        attention: Any = self._blocks[layer].attn
         rows = slice(cut.first_row, cut.first_row + cut.num_rows)
         query, key = rank_layer.query[rows], rank_layer.key[rows]
         prefix = self._prefix(cut, layer) if cut.computed else key[:0]
         if not cut.rule.rope:
-            rotary = self._layers[layer].self_attn.rotary_emb
+            rotary = self._blocks[layer].rotary_emb
             positions = rank_layer.positions[..., rows]
             query, key = unrotate(rotary, positions, query), unrotate(rotary, positions, key)
             before = torch.arange(cut.computed, device=positions.device)
@@ -121,7 +122,7 @@ class Scorer:
             s.band for s in self._step.plan.segments if s.first_layer <= layer < s.end_layer
         )
         blocks = self._step.bands.tables[band][cut.index]
-        return self._prefix_keys.read(self._layers[layer].self_attn.attn, blocks, cut.computed)
+        return self._prefix_keys.read(self._blocks[layer].attn, blocks, cut.computed)
 
 
 def _by_token(scores: torch.Tensor, vision: torch.Tensor, n_vision: int) -> torch.Tensor:

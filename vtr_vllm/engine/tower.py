@@ -7,11 +7,14 @@ embeddings' type, and the remainder, since bf16 alone would round many patches t
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
+from vllm.config import VllmConfig
 from vllm.model_executor.models.clip import CLIPVisionModel
 
+from vtr_vllm.engine.model import ReductionMixin
 from vtr_vllm.engine.scoring import combine_heads
 
 _COLUMNS = 2
@@ -66,3 +69,45 @@ def detach(embeddings: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torc
     """Take the columns off again: (embeddings, attention [vision rows] float32)."""
     plain = [image[:, :-_COLUMNS] for image in embeddings]
     return plain, torch.cat([image[:, -_COLUMNS:].float().sum(-1) for image in embeddings])
+
+
+class ClsReductionMixin(ReductionMixin):
+    """Put before a class whose vision tokens are the patches of its ``vision_tower``."""
+
+    _cls_attention: ClsAttention | None = None
+    """Set for towers with a CLS token, while reduction is on."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        tower = getattr(self, "vision_tower", None)
+        if self.reduction is not None and isinstance(tower, CLIPVisionModel):
+            self._cls_attention = ClsAttention(tower)
+
+    def embed_multimodal(self, **kwargs: object) -> Any:
+        if self._cls_attention is None:
+            return super().embed_multimodal(**kwargs)
+        with self._cls_attention.captured() as attention:
+            embeddings = super().embed_multimodal(**kwargs)
+        return attach(embeddings, attention)
+
+    def embed_input_ids(
+        self,
+        input_ids: torch.Tensor,
+        multimodal_embeddings: Sequence[torch.Tensor] | None = None,
+        *,
+        is_multimodal: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if self._cls_attention is not None:
+            assert self.reduction is not None
+            self.reduction.cls_rows = None
+            # vLLM passes an empty list on every step without images.
+            if multimodal_embeddings:
+                assert is_multimodal is not None
+                multimodal_embeddings, attention = detach(multimodal_embeddings)
+                rows = torch.zeros(len(input_ids), device=attention.device)
+                mask = is_multimodal.to(attention.device, non_blocking=True)
+                self.reduction.cls_rows = rows.masked_scatter_(mask, attention)
+        embedded: torch.Tensor = super().embed_input_ids(
+            input_ids, multimodal_embeddings, is_multimodal=is_multimodal
+        )
+        return embedded

@@ -58,7 +58,8 @@ class ModelGeometry:
         """Read a Hugging Face text config as a dictionary (of a VLM: its ``text_config``).
 
         ``num_key_value_heads`` defaults to the query heads and ``head_dim`` to
-        ``hidden_size / num_attention_heads``, as in Hugging Face's own configs. Raises
+        ``hidden_size / num_attention_heads``, as in Hugging Face's own configs. Of a mixture of
+        experts ``intermediate_size`` is what a token passes through: its experts together. Raises
         UnsupportedModel when a size is missing or impossible.
         """
         needed = ("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads")
@@ -77,7 +78,7 @@ class ModelGeometry:
             return cls(
                 layers=config["num_hidden_layers"],
                 hidden_size=config["hidden_size"],
-                intermediate_size=config["intermediate_size"],
+                intermediate_size=_active_width(config),
                 heads=heads,
                 kv_heads=heads if kv_heads is None else kv_heads,
                 head_dim=head_dim,
@@ -96,6 +97,14 @@ class ModelGeometry:
             raise ScheduleError(f"geometry must be an object of six sizes, got {show(mapping)}")
         check_keys(mapping, [field.name for field in fields(cls)], "geometry")
         return cls(**mapping)
+
+
+def _active_width(config: Mapping[str, Any]) -> Any:
+    """MLP width of one token, routed experts counted together."""
+    experts, width = config.get("num_experts_per_tok"), config.get("moe_intermediate_size")
+    if isinstance(experts, int) and isinstance(width, int):
+        return experts * width
+    return config["intermediate_size"]
 
 
 def _even_share(hidden_size: object, heads: object) -> int:

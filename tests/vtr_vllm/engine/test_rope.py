@@ -61,3 +61,27 @@ def test_no_keys(vllm_config):
     rotary = get_rope(HEAD_DIM, LONGEST, dtype=torch.float32)
     empty = torch.empty(0, 2, HEAD_DIM)
     assert unrotate(rotary, torch.arange(0), empty).shape == empty.shape
+
+
+@pytest.mark.parametrize("interleaved", [False, True], ids=["sections", "interleaved"])
+def test_it_inverts_a_rotation_by_time_height_and_width(vllm_config, interleaved):
+    parameters = {"mrope_section": [4, 6, 6], "mrope_interleaved": interleaved}
+    rotary = get_rope(HEAD_DIM, LONGEST, True, parameters, dtype=torch.float32)
+    draw = torch.Generator().manual_seed(0)
+    positions = torch.randint(0, LONGEST, (3, 50), generator=draw)
+    plain = torch.randn(50, 4, HEAD_DIM, generator=draw)
+    rotated, _ = rotary.forward_native(
+        positions, plain.flatten(1).clone(), plain.flatten(1).clone()
+    )
+    torch.testing.assert_close(
+        unrotate(rotary, positions, rotated.view(plain.shape)), plain, rtol=0, atol=1e-5
+    )
+
+
+def test_text_has_the_same_place_on_all_three_axes(vllm_config):
+    """A cached prefix of text is unrotated by its plain positions."""
+    rotary = get_rope(HEAD_DIM, LONGEST, True, {"mrope_section": [4, 6, 6]}, dtype=torch.float32)
+    vectors, places = torch.randn(50, 2, HEAD_DIM), torch.arange(50)
+    torch.testing.assert_close(
+        unrotate(rotary, places, vectors), unrotate(rotary, places.expand(3, -1), vectors)
+    )

@@ -42,6 +42,11 @@ def test_config_may_name_a_head_dim_of_its_own():
     assert ModelGeometry.from_config(CONFIG | {"head_dim": 128}).head_dim == 128
 
 
+def test_of_a_mixture_of_experts_the_experts_of_one_token_count():
+    moe = CONFIG | {"num_experts_per_tok": 8, "moe_intermediate_size": 768, "num_experts": 128}
+    assert ModelGeometry.from_config(moe).intermediate_size == 6144
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
