@@ -1,0 +1,155 @@
+"""Every family: stock vLLM at full budget, the independent reference below it, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from vllm import LLM
+
+from tests.families.capture import Prompt, capture
+from tests.families.cases import CURVES, V2, FamilyCase, full_budget, reduced, requests, text_only
+from tests.families.family import Family
+from tests.families.reference import Reference
+from tests.families.table import FAMILIES
+from tests.vtr_vllm.engine import stock
+from tests.vtr_vllm.engine.conftest import Engines
+from tests.vtr_vllm.engine.support import logits, tokens
+from vtr_vllm.schedules import RankRule, make_plan
+
+pytestmark = pytest.mark.engine
+
+TOLERANCE = 1e-3
+CLEAR = 2e-4
+"""Least margin of a choice, as a share of the score: far above what fp32 leaves in doubt."""
+TOKENS = 4 if V2 else 8
+USED = (0, 1, 2) if V2 else range(len(CURVES))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A family's checkpoint in an engine and in the reference."""
+
+    family: Family
+    folder: Path
+    llm: LLM
+    reference: Reference
+    layers: int
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        return engine_arguments(self.family)
+
+    def run(self, cases: list[FamilyCase], max_tokens: int, **options: Any) -> list[Any]:
+        prompts = [case.prompt for case in cases]
+        params = [case.params(max_tokens, **options) for case in cases]
+        outputs: list[Any] = self.llm.generate(prompts, params, use_tqdm=False)
+        return outputs
+
+
+def engine_arguments(family: Family) -> dict[str, Any]:
+    limits = {"image": 3, "video": 1} if family.video else {"image": 3}
+    return {"limit_mm_per_prompt": limits, **family.engine}
+
+
+def _param(family: Family) -> Any:
+    marks = () if family.quick and not V2 else (pytest.mark.families,)
+    return pytest.param(family, id=family.name, marks=marks)
+
+
+@pytest.fixture(scope="module", params=[_param(family) for family in FAMILIES])
+def loaded(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Loaded]:
+    family: Family = request.param
+    folder = tmp_path_factory.mktemp(family.name)
+    family.write(folder)
+    reference = Reference(family.language_model(folder))
+    layers = len(reference.model.layers)
+    engines = Engines()
+    llm = engines.get(
+        model=folder,
+        additional_config={"vtr": {"bands": layers // 2}},
+        **engine_arguments(family),
+    )
+    yield Loaded(family, folder, llm, reference, layers)
+    engines.close()
+
+
+def test_full_budget_gives_the_tokens_of_stock_vllm(loaded: Loaded) -> None:
+    cases = full_budget(loaded.family, loaded.layers)
+    got = tokens(loaded.run(cases, TOKENS))
+    plain = [replace(case, keep=None) for case in cases]
+    assert got == stock.generate(loaded.folder, plain, TOKENS, **loaded.engine)
+    assert len({token for answer in got for token in answer}) > 4, "a model that says one thing"
+
+
+def test_vision_tokens_are_those_that_vllm_merges(loaded: Loaded) -> None:
+    """The scheduler's map, the worker's, and the rows that really differ from text."""
+    (model,) = loaded.llm.apply_model(lambda model: model)
+    assert model.config.architectures == [loaded.family.architecture]
+    assert type(model.language_model.model).__name__ == loaded.family.decoder
+    scheduler = loaded.llm.llm_engine.engine_core.engine_core.scheduler
+    for number, case in enumerate(requests(loaded.family, 3)):
+        prompt = capture(loaded.llm, case.prompt)
+        rows = (prompt.embeddings != prompt.text_embeddings).any(-1)
+        assert rows.nonzero().squeeze(1).tolist() == prompt.vision.tolist()
+        asked = replace(case, keep=(0.5,) * loaded.layers, rules=("random",))
+        loaded.llm.llm_engine.add_request(str(number), asked.prompt, asked.params(1))
+        (found,) = scheduler.reduced.values()
+        assert found.vision.tolist() == prompt.vision.tolist()
+        assert np.bincount(found.image_of).tolist() == prompt.items
+        while loaded.llm.llm_engine.has_unfinished_requests():
+            loaded.llm.llm_engine.step()
+
+
+def test_reduced_runs_equal_the_reference(loaded: Loaded) -> None:
+    """One mixed batch, reduced, full and text: every logit within 1e-3 of the largest."""
+    chosen = [clear_case(loaded, number) for number in USED]
+    for case in (text_only(5), requests(loaded.family, 6)[1]):
+        chosen.append((case, capture(loaded.llm, case.prompt)))
+    loaded.llm.reset_prefix_cache()
+    outputs = loaded.run([case for case, _ in chosen], TOKENS, logprobs=-1)
+    for (case, prompt), output in zip(chosen, outputs, strict=True):
+        compare(loaded, case, prompt, output)
+    case, prompt = chosen[0]
+    (warm,) = loaded.run([case], TOKENS, logprobs=-1)
+    assert 0 < warm.num_cached_tokens <= int(prompt.vision[0])
+    compare(loaded, case, prompt, warm)
+
+
+def clear_case(loaded: Loaded, number: int) -> tuple[FamilyCase, Prompt]:
+    """The first request under a curve of which every cut is clear: a tie would compare noise."""
+    margins = []
+    for case in reduced(loaded.family, loaded.layers, number):
+        prompt = capture(loaded.llm, case.prompt)
+        counts, rules = plan(case, len(prompt.vision))
+        run = loaded.reference.run(prompt, counts, rules)
+        if all(margin > CLEAR for margin in run.margins.values()):
+            return case, prompt
+        margins.append(run.margins)
+    raise AssertionError(f"every request under curve {number} has a tie: {margins}")
+
+
+def plan(case: FamilyCase, n_vision: int) -> tuple[list[int], dict[int, str]]:
+    """Tokens that each layer keeps, and the rule of each cut."""
+    assert case.keep is not None
+    made = make_plan(case.keep, [RankRule.parse(rule) for rule in case.rules], n_vision)
+    rules = {cut: str(rule) for cut, rule in zip(made.cuts, made.rules, strict=True)}
+    return list(made.counts), rules
+
+
+def compare(loaded: Loaded, case: FamilyCase, prompt: Prompt, output: Any) -> None:
+    n_vision = len(prompt.vision)
+    counts, rules = plan(case, n_vision) if case.keep else ([n_vision] * loaded.layers, {})
+    generated = list(output.outputs[0].token_ids)
+    want = loaded.reference.run(prompt, counts, rules, generated[:-1]).logits.numpy()
+    got = logits(output, want.shape[-1])
+    worst = np.abs(got - want).max() / np.abs(want).max()
+    assert worst <= TOLERANCE, (worst, case.keep, case.rules)
+    assert torch.isfinite(torch.from_numpy(got)).all()
