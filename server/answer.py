@@ -71,7 +71,8 @@ class _Decision:
 
     def __post_init__(self) -> None:
         if self.asked.ask.max_flops_fraction is None:
-            self.choice = self.chooser.choose(self.asked.ask, self.policy)
+            choice = self.chooser.choose(self.asked.ask, self.policy)
+            self.choice = choice.with_floor(self.asked.per_image_floor)
 
     def __call__(self, n_vision: int, n_text: int) -> Mapping[str, Any]:
         """What the ``extra_args`` of a prompt gain; raises as ``Chooser`` does."""
@@ -82,7 +83,8 @@ class _Decision:
             )
         fraction = self.asked.ask.max_flops_fraction
         if fraction is not None:
-            self.choice = self.chooser.choose_by_flops(fraction, self.policy, n_vision, n_text)
+            choice = self.chooser.choose_by_flops(fraction, self.policy, n_vision, n_text)
+            self.choice = choice.with_floor(self.asked.per_image_floor)
         assert self.choice is not None
         return self.choice.wire | ({TRACE_KEY: self.trace} if self.trace else {})
 

@@ -33,6 +33,8 @@ class Asked:
     ask: Ask
     by: str
     trace: bool = False
+    per_image_floor: float | None = None
+    """None: the schedule's own."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def find_ask(
     details: Sequence[str] = (),
 ) -> Asked:
     """What a request asks for; raises RequestError and its kin, as ``parse_field`` does."""
-    body, trace = parse_field(field)
+    body, trace, floor = parse_field(field)
     found = [
         ("body", body),
         ("header", _short(header, f"header {HEADER}") if header else None),
@@ -80,12 +82,13 @@ def find_ask(
         said = " and ".join(f"the {by} asks for {_wish(ask)}" for by, ask in explicit)
         raise RequestError(f"{said}; they differ: leave out all but one")
     if explicit:
-        return Asked(explicit[0][1], explicit[0][0], trace)
+        return Asked(explicit[0][1], explicit[0][0], trace, floor)
     if meaning := _detail(settings, details):
-        return Asked(meaning, "detail", trace)
+        return Asked(meaning, "detail", trace, floor)
     if key and key.budget.default is not None:
-        return Asked(Ask(budget=key.budget.default), "key default", trace)
-    return Asked(Ask(budget=_server_default(settings, bounds(settings, key))), "default", trace)
+        return Asked(Ask(budget=key.budget.default), "key default", trace, floor)
+    default = _server_default(settings, bounds(settings, key))
+    return Asked(Ask(budget=default), "default", trace, floor)
 
 
 def _server_default(settings: Settings, policy: Bounds) -> float | Literal["auto"]:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 from server.asks import Bounds
 from server.protocol import Ask, AutoFacts
@@ -26,6 +26,7 @@ from vtr_vllm.schedules import (
     p_sigmoid,
 )
 from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.schedules.wire import Wire
 
 __all__ = ["Choice", "Chooser", "describe"]
 
@@ -46,9 +47,15 @@ class Choice:
     auto: AutoFacts | None = None
 
     @property
-    def wire(self) -> dict[str, list[float] | list[str]]:
+    def wire(self) -> Wire:
         """What travels to the engine; nothing at full budget, which is vLLM's own path."""
         return {} if self.schedule.mean_keep == 1.0 else self.schedule.wire()
+
+    def with_floor(self, floor: float | None) -> Self:
+        """The same with another per-image floor than the schedule's own; None: that one."""
+        if floor is None:
+            return self
+        return replace(self, schedule=replace(self.schedule, per_image_floor=floor))
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,7 @@ def facts(
         tier=choice.tier,
         asked_by=asked_by,
         auto=choice.auto,
+        per_image_floor=choice.schedule.per_image_floor,
         vision_tokens=n_vision,
         kept_per_layer=kept,
         mean_keep=sum(kept) / (n_vision * geometry.layers) if n_vision else 1.0,

@@ -34,13 +34,15 @@ EXAMPLE = (
 _Rate = Annotated[Any, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 _Rule = Annotated[Any, WithJsonSchema({"type": "string"})]
 _Share = Annotated[float, Field(gt=0, le=1)]
+_Floor = Annotated[float, Field(ge=0, le=1)]
 
 
 class VTRField(BaseModel):
     """The ``vtr`` object of a request body.
 
     At most one of ``budget``, ``tier``, ``schedule``, ``max_flops_fraction``, and ``keep`` with
-    ``rules``; ``minimum`` and ``maximum`` go with budget ``auto``.
+    ``rules``; ``minimum`` and ``maximum`` go with budget ``auto``. ``per_image_floor`` and
+    ``trace`` stand beside any of them, or alone.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -87,6 +89,13 @@ class VTRField(BaseModel):
     maximum: _Share | None = Field(
         default=None, description="With budget auto: the largest budget the server may choose."
     )
+    per_image_floor: _Floor | None = Field(
+        default=None,
+        description=(
+            "What each of several images keeps whatever the others score: 0 ranks all together, 1"
+            " keeps every image's share. Instead of the schedule's own."
+        ),
+    )
     trace: bool = Field(
         default=False, description="Say in the answer which vision tokens each layer kept."
     )
@@ -122,6 +131,9 @@ class Facts(BaseModel):
     """What decided: ``body``, ``header``, ``model``, ``detail``, ``key default``, ``default``."""
     auto: AutoFacts | None = None
     """Only with budget ``auto``."""
+    per_image_floor: float = 0.0
+    """What each of several images kept whatever the others scored, as asked for or of the
+    schedule."""
     vision_tokens: int
     """Vision tokens in the prompt (of all prompts, where a request has several)."""
     kept_per_layer: list[int]
@@ -150,14 +162,16 @@ class Ask:
     """Bounds of budget ``auto``."""
 
 
-def parse_field(field: object) -> tuple[Ask | None, bool]:
-    """Read the body's ``vtr``: what it asks for, None if nothing, and whether to trace.
+def parse_field(field: object) -> tuple[Ask | None, bool, float | None]:
+    """Read the body's ``vtr``: what it asks for, whether to trace, and the per-image floor.
+
+    None where it does not ask, and where it names no floor.
 
     Raises InvalidBudget, UnknownTier, UnknownSchedule, ScheduleError or RequestError with the
     value and the next step.
     """
     if field is None:
-        return None, False
+        return None, False, None
     if not isinstance(field, Mapping):
         raise RequestError(f"vtr is {show(field)}; it must be an object: {EXAMPLE}")
     try:
@@ -171,16 +185,17 @@ def parse_field(field: object) -> tuple[Ask | None, bool]:
         )
     ways = [asked.budget, asked.tier, asked.schedule, asked.max_flops_fraction, asked.keep]
     given = len(ways) - ways.count(None)
-    if given > 1 or (given == 0 and not asked.trace):
+    beside = asked.trace or asked.per_image_floor is not None
+    if given > 1 or (given == 0 and not beside):
         raise RequestError(
             f"vtr is {show(dict(field))}; it must hold exactly one of budget, tier, schedule,"
             f" max_flops_fraction, and keep with rules: {EXAMPLE}"
         )
     _check_bounds(asked)
     if not given:
-        return None, asked.trace
-    values = asked.model_dump(exclude={"trace"})
-    return Ask(**values), asked.trace
+        return None, asked.trace, asked.per_image_floor
+    values = asked.model_dump(exclude={"trace", "per_image_floor"})
+    return Ask(**values), asked.trace, asked.per_image_floor
 
 
 def refuse_wire_keys(xargs: Mapping[str, object] | None) -> None:
@@ -232,6 +247,11 @@ def _translate(field: Mapping[str, object], err: ValidationError) -> VTRError:
         )
     if wrong == "trace":
         return RequestError(f"trace is {value}; it must be true or false")
+    if wrong == "per_image_floor":
+        return RequestError(
+            f"per_image_floor {value} is not a number in [0, 1]; send 0 to rank all images"
+            " together, 1 for every image's proportional share, or a number between"
+        )
     return InvalidBudget(
         f"{wrong} {value} is not a number in (0, 1]; send the mean share of vision tokens to keep"
         " over all layers, such as 0.5, or 1.0 for no reduction"

@@ -22,7 +22,13 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from tests.reference.scores import Layer, attention_scores, median_distance, random_scores
+from tests.reference.scores import (
+    Layer,
+    attention_scores,
+    floors,
+    median_distance,
+    random_scores,
+)
 
 Counts = list[int]
 Rules = dict[int, str]
@@ -37,7 +43,7 @@ class Cut:
     scores: Tensor
     """``[n]``; NaN where the token was already gone."""
     margin: float
-    """Least score kept minus greatest score dropped; near zero means a tie."""
+    """Least lead of a kept token over a dropped one in its place; near zero means a tie."""
 
 
 @dataclass
@@ -83,9 +89,10 @@ class ReferenceLlava:
         counts: Counts,
         rules: Rules | None = None,
         continuation: list[int] | None = None,
+        floor: float = 0.0,
     ) -> Tensor:
         """Return the logits of ``run``, ``[1 + C, vocab]`` fp32."""
-        return self.run(prompt_token_ids, images, counts, rules, continuation).logits
+        return self.run(prompt_token_ids, images, counts, rules, continuation, floor).logits
 
     @torch.no_grad()
     def run(
@@ -95,11 +102,13 @@ class ReferenceLlava:
         counts: Counts,
         rules: Rules | None = None,
         continuation: list[int] | None = None,
+        floor: float = 0.0,
     ) -> Run:
         """Run prompt and teacher-forced continuation in one causal pass.
 
         ``counts``: vision tokens that each layer sees, over all images. ``rules``: how the
-        survivors are chosen, by the layer before which a cut lies.
+        survivors are chosen, by the layer before which a cut lies. ``floor``: the share that each
+        image has for sure, see ``floors``.
         """
         prompt = len(prompt_token_ids)
         ids = torch.tensor([*prompt_token_ids, *(continuation or [])])
@@ -108,7 +117,7 @@ class ReferenceLlava:
         rows = self.hf.get_input_embeddings()(ids)
         rows[vision] = features.flatten(0, 1)
         self._check(counts, rules or {}, len(vision))
-        state = _State(ids, prompt, vision, features, cls)
+        state = _State(ids, prompt, vision, features, cls, floor)
         result = Run(torch.empty(0))
         for index in range(self.text.num_hidden_layers):
             if counts[index] < len(state.alive):
@@ -182,10 +191,16 @@ class _State:
     """Which vision tokens are alive, and what the rules may look at."""
 
     def __init__(
-        self, ids: Tensor, prompt: int, vision: Tensor, features: Tensor, cls: Tensor
+        self,
+        ids: Tensor,
+        prompt: int,
+        vision: Tensor,
+        features: Tensor,
+        cls: Tensor,
+        floor: float,
     ) -> None:
         self.ids, self.prompt, self.vision = ids, prompt, vision
-        self.features, self.cls = features, cls
+        self.features, self.cls, self.floor = features, cls, floor
         self.alive = torch.arange(len(vision))
         self.previous: Tensor | None = None
         self.layer: Layer | None = None
@@ -222,13 +237,25 @@ class _State:
 
 
 def _cut(state: _State, rows: Tensor, count: int, rule: str) -> tuple[Tensor, Cut]:
-    """Keep the ``count`` best of the vision tokens alive; ties go to the lower index."""
+    """Keep the ``count`` best of the vision tokens alive; ties go to the lower index.
+
+    Each image's own best come first, as many as its floor says.
+    """
     before = state.positions()
     scores = state.scores(rule)
-    order = scores[state.alive].sort(descending=True, stable=True)
-    state.alive = state.alive[order.indices[:count]].sort().values
+    ranked = state.alive[scores[state.alive].sort(descending=True, stable=True).indices].tolist()
+    per_image = [len(image) for image in state.features]
+    image_of = [number for number, size in enumerate(per_image) for _ in range(size)]
+    kept: list[int] = []
+    for number, floor in enumerate(floors(state.floor, count, per_image)):
+        kept += [token for token in ranked if image_of[token] == number][:floor]
+    free = [token for token in ranked if token not in kept][: count - len(kept)]
+    lost = [token for token in ranked if token not in kept and token not in free]
+    rivals = [(k, d) for d in lost for k in kept if image_of[k] == image_of[d]]
+    rivals += [(k, d) for d in lost for k in free]
+    margin = min((float(scores[k] - scores[d]) for k, d in rivals), default=float("inf"))
+    state.alive = torch.tensor(sorted(kept + free), dtype=torch.long)
     state.previous = scores
-    margin = float(order.values[count - 1] - order.values[count]) if count else float("inf")
     return rows[torch.isin(before, state.positions())], Cut(state.alive, scores, margin)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from dataclasses import dataclass
+from decimal import Decimal, localcontext
 
 import numpy as np
 import torch
@@ -55,3 +56,17 @@ def random_scores(prompt_token_ids: list[int], n: int) -> Tensor:
     """Return ``n`` uniform scores drawn by the prompt: the same prompt, the same scores."""
     seed = zlib.crc32(np.asarray(prompt_token_ids, dtype="<i8").tobytes())
     return torch.rand(n, generator=torch.Generator().manual_seed(seed))
+
+
+def floors(share: float, count: int, per_image: list[int]) -> list[int]:
+    """Return the tokens that each of several images keeps for sure of ``count``.
+
+    One each, and of the others ``share`` of the image's part, rounded down, where there is one for
+    each. The share is what its decimals say.
+    """
+    if not share or count < len(per_image):
+        return [0] * len(per_image)
+    with localcontext(prec=1000):
+        spare = Decimal(repr(share)) * (count - len(per_image))
+        others = sum(per_image) - len(per_image)
+        return [1 + int(spare * (size - 1) // others) if others else 1 for size in per_image]

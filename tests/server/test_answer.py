@@ -70,6 +70,18 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, str], str, dict[str, Any]]] = {
         "@0.25",
         {"asked_by": "body", "budget": 0.25},
     ),
+    "body floor": (
+        {"budget": 0.25, "per_image_floor": 0.5},
+        {},
+        "",
+        {"budget": 0.25, "per_image_floor": 0.5},
+    ),
+    "floor beside the header": (
+        {"per_image_floor": 1},
+        {"X-VTR-Budget": "0.25"},
+        "",
+        {"asked_by": "header", "per_image_floor": 1.0},
+    ),
     "auto bounds": (
         {"budget": "auto", "minimum": 0.25, "maximum": 0.5},
         {},

@@ -128,6 +128,16 @@ def test_a_trace_is_asked_for_beside_any_place() -> None:
     assert find({"trace": True, "budget": 0.4}, ("0.4",)).by == "body"
 
 
+def test_a_floor_is_asked_for_beside_any_place() -> None:
+    floor: dict[str, Any] = {"per_image_floor": 0.5}
+    assert find(floor) == Asked(Ask(budget=0.8), "key default", per_image_floor=0.5)
+    assert find(floor, caller=None) == Asked(Ask(budget=0.9), "default", per_image_floor=0.5)
+    assert find(floor, details=("low",)).per_image_floor == 0.5
+    assert find(floor, ("0.4",)) == Asked(Ask(budget=0.4), "header", per_image_floor=0.5)
+    assert find(floor | {"budget": 0.4}, alias="0.4").per_image_floor == 0.5
+    assert find({"budget": 0.4}).per_image_floor is None
+
+
 @pytest.mark.parametrize(
     ("details", "ask"),
     [

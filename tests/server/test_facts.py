@@ -52,6 +52,8 @@ def test_facts_of_a_reduced_prompt() -> None:
     assert told.mean_keep == pytest.approx(0.5, abs=0.01)
     assert told.flops_fraction == flops_fraction(GEOMETRY, prompt.plan.counts, 100, 20)
     assert (told.tier, told.auto, told.trace) == (None, None, None)
+    assert told.per_image_floor == 0.0
+    assert facts(HALF.with_floor(0.5), "body", [prompt], GEOMETRY).per_image_floor == 0.5
 
 
 def test_facts_of_an_unreduced_prompt() -> None:

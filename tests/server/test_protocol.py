@@ -47,13 +47,14 @@ from vtr_vllm.errors import (
     ],
 )
 def test_what_may_be_asked(field: dict[str, Any] | None, ask: Ask | None) -> None:
-    assert parse_field(field) == (ask, False)
+    assert parse_field(field) == (ask, False, None)
     if field is not None:
-        assert parse_field(field | {"trace": True}) == (ask, True)
+        assert parse_field(field | {"trace": True}) == (ask, True, None)
+        assert parse_field(field | {"per_image_floor": 0.5}) == (ask, False, 0.5)
 
 
 def test_a_trace_alone_asks_for_no_budget() -> None:
-    assert parse_field({"trace": True}) == (None, True)
+    assert parse_field({"trace": True}) == (None, True, None)
     with pytest.raises(RequestError, match="exactly one of"):
         parse_field({"trace": False})
 
@@ -68,7 +69,7 @@ def test_a_budget_outside_the_range_is_named(budget: object) -> None:
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_a_float_is_a_budget_exactly_in_the_range(value: float) -> None:
     if not math.isnan(value) and 0 < value <= 1:
-        assert parse_field({"budget": value}) == (Ask(budget=value), False)
+        assert parse_field({"budget": value}) == (Ask(budget=value), False, None)
     else:
         with pytest.raises(InvalidBudget):
             parse_field({"budget": value})
@@ -132,6 +133,17 @@ def test_trace_is_true_or_false(trace: object) -> None:
         parse_field({"budget": 0.5, "trace": trace})
 
 
+@given(st.floats(0, 1) | st.sampled_from([0, 1]))
+def test_a_floor_alone_asks_for_no_budget(floor: float) -> None:
+    assert parse_field({"per_image_floor": floor}) == (None, False, floor)
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.1, True, "0.5", math.nan, math.inf, [0.5], {}])
+def test_a_floor_outside_the_range_is_named(floor: object) -> None:
+    with pytest.raises(RequestError, match=r"^per_image_floor .* not a number in \[0, 1\]; send"):
+        parse_field({"budget": 0.5, "per_image_floor": floor})
+
+
 @contextmanager
 def catch(kind: type[VTRError]) -> Iterator[list[VTRError]]:
     """What was raised, where being refused is as good as passing."""
@@ -152,14 +164,14 @@ JSON = st.recursive(
 @given(JSON | st.dictionaries(st.sampled_from([*VTRField.model_fields, "other"]), JSON))
 def test_any_json_is_understood_or_refused_in_few_words(field: object) -> None:
     with catch(VTRError) as refused:
-        ask, trace = parse_field(field)
+        ask, trace, floor = parse_field(field)
     if refused:
         assert refused[0].http_status in (400, 422)
         assert 20 < len(str(refused[0])) < 2000
         return
     ways = [ask.budget, ask.tier, ask.schedule, ask.max_flops_fraction, ask.keep] if ask else []
     assert len(ways) - ways.count(None) == (0 if ask is None else 1)
-    assert ask or trace or field is None
+    assert ask or trace or floor is not None or field is None
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda value: f"{value!r:.40}")
@@ -188,7 +200,7 @@ def test_an_inline_schedule_is_two_lists_of_bounded_length(field: dict[str, obje
 
 @pytest.mark.parametrize("field", INLINE, ids=lambda value: f"{value!r:.40}")
 def test_the_entries_of_the_lists_are_not_judged_here(field: dict[str, list[object]]) -> None:
-    assert parse_field(field) == (Ask(keep=field["keep"], rules=field["rules"]), False)
+    assert parse_field(field) == (Ask(keep=field["keep"], rules=field["rules"]), False, None)
 
 
 @pytest.mark.parametrize("xargs", XARGS, ids=str)
@@ -206,7 +218,10 @@ def test_other_extra_arguments_pass(xargs: dict[str, object] | None) -> None:
 def test_the_schema_in_the_api_description_forbids_extra_keys() -> None:
     schema = VTRField.model_json_schema()
     assert schema["additionalProperties"] is False
-    assert set(schema["properties"]) == {field.name for field in fields(Ask)} | {"trace"}
+    assert set(schema["properties"]) == {field.name for field in fields(Ask)} | {
+        "trace",
+        "per_image_floor",
+    }
     rates, _ = schema["properties"]["keep"]["anyOf"]
     assert rates["maxItems"] == 1024
     assert rates["items"] == {"type": "number", "minimum": 0, "maximum": 1}

@@ -6,7 +6,7 @@ import numpy as np
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vtr_vllm.reduction.request import IntArray, ReducedRequest, reduced_request
-from vtr_vllm.schedules import make_plan, parse_trace, parse_wire
+from vtr_vllm.schedules import make_plan, parse_floor, parse_trace, parse_wire
 
 
 def vision_spans(features: Sequence[MultiModalFeatureSpec]) -> list[IntArray]:
@@ -34,6 +34,7 @@ def read_request(
     schedule keeps them all. Raises RequestError when what it carries is malformed.
     """
     asked = parse_wire(extra_args or {}, num_layers)
+    floor = parse_floor(extra_args or {})
     trace = parse_trace(extra_args or {})
     if asked is None or not features or prompt_token_ids is None:
         return None
@@ -41,4 +42,4 @@ def read_request(
     plan = make_plan(*asked, n_vision=sum(len(span) for span in spans))
     if not plan.reduces:
         return None
-    return reduced_request(plan, spans, prompt_token_ids, trace)
+    return reduced_request(plan, spans, prompt_token_ids, trace, floor)

@@ -6,7 +6,7 @@ and thrown away. Symbols: R requests in the step, L decoder layers, N rows (toke
 before any cut.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,8 @@ class RequestCut:
     """Rows behind the prompt: a preempted request's own tokens, which never ask."""
     kept_rows: int
     """Rows that stay: all text and the best-ranked vision tokens."""
+    floors: tuple[int, ...] | None = None
+    """[images] vision tokens that each image keeps for sure; None: the best of all images stay."""
 
     @property
     def prompt_rows(self) -> int:
@@ -92,6 +94,8 @@ class BatchPlan:
     """Cut layer -> the requests that lose tokens before it. Empty: no row moves in this step."""
     vision: IntArray | None
     """[N] vision-token number within its request, -1 for text; None without cuts."""
+    image: IntArray | None
+    """[N] image number within its request, -1 for text; None where no cut has floors."""
 
     @property
     def rank_layers(self) -> frozenset[int]:
@@ -131,8 +135,12 @@ def plan_batch(
 
     segments = _segments(query_len, seq_len, dropped, band_starts)
     cuts = _cuts(requests, prefilling, query_len, scheduled)
-    vision = _vision_numbers(requests, prefilling, scheduled) if cuts else None
-    return BatchPlan(int(scheduled.sum()), segments, cuts, vision)
+    vision = image = None
+    if cuts:
+        vision = _numbers(requests, prefilling, scheduled, lambda r: np.arange(len(r.vision)))
+    if any(cut.floors is not None for members in cuts.values() for cut in members):
+        image = _numbers(requests, prefilling, scheduled, lambda r: r.image_of)
+    return BatchPlan(int(scheduled.sum()), segments, cuts, vision, image)
 
 
 def _segments(
@@ -172,21 +180,26 @@ def _cuts(
                 num_rows=int(before[i]),
                 generated=requests[i].computed + requests[i].scheduled - request.prompt_len,
                 kept_rows=int(query_len[layer][i]),
+                floors=request.floors(request.plan.counts[layer]),
             )
             cuts.setdefault(layer, []).append(cut)
     return {layer: tuple(members) for layer, members in cuts.items()}
 
 
-def _vision_numbers(
-    requests: Sequence[StepRequest], prefilling: np.ndarray, scheduled: IntArray
+def _numbers(
+    requests: Sequence[StepRequest],
+    prefilling: np.ndarray,
+    scheduled: IntArray,
+    of: Callable[[ReducedRequest], IntArray],
 ) -> IntArray:
+    """[N] what ``of`` says of each vision token of the requests that are cut; -1 elsewhere."""
     row_start = _starts(scheduled)
     numbers = np.full(row_start[-1], -1, dtype=np.int64)
     for i in np.flatnonzero(prefilling).tolist():
         request = requests[i].reduced
         assert request is not None
         rows = request.vision - requests[i].computed + row_start[i]
-        numbers[rows] = np.arange(len(rows))
+        numbers[rows] = of(request)
     return numbers
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vtr_vllm.errors import UnsupportedRequest, VTRError
-from vtr_vllm.schedules import Plan
+from vtr_vllm.schedules import Plan, image_floors
 
 IntArray = npt.NDArray[np.int64]
 
@@ -41,6 +41,8 @@ class ReducedRequest:
     """Seed of the random rank rule: the same for the same prompt, whatever runs beside it."""
     trace: str | None = None
     """Name under which the worker keeps which vision tokens stayed; None: it keeps nothing."""
+    per_image_floor: float = 0.0
+    """What each of several images keeps whatever the others score; 0: one ranking for all."""
 
     @cached_property
     def first_vision(self) -> int:
@@ -55,6 +57,17 @@ class ReducedRequest:
     def dropped(self) -> IntArray:
         """[layers] vision tokens that each layer does not see."""
         return self.plan.n_vision - np.asarray(self.plan.counts, dtype=np.int64)
+
+    @cached_property
+    def _image_sizes(self) -> list[int]:
+        return np.bincount(self.image_of).tolist()
+
+    def floors(self, kept: int) -> tuple[int, ...] | None:
+        """Tokens that each image keeps for sure of ``kept``; None: the best of all images stay."""
+        if not self.per_image_floor or len(self._image_sizes) == 1:
+            return None
+        floors = image_floors(self.per_image_floor, kept, self._image_sizes)
+        return floors if any(floors) else None
 
     @property
     def range_len(self) -> int:
@@ -98,6 +111,7 @@ def reduced_request(
     spans: Sequence[IntArray],
     prompt_token_ids: Sequence[int],
     trace: str | None = None,
+    per_image_floor: float = 0.0,
 ) -> ReducedRequest:
     """Bind ``plan`` to a prompt.
 
@@ -118,4 +132,5 @@ def reduced_request(
         image_of=np.repeat(np.arange(len(spans)), [len(span) for span in spans]),
         seed=zlib.crc32(np.asarray(prompt_token_ids, dtype="<i8").tobytes()),
         trace=trace,
+        per_image_floor=per_image_floor,
     )

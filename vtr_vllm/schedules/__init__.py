@@ -6,6 +6,7 @@ offline search can all use it.
 
 from vtr_vllm.schedules.book import ScheduleBook, Selection
 from vtr_vllm.schedules.cost import flops_fraction, kv_bytes, kv_tokens, prefill_flops
+from vtr_vllm.schedules.floors import check_floor, image_floors
 from vtr_vllm.schedules.forms import (
     FORMS,
     explicit,
@@ -24,10 +25,20 @@ from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.plan import Plan, make_plan
 from vtr_vllm.schedules.rank_rule import RankRule
 from vtr_vllm.schedules.schedule import SCHEMA_VERSION, Schedule
-from vtr_vllm.schedules.wire import KEEP_KEY, RULES_KEY, TRACE_KEY, parse_trace, parse_wire, to_wire
+from vtr_vllm.schedules.wire import (
+    FLOOR_KEY,
+    KEEP_KEY,
+    RULES_KEY,
+    TRACE_KEY,
+    parse_floor,
+    parse_trace,
+    parse_wire,
+    to_wire,
+)
 
 __all__ = [
     "FIRST_ATTENTION_CUT",
+    "FLOOR_KEY",
     "FORMS",
     "KEEP_KEY",
     "RULES_KEY",
@@ -40,16 +51,19 @@ __all__ = [
     "ScheduleBook",
     "Selection",
     "check_budget",
+    "check_floor",
     "explicit",
     "fastv",
     "flops_fraction",
     "form_by_name",
     "full",
+    "image_floors",
     "interpolate",
     "kv_bytes",
     "kv_tokens",
     "make_plan",
     "p_sigmoid",
+    "parse_floor",
     "parse_trace",
     "parse_wire",
     "prefill_flops",

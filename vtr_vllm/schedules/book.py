@@ -118,6 +118,7 @@ class ScheduleBook:
             "mean_keep": schedule.mean_keep,
             "keep": list(schedule.keep),
             "rules": [str(rule) for rule in schedule.rules],
+            "per_image_floor": schedule.per_image_floor,
             "flops_fraction": flops_fraction(self.geometry, counts, n_vision, n_text),
             "n_vision": n_vision,
             "n_text": n_text,
@@ -128,10 +129,10 @@ class ScheduleBook:
         if schedule.name in self._stored:
             raise ScheduleError(f"two schedules are named {schedule.name}; rename one")
         form = form_by_name(self.geometry, schedule.name)
-        if form and (form.keep, form.rules) != (schedule.keep, schedule.rules):
+        if form and form.wire() != schedule.wire():
             raise ScheduleError(
-                f"schedule {schedule.name} has the name of a built-in form but other keep rates"
-                " or rules; rename it"
+                f"schedule {schedule.name} has the name of a built-in form but other keep rates,"
+                " rules or per-image floor; rename it"
             )
         if schedule.budget is not None:
             rival = self._of_budget(schedule.budget)

@@ -14,7 +14,8 @@ def interpolate(lower: Schedule, upper: Schedule, budget: float) -> Schedule:
     Per layer the keep rate is (1 - t) * lower + t * upper, with t in [0, 1] the place of
     ``budget`` between the two budgets; at t = 0 or 1 keep rates and rules are the neighbour's
     own. A cut takes the order of the neighbour that cuts there; where both do, of the one with
-    the nearer budget, ``upper`` at t = 1/2.
+    the nearer budget, ``upper`` at t = 1/2. The per-image floor is the larger of the two: what
+    either promises an image holds between them.
 
     Raises GeometryMismatch for schedules of two models, ScheduleError unless both state a
     budget and the lower one's is less, InvalidBudget for a budget outside the two.
@@ -42,6 +43,7 @@ def interpolate(lower: Schedule, upper: Schedule, budget: float) -> Schedule:
         method="interpolated",
         parameters={"lower": lower.name, "upper": upper.name, "t": t},
         budget=budget,
+        per_image_floor=max(lower.per_image_floor, upper.per_image_floor),
     )
 
 

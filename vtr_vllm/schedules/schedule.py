@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vtr_vllm.errors import GeometryMismatch, ScheduleError
+from vtr_vllm.schedules.floors import check_floor
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.keep_rates import (
     BUDGET_TOLERANCE,
@@ -27,7 +28,7 @@ from vtr_vllm.schedules.strict_json import (
     show,
 )
 from vtr_vllm.schedules.whole_file import whole_file
-from vtr_vllm.schedules.wire import parse_wire, to_wire
+from vtr_vllm.schedules.wire import Wire, parse_floor, parse_wire, to_wire
 
 SCHEMA_VERSION = 1
 
@@ -43,6 +44,7 @@ _KEYS = (
     "budget",
     "provenance",
 )
+_OPTIONAL_KEYS = ("per_image_floor",)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class Schedule:
     one per cut, a cut being a layer index whose rate is below the one before it (1.0 stands
     before layer 0). ``budget``, where stated, equals the mean keep rate within 1e-6: it is the
     promise under which a request chooses this schedule; None means "by name only".
-    ``parameters`` and ``provenance`` are plain JSON, copied on entry.
+    ``parameters`` and ``provenance`` are plain JSON, copied on entry. ``per_image_floor``: what
+    each of several images keeps whatever the others score, see ``image_floors``.
     """
 
     name: str
@@ -64,6 +67,7 @@ class Schedule:
     parameters: Mapping[str, JSON] = field(default_factory=dict, hash=False)
     budget: float | None = None
     provenance: Mapping[str, JSON] = field(default_factory=dict, hash=False)
+    per_image_floor: float = 0.0
 
     def __post_init__(self) -> None:
         for label, text in (("name", self.name), ("method", self.method)):
@@ -79,6 +83,7 @@ class Schedule:
         object.__setattr__(self, "rules", rules)
         object.__setattr__(self, "parameters", copy_object(self.parameters, "parameters"))
         object.__setattr__(self, "provenance", copy_object(self.provenance, "provenance"))
+        object.__setattr__(self, "per_image_floor", check_floor(self.per_image_floor))
         if self.budget is not None:
             object.__setattr__(self, "budget", self._check_budget(self.budget))
 
@@ -114,9 +119,9 @@ class Schedule:
                 f" {geometry.fingerprint}; search a schedule for this model"
             )
 
-    def wire(self) -> dict[str, list[float] | list[str]]:
-        """The flat lists for ``SamplingParams.extra_args``."""
-        return to_wire(self.keep, self.rules)
+    def wire(self) -> Wire:
+        """What goes into ``SamplingParams.extra_args``."""
+        return to_wire(self.keep, self.rules, self.per_image_floor)
 
     @classmethod
     def from_wire(
@@ -124,10 +129,16 @@ class Schedule:
     ) -> Self | None:
         """What a request carries, as a schedule; None without one, else see ``parse_wire``."""
         parsed = parse_wire(extra_args, geometry.layers)
-        return None if parsed is None else cls(name, geometry, *parsed, method="explicit")
+        if parsed is None:
+            return None
+        floor = parse_floor(extra_args)
+        return cls(name, geometry, *parsed, method="explicit", per_image_floor=floor)
 
     def to_json(self) -> str:
-        """One JSON object with every key, ending in a newline; floats round-trip exactly."""
+        """One JSON object, ending in a newline; floats round-trip exactly.
+
+        It has every key, and ``per_image_floor`` unless that is 0.
+        """
         values: dict[str, Any] = {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
@@ -139,6 +150,8 @@ class Schedule:
             "budget": self.budget,
             "provenance": self.provenance,
         }
+        if self.per_image_floor:
+            values["per_image_floor"] = self.per_image_floor
         return json.dumps(values, indent=2, allow_nan=False) + "\n"
 
     @classmethod
@@ -151,7 +164,7 @@ class Schedule:
                 f"schema_version is {show(version)}, this release reads {SCHEMA_VERSION};"
                 " write the schedule again with a matching release"
             )
-        check_keys(values, _KEYS, "schedule")
+        check_keys(values, _KEYS, "schedule", _OPTIONAL_KEYS)
         del values["schema_version"]
         values["geometry"] = ModelGeometry.from_dict(values["geometry"])
         return cls(**values)

@@ -41,16 +41,23 @@ def read_object(text: str) -> dict[str, Any]:
     return value
 
 
-def check_keys(mapping: Mapping[str, object], expected: Iterable[str], where: str) -> None:
+def check_keys(
+    mapping: Mapping[str, object],
+    expected: Iterable[str],
+    where: str,
+    optional: Iterable[str] = (),
+) -> None:
     """Refuse missing and unknown keys by name; raises ScheduleError."""
     wanted = set(expected)
     missing = sorted(wanted - mapping.keys())
-    unknown = sorted(str(key) for key in mapping.keys() - wanted)
+    unknown = sorted(str(key) for key in mapping.keys() - wanted - set(optional))
     if missing or unknown:
         parts = [f"missing {', '.join(missing)}"] if missing else []
         parts += [f"unknown {show(unknown)}"] if unknown else []
+        also = f", and optionally {', '.join(optional)}" if optional else ""
         raise ScheduleError(
             f"{where}: {' and '.join(parts)}; the keys are exactly {', '.join(sorted(wanted))}"
+            f"{also}"
         )
 
 

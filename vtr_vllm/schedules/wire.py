@@ -1,4 +1,4 @@
-"""A keep curve as it travels in vLLM's ``SamplingParams.extra_args``: flat lists only.
+"""A schedule as it travels in vLLM's ``SamplingParams.extra_args``: scalars and flat lists only.
 
 The engine holds no schedule files; what a request carries is all that it knows.
 """
@@ -6,20 +6,25 @@ The engine holds no schedule files; what a request carries is all that it knows.
 from collections.abc import Mapping, Sequence
 
 from vtr_vllm.errors import RequestError, ScheduleError
+from vtr_vllm.schedules.floors import check_floor
 from vtr_vllm.schedules.keep_rates import check_keep_and_rules
 from vtr_vllm.schedules.rank_rule import RankRule
 from vtr_vllm.schedules.strict_json import show
 
 KEEP_KEY = "vtr_keep"
 RULES_KEY = "vtr_rules"
+FLOOR_KEY = "vtr_floor"
 TRACE_KEY = "vtr_trace"
-_KEYS = (KEEP_KEY, RULES_KEY, TRACE_KEY)
+_KEYS = (KEEP_KEY, RULES_KEY, FLOOR_KEY, TRACE_KEY)
 _MAX_TRACE_ID = 64
 
+Wire = dict[str, list[float] | list[str] | float]
 
-def to_wire(keep: Sequence[float], rules: Sequence[RankRule]) -> dict[str, list[float] | list[str]]:
-    """``{"vtr_keep": [float] * layers, "vtr_rules": [str] * cuts}``."""
-    return {KEEP_KEY: list(keep), RULES_KEY: [str(rule) for rule in rules]}
+
+def to_wire(keep: Sequence[float], rules: Sequence[RankRule], per_image_floor: float = 0.0) -> Wire:
+    """``{"vtr_keep": [float] * layers, "vtr_rules": [str] * cuts}``; ``vtr_floor`` unless 0."""
+    wire: Wire = {KEEP_KEY: list(keep), RULES_KEY: [str(rule) for rule in rules]}
+    return wire | {FLOOR_KEY: per_image_floor} if per_image_floor else wire
 
 
 def parse_wire(
@@ -40,17 +45,26 @@ def parse_wire(
         raise RequestError(
             f"extra_args has the unknown keys {show(unknown)}; allowed are {', '.join(_KEYS)}"
         )
-    if KEEP_KEY not in extra_args and RULES_KEY not in extra_args:
+    if not {KEEP_KEY, RULES_KEY, FLOOR_KEY} & extra_args.keys():
         return None
     for key in (KEEP_KEY, RULES_KEY):
         if key not in extra_args:
             raise RequestError(
-                f"extra_args has no {key}; {KEEP_KEY} and {RULES_KEY} go together: send both"
+                f"extra_args has no {key}; {KEEP_KEY} and {RULES_KEY} go together, and"
+                f" {FLOOR_KEY} with them: send both"
             )
     try:
         return check_keep_and_rules(extra_args[KEEP_KEY], extra_args[RULES_KEY], layers)
     except ScheduleError as err:
         raise RequestError(f"extra_args {KEEP_KEY}, {RULES_KEY}: {err}") from err
+
+
+def parse_floor(extra_args: Mapping[str, object]) -> float:
+    """The per-image floor that a request carries, 0 for none; raises RequestError."""
+    try:
+        return check_floor(extra_args.get(FLOOR_KEY, 0.0))
+    except ScheduleError as err:
+        raise RequestError(f"extra_args {FLOOR_KEY}: {err}") from err
 
 
 def parse_trace(extra_args: Mapping[str, object]) -> str | None:

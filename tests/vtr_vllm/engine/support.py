@@ -46,6 +46,7 @@ class Case:
     rules: tuple[str, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
     trace: str | None = None
+    floor: float = 0.0
 
     @property
     def prompt(self) -> dict[str, Any]:
@@ -57,7 +58,7 @@ class Case:
     def params(self, max_tokens: int, **options: Any) -> SamplingParams:
         wire: dict[str, Any] = {}
         if self.keep is not None:
-            wire |= to_wire(self.keep, [RankRule.parse(rule) for rule in self.rules])
+            wire |= to_wire(self.keep, [RankRule.parse(rule) for rule in self.rules], self.floor)
         if self.trace is not None:
             wire[TRACE_KEY] = self.trace
         given = {"temperature": 0.0, "ignore_eos": True, "max_tokens": max_tokens}

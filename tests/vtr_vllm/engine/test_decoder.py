@@ -54,7 +54,8 @@ def cases(draw: st.DrawFn) -> Case:
         parts += ["<image>", words(seed + 1 + i, draw(st.integers(0, 20)))]
     parts.append(words(seed + 9, draw(st.integers(1, 30))))
     images = tuple(picture(seed + i) for i in range(count))
-    return Case("".join(parts), images, keep, rules)
+    floor = draw(st.sampled_from([0.0, 0.0, 0.3, 1.0]) | st.floats(0, 1))
+    return Case("".join(parts), images, keep, rules, floor=floor)
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +74,7 @@ def expected(reference: ReferenceLlava, case: Case, generated: list[int]) -> np.
         list(plan.counts),
         {layer: str(rule) for layer, rule in zip(plan.cuts, plan.rules, strict=True)},
         generated[:-1],
+        case.floor,
     ).numpy()
 
 

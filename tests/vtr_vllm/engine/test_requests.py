@@ -47,6 +47,9 @@ def test_a_reduced_request():
     assert request.trace is None
     assert read_request(ASKED | {"vtr_trace": "t"}, features, PROMPT, 4).trace == "t"
     assert [str(rule) for rule in request.plan.rules] == ["last", "previous"]
+    assert request.per_image_floor == 0.0
+    fair = read_request(ASKED | {"vtr_floor": 1}, features, PROMPT, 4)
+    assert (fair.per_image_floor, fair.floors(2)) == (1.0, (1, 1))
 
 
 @pytest.mark.parametrize(
@@ -88,6 +91,7 @@ def test_what_runs_unreduced(extra_args, features, prompt):
         ({"vtr_rules": ["last"]}, "1 rank rules for 2 cuts"),
         ({"vtr_budget": 0.5}, "vtr_budget"),
         ({"vtr_trace": ""}, "vtr_trace"),
+        ({"vtr_floor": 2}, "vtr_floor"),
     ],
 )
 def test_what_is_malformed_is_refused_with_images_and_without(change, said):

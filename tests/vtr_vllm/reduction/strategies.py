@@ -19,11 +19,11 @@ from vtr_vllm.schedules.keep_rates import cut_layers
 LAYERS = 7
 
 
-def request_of(spans, prompt_len, keep, rules) -> ReducedRequest:
+def request_of(spans, prompt_len, keep, rules, floor=0.0) -> ReducedRequest:
     """A request with token ids 0, 1, 2, ... and rules in their short text."""
     spans = [np.asarray(span, dtype=np.int64) for span in spans]
     plan = make_plan(keep, [RankRule.parse(rule) for rule in rules], sum(map(len, spans)))
-    return reduced_request(plan, spans, list(range(prompt_len)))
+    return reduced_request(plan, spans, list(range(prompt_len)), per_image_floor=floor)
 
 
 @st.composite
@@ -49,7 +49,8 @@ def reduced_requests(draw):
         allowed = BLIND_RULES + (ATTENTION_RULES if cut >= 2 else [])
         allowed += ["previous"] if rules else []
         rules.append(allowed[(first_rule + len(rules)) % len(allowed)])
-    return request_of(spans, tokens.bit_length() + draw(st.integers(1, 6)), keep, rules)
+    floor = draw(st.sampled_from([0.0, 0.0, 0.5, 1.0]))
+    return request_of(spans, tokens.bit_length() + draw(st.integers(1, 6)), keep, rules, floor)
 
 
 @st.composite

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.vtr_vllm.reduction.strategies import LAYERS, band_lists, request_of, steps
 from vtr_vllm.reduction.batch import StepRequest, plan_batch
-from vtr_vllm.reduction.gather import Rows, keep_best, restore
+from vtr_vllm.reduction.gather import Rows, keep_best, keep_best_of_each, restore
 
 FEW = settings(deadline=None, max_examples=60)
 CPU = torch.device("cpu")
@@ -19,14 +19,28 @@ CPU = torch.device("cpu")
 scores = st.sampled_from([0.0, 0.25, 0.5, 1.0, -1.0, math.nan, math.inf, -math.inf])
 
 
-def best_by_hand(values, vision, kept_rows):
-    """All text, then vision tokens by score and place; NaN counts as 0."""
-    text = [row for row, number in enumerate(vision) if number < 0]
-    order = sorted(
-        (row for row, number in enumerate(vision) if number >= 0),
+def ranked_by_hand(values, number):
+    """Rows that are not text, by score and place; NaN counts as 0."""
+    return sorted(
+        (row for row, own in enumerate(number) if own >= 0),
         key=lambda row: (-(0.0 if math.isnan(values[row]) else values[row]), row),
     )
-    return sorted(text + order[: kept_rows - len(text)])
+
+
+def best_by_hand(values, number, kept_rows):
+    """All text, then vision tokens in their order."""
+    text = [row for row, own in enumerate(number) if own < 0]
+    return sorted(text + ranked_by_hand(values, number)[: kept_rows - len(text)])
+
+
+def best_of_each_by_hand(values, image, kept_rows, floors):
+    """All text, what each image keeps for sure, then the best of all others."""
+    ranked = ranked_by_hand(values, image)
+    sure = [row for row, own in enumerate(image) if own < 0]
+    for number, floor in enumerate(floors):
+        sure += [row for row in ranked if image[row] == number][:floor]
+    others = [row for row in ranked if row not in sure]
+    return sorted(sure + others[: kept_rows - len(sure)])
 
 
 @st.composite
@@ -45,6 +59,28 @@ def test_the_best_are_kept(case):
     chosen = keep_best(torch.tensor(values), torch.tensor(vision), kept_rows)
     assert chosen.dtype == torch.int64
     assert chosen.tolist() == best_by_hand(values, vision, kept_rows)
+
+
+@given(st.lists(st.tuples(scores, st.integers(-1, 3)), min_size=1, max_size=40), st.data())
+@FEW
+def test_the_best_of_each_image_are_kept(rows, data):
+    values, image = zip(*rows, strict=True)
+    # Images may be torn and out of order, as rows of a batch never are, and one may be gone.
+    floors = [data.draw(st.integers(0, image.count(i))) for i in range(4)]
+    least = image.count(-1) + sum(floors)
+    kept_rows = data.draw(st.integers(least, len(rows)))
+    chosen = keep_best_of_each(torch.tensor(values), torch.tensor(image), kept_rows, floors)
+    assert chosen.dtype == torch.int64
+    assert chosen.tolist() == best_of_each_by_hand(values, image, kept_rows, floors)
+    if not any(floors):
+        assert chosen.tolist() == keep(values, image, kept_rows)
+
+
+def test_a_floor_brings_back_the_image_that_scored_worst():
+    values, image = torch.tensor([0.9, 0.8, 0.7, 0.2, 0.3, 0.1]), torch.tensor([0, 0, 0, -1, 1, 1])
+    assert keep_best_of_each(values, image, 4, (0, 0)).tolist() == [0, 1, 2, 3]
+    assert keep_best_of_each(values, image, 4, (1, 1)).tolist() == [0, 1, 3, 4]
+    assert keep_best_of_each(values, image, 4, (1, 2)).tolist() == [0, 3, 4, 5]
 
 
 def keep(values, vision, kept_rows):
@@ -98,12 +134,19 @@ def test_several_cuts_of_several_requests(step, bands, seed):
             own = [row for row in left if owner[row] == member.index]
             numbers = [int(plan.vision[row]) for row in own]
             values = [float(table[member.index][number]) for number in numbers]
-            stay = {own[row] for row in best_by_hand(values, numbers, member.kept_rows)}
+            images = [-1 if n < 0 else int(member.request.image_of[n]) for n in numbers]
+            floors = member.floors or ()
+            best = best_of_each_by_hand(values, images, member.kept_rows, floors)
+            stay = {own[row] for row in best}
             left = [row for row in left if owner[row] != member.index or row in stay]
         assert hidden.tolist() == left
         assert rows.original.tolist() == left
         assert rows.vision.tolist() == plan.vision[left].tolist()
         lengths = next(s for s in plan.segments if s.first_layer <= layer < s.end_layer).query_len
+        for member in plan.cuts[layer]:
+            own = [plan.vision[row] for row in left if owner[row] == member.index]
+            held = [int(member.request.image_of[number]) for number in own if number >= 0]
+            assert all(held.count(i) >= floor for i, floor in enumerate(member.floors or ()))
         assert [sum(owner[row] == i for row in left) for i in range(len(step))] == lengths.tolist()
 
 

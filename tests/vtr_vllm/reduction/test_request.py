@@ -31,6 +31,15 @@ def test_uneven_images():
     assert request.instruction_len == 1
 
 
+def test_floors():
+    spans = [range(1, 9), range(10, 42)]
+    fair = request_of(spans, 50, KEEP, RULES, floor=0.5)
+    assert fair.floors(20) == (1 + int(0.5 * 18 * 7 / 38), 1 + int(0.5 * 18 * 31 / 38))
+    assert fair.floors(1) is None, "one token cannot be shared by two images"
+    assert request_of(spans, 50, KEEP, RULES).floors(20) is None
+    assert request_of([range(1, 9)], 50, KEEP, RULES, floor=1.0).floors(4) is None, "one image"
+
+
 @pytest.mark.parametrize(
     ("computed", "scheduled", "phase"),
     [

@@ -56,4 +56,5 @@ def schedules(draw):
         method="drawn",
         parameters=draw(st.dictionaries(st.text(), json_values, max_size=3)),
         provenance=draw(st.dictionaries(st.text(), json_values, max_size=3)),
+        per_image_floor=draw(st.sampled_from([0.0, 0.3]) | st.floats(0, 1)),
     )

@@ -108,6 +108,11 @@ def test_description_is_plain_and_states_its_prompt(book):
         ([SEARCHED, replace(SEARCHED, name="again")], ScheduleError, "both claim budget 0.25"),
         ([replace(SEARCHED, name="p-sigmoid-0.25")], ScheduleError, "name of a built-in form"),
         ([replace(LOSSLESS, name="full")], ScheduleError, "name of a built-in form"),
+        (
+            [replace(fastv(GEOMETRY, 0.5), per_image_floor=0.5)],
+            ScheduleError,
+            "other keep rates, rules or per-image floor",
+        ),
     ],
 )
 def test_what_a_book_refuses(schedules, error, reason):

@@ -87,6 +87,13 @@ def test_what_the_result_says_of_itself():
     assert found.parameters == {"lower": "low", "upper": "high", "t": 0.25}
 
 
+def test_the_larger_floor_holds():
+    middle = (LOWER.budget + UPPER.budget) / 2
+    for low, high in ((0.0, 0.0), (0.5, 0.0), (0.25, 1.0)):
+        neighbours_ = (replace(LOWER, per_image_floor=low), replace(UPPER, per_image_floor=high))
+        assert interpolate(*neighbours_, middle).per_image_floor == max(low, high)
+
+
 @pytest.mark.parametrize(
     ("t", "rules"),
     [

@@ -35,6 +35,14 @@ def test_derived_values():
     assert SCHEDULE.wire() == {"vtr_keep": [1.0, 1.0, 0.25, 0.25], "vtr_rules": ["last"]}
 
 
+def test_a_floor_is_in_the_file_and_on_the_wire_where_it_is_set():
+    assert "per_image_floor" not in SCHEDULE.to_json()
+    fair = replace(SCHEDULE, per_image_floor=0.5)
+    assert json.loads(fair.to_json()) == values() | {"per_image_floor": 0.5}
+    assert fair.wire() == SCHEDULE.wire() | {"vtr_floor": 0.5}
+    assert Schedule.from_json(json.dumps(values() | {"per_image_floor": 0})) == SCHEDULE
+
+
 def test_lists_and_whole_numbers_are_taken_as_they_come():
     schedule = Schedule("a", GEOMETRY, [1, 1, 0, 0], ["last"], "explicit")
     assert schedule.keep == (1.0, 1.0, 0.0, 0.0)
@@ -54,6 +62,8 @@ def test_the_callers_mapping_is_copied():
     ("change", "reason"),
     [
         ({"name": ""}, "schedule name '' is not allowed"),
+        ({"per_image_floor": 1.5}, r"per_image_floor is 1.5; .* in \[0, 1\]"),
+        ({"per_image_floor": None}, "per_image_floor is None"),
         ({"name": "../up"}, "schedule name"),
         ({"name": "a" * 97}, "schedule name"),
         ({"name": "line\n"}, "schedule name"),

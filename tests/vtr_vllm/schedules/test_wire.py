@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 from tests.vtr_vllm.schedules.strategies import curves, schedules
 from vtr_vllm.errors import RequestError
-from vtr_vllm.schedules import Schedule, parse_trace, parse_wire, to_wire
+from vtr_vllm.schedules import Schedule, parse_floor, parse_trace, parse_wire, to_wire
 
 GOOD = {"vtr_keep": [1.0, 1.0, 0.5, 0.5], "vtr_rules": ["last"]}
 
@@ -26,6 +26,7 @@ def test_round_trip(curve):
 def test_round_trip_of_a_schedule(schedule):
     back = Schedule.from_wire(schedule.wire(), schedule.geometry)
     assert (back.keep, back.rules) == (schedule.keep, schedule.rules)
+    assert back.per_image_floor == schedule.per_image_floor
 
 
 @pytest.mark.parametrize("extra", [{}, {"kv_transfer_params": {}}, {1: "vtr_keep"}])
@@ -49,6 +50,7 @@ def test_keys_of_others_are_left_alone():
         ({"vtr_keep": [1, 1, 0.5, 0.5], "vtr_rules": None}, "rules must be a list"),
         ({"vtr_keep": [1, 1, 1, 1]}, "no vtr_rules"),
         ({"vtr_rules": []}, "no vtr_keep"),
+        ({"vtr_floor": 0.5}, "no vtr_keep"),
         ({"vtr_budget": 0.5}, "unknown keys .'vtr_budget'."),
         (GOOD | {"vtr_rule": "last"}, "unknown keys .'vtr_rule'."),
     ],
@@ -56,6 +58,19 @@ def test_keys_of_others_are_left_alone():
 def test_malformed_is_refused(extra, reason):
     with pytest.raises(RequestError, match=reason):
         parse_wire(extra, 4)
+
+
+def test_a_floor_is_written_where_it_is_set():
+    assert to_wire(*parse_wire(GOOD, 4), 0.5) == GOOD | {"vtr_floor": 0.5}
+    assert parse_floor(GOOD | {"vtr_floor": 0.5}) == 0.5
+    assert parse_wire(GOOD | {"vtr_floor": 0.5}, 4) == parse_wire(GOOD, 4)
+    assert parse_floor(GOOD) == 0.0
+
+
+@pytest.mark.parametrize("floor", [-0.1, 1.5, None, "0.5", True, [0.5], math.nan])
+def test_a_floor_outside_the_range_is_refused(floor):
+    with pytest.raises(RequestError, match=r"extra_args vtr_floor: .* in \[0, 1\]"):
+        parse_floor(GOOD | {"vtr_floor": floor})
 
 
 def test_a_trace_goes_with_a_curve_and_without():
