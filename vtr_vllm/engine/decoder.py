@@ -14,6 +14,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.sequence import IntermediateTensors
 
 from vtr_vllm.engine.attention import Step, padded
+from vtr_vllm.engine.lora import LoRARows
 from vtr_vllm.engine.models import SUPPORTED_DECODERS
 from vtr_vllm.engine.prefix_keys import PrefixKeys
 from vtr_vllm.engine.scoring import RankLayer, Scorer
@@ -35,10 +36,12 @@ class ReducibleDecoder:
         self.timing = Timing()
         self.traces = Traces()
         self._prefix_keys: PrefixKeys | None = None
+        self._lora_rows = LoRARows(None)
 
     def learn_key_layout(self, block_size: int) -> None:
         """Call once the KV cache is bound; ``block_size`` as the block tables count."""
         self._prefix_keys = PrefixKeys(self.attentions[0], block_size)
+        self._lora_rows = LoRARows.of(self.layers)
 
     def embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
         """[N, hidden] of a step that vLLM runs on token ids."""
@@ -73,6 +76,7 @@ class ReducibleDecoder:
         rows = Rows(plan, hidden.device)
         scorer = Scorer(step, self._attention_blocks, self._prefix_keys, hidden, cls_attention)
         self.timing.begin_step(hidden.device)
+        self._lora_rows.begin_step(plan)
         rank_layers = plan.rank_layers
         rank_layer: RankLayer | None = None
         for index, layer in enumerate(self.layers):
@@ -83,6 +87,7 @@ class ReducibleDecoder:
                     chosen = rows.cut(members, lambda cut, _, of=scores: of[cut.index])
                     hidden, positions = hidden[chosen], positions[..., chosen]
                     residual = residual[chosen] if residual is not None else None
+                    self._lora_rows.cut(index)
                 self.traces.note(index, members, rows.vision)
             if index in rank_layers:
                 with self._captured(index) as seen:
@@ -95,6 +100,7 @@ class ReducibleDecoder:
             if index < len(deepstack):
                 hidden = hidden + deepstack[f"deepstack_input_embeds_{index}"][rows.original]
         self.traces.end_step()
+        self._lora_rows.end_step()
         hidden, _ = self._decoder.norm(hidden, residual)
         with self.timing.spent("gather"):
             return restore(rows, hidden, len(embeddings))
