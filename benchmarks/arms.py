@@ -45,12 +45,18 @@ class Arm:
     """A worker process; ``measure`` blocks until its answer is there."""
 
     def __init__(
-        self, name: str, shape: Shape, eager: bool, log: Path, threads: int | None = None
+        self,
+        name: str,
+        shape: Shape,
+        eager: bool,
+        log: Path,
+        threads: int | None = None,
+        module: str = "benchmarks.worker",
     ) -> None:
         self.name, self.log = name, log
         self._stderr: IO[bytes] = log.open("wb")
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.worker"],
+            [sys.executable, "-m", module],
             cwd=ROOT,
             env={**os.environ, **ENVIRONMENT, **threading(threads), "VLLM_PLUGINS": PLUGINS[name]},
             stdin=subprocess.PIPE,

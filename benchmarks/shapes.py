@@ -21,6 +21,7 @@ from vtr_vllm.schedules import ModelGeometry
 # One token a byte, so about 30 text tokens: a short question to LLaVA-1.5 without a system prompt.
 QUESTION = "What is this?"
 DUMMY_PROMPT = f"USER: <image>\n{QUESTION} ASSISTANT:"
+FOLLOW_UP = " USER: And what is behind it? ASSISTANT:"
 LLAVA_7B_TOWER_SHARE = 0.041
 """Tower's share of LLaVA-1.5-7B's prefill FLOPs: CLIP-L/14 at 336 px, 640 tokens."""
 

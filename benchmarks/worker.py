@@ -185,19 +185,19 @@ def summary(flights: list[Flight], wall: float) -> dict[str, object]:
     }
 
 
-def serve(commands: TextIO, answers: TextIO) -> None:
+def serve(commands: TextIO, answers: TextIO, kind: type[Worker]) -> None:
     """Answer each line of ``commands`` with one line."""
-    worker = Worker(json.loads(commands.readline()))
+    worker = kind(json.loads(commands.readline()))
     print(json.dumps(worker.info()), file=answers, flush=True)
     for line in commands:
         print(json.dumps(worker.measure(json.loads(line))), file=answers, flush=True)
 
 
-def main() -> None:
+def main(kind: type[Worker] = Worker) -> None:
     """Keep the pipe to the parent for answers; whatever else prints goes to stderr."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    serve(sys.stdin, answers)
+    serve(sys.stdin, answers, kind)
 
 
 if __name__ == "__main__":

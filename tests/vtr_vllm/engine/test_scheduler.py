@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
 from tests.vtr_vllm.engine.conftest import LAYERS, SHAPE, Engines
-from tests.vtr_vllm.engine.support import BLOCK, Case, picture, tokens, words
+from tests.vtr_vllm.engine.support import BLOCK, Case, logits, picture, tokens, words
 from vtr_vllm.engine.scheduler import Scheduler
 from vtr_vllm.reduction.request import reduced_request
 from vtr_vllm.schedules import RankRule, make_plan
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.engine
 
 QUARTER = (1.0, 1.0, 0.25, 0.25, 0.125, 0.125, 0.0, 0.0)
 HALF = (0.5,) * 8
+FULL = (1.0,) * 8
 SMALL_CACHE = {"max_num_seqs": 16, "max_model_len": 192}
 
 
@@ -146,6 +148,53 @@ def test_prefix_is_shared_up_to_the_first_image(engines: Engines, checkpoint: Pa
     assert hit(full) == 3 * BLOCK
     assert hit(full) > 3 * BLOCK, "full-budget requests cache as in stock vLLM"
     assert hit(quarter) == 3 * BLOCK, "and a reduced request takes nothing of that"
+
+
+CONVERSATIONS = {  # images of turn 1, images of turn 2
+    "image in turn 1": ("<image>", ""),
+    "image in turn 2": ("", "<image>"),
+    "an image in each": ("<image>", "<image>"),
+}
+
+
+def turn(text: str, keep: tuple[float, ...]) -> Case:
+    """A turn at one budget: full, or with one rule for all its cuts."""
+    images = tuple(picture(i) for i in range(text.count("<image>")))
+    if keep == FULL:
+        return Case(text, images)
+    cuts = sum(b < a for a, b in zip((1.0, *keep), keep, strict=False))
+    return Case(text, images, keep, ("saliency" if keep[0] < 1 else "last",) * cuts)
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_a_second_turn_is_the_same_after_any_first(
+    name: str, engines: Engines, checkpoint: Path
+) -> None:
+    """Turn 2 with turn 1 in the prefix cache, answer included, says what it says alone."""
+    llm = engines.get(model=checkpoint)
+    letters = llm.get_tokenizer().encode("abcdefghijklmnop ", add_special_tokens=False)
+    first_image, second_image = CONVERSATIONS[name]
+
+    def say(case: Case, max_tokens: int, **options: Any) -> Any:
+        params = case.params(max_tokens, allowed_token_ids=letters, **options)
+        (output,) = llm.generate([case.prompt], [params], use_tqdm=False)
+        return output
+
+    for first, second in product((FULL, QUARTER, HALF), (FULL, QUARTER)):
+        llm.reset_prefix_cache()
+        opening = f"{words(1, 2 * BLOCK + 5)}{first_image}{words(2, 2 * BLOCK)}"
+        said = say(turn(opening, first), BLOCK + 8)
+        rest = f"{said.outputs[0].text}{words(3, 9)}{second_image}{words(4, 30)}"
+        warm, again = (say(turn(opening + rest, second), 6, logprobs=-1) for _ in range(2))
+        llm.reset_prefix_cache()
+        cold = say(turn(opening + rest, second), 6, logprobs=-1)
+        assert tokens([warm, again]) == tokens([cold]) * 2, (first, second)
+        for output in (warm, again):
+            assert np.allclose(*(logits(o, SHAPE.vocab) for o in (output, cold)), atol=1e-3)
+        if first_image and (first, second) != (FULL, FULL):
+            assert warm.num_cached_tokens == 2 * BLOCK, "text before the first image"
+        else:
+            assert warm.num_cached_tokens > len(said.prompt_token_ids), "and of the answer"
 
 
 @pytest.mark.both_runners

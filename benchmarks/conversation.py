@@ -1,0 +1,163 @@
+"""A conversation about one image beside stock vLLM: ``python -m benchmarks.conversation --help``.
+
+Turn 1 shows an image and asks; each further turn asks on, with all that was said before it in its
+prompt. Stock vLLM finds the earlier turns in its prefix cache. A reduced request finds what lies
+before its first image, and ranks all images by the newest question: so its later turns cost what
+its first did. The conversations are run in pairs, stock and VTR in turn on the same image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.arms import Arm
+from benchmarks.report import show
+from benchmarks.run import machine, say
+from benchmarks.shapes import SIZES, Shape, make_shape
+from vtr_vllm.schedules import ScheduleBook
+
+BUDGETS = (1.0, 0.5, 0.25)
+Pair = dict[str, Any]
+
+
+class Session:
+    """Two arms and a supply of images that no conversation has used before."""
+
+    def __init__(self, shape: Shape, stock: Arm, vtr: Arm, options: argparse.Namespace) -> None:
+        self.stock, self.vtr, self.options = stock, vtr, options
+        self.book = ScheduleBook(shape.geometry)
+        self.next_image = self.pairs = 0
+
+    def pair(self, budget: float) -> Pair:
+        """Measure conversations at ``budget`` in VTR, and the same in stock."""
+        wire = None if budget == 1.0 else self.book.for_budget(budget).schedule.wire()
+        spec = {
+            "first": self.next_image,
+            "requests": self.options.conversations,
+            "concurrency": self.options.concurrency,
+            "output_tokens": self.options.tokens,
+            "turns": self.options.turns,
+        }
+        self.next_image += self.options.conversations
+        self.pairs += 1
+        order = [(self.stock, None), (self.vtr, wire)]
+        found = {
+            arm.name: arm.measure({**spec, "wire": each})
+            for arm, each in (order if self.pairs % 2 else order[::-1])
+        }
+        same = [a == b for a, b in zip(*(f.pop("tokens") for f in found.values()), strict=True)]
+        return {"budget": budget, "same_tokens": sum(same) / len(same), **found}
+
+
+def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
+    """Measure every budget in every round; the results file is written anew after each pair."""
+    logs = Path(tempfile.mkdtemp(prefix="vtr-conversation-"))
+    results: dict[str, Any] = {"meta": machine(), "shape": shape.name, "pairs": []}
+    results["meta"] |= {"turns": options.turns, "tokens": options.tokens, "dtype": shape.dtype}
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+
+    def arm(name: str) -> Arm:
+        log = logs / f"{name}.log"
+        return Arm(name, shape, options.eager, log, options.threads, "benchmarks.talker")
+
+    with arm("stock") as stock, arm("vtr") as vtr:
+        session = Session(shape, stock, vtr, options)
+        for budget in BUDGETS:
+            session.pair(budget)  # every kernel has run once
+        for number in range(options.rounds):
+            for budget in BUDGETS:
+                pair = session.pair(budget)
+                results["pairs"].append(pair)
+                options.out.write_text(json.dumps(results, indent=1) + "\n")
+                walls = ", ".join(f"{arm} {pair[arm]['wall_s']:.2f} s" for arm in ("stock", "vtr"))
+                say(f"round {number + 1} budget {budget}: {walls}")
+    return list(results["pairs"])
+
+
+def table(pairs: list[Pair]) -> str:
+    """Return medians over the rounds, times of stock over times of VTR, and the break-even."""
+    turns = len(pairs[0]["stock"]["turns"])
+    heads = [f"turn {n + 1}: TTFT stock / VTR, s" for n in range(turns)]
+    heads += [f"turn {n + 1}, of it cached" for n in range(turns)]
+    heads += ["whole conversation", "CPU time", "KV held", "full budget wins from"]
+    lines = [f"| budget | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for budget in dict.fromkeys(pair["budget"] for pair in pairs):
+        mine = [pair for pair in pairs if pair["budget"] == budget]
+        cells = [_times(mine, lambda f, n=n: f["turns"][n]["ttft_s"]) for n in range(turns)]
+        for turn in range(turns):
+            last = mine[-1]["vtr"]["turns"][turn]
+            cells.append(f"{last['cached_tokens']:.0f} of {last['prompt_tokens']:.0f}")
+        cells.append(_times(mine, lambda f: f["wall_s"]))
+        cells.append(show(_spread([p["stock"]["cpu_s"] / p["vtr"]["cpu_s"] for p in mine])))
+        held = [p["vtr"]["kv_peak_bytes"] / p["stock"]["kv_peak_bytes"] for p in mine]
+        cells.append(f"{statistics.median(held):.2f}")
+        even = break_even(mine)
+        cells.append("" if even is None else f"{even:.1f} follow-ups")
+        lines.append(f"| {budget} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def break_even(pairs: list[Pair]) -> float | None:
+    """Follow-up turns at which a conversation takes stock as long as VTR; None where there are none.
+
+    VTR saves in turn 1 and pays in each later one, which stock has in its cache. In the median of
+    the rounds; times to the last token.
+    """
+
+    def gain(turn: int) -> float:
+        rounds = [
+            p["stock"]["turns"][turn]["total_s"] - p["vtr"]["turns"][turn]["total_s"] for p in pairs
+        ]
+        return statistics.median(rounds)
+
+    later = statistics.fmean(gain(turn) for turn in range(1, len(pairs[0]["stock"]["turns"])))
+    return None if gain(0) <= 0 or later >= 0 else gain(0) / -later
+
+
+def _times(pairs: list[Pair], of: Callable[[Any], float]) -> str:
+    stock, vtr = (statistics.median(of(pair[arm]) for pair in pairs) for arm in ("stock", "vtr"))
+    ratio = show(_spread([of(pair["stock"]) / of(pair["vtr"]) for pair in pairs]))
+    return f"{stock:.3f} / {vtr:.3f} = {ratio}"
+
+
+def _spread(values: list[float]) -> tuple[float, float, float]:
+    return statistics.median(values), min(values), max(values)
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.conversation", description=__doc__)
+    parser.add_argument("--shape", choices=list(SIZES), default="half-b")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=2)
+    parser.add_argument("--conversations", type=int, default=2, help="in each arm of each pair")
+    parser.add_argument("--concurrency", type=int, default=1, help="of them at the same time")
+    parser.add_argument("--tokens", type=int, default=16, help="output tokens of a turn")
+    parser.add_argument("--threads", type=int, help="CPU threads of each engine; default all cores")
+    parser.add_argument("--dtype", help="default bfloat16; float32 on a CPU without AVX-512 BF16")
+    parser.add_argument("--eager", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/conversation.json"))
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, print the table, write JSON and Markdown."""
+    options = parse(arguments)
+    with tempfile.TemporaryDirectory(prefix="vtr-conversation-models-") as scratch:
+        gpu = torch.cuda.is_available()
+        shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
+        text = table(run(shape, options))
+    options.out.with_suffix(".md").write_text(text + "\n")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""One arm of the conversation benchmark: ``python -m benchmarks.talker``, driven by JSON lines.
+
+As ``benchmarks.worker``, but a request is a conversation: the next turn's prompt is the last one
+with its answer and a further question, sent as soon as the answer is whole.
+"""
+
+from __future__ import annotations
+
+import statistics
+import string
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.shapes import FOLLOW_UP, make_request
+from benchmarks.worker import Flight, Machine, Worker, main
+
+
+@dataclass
+class Talk:
+    """A conversation under way."""
+
+    request: dict[str, Any]
+    """Prompt and image of the turn that runs, or ran last."""
+    turns: list[Flight] = field(default_factory=list)
+    cached: list[int] = field(default_factory=list)
+    """Prompt tokens of each turn that the prefix cache had."""
+    prompts: list[int] = field(default_factory=list)
+    """Prompt tokens of each turn."""
+
+
+class Talker(Worker):
+    """An engine that is talked to."""
+
+    def measure(self, spec: dict[str, Any]) -> dict[str, object]:
+        """Run ``spec['requests']`` conversations of ``spec['turns']`` turns each."""
+        tokenizer = self.engine.get_tokenizer()
+        # Answers of dummy weights become text of the next prompt: let them be letters.
+        letters = tokenizer.encode(string.ascii_letters, add_special_tokens=False)
+        first = spec["first"]
+        waiting = deque(range(first, first + spec["requests"]))
+        self.watch.peak_blocks = 0
+        machine, begun = Machine(), time.perf_counter()
+        talks = self._talk(waiting, spec, letters)
+        wall = time.perf_counter() - begun
+        return (
+            {"wall_s": wall, "turns": summary(talks, spec["turns"])}
+            | machine.facts()
+            | {"kv_peak_bytes": self.watch.peak_blocks * self.watch.bytes_per_block}
+            | {"tokens": [flight.tokens for talk in talks for flight in talk.turns]}
+        )
+
+    def _talk(self, waiting: deque[int], spec: dict[str, Any], letters: list[int]) -> list[Talk]:
+        from vllm import SamplingParams
+
+        talks: dict[str, Talk] = {}
+        open_talks = 0
+
+        def ask(name: str) -> None:
+            talk = talks[name]
+            params = SamplingParams(
+                temperature=0.0,
+                max_tokens=spec["output_tokens"],
+                ignore_eos=True,
+                allowed_token_ids=letters,
+                extra_args=spec["wire"],
+            )
+            talk.turns.append(Flight(time.perf_counter()))
+            self.engine.add_request(name, talk.request, params)
+
+        while waiting or open_talks:
+            while waiting and open_talks < spec["concurrency"]:
+                index = waiting.popleft()
+                talks[f"c{index}"] = Talk(make_request(self.shape, self.config, index))
+                ask(f"c{index}")
+                open_talks += 1
+            outputs = self.engine.step()
+            now = time.perf_counter()
+            for output in outputs:
+                talk, answer = talks[output.request_id], output.outputs[0]
+                flight = talk.turns[-1]
+                flight.times += [now] * (len(answer.token_ids) - len(flight.tokens))
+                flight.tokens = list(answer.token_ids)
+                if not output.finished:
+                    continue
+                talk.cached.append(output.num_cached_tokens or 0)
+                talk.prompts.append(len(output.prompt_token_ids))
+                talk.request = talk.request | {
+                    "prompt": f"{talk.request['prompt']}{answer.text}{FOLLOW_UP}"
+                }
+                if len(talk.turns) < spec["turns"]:
+                    ask(output.request_id)
+                else:
+                    open_talks -= 1
+        return list(talks.values())
+
+
+def summary(talks: list[Talk], turns: int) -> list[dict[str, float]]:
+    """Return medians over the conversations, a turn each: seconds and tokens."""
+    found = []
+    for turn in range(turns):
+        flights = [talk.turns[turn] for talk in talks]
+        found.append(
+            {
+                "ttft_s": statistics.median(f.times[0] - f.started for f in flights),
+                "total_s": statistics.median(f.times[-1] - f.started for f in flights),
+                "prompt_tokens": statistics.median(talk.prompts[turn] for talk in talks),
+                "cached_tokens": statistics.median(talk.cached[turn] for talk in talks),
+            }
+        )
+    return found
+
+
+if __name__ == "__main__":
+    main(Talker)
