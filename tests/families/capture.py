@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from vllm import LLM, SamplingParams
+from vllm.sequence import IntermediateTensors
 
 
 @dataclass(frozen=True)
@@ -82,4 +83,6 @@ def _watched(owner: Any, method: str) -> Iterator[list[dict[str, Any]]]:
 
 def _copied(value: Any) -> Any:
     """Tensors are views of buffers that the next step fills again."""
+    if isinstance(value, IntermediateTensors):
+        return IntermediateTensors({name: part.clone() for name, part in value.items()})
     return value.clone() if isinstance(value, Tensor) else value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.families import internvl, llava
+from tests.families import internvl, llava, qwen
 from tests.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (*llava.FAMILIES, *internvl.FAMILIES)
+FAMILIES: tuple[Family, ...] = (*llava.FAMILIES, *internvl.FAMILIES, *qwen.FAMILIES)
