@@ -21,7 +21,7 @@ import torch
 from benchmarks.arms import Arm
 from benchmarks.report import show
 from benchmarks.run import machine, say
-from benchmarks.shapes import SIZES, Shape, make_shape
+from benchmarks.shapes import NAMES, Shape, make_shape
 from vtr_vllm.schedules import ScheduleBook
 
 BUDGETS = (1.0, 0.5, 0.25)
@@ -83,59 +83,66 @@ def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
 
 
 def table(pairs: list[Pair]) -> str:
-    """Return medians over the rounds, times of stock over times of VTR, and the break-even."""
-    turns = len(pairs[0]["stock"]["turns"])
-    heads = [f"turn {n + 1}: TTFT stock / VTR, s" for n in range(turns)]
-    heads += [f"turn {n + 1}, of it cached" for n in range(turns)]
-    heads += ["whole conversation", "CPU time", "KV held", "full budget wins from"]
-    lines = [f"| budget | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
-    for budget in dict.fromkeys(pair["budget"] for pair in pairs):
-        mine = [pair for pair in pairs if pair["budget"] == budget]
-        cells = [_times(mine, lambda f, n=n: f["turns"][n]["ttft_s"]) for n in range(turns)]
-        for turn in range(turns):
-            last = mine[-1]["vtr"]["turns"][turn]
-            cells.append(f"{last['cached_tokens']:.0f} of {last['prompt_tokens']:.0f}")
-        cells.append(_times(mine, lambda f: f["wall_s"]))
-        cells.append(show(_spread([p["stock"]["cpu_s"] / p["vtr"]["cpu_s"] for p in mine])))
+    """Return medians over the rounds, and stock over VTR within the pairs, a row a turn."""
+    heads = "turn | cached of its prompt | TTFT stock / VTR, s | CPU s to first token | KV held"
+    lines = [f"| budget | {heads} |", "|---|---|---|---|---|---|"]
+    for budget, mine in _by_budget(pairs).items():
+        for turn, last in enumerate(mine[-1]["vtr"]["turns"]):
+            cells = [f"{last['cached_tokens']:.0f} of {last['prompt_tokens']:.0f}"]
+            for key in ("ttft_s", "ttft_cpu_s"):
+                cells.append(_times(mine, lambda f, t=turn, k=key: f["turns"][t][k]))
+            cells.append("")
+            lines.append(f"| {budget} | {turn + 1} | {' | '.join(cells)} |")
         held = [p["vtr"]["kv_peak_bytes"] / p["stock"]["kv_peak_bytes"] for p in mine]
+        cells = [_times(mine, lambda f: f["wall_s"]), _times(mine, lambda f: f["cpu_s"])]
         cells.append(f"{statistics.median(held):.2f}")
-        even = break_even(mine)
-        cells.append("" if even is None else f"{even:.1f} follow-ups")
+        lines.append(f"| {budget} | all, to the last token | | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def evens(pairs: list[Pair]) -> str:
+    """Return from how many follow-ups on full budget is the cheaper one, per budget."""
+    lines = ["| budget | by time | by CPU time |", "|---|---|---|"]
+    for budget, mine in _by_budget(pairs).items():
+        found = [break_even(mine, key) for key in ("total_s", "total_cpu_s")]
+        cells = ["" if even is None else f"{even:.1f} follow-ups" for even in found]
         lines.append(f"| {budget} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def break_even(pairs: list[Pair]) -> float | None:
-    """Follow-up turns at which a conversation takes stock as long as VTR; None where there are none.
+def break_even(pairs: list[Pair], key: str) -> float | None:
+    """Follow-up turns at which a conversation costs stock as much as VTR; None where there are none.
 
-    VTR saves in turn 1 and pays in each later one, which stock has in its cache. In the median of
-    the rounds; times to the last token.
+    VTR saves in turn 1 and pays in each later one, which stock has in its cache. Medians over the
+    rounds of the differences in ``key``.
     """
 
     def gain(turn: int) -> float:
-        rounds = [
-            p["stock"]["turns"][turn]["total_s"] - p["vtr"]["turns"][turn]["total_s"] for p in pairs
-        ]
-        return statistics.median(rounds)
+        return statistics.median(
+            pair["stock"]["turns"][turn][key] - pair["vtr"]["turns"][turn][key] for pair in pairs
+        )
 
     later = statistics.fmean(gain(turn) for turn in range(1, len(pairs[0]["stock"]["turns"])))
     return None if gain(0) <= 0 or later >= 0 else gain(0) / -later
 
 
+def _by_budget(pairs: list[Pair]) -> dict[float, list[Pair]]:
+    budgets = dict.fromkeys(pair["budget"] for pair in pairs)
+    return {budget: [pair for pair in pairs if pair["budget"] == budget] for budget in budgets}
+
+
 def _times(pairs: list[Pair], of: Callable[[Any], float]) -> str:
     stock, vtr = (statistics.median(of(pair[arm]) for pair in pairs) for arm in ("stock", "vtr"))
-    ratio = show(_spread([of(pair["stock"]) / of(pair["vtr"]) for pair in pairs]))
-    return f"{stock:.3f} / {vtr:.3f} = {ratio}"
-
-
-def _spread(values: list[float]) -> tuple[float, float, float]:
-    return statistics.median(values), min(values), max(values)
+    ratios = [of(pair["stock"]) / of(pair["vtr"]) for pair in pairs]
+    return (
+        f"{stock:.3f} / {vtr:.3f} = {show((statistics.median(ratios), min(ratios), max(ratios)))}"
+    )
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conversation", description=__doc__)
-    parser.add_argument("--shape", choices=list(SIZES), default="half-b")
+    parser.add_argument("--shape", choices=NAMES[1:], default="half-b")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--conversations", type=int, default=2, help="in each arm of each pair")
@@ -154,7 +161,8 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="vtr-conversation-models-") as scratch:
         gpu = torch.cuda.is_available()
         shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
-        text = table(run(shape, options))
+        pairs = run(shape, options)
+    text = f"{table(pairs)}\n\n{evens(pairs)}"
     options.out.with_suffix(".md").write_text(text + "\n")
     print(text)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.shapes import Shape, tower_flops
+from benchmarks.shapes import Shape
 from vtr_vllm.schedules import Schedule, prefill_flops
 
 
@@ -38,5 +38,5 @@ def predict(shape: Shape, schedule: Schedule, n_text: int) -> Prediction:
     return Prediction(
         decoder_full=prefill_flops(geometry, [n] * geometry.layers, n_text),
         decoder_reduced=prefill_flops(geometry, schedule.counts(n), n_text),
-        tower=tower_flops(shape.config),
+        tower=shape.tower_flops,
     )

@@ -79,7 +79,7 @@ def server_flags(shape: Shape) -> list[str]:
 
 def body(shape: Shape, index: int, tokens: int) -> bytes:
     """Return a streamed chat request with an image that no other has."""
-    found = make_request(shape.name, shape.config, index)
+    found = make_request(shape.name, index)
     png = io.BytesIO()
     found["multi_modal_data"]["image"].save(png, "PNG")  # type: ignore[index]
     url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()

@@ -25,7 +25,7 @@ import torch
 from benchmarks.arms import ENVIRONMENT, ROOT, Arm
 from benchmarks.cost import predict
 from benchmarks.report import render
-from benchmarks.shapes import LLAVA_7B_TOWER_SHARE, NAMES, Shape, UnsupportedDevice, make_shape
+from benchmarks.shapes import NAMES, ON_A_CPU, Shape, UnsupportedDevice, make_shape
 from vtr_vllm.schedules import Schedule, ScheduleBook, full
 
 BUDGETS = (1.0, 0.5, 0.25, 0.125)
@@ -153,8 +153,7 @@ def run_shape(shape: Shape, options: argparse.Namespace, results: Results) -> No
         facts = session.facts(session.warm_up())
         results.data["shapes"][shape.name] = {**facts, "settings": settings}
         say(f"{shape.name}: tower's share of prefill FLOPs {facts['tower_share']:.3f}")
-        if shape.load_format == "dummy":
-            check_tower(float(str(facts["tower_share"])))
+        check_tower(shape, float(str(facts["tower_share"])))
         end = time.monotonic() + 60 * options.minutes
         for number in range(1, options.rounds + 1):
             for scenario in scenarios(shape, options):
@@ -167,10 +166,10 @@ def run_shape(shape: Shape, options: argparse.Namespace, results: Results) -> No
                     say(progress(number, pair))
 
 
-def check_tower(share: float) -> None:
-    """Raise ValueError unless a dummy shape's tower weighs about what LLaVA-1.5-7B's does."""
-    if abs(share - LLAVA_7B_TOWER_SHARE) > 0.005:
-        raise ValueError(f"tower share {share:.3f}, LLaVA-1.5-7B has {LLAVA_7B_TOWER_SHARE}")
+def check_tower(shape: Shape, share: float) -> None:
+    """Raise ValueError unless a dummy shape's tower weighs about what its model's does."""
+    if shape.tower_share is not None and abs(share - shape.tower_share) > 0.01:
+        raise ValueError(f"tower share {share:.3f}, the model has {shape.tower_share}")
 
 
 def progress(number: int, pair: dict[str, Any]) -> str:
@@ -238,8 +237,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     named = options.shape or ["all"]
     options.shapes = named
     if "all" in named:
-        gpu = torch.cuda.is_available()
-        options.shapes = [name for name in NAMES if gpu or name != "llava-7b"]
+        options.shapes = NAMES if torch.cuda.is_available() else ON_A_CPU
     return options
 
 

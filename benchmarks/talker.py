@@ -24,6 +24,8 @@ class Talk:
     request: dict[str, Any]
     """Prompt and image of the turn that runs, or ran last."""
     turns: list[Flight] = field(default_factory=list)
+    cpu: list[list[float]] = field(default_factory=list)
+    """CPU time of this process when each turn began, and at its first and its last token."""
     cached: list[int] = field(default_factory=list)
     """Prompt tokens of each turn that the prefix cache had."""
     prompts: list[int] = field(default_factory=list)
@@ -67,21 +69,23 @@ class Talker(Worker):
                 extra_args=spec["wire"],
             )
             talk.turns.append(Flight(time.perf_counter()))
+            talk.cpu.append([time.process_time()])
             self.engine.add_request(name, talk.request, params)
 
         while waiting or open_talks:
             while waiting and open_talks < spec["concurrency"]:
                 index = waiting.popleft()
-                talks[f"c{index}"] = Talk(make_request(self.shape, self.config, index))
+                talks[f"c{index}"] = Talk(make_request(self.shape, index))
                 ask(f"c{index}")
                 open_talks += 1
             outputs = self.engine.step()
-            now = time.perf_counter()
+            now, spent = time.perf_counter(), time.process_time()
             for output in outputs:
                 talk, answer = talks[output.request_id], output.outputs[0]
                 flight = talk.turns[-1]
                 flight.times += [now] * (len(answer.token_ids) - len(flight.tokens))
                 flight.tokens = list(answer.token_ids)
+                talk.cpu[-1] = [*talk.cpu[-1][:2], spent]
                 if not output.finished:
                     continue
                 talk.cached.append(output.num_cached_tokens or 0)
@@ -97,14 +101,20 @@ class Talker(Worker):
 
 
 def summary(talks: list[Talk], turns: int) -> list[dict[str, float]]:
-    """Return medians over the conversations, a turn each: seconds and tokens."""
+    """Return medians over the conversations, a turn each: seconds and tokens.
+
+    CPU seconds are this process's: a turn's own where one conversation runs at a time.
+    """
     found = []
     for turn in range(turns):
         flights = [talk.turns[turn] for talk in talks]
+        cpu = [talk.cpu[turn] for talk in talks]
         found.append(
             {
                 "ttft_s": statistics.median(f.times[0] - f.started for f in flights),
                 "total_s": statistics.median(f.times[-1] - f.started for f in flights),
+                "ttft_cpu_s": statistics.median(c[1] - c[0] for c in cpu),
+                "total_cpu_s": statistics.median(c[-1] - c[0] for c in cpu),
                 "prompt_tokens": statistics.median(talk.prompts[turn] for talk in talks),
                 "cached_tokens": statistics.median(talk.cached[turn] for talk in talks),
             }

@@ -14,7 +14,6 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TextIO
 
 import psutil
@@ -92,7 +91,6 @@ class Worker:
 
             args |= {"worker_cls": WORKER_CLS, "scheduler_cls": SCHEDULER_CLS}
         self.shape = setup["shape"]
-        self.config = json.loads((Path(args["model"]) / "config.json").read_text())
         self.engine = LLM(**args).llm_engine
         self.watch = KvWatch(self.engine.engine_core.engine_core.scheduler)
         self.prompt_tokens = 0
@@ -123,8 +121,7 @@ class Worker:
         )
         first = spec["first"]
         waiting = deque(
-            (f"r{i}", make_request(self.shape, self.config, i))
-            for i in range(first, first + spec["requests"])
+            (f"r{i}", make_request(self.shape, i)) for i in range(first, first + spec["requests"])
         )
         self.watch.peak_blocks = 0
         machine, begun = Machine(), time.perf_counter()

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.elastic import SHAPE, plot, table
-from benchmarks.shapes import tower_flops
+from benchmarks.towers import tower_flops
 from tests.tiny import model_config
 from vtr_vllm.schedules import ModelGeometry, prefill_flops
 
@@ -64,5 +64,5 @@ def test_the_tower_has_its_share() -> None:
     config = model_config(SHAPE, "bfloat16")
     geometry = ModelGeometry.from_config(config["text_config"])
     decoder = prefill_flops(geometry, [SHAPE.vision_tokens] * geometry.layers, 31)
-    tower = tower_flops(config)
+    tower = tower_flops(config, SHAPE.image)
     assert tower / (tower + decoder) == pytest.approx(0.041, abs=0.005)

@@ -3,28 +3,34 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoProcessor
 
 from benchmarks.cost import predict
-from benchmarks.shapes import (
-    LLAVA_7B_TOWER_SHARE,
-    SIZES,
-    UnsupportedDevice,
-    make_request,
-    make_shape,
-)
+from benchmarks.dummies import DUMMIES
+from benchmarks.shapes import UnsupportedDevice, make_request, make_shape
 from vtr_vllm.schedules import full, p_sigmoid
 
 N_TEXT = 64
 
 
-@pytest.mark.parametrize("name", SIZES)
-def test_towers_weigh_what_llavas_does(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", DUMMIES)
+def test_towers_weigh_what_those_of_their_models_do(name: str, tmp_path: Path) -> None:
     shape = make_shape(name, tmp_path, None, has_gpu=True)
     share = predict(shape, full(shape.geometry), N_TEXT).tower_share
-    assert share == pytest.approx(LLAVA_7B_TOWER_SHARE, abs=0.003)
-    assert shape.vision_tokens == 576
+    assert share == pytest.approx(DUMMIES[name].tower_share, abs=0.003)
+
+
+@pytest.mark.parametrize(("name", "tokens"), [("internvl2", 1280), ("qwen2.5-vl", 1024)])
+def test_vision_tokens_are_what_the_processor_makes(name: str, tokens: int, tmp_path: Path) -> None:
+    shape = make_shape(name, tmp_path, None, has_gpu=False)
+    processor = AutoProcessor.from_pretrained(shape.model)
+    request: dict[str, Any] = make_request(name, 0)
+    image = request["multi_modal_data"]["image"]
+    ids = processor(text=request["prompt"], images=image, return_tensors="pt")["input_ids"]
+    assert int((ids == shape.config["image_token_id"]).sum()) == shape.vision_tokens == tokens
 
 
 def test_prediction_lies_between_none_and_the_decoder_alone(tmp_path: Path) -> None:
@@ -44,11 +50,7 @@ def test_a_missing_checkpoint_is_named(tmp_path: Path) -> None:
         make_shape("demo", tmp_path, tmp_path / "nothing", has_gpu=False)
 
 
-def test_no_two_requests_share_an_image(tmp_path: Path) -> None:
-    shape = make_shape("half-b", tmp_path, None, has_gpu=False)
-    images = [
-        make_request("half-b", shape.config, i)["multi_modal_data"]["image"].tobytes()
-        for i in (0, 1, 0)
-    ]
+def test_no_two_requests_share_an_image() -> None:
+    images = [make_request("half-b", i)["multi_modal_data"]["image"].tobytes() for i in (0, 1, 0)]
     assert images[0] != images[1]
     assert images[0] == images[2]
