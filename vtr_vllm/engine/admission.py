@@ -90,12 +90,13 @@ def install() -> None:
         request = stock(self, *args, **kwargs)
         collector = _collector.get()
         decide = collector.decide if collector is not None else None
-        admitted = admit(request, self.vllm_config, decide)
+        cache = self.renderer.mm_processor_cache
+        admitted = admit(request, self.vllm_config, decide, cache)
         if collector is not None:
             collector.admitted.append(admitted)
             if collector.noted is not None:
                 collector.noted(admitted)
-        note_sent(self.renderer.mm_processor_cache, request.mm_features or ())
+        note_sent(cache, request.mm_features or ())
         return request
 
     process_inputs.vtr_admission = True
@@ -103,10 +104,16 @@ def install() -> None:
 
 
 def admit(
-    request: EngineCoreRequest, vllm_config: VllmConfig, decide: Decide | None = None
+    request: EngineCoreRequest,
+    vllm_config: VllmConfig,
+    decide: Decide | None = None,
+    cache: Any = None,
 ) -> Admitted:
-    """Check one request; raises RequestError with the value, the limit and the next step."""
-    images = image_tokens(request.mm_features or (), vllm_config.model_config.hf_config)
+    """Check one request; raises RequestError with the value, the limit and the next step.
+
+    ``cache`` is the renderer's, for the grids of images that the engine has already.
+    """
+    images = image_tokens(request.mm_features or (), vllm_config.model_config.hf_config, cache)
     n_vision = sum(image.tokens for image in images)
     n_prompt = len(request.prompt_token_ids or ())
     plan = None

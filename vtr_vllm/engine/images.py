@@ -7,9 +7,13 @@ from typing import Any
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
 from vtr_vllm.engine.requests import vision_spans
+from vtr_vllm.engine.sender_cache import patch_grid
 
 _ONE_SIZE = ("clip_vision_model", "siglip_vision_model")
 """Towers to which every image is scaled and cropped."""
+_ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+"""Models that cut an image into as many patches as it has room for, merge them in squares, and hand
+these on row by row."""
 
 
 @dataclass(frozen=True)
@@ -19,25 +23,35 @@ class ImageTokens:
     first: int
     tokens: int
     grid: tuple[int, int] | None
-    """(rows, columns) of patches, tokens in reading order; None where there is no such grid."""
+    """(rows, columns) of tokens in reading order; None where there is no such grid."""
 
 
 def image_tokens(
-    features: Sequence[MultiModalFeatureSpec], hf_config: Any
+    features: Sequence[MultiModalFeatureSpec], hf_config: Any, cache: Any = None
 ) -> tuple[ImageTokens, ...]:
-    """The images, or other multimodal items, of a prompt in prompt order."""
+    """The images, or other multimodal items, of a prompt in prompt order.
+
+    ``cache`` is the renderer's: it knows the patches of an image that is not sent again.
+    """
+    ordered = sorted(features, key=lambda feature: feature.mm_position.offset)
     images = []
     first = 0
-    for span in vision_spans(features):
-        images.append(ImageTokens(first, len(span), _grid(len(span), hf_config)))
+    for feature, span in zip(ordered, vision_spans(features), strict=True):
+        grid = _grid(feature, hf_config, cache)
+        fits = grid is not None and grid[0] * grid[1] == len(span)
+        images.append(ImageTokens(first, len(span), grid if fits else None))
         first += len(span)
     return tuple(images)
 
 
-def _grid(tokens: int, hf_config: Any) -> tuple[int, int] | None:
-    """A tower of one image size cuts every image into the same square of patches."""
+def _grid(feature: MultiModalFeatureSpec, hf_config: Any, cache: Any) -> tuple[int, int] | None:
+    """The grid of an image's tokens, if these are all that the model makes of it."""
     tower = getattr(hf_config, "vision_config", None)
-    if getattr(tower, "model_type", None) not in _ONE_SIZE:
-        return None
-    side = tower.image_size // tower.patch_size
-    return (side, side) if side * side == tokens else None
+    if getattr(tower, "model_type", None) in _ONE_SIZE:
+        side = tower.image_size // tower.patch_size
+        return side, side
+    if getattr(hf_config, "model_type", None) in _ANY_SIZE:
+        patches = patch_grid(feature, cache)
+        if patches is not None:
+            return patches[0] // tower.spatial_merge_size, patches[1] // tower.spatial_merge_size
+    return None

@@ -13,7 +13,7 @@ from typing import Any
 from vllm.multimodal.cache.lru import LruKeyReplicatedSenderCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-__all__ = ["install", "note_sent"]
+__all__ = ["install", "note_sent", "patch_grid"]
 
 
 def install() -> None:
@@ -44,6 +44,27 @@ def note_sent(cache: Any, features: Iterable[MultiModalFeatureSpec]) -> None:
         entry = _entry(cache, feature.mm_hash or feature.identifier)
         if feature.data is not None and entry is not None:
             entry.vtr_sent = True
+            entry.vtr_patch_grid = _patch_grid(feature)
+
+
+def patch_grid(feature: MultiModalFeatureSpec, cache: Any) -> tuple[int, int] | None:
+    """(rows, columns) of the patches of an image of any size; None for what has none.
+
+    An image that the engine has already comes without its data; ``cache`` knows it from before.
+    """
+    if feature.data is not None:
+        return _patch_grid(feature)
+    if not isinstance(cache, LruKeyReplicatedSenderCache):
+        return None
+    return getattr(_entry(cache, feature.mm_hash or feature.identifier), "vtr_patch_grid", None)
+
+
+def _patch_grid(feature: MultiModalFeatureSpec) -> tuple[int, int] | None:
+    field = (feature.data or {}).get("image_grid_thw")
+    if field is None:
+        return None
+    _, rows, columns = field.data.tolist()
+    return rows, columns
 
 
 def _entry(cache: LruKeyReplicatedSenderCache, mm_hash: str) -> Any:

@@ -2,11 +2,19 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from transformers import Qwen2VLImageProcessor
+from vllm.multimodal.inputs import (
+    MultiModalFeatureSpec,
+    MultiModalFieldElem,
+    MultiModalKwargsItem,
+    MultiModalSharedField,
+    PlaceholderRange,
+)
 
 from vtr_vllm.engine.images import ImageTokens, image_tokens
 
@@ -16,10 +24,24 @@ def tower(kind="clip_vision_model", image_size=336, patch_size=14):
     return SimpleNamespace(vision_config=vision)
 
 
-def image(offset, length, is_embed=None):
+def image(offset, length, is_embed=None, **data):
+    fields = {
+        name: MultiModalFieldElem(value, MultiModalSharedField(batch_size=1))
+        for name, value in data.items()
+    }
     return MultiModalFeatureSpec(
-        None, "image", str(offset), PlaceholderRange(offset, length, is_embed)
+        MultiModalKwargsItem(fields) if fields else None,
+        "image",
+        str(offset),
+        PlaceholderRange(offset, length, is_embed),
     )
+
+
+MERGE = 2
+ANY_SIZE = SimpleNamespace(
+    model_type="qwen2_5_vl",
+    vision_config=SimpleNamespace(model_type="qwen2_5_vl_vision", spatial_merge_size=MERGE),
+)
 
 
 def test_images_of_one_size_are_squares_of_patches():
@@ -51,3 +73,36 @@ def test_numbers_follow_the_prompt_without_gaps(masks):
     assert [found.first for found in images] == [
         sum(map(sum, masks[:i])) for i in range(len(masks))
     ]
+
+
+@given(st.data())
+def test_an_image_of_any_size_has_the_grid_of_its_merged_patches(data):
+    """The token at (row, column) of the grid is that of the pixels there, by the real processor."""
+    patch = 4
+    side = patch * MERGE
+    rows, columns = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    size = {"shortest_edge": side**2, "longest_edge": 36 * side**2}
+    processor = Qwen2VLImageProcessor(size=size, patch_size=patch, merge_size=MERGE)
+    pixels = np.zeros((rows * side, columns * side, 3), np.uint8)
+    row, column = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, columns - 1))
+    plain = processor(pixels, return_tensors="pt")
+    pixels[row * side : (row + 1) * side, column * side : (column + 1) * side] = 255
+    changed = processor(pixels, return_tensors="pt").pixel_values != plain.pixel_values
+    feature = image(3, rows * columns, image_grid_thw=plain.image_grid_thw[0])
+    (found,) = image_tokens([feature], ANY_SIZE)
+    assert found == ImageTokens(0, rows * columns, (rows, columns))
+    tokens = changed.any(-1).view(-1, MERGE**2).any(-1).nonzero().flatten().tolist()
+    assert tokens == [row * columns + column]
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        image(0, 24, video_grid_thw=torch.tensor([2, 6, 8])),
+        image(0, 23, image_grid_thw=torch.tensor([1, 6, 16])),  # some tokens are left out
+        image(0, 24),  # the engine has it, and no cache knows of it
+    ],
+)
+def test_no_grid_for_a_video_nor_for_a_part_of_an_image(feature):
+    tokens = feature.mm_position.length
+    assert image_tokens([feature], ANY_SIZE) == (ImageTokens(0, tokens, None),)

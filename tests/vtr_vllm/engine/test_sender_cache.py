@@ -40,10 +40,16 @@ def back() -> LruKeyReplicatedReceiverCache:
     return LruKeyReplicatedReceiverCache(CONFIG)
 
 
+GRID = (6, 4)
+
+
 def item(kib: int = 4) -> MultiModalKwargsItem:
-    data = torch.zeros(kib * 256)
+    fields = {"pixels": torch.zeros(kib * 256), "image_grid_thw": torch.tensor([1, *GRID])}
     return MultiModalKwargsItem(
-        {"pixels": MultiModalFieldElem(data, MultiModalSharedField(batch_size=1))}
+        {
+            name: MultiModalFieldElem(data, MultiModalSharedField(batch_size=1))
+            for name, data in fields.items()
+        }
     )
 
 
@@ -78,6 +84,19 @@ def test_what_was_admitted_is_not_sent_again(
     again = process(front, "a")
     assert again is None
     assert receive(back, admit(front, "a", again)) is first
+
+
+def test_the_grid_of_an_image_is_known_when_it_is_not_sent_again(
+    front: LruKeyReplicatedSenderCache,
+) -> None:
+    first = admit(front, "a", process(front, "a"))
+    assert sender_cache.patch_grid(first, None) == GRID
+    again = admit(front, "a", process(front, "a"))
+    assert again.data is None
+    assert sender_cache.patch_grid(again, front) == GRID
+    assert sender_cache.patch_grid(again, None) is None
+    front.invalidate("a")
+    assert sender_cache.patch_grid(again, front) is None
 
 
 def test_an_image_of_a_refused_request_is_sent_with_the_next(
