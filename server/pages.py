@@ -75,7 +75,9 @@ def page_facts(model: str, image_processor: Mapping[str, Any], settings: Setting
 def _frame(processor: Mapping[str, Any]) -> tuple[Literal["whole", "centre", "unknown"], float]:
     """What a processor of the Hugging Face form leaves of an image."""
     if not processor.get("do_center_crop"):
-        stretched = bool(processor.get("do_resize")) and not processor.get("do_pad")
+        kind = str(processor.get("image_processor_type"))
+        resized = processor.get("do_resize", kind.startswith("Qwen2VLImageProcessor"))
+        stretched = bool(resized) and not processor.get("do_pad")
         return ("whole" if stretched else "unknown"), 1.0
     crop, shorter = processor.get("crop_size"), _side(processor.get("size"), "shortest_edge")
     width, height = _side(crop, "width"), _side(crop, "height")

@@ -156,6 +156,7 @@ def test_the_page_is_told_the_limits() -> None:
         (CLIP | {"crop_size": 336, "size": {"height": 336, "width": 336}}, ("unknown", 1.0)),
         (CLIP, ("unknown", 1.0)),
         ({"do_resize": True, "size": {"height": 384, "width": 384}}, ("whole", 1.0)),
+        ({"image_processor_type": "Qwen2VLImageProcessorFast", "min_pixels": 9}, ("whole", 1.0)),
         ({"do_resize": True, "do_pad": True, "size": {"height": 9, "width": 9}}, ("unknown", 1.0)),
         ({}, ("unknown", 1.0)),
     ],
