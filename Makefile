@@ -20,7 +20,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-slow lint format demo-model bench clients overhead accuracy elastic rankings search-evidence demo-search demo-compare soak screenshots docs clean
+.PHONY: help setup serve test test-v2 test-modes test-slow lint format demo-model bench clients overhead accuracy elastic rankings search-evidence demo-search demo-compare soak screenshots docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,10 @@ test: $(READY) ## run the tests, real engines on both of vLLM's runners included
 test-v2: $(READY) ## run the engine tests on vLLM's runner V2, through Triton's interpreter
 	@echo "test-v2: running the tests marked both_runners on runner V2"
 	VTR_TEST_RUNNER=v2 $(BIN)/python -m pytest -m both_runners $(ARGS)
+
+test-modes: $(READY) ## run every serving mode against the plain engine, on runner V1
+	@echo "test-modes: an engine or two for each mode; the table is docs/support.md"
+	$(BIN)/python -m pytest -m modes tests/modes $(ARGS)
 
 test-slow: $(READY) ## run the tests that the default run leaves out
 	@echo "test-slow: running only the tests marked slow"

@@ -111,7 +111,7 @@ class BudgetNotAllowed(RequestError):
 
 
 class UnsupportedRequest(RequestError):
-    """A reduced request that asks for more: LoRA, prompt_logprobs, an image at the very end."""
+    """A reduced request that asks for more: prompt_logprobs, beam search, an image at the very end."""
 
     code = "unsupported_request"
 

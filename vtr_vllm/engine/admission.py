@@ -157,7 +157,6 @@ def _check_engine(vllm_config: VllmConfig) -> None:
 
 def _check_features(request: EngineCoreRequest, params: SamplingParams) -> None:
     excluded = {
-        "LoRA": request.lora_request is not None,
         "prompt_logprobs": params.prompt_logprobs is not None,
         "prompt embeddings": request.prompt_embeds is not None,
         "streaming input": request.resumable,

@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.utils.torch_utils import is_quantized_kv_cache
 
+from vtr_vllm.engine.prefix_keys import FP8_DTYPES
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ModelGeometry
 
@@ -91,18 +93,43 @@ def _fits(num_layers: int, starts: tuple[int, ...], size: int) -> bool:
     return size < 1.5 * last
 
 
+def _has_quantised_kv(config: VllmConfig) -> bool:
+    dtype = config.cache_config.cache_dtype
+    return is_quantized_kv_cache(dtype) and dtype not in FP8_DTYPES
+
+
+def _prunes_video(config: VllmConfig) -> bool:
+    multimodal = config.model_config.multimodal_config
+    return multimodal is not None and bool(multimodal.video_pruning_rate)
+
+
+def _encodes_only(config: VllmConfig) -> bool:
+    multimodal = config.model_config.multimodal_config
+    return multimodal is not None and bool(multimodal.mm_encoder_only)
+
+
+def _shares_experts(config: VllmConfig) -> bool:
+    """Data-parallel ranks of such a model exchange tokens in each layer, by the counts of the step."""
+    return config.parallel_config.data_parallel_size > 1 and config.model_config.is_moe
+
+
 _REFUSED: tuple[tuple[str, Callable[[VllmConfig], bool]], ...] = (
     ("pipeline parallelism", lambda c: c.parallel_config.pipeline_parallel_size > 1),
     ("decode context parallelism", lambda c: c.parallel_config.decode_context_parallel_size > 1),
     ("prefill context parallelism", lambda c: c.parallel_config.prefill_context_parallel_size > 1),
+    ("data parallelism of a mixture-of-experts model", _shares_experts),
     ("micro-batching (ubatches, DBO)", lambda c: bool(c.parallel_config.use_ubatching)),
     ("speculative decoding", lambda c: c.speculative_config is not None),
     ("encoder-decoder models", lambda c: c.model_config.is_encoder_decoder),
     ("KV connectors (kv-transfer-config)", lambda c: c.kv_transfer_config is not None),
-    (
-        "a quantised KV cache (kv-cache-dtype)",
-        lambda c: c.cache_config.cache_dtype.startswith("fp8"),
-    ),
+    ("a disaggregated encoder (ec-transfer-config)", lambda c: c.ec_transfer_config is not None),
+    ("mm-encoder-only", _encodes_only),
+    ("pruning of video tokens (video-pruning-rate)", _prunes_video),
+    ("a KV cache of this type (kv-cache-dtype)", _has_quantised_kv),
+    ("kv-cache-dtype-skip-layers", lambda c: bool(c.cache_config.kv_cache_dtype_skip_layers)),
+    ("kv-sharing-fast-prefill", lambda c: bool(c.cache_config.kv_sharing_fast_prefill)),
+    ("enable-return-routed-experts", lambda c: bool(c.aux_output_config.enabled)),
+    ("sleep mode (enable-sleep-mode)", lambda c: bool(c.model_config.enable_sleep_mode)),
     (
         "disable-hybrid-kv-cache-manager",
         lambda c: bool(c.scheduler_config.disable_hybrid_kv_cache_manager),

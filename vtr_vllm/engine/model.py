@@ -27,7 +27,6 @@ class Reduction:
     """The reduction of one loaded model: its layers in bands, and the step about to run."""
 
     def __init__(self, vllm_config: VllmConfig, decoder: nn.Module) -> None:
-        check_vllm_config(vllm_config)
         self.geometry = model_geometry(vllm_config)
         self.band_starts = band_starts(self.geometry.layers, EngineSettings.of(vllm_config).bands)
         self.decoder = ReducibleDecoder(decoder, self.geometry.layers)
@@ -126,6 +125,8 @@ class ReductionMixin:
     reduction: Reduction | None
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        if is_active(vllm_config):
+            check_vllm_config(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.reduction = None
         if is_active(vllm_config):

@@ -97,10 +97,13 @@ class Scorer:
 
     def _attention(self, cut: RequestCut, layer: int, rank_layer: RankLayer | None) -> Attention:
         assert rank_layer is not None
+        assert self._prefix_keys is not None
         attention: Any = self._blocks[layer].attn
         rows = slice(cut.first_row, cut.first_row + cut.num_rows)
         query, key = rank_layer.query[rows], rank_layer.key[rows]
-        prefix = self._prefix(cut, layer) if cut.computed else key[:0]
+        prefix = self._stored(cut, layer, cut.computed) if cut.computed else key[:0]
+        if self._prefix_keys.rounds:
+            key = self._stored(cut, layer, cut.computed + cut.num_rows)[cut.computed :]
         if not cut.rule.rope:
             rotary = self._blocks[layer].rotary_emb
             positions = rank_layer.positions[..., rows]
@@ -115,14 +118,15 @@ class Scorer:
             combine=combine_heads,
         )
 
-    def _prefix(self, cut: RequestCut, layer: int) -> torch.Tensor:
-        """Keys [computed, kv_heads, head_dim] of what earlier steps, or others, computed."""
+    def _stored(self, cut: RequestCut, layer: int, count: int) -> torch.Tensor:
+        """The first ``count`` keys [count, kv_heads, head_dim] of the request in the KV cache: what
+        earlier steps, or other requests, computed, and behind it the rows of this step."""
         assert self._prefix_keys is not None
         band = next(
             s.band for s in self._step.plan.segments if s.first_layer <= layer < s.end_layer
         )
         blocks = self._step.bands.tables[band][cut.index]
-        return self._prefix_keys.read(self._blocks[layer].attn, blocks, cut.computed)
+        return self._prefix_keys.read(self._blocks[layer].attn, blocks, count)
 
 
 def _by_token(scores: torch.Tensor, vision: torch.Tensor, n_vision: int) -> torch.Tensor:

@@ -98,10 +98,7 @@ def test_text_and_pooling_requests():
     assert admit(embedded, config()) == Admitted("r", None, 0, 0)
 
 
-LORA = LoRARequest("some-lora", 1, "some-folder")
-
 EXCLUDED = [
-    ("LoRA", {"lora_request": LORA}),
     ("prompt_logprobs", {"params": {"prompt_logprobs": 0}}),
     ("prompt embeddings", {"prompt_embeds": torch.zeros(10, 8)}),
     ("streaming input", {"resumable": True}),
@@ -115,6 +112,11 @@ def test_excluded_features_are_refused_on_reduced_requests_only(feature, changes
     assert admit(request(None, **changes), config()).plan is None
     full = {"vtr_keep": [1.0] * 4, "vtr_rules": []}
     assert admit(request(full, **changes), config()).plan is None
+
+
+def test_a_reduced_request_may_have_an_adapter():
+    adapted = request(lora_request=LoRARequest("some-lora", 1, "some-folder"))
+    assert admit(adapted, config()).plan == PLAN
 
 
 def test_an_engine_that_was_not_started_for_reduction():

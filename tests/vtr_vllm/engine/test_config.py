@@ -178,12 +178,22 @@ def config(mode=CUDAGraphMode.NONE):
             decode_context_parallel_size=1,
             prefill_context_parallel_size=1,
             use_ubatching=False,
+            data_parallel_size=1,
             worker_cls=WORKER_CLS,
         ),
         speculative_config=None,
         kv_transfer_config=None,
-        model_config=SimpleNamespace(is_encoder_decoder=False),
-        cache_config=SimpleNamespace(cache_dtype="auto"),
+        ec_transfer_config=None,
+        aux_output_config=SimpleNamespace(enabled=False),
+        model_config=SimpleNamespace(
+            is_encoder_decoder=False,
+            is_moe=False,
+            enable_sleep_mode=False,
+            multimodal_config=SimpleNamespace(video_pruning_rate=None, mm_encoder_only=False),
+        ),
+        cache_config=SimpleNamespace(
+            cache_dtype="auto", kv_cache_dtype_skip_layers=[], kv_sharing_fast_prefill=False
+        ),
         scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=None),
         compilation_config=SimpleNamespace(cudagraph_mode=mode),
     )
@@ -191,9 +201,24 @@ def config(mode=CUDAGraphMode.NONE):
 
 def test_an_ordinary_configuration_passes():
     check_vllm_config(config())
-    bf16 = config()
-    bf16.cache_config.cache_dtype = "bfloat16"
-    check_vllm_config(bf16)
+    for dtype in ("bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"):
+        stored = config()
+        stored.cache_config.cache_dtype = dtype
+        check_vllm_config(stored)
+    without_images = config()
+    without_images.model_config.multimodal_config = None
+    check_vllm_config(without_images)
+
+
+def test_engines_side_by_side_share_experts_only_where_there_are_any():
+    changed = config()
+    changed.parallel_config.data_parallel_size = 2
+    check_vllm_config(changed)
+    changed.model_config.is_moe = True
+    with pytest.raises(ConfigurationError, match="data parallelism of a mixture-of-experts model"):
+        check_vllm_config(changed)
+    changed.parallel_config.data_parallel_size = 1
+    check_vllm_config(changed)
 
 
 UNSUPPORTED = {
@@ -204,7 +229,14 @@ UNSUPPORTED = {
     "speculative decoding": ("speculative_config", object()),
     "encoder-decoder": ("model_config.is_encoder_decoder", True),
     "KV connectors": ("kv_transfer_config", object()),
-    "quantised KV cache": ("cache_config.cache_dtype", "fp8_e4m3"),
+    "disaggregated encoder": ("ec_transfer_config", object()),
+    "mm-encoder-only": ("model_config.multimodal_config.mm_encoder_only", True),
+    "pruning of video tokens": ("model_config.multimodal_config.video_pruning_rate", 0.5),
+    "KV cache of this type": ("cache_config.cache_dtype", "int8_per_token_head"),
+    "kv-cache-dtype-skip-layers": ("cache_config.kv_cache_dtype_skip_layers", ["0"]),
+    "kv-sharing-fast-prefill": ("cache_config.kv_sharing_fast_prefill", True),
+    "enable-return-routed-experts": ("aux_output_config.enabled", True),
+    "sleep mode": ("model_config.enable_sleep_mode", True),
     "disable-hybrid-kv-cache-manager": ("scheduler_config.disable_hybrid_kv_cache_manager", True),
 }
 

@@ -1,0 +1,79 @@
+"""The mixed batch gives the same tokens in each mode."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.families.cases import FamilyCase, picture, requests
+from tests.families.table import FAMILIES
+from tests.modes.cases import BLIND, HALF, QUARTER, STEPS, TOKENS, full, mixed, reduced
+from tests.modes.run import Job, Tokens, run
+from tests.modes.table import WORKS, Works
+from tests.reference.model import ReferenceLlava
+from tests.vtr_vllm.engine.support import Case, words
+
+pytestmark = pytest.mark.modes
+
+BATCHED = [line for line in WORKS if line.engine is not None]
+STEP = 400
+
+
+def test_the_plain_engine_is_stock_vllm_at_full_budget(checkpoint: Path, plain: Tokens) -> None:
+    (stock,) = run(Job(checkpoint, [full()], stock=True), TOKENS)
+    assert plain[-len(stock) :] == stock
+    assert len({tuple(tokens) for tokens in plain}) > len(plain) / 2, "answers differ"
+
+
+@pytest.mark.parametrize("mode", BATCHED, ids=lambda mode: mode.name)
+def test_same_tokens_as_the_plain_engine(mode: Works, checkpoint: Path, plain: Tokens) -> None:
+    assert mode.engine is not None
+    job = Job(checkpoint, [mixed()], mode.engine, mode.environment)
+    (answers,) = run(job, TOKENS)
+    assert answers == plain
+
+
+def test_images_as_embeddings(checkpoint: Path) -> None:
+    """What the tower makes of the images is sent in their place."""
+    reference = ReferenceLlava(checkpoint)
+    rules = [rule for rule in BLIND if rule != "cls"]
+    cases = [*reduced(blind=rules), *full()]
+    embedded = [
+        Case(
+            case.text,
+            tuple(reference._embed_images([*case.images])[0].detach()) if case.images else (),
+            case.keep,
+            case.rules,
+        )
+        for case in cases
+    ]
+    (plain,) = run(Job(checkpoint, [cases]), TOKENS)
+    (answers,) = run(Job(checkpoint, [embedded], {"enable_mm_embeds": True}), TOKENS)
+    assert answers == plain
+
+
+def test_m_rope(tmp_path: Path) -> None:
+    """Qwen2.5-VL on two ranks, in steps shorter than a prompt."""
+    (family,) = (family for family in FAMILIES if family.name == "qwen2.5-vl")
+    family.write(tmp_path)
+    keeps = ((QUARTER, ("last",) * 3), (HALF, ("saliency",)), (STEPS, ("instruction", "previous")))
+    cases = [
+        replace(case, keep=keep, rules=rules)
+        for seed, (keep, rules) in enumerate(keeps)
+        for case in requests(family, seed)
+    ]
+    long = f"{words(1, STEP + 50)}{family.image}{words(2, 9)}"
+    cases.append(FamilyCase(long, (picture(family.sizes[0], 1),), QUARTER, ("last",) * 3))
+    cases += requests(family, 9)
+    (plain,) = run(Job(tmp_path, [cases], family.engine), TOKENS)
+    engine = {
+        "tensor_parallel_size": 2,
+        "distributed_executor_backend": "mp",
+        "max_num_batched_tokens": STEP,
+        "max_num_seqs": 8,
+    }
+    ranks = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    (answers,) = run(Job(tmp_path, [cases], {**family.engine, **engine}, ranks), TOKENS)
+    assert answers == plain
