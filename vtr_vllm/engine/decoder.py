@@ -6,6 +6,7 @@ know about a step is in the step's plan.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.sequence import IntermediateTensors
 
 from vtr_vllm.engine.attention import Step, padded
+from vtr_vllm.engine.compiled import LayerRunner
 from vtr_vllm.engine.lora import LoRARows
 from vtr_vllm.engine.models import SUPPORTED_DECODERS
 from vtr_vllm.engine.prefix_keys import PrefixKeys
@@ -27,8 +29,9 @@ from vtr_vllm.reduction.gather import Rows, restore
 class ReducibleDecoder:
     """The decoder of one vLLM model, which can be run layer by layer with cuts in between."""
 
-    def __init__(self, decoder: nn.Module, num_layers: int) -> None:
+    def __init__(self, decoder: nn.Module, num_layers: int, run_layer: LayerRunner) -> None:
         self._decoder = decoder
+        self._run_layer = run_layer
         self.layers = checked_layers(decoder, num_layers)
         self._attention_blocks = [_attention_block(layer) for layer in self.layers]
         self.attentions: list[Attention] = [block.attn for block in self._attention_blocks]
@@ -38,8 +41,12 @@ class ReducibleDecoder:
         self._prefix_keys: PrefixKeys | None = None
         self._lora_rows = LoRARows(None)
 
-    def learn_key_layout(self, block_size: int) -> None:
-        """Call once the KV cache is bound; ``block_size`` as the block tables count."""
+    def warm_up(self, block_size: int) -> None:
+        """Call once the KV cache is bound; ``block_size`` as the block tables count.
+
+        Raises ConfigurationError when the layers cannot be compiled, and are to be.
+        """
+        self._run_layer.warm_up(self.layers)
         self._prefix_keys = PrefixKeys(self.attentions[0], block_size)
         self._lora_rows = LoRARows.of(self.layers)
 
@@ -53,6 +60,8 @@ class ReducibleDecoder:
         context = get_forward_context()
         context.slot_mapping = {**context.slot_mapping, **padded(step.slots, num_rows)}
 
+    # A layer that the graphs do not fit after all runs uncompiled: no request waits for a compiler.
+    @torch.compiler.set_stance("eager_on_recompile")
     def forward(
         self,
         step: Step,
@@ -70,11 +79,13 @@ class ReducibleDecoder:
         """
         deepstack = {} if deepstack_input_embeds is None else deepstack_input_embeds.tensors
         plan = step.plan
-        hidden, positions = embeddings[: plan.num_rows], positions[..., : plan.num_rows]
+        # Copies: layers may write over their input, and compiled ones take no part of a buffer.
+        hidden = embeddings[: plan.num_rows].clone()
+        positions = positions[..., : plan.num_rows].clone(memory_format=torch.contiguous_format)
         residual: torch.Tensor | None = None
         get_forward_context().slot_mapping = dict(step.slots)
         rows = Rows(plan, hidden.device)
-        scorer = Scorer(step, self._attention_blocks, self._prefix_keys, hidden, cls_attention)
+        scorer = Scorer(step, self._attention_blocks, self._prefix_keys, embeddings, cls_attention)
         self.timing.begin_step(hidden.device)
         self._lora_rows.begin_step(plan)
         rank_layers = plan.rank_layers
@@ -85,17 +96,18 @@ class ReducibleDecoder:
                     scores = scorer.score_all(members, rows.vision, index - 1, rank_layer)
                 with self.timing.spent("gather"):
                     chosen = rows.cut(members, lambda cut, _, of=scores: of[cut.index])
-                    hidden, positions = hidden[chosen], positions[..., chosen]
-                    residual = residual[chosen] if residual is not None else None
+                    hidden = hidden.index_select(0, chosen)
+                    positions = positions.index_select(-1, chosen)
+                    residual = residual.index_select(0, chosen) if residual is not None else None
                     self._lora_rows.cut(index)
                 self.traces.note(index, members, rows.vision)
             if index in rank_layers:
                 with self._captured(index) as seen:
-                    hidden, residual = layer(positions, hidden, residual)
+                    hidden, residual = self._run_layer(layer, positions, hidden, residual)
                 query, key = seen
                 rank_layer = RankLayer(query, key, positions)
             else:
-                hidden, residual = layer(positions, hidden, residual)
+                hidden, residual = self._run_layer(layer, positions, hidden, residual)
                 rank_layer = None
             if index < len(deepstack):
                 hidden = hidden + deepstack[f"deepstack_input_embeds_{index}"][rows.original]
@@ -107,19 +119,24 @@ class ReducibleDecoder:
 
     @contextmanager
     def _captured(self, layer: int) -> Iterator[list[torch.Tensor]]:
-        """The query and the key that a layer's attention is called with."""
-        attention = self.attentions[layer]
+        """Query [rows, heads, head_dim] and key [rows, kv_heads, head_dim] of a layer's attention."""
+        backend = self.attentions[layer].impl
+        attend = backend.forward
         seen: list[torch.Tensor] = []
 
-        def keep(_module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            seen.append(args[0].view(-1, attention.num_heads, attention.head_size))
-            seen.append(args[1].view(-1, attention.num_kv_heads, attention.head_size))
+        # Inside vLLM's attention operator, which compiled code calls as it is.
+        def keep(
+            attention: Attention, query: torch.Tensor, key: torch.Tensor, *rest: Any, **named: Any
+        ) -> torch.Tensor:
+            # Compiled code writes over what it has no more use for.
+            seen.extend((query.clone(), key.clone()))
+            return attend(attention, query, key, *rest, **named)
 
-        handle = attention.register_forward_pre_hook(keep)
+        backend.forward = keep
         try:
             yield seen
         finally:
-            handle.remove()
+            del backend.forward
 
 
 def checked_layers(decoder: nn.Module, num_layers: int) -> list[nn.Module]:

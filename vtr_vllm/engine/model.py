@@ -9,6 +9,7 @@ from vllm.config import VllmConfig
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vtr_vllm.engine.attention import Step, band_groups
+from vtr_vllm.engine.compiled import LayerRunner
 from vtr_vllm.engine.config import (
     EngineSettings,
     band_starts,
@@ -29,7 +30,7 @@ class Reduction:
     def __init__(self, vllm_config: VllmConfig, decoder: nn.Module) -> None:
         self.geometry = model_geometry(vllm_config)
         self.band_starts = band_starts(self.geometry.layers, EngineSettings.of(vllm_config).bands)
-        self.decoder = ReducibleDecoder(decoder, self.geometry.layers)
+        self.decoder = ReducibleDecoder(decoder, self.geometry.layers, LayerRunner(vllm_config))
         self.ready = False
         self.cls_rows: torch.Tensor | None = None
         """[rows of the step] attention of the vision tower's CLS token at vision rows."""
@@ -61,7 +62,7 @@ class Reduction:
                 f"vLLM put the decoder layers into the KV-cache groups {grouped}; VTR needs"
                 f" {len(expected)} bands; do not set --disable-hybrid-kv-cache-manager"
             )
-        self.decoder.learn_key_layout(block_size)
+        self.decoder.warm_up(block_size)
         self.ready = True
 
     def expect(self, step: Step | None) -> None:

@@ -1,0 +1,134 @@
+"""One compiled function for all decoder layers, for steps that drop tokens.
+
+vLLM compiles the decoder as a whole, and a step with cuts cannot run it: rows leave between layers.
+Compiled layer by layer nothing is lost. A layer of vLLM begins with the addition and the norm
+that belong to the layer before, so no fusion reaches over its end.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import vllm.envs as envs
+from torch import nn
+from torch._dynamo.types import GuardFilterEntry
+from torch._dynamo.utils import counters
+from vllm import ir
+from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
+from vllm.forward_context import set_forward_context
+from vllm.utils.torch_utils import _USE_LAYERNAME
+
+from vtr_vllm.errors import ConfigurationError
+
+logger = logging.getLogger("vllm.vtr")
+
+_ROWS = 64
+"""Rows of the run that compiles; any number from 1 runs the same code."""
+_MOST_GRAPHS = 2048
+"""As in vLLM. A model has one or two, and a process may hold several models one after another."""
+
+
+class LayerRunner:
+    """Runs one decoder layer: compiled where vLLM compiles the decoder, as it is elsewhere."""
+
+    def __init__(self, vllm_config: VllmConfig) -> None:
+        self._config = vllm_config
+        self._compiled: Any = None
+        compilation = vllm_config.compilation_config
+        if compilation.mode != CompilationMode.NONE:
+            options: dict[str, Any] = {"guard_filter_fn": _kept_guards}
+            if compilation.backend == "inductor":
+                options |= compilation.inductor_compile_config
+                if envs.VLLM_DISABLE_COMPILE_CACHE:
+                    options["force_disable_caches"] = True
+            self._compiled = torch.compile(
+                _run, fullgraph=True, dynamic=False, backend=compilation.backend, options=options
+            )
+
+    def __call__(
+        self,
+        layer: nn.Module,
+        positions: torch.Tensor,
+        hidden: torch.Tensor,
+        residual: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(hidden, residual) [rows, hidden] behind ``layer``.
+
+        ``positions`` [..., rows], ``hidden`` and ``residual`` [rows, hidden], all contiguous: strides
+        that depend on the number of rows are compiled in. The first layer has no residual.
+        """
+        if self._compiled is None:
+            return _run(layer, positions, hidden, residual)
+        if residual is None:
+            # Zero, which is added: one graph for all layers.
+            residual = torch.zeros_like(hidden)
+        return self._compiled(layer, positions, hidden, residual)
+
+    def warm_up(self, layers: Sequence[nn.Module]) -> None:
+        """Compile, once for all layers that are alike, by running each on empty rows.
+
+        Call outside a forward pass, on all tensor-parallel ranks alike. Raises ConfigurationError
+        when a layer cannot be compiled.
+        """
+        if self._compiled is None:
+            return
+        begun, graphs = time.monotonic(), counters["stats"]["unique_graphs"]
+        try:
+            with (
+                torch.inference_mode(),
+                set_current_vllm_config(self._config),
+                set_forward_context(None, self._config, num_tokens=_ROWS),
+                # vLLM's own lowering, which does not run here, would choose implementations later.
+                ir.enable_torch_wrap(False),
+                torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS),
+            ):
+                for layer in layers:
+                    self(layer, *self._empty_rows(layer))
+        except Exception as error:
+            raise ConfigurationError(
+                f"torch.compile of the decoder layers failed with {type(error).__name__}: {error};"
+                " start with --enforce-eager to run them uncompiled"
+            ) from error
+        logger.info(
+            "VTR: compiled %d decoder layers as %d graphs in %.1f s",
+            len(layers),
+            counters["stats"]["unique_graphs"] - graphs,
+            time.monotonic() - begun,
+        )
+
+    def _empty_rows(self, layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        model = self._config.model_config
+        device = next(layer.parameters()).device
+        shape = (3, _ROWS) if model.uses_mrope else (_ROWS,)
+        positions = torch.zeros(shape, dtype=torch.int64, device=device)
+        hidden = torch.zeros(_ROWS, model.get_hidden_size(), dtype=model.dtype, device=device)
+        residual = torch.zeros_like(hidden)
+        for rows, dim in ((positions, positions.ndim - 1), (hidden, 0), (residual, 0)):
+            torch._dynamo.mark_dynamic(rows, dim)
+        return positions, hidden, residual
+
+
+def _run(
+    layer: nn.Module, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden, residual = layer(positions, hidden, residual)
+    return hidden, residual
+
+
+def _kept_guards(guards: Sequence[GuardFilterEntry]) -> list[bool]:
+    """What a compiled graph is checked for before each use.
+
+    Everything about the layer and the tensors, so that layers which differ (dense among experts)
+    get graphs of their own. Not the layers' names, which vLLM hands to its operators as inputs of
+    the graph. Nothing global, as in vLLM, where no guards are kept at all; and not the number of
+    rows, which torch would take to be 2 or more.
+    """
+    kept = []
+    for guard in guards:
+        name = guard.orig_guard.name
+        of_call = "L['" in name and guard.guard_type != "SHAPE_ENV"
+        named = _USE_LAYERNAME and name.endswith("layer_name")
+        kept.append(of_call and not named)
+    return kept
