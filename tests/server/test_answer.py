@@ -188,6 +188,24 @@ def test_a_trace_says_which_tokens_each_layer_kept(server: Server, path: str, st
     assert counts == facts["kept_per_layer"]
 
 
+def test_with_a_floor_no_image_vanishes(server: Server) -> None:
+    """Two images of one size in tokens: at floor 1 each cut keeps as many of both."""
+    body = body_of(CHAT, vtr={"budget": 0.2, "per_image_floor": 1, "trace": True})
+    content = body["messages"][0]["content"]
+    content.insert(0, {"type": "image_url", "image_url": {"url": data_url(picture(80))}})
+    with server.client() as client:
+        facts, _ = told_by(client.post(CHAT, json=body), CHAT)
+    assert facts["per_image_floor"] == 1.0
+    first, second = facts["trace"]["images"]
+    shares = []
+    for cut in facts["trace"]["cuts"]:
+        of_first = sum(number < second["first"] for number in cut["kept"])
+        shares.append((of_first, len(cut["kept"]) - of_first))
+    assert first["tokens"] == second["tokens"]
+    assert shares
+    assert all(abs(one - other) <= 1 for one, other in shares)
+
+
 def test_a_trace_of_a_full_budget_has_no_cuts_and_goes_on_one_answer(server: Server) -> None:
     with server.client() as client:
         whole = client.post(CHAT, json=body_of(CHAT, vtr={"trace": True})).json()["vtr"]
