@@ -20,7 +20,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-modes test-slow lint format demo-model bench clients overhead accuracy elastic rankings search-evidence demo-search demo-compare soak screenshots docs clean
+.PHONY: help setup serve test test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy elastic rankings search-evidence demo-search demo-compare soak screenshots docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -74,6 +74,11 @@ test: $(READY) ## run the tests, real engines on both of vLLM's runners included
 test-v2: $(READY) ## run the engine tests on vLLM's runner V2, through Triton's interpreter
 	@echo "test-v2: running the tests marked both_runners on runner V2"
 	VTR_TEST_RUNNER=v2 $(BIN)/python -m pytest -m both_runners $(ARGS)
+
+test-families: $(READY) ## run every model family against stock vLLM and the reference, on both runners
+	@echo "test-families: an engine for each family, on runner V1, then on runner V2"
+	$(BIN)/python -m pytest -m engine tests/families $(ARGS)
+	VTR_TEST_RUNNER=v2 $(BIN)/python -m pytest -m engine tests/families $(ARGS)
 
 test-modes: $(READY) ## run every serving mode against the plain engine, on runner V1
 	@echo "test-modes: an engine or two for each mode; the table is docs/support.md"

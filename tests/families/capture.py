@@ -38,7 +38,7 @@ def capture(llm: LLM, prompt: dict[str, Any]) -> Prompt:
     """Run a prompt alone, at full budget and without a cached prefix, and note what was passed."""
     llm.reset_prefix_cache()
     (model,) = llm.apply_model(lambda model: model)
-    decoder = model.language_model.model
+    decoder = decoder_of(model)
     params = SamplingParams(temperature=0.0, max_tokens=1)
     with _watched(model, "embed_input_ids") as merges, _watched(decoder, "forward") as forwards:
         (output,) = llm.generate([prompt], [params], use_tqdm=False)
@@ -56,6 +56,12 @@ def capture(llm: LLM, prompt: dict[str, Any]) -> Prompt:
         items=[len(item) for item in items or ()],
         deepstack=[value[: len(ids)] for value in deepstack.tensors.values()] if deepstack else [],
     )
+
+
+def decoder_of(model: Any) -> Any:
+    """vLLM's decoder in a multimodal model; some have no class with a head around it."""
+    language_model = model.get_language_model()
+    return getattr(language_model, "model", language_model)
 
 
 @contextmanager

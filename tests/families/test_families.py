@@ -12,12 +12,12 @@ import pytest
 import torch
 from vllm import LLM
 
-from tests.families.capture import Prompt, capture
+from tests.families.capture import Prompt, capture, decoder_of
 from tests.families.cases import CURVES, V2, FamilyCase, full_budget, reduced, requests, text_only
 from tests.families.family import Family
 from tests.families.reference import Reference
+from tests.families.stock import Job, Stock
 from tests.families.table import FAMILIES
-from tests.vtr_vllm.engine import stock
 from tests.vtr_vllm.engine.conftest import Engines
 from tests.vtr_vllm.engine.support import logits, tokens
 from vtr_vllm.schedules import RankRule, make_plan
@@ -36,14 +36,9 @@ class Loaded:
     """A family's checkpoint in an engine and in the reference."""
 
     family: Family
-    folder: Path
     llm: LLM
     reference: Reference
     layers: int
-
-    @property
-    def engine(self) -> dict[str, Any]:
-        return engine_arguments(self.family)
 
     def run(self, cases: list[FamilyCase], max_tokens: int, **options: Any) -> list[Any]:
         prompts = [case.prompt for case in cases]
@@ -62,13 +57,42 @@ def _param(family: Family) -> Any:
     return pytest.param(family, id=family.name, marks=marks)
 
 
-@pytest.fixture(scope="module", params=[_param(family) for family in FAMILIES])
-def loaded(
+@pytest.fixture(scope="module")
+def checkpoints(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Loaded]:
+) -> dict[str, Path]:
+    """The folder of every family that this run is about."""
+    folders = {}
+    for item in request.session.items:
+        family = getattr(item, "callspec", None) and item.callspec.params.get("loaded")
+        if isinstance(family, Family) and family.name not in folders:
+            folders[family.name] = tmp_path_factory.mktemp(family.name)
+            family.write(folders[family.name])
+    return folders
+
+
+@pytest.fixture(scope="module")
+def stock(checkpoints: dict[str, Path]) -> Iterator[Stock]:
+    jobs = [
+        Job(
+            family.name,
+            checkpoints[family.name],
+            [replace(case, keep=None) for case in full_budget(family, 0)],
+            TOKENS,
+            engine_arguments(family),
+        )
+        for family in FAMILIES
+        if family.name in checkpoints
+    ]
+    process = Stock(jobs)
+    yield process
+    process.close()
+
+
+@pytest.fixture(scope="module", params=[_param(family) for family in FAMILIES])
+def loaded(request: pytest.FixtureRequest, checkpoints: dict[str, Path]) -> Iterator[Loaded]:
     family: Family = request.param
-    folder = tmp_path_factory.mktemp(family.name)
-    family.write(folder)
+    folder = checkpoints[family.name]
     reference = Reference(family.language_model(folder))
     layers = len(reference.model.layers)
     engines = Engines()
@@ -77,15 +101,14 @@ def loaded(
         additional_config={"vtr": {"bands": layers // 2}},
         **engine_arguments(family),
     )
-    yield Loaded(family, folder, llm, reference, layers)
+    yield Loaded(family, llm, reference, layers)
     engines.close()
 
 
-def test_full_budget_gives_the_tokens_of_stock_vllm(loaded: Loaded) -> None:
+def test_full_budget_gives_the_tokens_of_stock_vllm(loaded: Loaded, stock: Stock) -> None:
     cases = full_budget(loaded.family, loaded.layers)
     got = tokens(loaded.run(cases, TOKENS))
-    plain = [replace(case, keep=None) for case in cases]
-    assert got == stock.generate(loaded.folder, plain, TOKENS, **loaded.engine)
+    assert got == stock.tokens(loaded.family.name)
     assert len({token for answer in got for token in answer}) > 4, "a model that says one thing"
 
 
@@ -93,7 +116,7 @@ def test_vision_tokens_are_those_that_vllm_merges(loaded: Loaded) -> None:
     """The scheduler's map, the worker's, and the rows that really differ from text."""
     (model,) = loaded.llm.apply_model(lambda model: model)
     assert model.config.architectures == [loaded.family.architecture]
-    assert type(model.language_model.model).__name__ == loaded.family.decoder
+    assert type(decoder_of(model)).__name__ == loaded.family.decoder
     scheduler = loaded.llm.llm_engine.engine_core.engine_core.scheduler
     for number, case in enumerate(requests(loaded.family, 3)):
         prompt = capture(loaded.llm, case.prompt)
