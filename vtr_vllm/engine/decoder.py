@@ -129,7 +129,7 @@ class ReducibleDecoder:
             attention: Attention, query: torch.Tensor, key: torch.Tensor, *rest: Any, **named: Any
         ) -> torch.Tensor:
             # Compiled code writes over what it has no more use for.
-            seen.extend((query.clone(), key.clone()))
+            seen.extend((unquantised(query, key.dtype, attention._q_scale), key.clone()))
             return attend(attention, query, key, *rest, **named)
 
         backend.forward = keep
@@ -137,6 +137,18 @@ class ReducibleDecoder:
             yield seen
         finally:
             del backend.forward
+
+
+def unquantised(query: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor) -> torch.Tensor:
+    """A copy of ``query`` [rows, heads, head_dim] in ``dtype``.
+
+    Some backends take an fp8 query with an fp8 cache: ``scale`` is one for all heads, or one for each
+    group of heads that shares a key.
+    """
+    if query.dtype == dtype:
+        return query.clone()
+    grouped = query.to(dtype).view(len(query), scale.numel(), -1)
+    return (grouped * scale.view(-1, 1).to(dtype)).view(query.shape)
 
 
 def checked_layers(decoder: nn.Module, num_layers: int) -> list[nn.Module]:

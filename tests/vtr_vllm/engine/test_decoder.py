@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from tests.reference.model import ReferenceLlava
 from tests.vtr_vllm.engine.conftest import LAYERS, SHAPE, Engines
 from tests.vtr_vllm.engine.support import Case, logits, picture, words
+from vtr_vllm.engine.decoder import unquantised
 from vtr_vllm.schedules import RankRule, make_plan
 
 pytestmark = [pytest.mark.engine, pytest.mark.both_runners]
@@ -103,3 +105,15 @@ def test_reduced_runs_equal_the_reference(
         got = logits(output, SHAPE.vocab)
         want = expected(reference, case, list(output.outputs[0].token_ids))
         assert np.abs(got - want).max() <= TOLERANCE * np.abs(want).max(), (case.keep, case.rules)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_query_in_fp8_is_ranked_as_what_it_stands_for(groups: int) -> None:
+    query = torch.randn(5, 4, 8)
+    scale = torch.rand(groups) + 0.5
+    by_head = scale.repeat_interleave(4 // groups)[:, None]
+    back = unquantised((query / by_head).to(torch.float8_e4m3fn), torch.float32, scale)
+    torch.testing.assert_close(back, query, rtol=0.07, atol=0.01)  # 3 bits of mantissa
+    same = unquantised(query, query.dtype, scale)
+    assert torch.equal(same, query)
+    assert same.data_ptr() != query.data_ptr()
