@@ -55,7 +55,7 @@ def test_images_as_embeddings(checkpoint: Path) -> None:
 
 
 def test_m_rope(tmp_path: Path) -> None:
-    """Qwen2.5-VL on two ranks, in steps shorter than a prompt."""
+    """Qwen2.5-VL on two ranks that share its images out, in steps shorter than a prompt."""
     (family,) = (family for family in FAMILIES if family.name == "qwen2.5-vl")
     family.write(tmp_path)
     keeps = ((QUARTER, ("last",) * 3), (HALF, ("saliency",)), (STEPS, ("instruction", "previous")))
@@ -73,6 +73,7 @@ def test_m_rope(tmp_path: Path) -> None:
         "distributed_executor_backend": "mp",
         "max_num_batched_tokens": STEP,
         "max_num_seqs": 8,
+        "mm_encoder_tp_mode": "data",
     }
     ranks = {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     (answers,) = run(Job(tmp_path, [cases], {**family.engine, **engine}, ranks), TOKENS)

@@ -15,7 +15,7 @@ from vllm.platforms import current_platform
 from vtr_vllm.errors import ConfigurationError
 
 FP8_DTYPES = ("fp8", "fp8_e4m3", "fp8_e5m2")
-"""Values of --kv-cache-dtype that store a key as one rounded number and a scale per layer."""
+"""Values of --kv-cache-dtype that store a key as rounded numbers, with a scale a layer or a head."""
 
 _NULL_BLOCK = 0
 _BASE = 8
@@ -64,7 +64,7 @@ class PrefixKeys:
         keys = cache[:, self._offsets].view(num_blocks * self._block_size, *self._shape[1:])
         if self._fp8 is None:
             return keys[:count]
-        values = keys[:count].view(self._fp8).float() * attention._k_scale_float
+        values = keys[:count].view(self._fp8).float() * _scale(attention)
         return values.to(attention.dtype)
 
     def _probe(self, attention: Attention, keys: torch.Tensor) -> torch.Tensor:
@@ -74,7 +74,8 @@ class PrefixKeys:
             written = keys.to(device=cache.device, dtype=cache.dtype)
         else:
             # A little more, so that neither rounding down nor to the nearest gives another number.
-            written = (1.03 * attention._k_scale_float * keys).to(cache.device, attention.dtype)
+            written = 1.03 * _scale(attention) * keys.to(cache.device)
+            written = written.to(attention.dtype)
         block_size = keys.shape[0]
         slots = torch.arange(block_size, device=cache.device) + _NULL_BLOCK * block_size
         cache[_NULL_BLOCK].zero_()
@@ -91,3 +92,9 @@ def _fp8(attention: Attention) -> torch.dtype | None:
         return None
     e5m2 = attention.kv_cache_dtype == "fp8_e5m2"
     return torch.float8_e5m2 if e5m2 else current_platform.fp8_dtype()
+
+
+def _scale(attention: Attention) -> torch.Tensor:
+    """[1 or kv_heads, 1] what a stored number stands for."""
+    scale: torch.Tensor = attention._k_scale.float().view(-1, 1)
+    return scale

@@ -30,6 +30,7 @@ def attention(kind: str, dtype: torch.dtype = torch.float32, scale: float = 1.0)
         kv_cache_dtype=kind,
         dtype=dtype,
         attn_backend=SimpleNamespace(get_name=lambda: "CPU_ATTN"),
+        _k_scale=torch.tensor(scale),
         _k_scale_float=scale,
         _v_scale_float=1.0,
     )
