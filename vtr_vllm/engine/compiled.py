@@ -42,7 +42,7 @@ class LayerRunner:
             if compilation.backend == "inductor":
                 options |= compilation.inductor_compile_config
                 if envs.VLLM_DISABLE_COMPILE_CACHE:
-                    options["force_disable_caches"] = True
+                    options["fx_graph_cache"] = False
             self._compiled = torch.compile(
                 _run, fullgraph=True, dynamic=False, backend=compilation.backend, options=options
             )

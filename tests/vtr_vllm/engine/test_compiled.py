@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import vllm.envs as envs
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
@@ -112,8 +113,12 @@ class Breaking(Scaling):
         return hidden, residual
 
 
-def test_layers_that_differ_get_graphs_of_their_own(engines: Engines, checkpoint: Path) -> None:
+@pytest.mark.parametrize("uncached", [True, False])
+def test_layers_that_differ_get_graphs_of_their_own(
+    engines: Engines, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, uncached: bool
+) -> None:
     llm = engines.get(model=checkpoint, enforce_eager=False)
+    monkeypatch.setattr(envs, "VLLM_DISABLE_COMPILE_CACHE", uncached)
     runner = LayerRunner(llm.llm_engine.vllm_config)
     layers = [Scaling(1.5, more=False), Scaling(2.5, more=True), Scaling(3.5, more=False)]
     before = counters["stats"]["unique_graphs"]
