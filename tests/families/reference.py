@@ -2,7 +2,7 @@
 
 It shares no code with the package. Transformers runs the whole sequence in fp32 with eager
 attention; a token that is dropped before a layer is hidden from that layer on by the layer's mask,
-which is what dropping means (``tests/reference`` shows it). Scores are read off the attention
+which is what dropping means (``test_reference.py`` shows it). Scores are read off the attention
 matrix of the layer before a cut; for rules without RoPE that layer's attention runs once more with
 rotations by zero.
 
