@@ -1,14 +1,15 @@
 """Models of real sizes whose weights vLLM makes up: everything of a checkpoint but its weights.
 
 How fast a model runs does not depend on what it says. The small ones have a decoder of Qwen2-0.5B's
-sizes and a thin tower, which takes the share of prefill FLOPs that the tower of the model that they
-are like takes there.
+sizes and a tower that takes the share of prefill FLOPs that it takes in the model that they are like.
+The towers of ``llava``, ``internvl2`` and ``qwen2.5-vl`` have one or two layers, wide as there: that
+of ``half-b`` has many narrow ones, in which attention and norms cost more time per FLOP.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers import (
@@ -32,6 +33,21 @@ QUESTION = "What is this?"
 VOCABULARY = 32_000
 SMALL = ModelGeometry(24, 896, 4864, 14, 2, 64)
 """The decoder of Qwen2-0.5B, but for the vocabulary."""
+HALF_B = TinyShape(
+    layers=24,
+    hidden=896,
+    heads=14,
+    kv_heads=2,
+    head_dim=64,
+    mlp=4864,
+    vocab=VOCABULARY,
+    image=336,
+    patch=14,
+    tower_layers=16,
+    tower_hidden=256,
+    tower_heads=4,
+    tower_mlp=1024,
+)
 
 
 @dataclass(frozen=True)
@@ -179,26 +195,13 @@ def _tokenizer(special: tuple[str, ...], **options: object) -> PreTrainedTokeniz
 
 
 DUMMIES = {
-    "half-b": _llava(
-        TinyShape(
-            layers=24,
-            hidden=896,
-            heads=14,
-            kv_heads=2,
-            head_dim=64,
-            mlp=4864,
-            vocab=VOCABULARY,
-            image=336,
-            patch=14,
-            tower_layers=16,
-            tower_hidden=256,
-            tower_heads=4,
-            tower_mlp=1024,
-        )
+    "half-b": _llava(HALF_B),
+    "llava": _llava(
+        replace(HALF_B, tower_layers=2, tower_hidden=1024, tower_heads=16, tower_mlp=5120)
     ),
-    "internvl2": _internvl(SMALL, width=256, mlp=1024, depth=15, heads=4),
+    "internvl2": _internvl(SMALL, width=1024, mlp=6144, depth=1, heads=16),
     "qwen2.5-vl": _qwen(
-        SMALL, width=400, mlp=1068, depth=17, heads=5, whole=(8, 16), mrope=(8, 12, 12)
+        SMALL, width=1024, mlp=4288, depth=2, heads=16, whole=(), mrope=(8, 12, 12)
     ),
     "llava-7b": _llava(
         TinyShape(
