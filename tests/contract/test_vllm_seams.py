@@ -19,6 +19,8 @@ from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 from vllm.model_executor.models import (
     clip,
+    glm4,
+    glm4_moe,
     internlm2,
     llama,
     llava,
@@ -335,6 +337,8 @@ def test_a_family_of_ours_is_that_of_vllm_with_the_mixin_before_it(architecture:
 
 
 DECODERS = {
+    glm4.Glm4Model: glm4.Glm4DecoderLayer,
+    glm4_moe.Glm4MoeModel: glm4_moe.Glm4MoeDecoderLayer,
     internlm2.InternLM2Model: internlm2.InternLMDecoderLayer,
     llama.LlamaModel: llama.LlamaDecoderLayer,
     mistral.MistralModel: mistral.MistralDecoderLayer,

@@ -187,10 +187,22 @@ def _write_chat(folder: Path, decoder: str) -> None:
     _tokenizer().save_pretrained(folder)
 
 
+def _write_qianfan(folder: Path) -> None:
+    """The chat form with Qwen3, under a config class that vLLM has."""
+    _write_chat(folder, "Qwen3ForCausalLM")
+    config = json.loads((folder / "config.json").read_text())
+    del config["auto_map"]
+    config["architectures"] = ["QianfanOCRForConditionalGeneration"]
+    config["model_type"] = "qianfan_ocr"
+    config["image_token_id"] = CONTEXT
+    config["text_config"] = config.pop("llm_config")
+    config["vision_config"]["model_type"] = "qianfan_ocr_vision"
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+
+
 def _chat_language_model(folder: Path) -> LanguageModel:
-    architecture = json.loads((folder / "config.json").read_text())["llm_config"]["architectures"][
-        0
-    ]
+    config = json.loads((folder / "config.json").read_text())
+    architecture = (config.get("llm_config") or config["text_config"])["architectures"][0]
     own = "language_model."
     stored = load_file(folder / "model.safetensors")
     weights = {name.removeprefix(own): w for name, w in stored.items() if name.startswith(own)}
@@ -331,6 +343,17 @@ FAMILIES = (
         "Qwen3ForCausalLM",
         ("OpenGVLab/InternVL3_5-4B", "OpenGVLab/InternVL3_5-8B"),
         video="<video>",
+    ),
+    Family(
+        name="qianfan-ocr",
+        architecture="QianfanOCRForConditionalGeneration",
+        decoder="Qwen3Model",
+        tower="InternViT",
+        hub=("baidu/Qianfan-OCR",),
+        write=_write_qianfan,
+        language_model=_chat_language_model,
+        image="<image>",
+        sizes=SIZES,
     ),
     Family(
         name="internvl3-hf",

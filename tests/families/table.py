@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tests.families import internvl, llava, qwen
+from tests.families import further, glm, internvl, llava, qwen
 from tests.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (*llava.FAMILIES, *internvl.FAMILIES, *qwen.FAMILIES)
+FAMILIES: tuple[Family, ...] = (
+    *llava.FAMILIES,
+    *internvl.FAMILIES,
+    *qwen.FAMILIES,
+    *glm.FAMILIES,
+    *further.FAMILIES,
+)

@@ -120,6 +120,13 @@ def _catch_calls(decoder: nn.Module, reduction: Reduction) -> None:
     decoder.__class__ = type(stock.__name__, (stock,), {"__call__": call})
 
 
+def decoder_of(model: Any) -> nn.Module:
+    """The decoder of a vLLM multimodal model; some have no class with a head around it."""
+    language_model = model.get_language_model()
+    decoder: nn.Module = getattr(language_model, "model", language_model)
+    return decoder
+
+
 class ReductionMixin:
     """Put before a vLLM multimodal class; without our scheduler it stays as in stock vLLM."""
 
@@ -131,7 +138,7 @@ class ReductionMixin:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.reduction = None
         if is_active(vllm_config):
-            self.reduction = Reduction(vllm_config, self.get_language_model().model)
+            self.reduction = Reduction(vllm_config, decoder_of(self))
         else:
             logger.info("VTR is installed and not active: no --scheduler-cls of ours is set")
 

@@ -5,11 +5,17 @@ code of its own.
 """
 
 SUPPORTED_ARCHITECTURES = (
+    "Glm4vForConditionalGeneration",
+    "Glm4vMoeForConditionalGeneration",
+    "GlmOcrForConditionalGeneration",
+    "Idefics3ForConditionalGeneration",
     "InternVLChatModel",
     "InternVLForConditionalGeneration",
     "LlavaForConditionalGeneration",
     "LlavaNextForConditionalGeneration",
     "LlavaOnevisionForConditionalGeneration",
+    "Mistral3ForConditionalGeneration",
+    "QianfanOCRForConditionalGeneration",
     "Qwen2VLForConditionalGeneration",
     "Qwen2_5_VLForConditionalGeneration",
     "Qwen3VLForConditionalGeneration",
@@ -18,6 +24,8 @@ SUPPORTED_ARCHITECTURES = (
 """Names in vLLM's registry. A family of another name runs as in stock vLLM, at full budget only."""
 
 SUPPORTED_DECODERS = (
+    "Glm4Model",
+    "Glm4MoeModel",
     "InternLM2Model",
     "LlamaModel",
     "MistralModel",
