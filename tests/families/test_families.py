@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from vllm import LLM
 
 from tests.families.capture import Prompt, capture, decoder_of
@@ -109,7 +108,7 @@ def test_full_budget_gives_the_tokens_of_stock_vllm(loaded: Loaded, stock: Stock
     cases = full_budget(loaded.family, loaded.layers)
     got = tokens(loaded.run(cases, TOKENS))
     assert got == stock.tokens(loaded.family.name)
-    assert len({token for answer in got for token in answer}) > 4, "a model that says one thing"
+    assert len({token for answer in got for token in answer}) > 3, "a model that says one thing"
 
 
 def test_vision_tokens_are_those_that_vllm_merges(loaded: Loaded) -> None:
@@ -117,6 +116,9 @@ def test_vision_tokens_are_those_that_vllm_merges(loaded: Loaded) -> None:
     (model,) = loaded.llm.apply_model(lambda model: model)
     assert model.config.architectures == [loaded.family.architecture]
     assert type(decoder_of(model)).__name__ == loaded.family.decoder
+    (status,) = loaded.llm.collective_rpc("vtr_status")
+    assert (status["loaded"], status["runner"]) == (True, "v2" if V2 else "v1")
+    assert (status["layers"], status["bands"]) == (loaded.layers, loaded.layers // 2)
     scheduler = loaded.llm.llm_engine.engine_core.engine_core.scheduler
     for number, case in enumerate(requests(loaded.family, 3)):
         prompt = capture(loaded.llm, case.prompt)
@@ -168,11 +170,18 @@ def plan(case: FamilyCase, n_vision: int) -> tuple[list[int], dict[int, str]]:
 
 
 def compare(loaded: Loaded, case: FamilyCase, prompt: Prompt, output: Any) -> None:
-    n_vision = len(prompt.vision)
-    counts, rules = plan(case, n_vision) if case.keep else ([n_vision] * loaded.layers, {})
-    generated = list(output.outputs[0].token_ids)
-    want = loaded.reference.run(prompt, counts, rules, generated[:-1]).logits.numpy()
+    """Every logit of the answer beside the reference's, which is not what full budget gives."""
+    full = [len(prompt.vision)] * loaded.layers
+    counts, rules = plan(case, full[0]) if case.keep else (full, {})
+    generated = list(output.outputs[0].token_ids)[:-1]
+    want = loaded.reference.run(prompt, counts, rules, generated).logits.numpy()
     got = logits(output, want.shape[-1])
-    worst = np.abs(got - want).max() / np.abs(want).max()
-    assert worst <= TOLERANCE, (worst, case.keep, case.rules)
-    assert torch.isfinite(torch.from_numpy(got)).all()
+    assert difference(got, want) <= TOLERANCE, (case.keep, case.rules)
+    if rules:
+        other = loaded.reference.run(prompt, full, {}, generated).logits.numpy()
+        assert difference(other, want) > 10 * TOLERANCE, "nothing to see of the cuts"
+
+
+def difference(one: np.ndarray, other: np.ndarray) -> float:
+    """The largest, as a share of the largest logit; NaN where a logit is missing."""
+    return float(np.abs(one - other).max() / np.abs(other).max())
