@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 
-def generate(model: Path, cases: list[Any], max_tokens: int, **arguments: Any) -> list[list[int]]:
+def generate(model: Path, cases: list[Any], max_tokens: int) -> list[list[int]]:
     """Greedy tokens of stock vLLM, on the runner that this test run is for."""
     with tempfile.TemporaryDirectory() as folder:
         requests, answer = Path(folder, "requests"), Path(folder, "tokens")
-        requests.write_bytes(pickle.dumps((str(model), cases, max_tokens, arguments)))
+        requests.write_bytes(pickle.dumps((str(model), cases, max_tokens)))
         subprocess.run(
             [sys.executable, "-m", "tests.vtr_vllm.engine.stock", requests, answer],
             env=os.environ | {"VLLM_PLUGINS": ""},
@@ -33,8 +33,8 @@ def main() -> None:
     import tests.conftest  # noqa: F401  (the environment, before vllm)
     from tests.vtr_vllm.engine.support import start, tokens
 
-    model, cases, max_tokens, arguments = pickle.loads(Path(sys.argv[1]).read_bytes())
-    llm = start(model, worker_cls="auto", scheduler_cls=None, **arguments)
+    model, cases, max_tokens = pickle.loads(Path(sys.argv[1]).read_bytes())
+    llm = start(model, worker_cls="auto", scheduler_cls=None)
     outputs = llm.generate(
         [case.prompt for case in cases],
         [case.params(max_tokens) for case in cases],
