@@ -38,7 +38,11 @@ def test_ratios_are_medians_of_the_rounds_own_ratios() -> None:
     facts = {"predicted": {"0.5": 2.5}, "predicted_decoder": {"0.5": 3.0}}
     row = prefill_table(facts, rounds).splitlines()[-1]
     assert "| 2.00 [1.00, 3.00] |" in row
-    assert "| 2.50 (3.00) | 0.80 |" in row
+    assert "| 2.50 | 0.80 | unknown" in row
+    for found in rounds:
+        found["stock"]["tower_s"] = found["vtr"]["tower_s"] = 0.5
+    row = prefill_table(facts, rounds).splitlines()[-1]
+    assert row.endswith("| 3.00 [1.00, 3.40] | 3.00 | 1.00 |")
 
 
 def test_serving_ratios_above_one_mean_that_vtr_is_faster() -> None:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vllm.config import CUDAGraphMode, VllmConfig
+from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.utils.torch_utils import is_quantized_kv_cache
 
 from vtr_vllm.engine.prefix_keys import FP8_DTYPES
@@ -128,6 +128,10 @@ _REFUSED: tuple[tuple[str, Callable[[VllmConfig], bool]], ...] = (
     ("a KV cache of this type (kv-cache-dtype)", _has_quantised_kv),
     ("kv-cache-dtype-skip-layers", lambda c: bool(c.cache_config.kv_cache_dtype_skip_layers)),
     ("kv-sharing-fast-prefill", lambda c: bool(c.cache_config.kv_sharing_fast_prefill)),
+    (
+        "compilation mode 1 (STOCK_TORCH_COMPILE)",
+        lambda c: c.compilation_config.mode == CompilationMode.STOCK_TORCH_COMPILE,
+    ),
     ("enable-return-routed-experts", lambda c: bool(c.aux_output_config.enabled)),
     ("sleep mode (enable-sleep-mode)", lambda c: bool(c.model_config.enable_sleep_mode)),
     (

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm.config import CUDAGraphMode
+from vllm.config import CompilationMode, CUDAGraphMode
 from vllm.v1.core import kv_cache_utils
 
 from vtr_vllm.engine.config import (
@@ -195,7 +195,7 @@ def config(mode=CUDAGraphMode.NONE):
             cache_dtype="auto", kv_cache_dtype_skip_layers=[], kv_sharing_fast_prefill=False
         ),
         scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=None),
-        compilation_config=SimpleNamespace(cudagraph_mode=mode),
+        compilation_config=SimpleNamespace(cudagraph_mode=mode, mode=CompilationMode.VLLM_COMPILE),
     )
 
 
@@ -235,6 +235,7 @@ UNSUPPORTED = {
     "KV cache of this type": ("cache_config.cache_dtype", "int8_per_token_head"),
     "kv-cache-dtype-skip-layers": ("cache_config.kv_cache_dtype_skip_layers", ["0"]),
     "kv-sharing-fast-prefill": ("cache_config.kv_sharing_fast_prefill", True),
+    "STOCK_TORCH_COMPILE": ("compilation_config.mode", CompilationMode.STOCK_TORCH_COMPILE),
     "enable-return-routed-experts": ("aux_output_config.enabled", True),
     "sleep mode": ("model_config.enable_sleep_mode", True),
     "disable-hybrid-kv-cache-manager": ("scheduler_config.disable_hybrid_kv_cache_manager", True),
