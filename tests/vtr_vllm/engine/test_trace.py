@@ -156,7 +156,11 @@ def test_a_trace_equals_what_the_reference_keeps(
             before = set(kept)
         rules = {layer: str(rule) for layer, rule in zip(plan.cuts, plan.rules, strict=True)}
         wanted = reference.run(
-            reference.prompt_token_ids(case.text), list(case.images), list(plan.counts), rules
+            reference.prompt_token_ids(case.text),
+            list(case.images),
+            list(plan.counts),
+            rules,
+            floor=case.floor,
         ).cuts
         for layer, kept in trace:
             cut = wanted[layer]
