@@ -329,7 +329,6 @@ FAMILIES = (
         "internvl2",
         "InternLM2ForCausalLM",
         ("OpenGVLab/InternVL2-2B", "OpenGVLab/InternVL2-8B", "OpenGVLab/InternVL2_5-8B"),
-        quick=True,
     ),
     _chat(
         "internvl3",
