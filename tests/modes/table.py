@@ -126,7 +126,7 @@ WORKS: tuple[Works, ...] = (
         "int4 weights",
         "compressed-tensors W4A16",
         "modes/test_quantised.py::test_int4",
-        "as for int8",
+        "held to what int8 is held to, in bf16",
     ),
     Works(
         "fp8 KV cache",
