@@ -59,7 +59,10 @@ def main() -> None:
 
     job, max_tokens = pickle.loads(Path(sys.argv[1]).read_bytes())
     engine = dict(job.engine) | ({"worker_cls": "auto", "scheduler_cls": None} if job.stock else {})
+    if engine.get("async_scheduling"):
+        _allow_async_scheduling()
     llm = start(job.model, **engine)
+    preempted = _count_preemptions(llm) if "num_gpu_blocks_override" in engine else None
     lora = None
     if job.adapter is not None:
         from vllm.lora.request import LoRARequest
@@ -75,7 +78,41 @@ def main() -> None:
             use_tqdm=False,
         )
         answers.append(tokens(outputs))
+    if engine.get("async_scheduling"):
+        assert llm.llm_engine.engine_core.engine_core.batch_queue is not None, (
+            "steps do not overlap"
+        )
+    assert preempted is None or preempted, "a KV cache of this size preempted nothing"
     Path(sys.argv[2]).write_text(json.dumps(answers))
+
+
+def _allow_async_scheduling() -> None:
+    """Undo what vLLM's CPU platform does to the flag: the steps overlap there as well."""
+    from vllm.config import VllmConfig
+    from vllm.platforms.cpu import CpuPlatform
+
+    stock = CpuPlatform.check_and_update_config
+
+    def check(vllm_config: VllmConfig) -> None:
+        wanted = vllm_config.scheduler_config.async_scheduling
+        stock(vllm_config)
+        vllm_config.scheduler_config.async_scheduling = wanted
+
+    CpuPlatform.check_and_update_config = staticmethod(check)
+
+
+def _count_preemptions(llm: Any) -> list[str]:
+    """The list that the ids of preempted requests will be in."""
+    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
+    stock = scheduler._preempt_request
+    preempted: list[str] = []
+
+    def counted(request: Any, *args: Any, **kwargs: Any) -> None:
+        preempted.append(request.request_id)
+        stock(request, *args, **kwargs)
+
+    scheduler._preempt_request = counted
+    return preempted
 
 
 if __name__ == "__main__":

@@ -103,6 +103,12 @@ WORKS: tuple[Works, ...] = (
         "vtr_vllm/engine/test_scheduler.py::test_tokens_do_not_depend_on_neighbours_or_preemption",
     ),
     Works(
+        "async scheduling",
+        "GPU default",
+        "modes/test_modes.py::test_async_scheduling",
+        "both runners, with preemption; the CPU platform switches it off, and the test on again",
+    ),
+    Works(
         "M-RoPE on two ranks, in small steps, the tower split by images",
         "`--tensor-parallel-size 2 --max-num-batched-tokens 400 --mm-encoder-tp-mode data`",
         "modes/test_modes.py::test_m_rope",
@@ -299,11 +305,6 @@ UNTESTED: tuple[Untested, ...] = (
         "GPU default",
         "full graphs are replaced by piecewise ones, since a full graph replays the metadata that it"
         " captured; only a GPU can show it",
-    ),
-    Untested(
-        "async scheduling",
-        "GPU default",
-        "the scheduler is a subclass of vLLM's asynchronous one; the CPU platform switches it off",
     ),
     Untested(
         "expert parallelism", "`--enable-expert-parallel`", "without data parallelism; no case"

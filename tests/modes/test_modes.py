@@ -35,6 +35,22 @@ def test_same_tokens_as_the_plain_engine(mode: Works, checkpoint: Path, plain: T
     assert answers == plain
 
 
+@pytest.mark.parametrize("runner", ["v1", "v2"])
+def test_async_scheduling(checkpoint: Path, runner: str) -> None:
+    """A step is scheduled while the last one runs, in a KV cache that forces preemption."""
+    overlapping = {
+        "async_scheduling": True,
+        "max_num_batched_tokens": 450,
+        "max_model_len": 448,
+        "num_gpu_blocks_override": 140,
+    }
+    requests, max_tokens = [*mixed(), *mixed()], 40
+    (plain,) = run(Job(checkpoint, [requests]), max_tokens)
+    environment = {"VTR_TEST_RUNNER": runner}
+    (answers,) = run(Job(checkpoint, [requests], overlapping, environment), max_tokens)
+    assert answers == plain
+
+
 def test_images_as_embeddings(checkpoint: Path) -> None:
     """What the tower makes of the images is sent in their place."""
     reference = ReferenceLlava(checkpoint)
