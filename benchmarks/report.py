@@ -16,7 +16,8 @@ def render(results: dict[str, Any]) -> str:
     parts = [heading(results["meta"])]
     for name, facts in results["shapes"].items():
         pairs = [pair for pair in results["pairs"] if pair["shape"] == name]
-        parts += [describe(name, facts), prefill_table(facts, pairs), serve_table(pairs)]
+        parts += [describe(name, facts), prefill_table(facts, pairs), stage_table(pairs)]
+        parts.append(serve_table(pairs))
         parts.append(footnotes(pairs))
     return "\n\n".join(part for part in parts if part)
 
@@ -50,11 +51,12 @@ def prefill_table(facts: dict[str, Any], pairs: list[Pair]) -> str:
     """Return stock over VTR time for one output token, beside what FLOPs predict."""
     rows = [
         "Prefill only (one output token): time of stock over time of VTR; the CPU time of the"
-        " engine's process likewise, which other processes disturb less. The last columns leave the"
-        " time inside the vision tower out of both.\n",
+        " engine's process likewise, which other processes disturb less. The last columns are the"
+        " decoder's: what is left of both times without rendering and vision tower, which no schedule"
+        " makes cheaper.\n",
         "| in flight | budget | schedule | stock s/request | VTR s/request | time ratio"
         " | CPU time ratio | ratio by FLOPs | measured / predicted"
-        " | without tower | by FLOPs | measured / predicted |",
+        " | decoder | by FLOPs | measured / predicted |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (concurrency, budget), rounds in grouped(pairs, "prefill").items():
@@ -66,20 +68,40 @@ def prefill_table(facts: dict[str, Any], pairs: list[Pair]) -> str:
             f" | {middle(rounds, 'stock', 'requests_per_s', invert=True):.3f}"
             f" | {middle(rounds, 'vtr', 'requests_per_s', invert=True):.3f} | {show(ratio)}"
             f" | {show(spread(rounds, over('cpu_s', 'stock', 'vtr')))}"
-            f" | {predicted:.2f} | {ratio[0] / predicted:.2f} | {_without_tower(rounds, decoder)} |"
+            f" | {predicted:.2f} | {ratio[0] / predicted:.2f} | {_decoder(rounds, decoder)} |"
         )
     return "\n".join(rows) if len(rows) > 3 else ""
 
 
-def _without_tower(rounds: list[Pair], predicted: float) -> str:
+def _decoder(rounds: list[Pair], predicted: float) -> str:
     if "tower_s" not in rounds[0]["stock"]:
         return "unknown | unknown | unknown"
-
-    def rest(pair: Pair, arm: str) -> float:
-        return pair[arm]["wall_s"] - pair[arm]["tower_s"]
-
-    ratio = spread(rounds, lambda pair: rest(pair, "stock") / rest(pair, "vtr"))
+    ratio = spread(rounds, lambda pair: _rest(pair["stock"]) / _rest(pair["vtr"]))
     return f"{show(ratio)} | {predicted:.2f} | {ratio[0] / predicted:.2f}"
+
+
+def _rest(arm: dict[str, float]) -> float:
+    return arm["wall_s"] - arm["render_s"] - arm["tower_s"]
+
+
+def stage_table(pairs: list[Pair]) -> str:
+    """Return where the time of a prefill goes, in both arms."""
+    rows = [
+        "Where that time goes, ms a request: rendering (prompt and image), vision tower, and the rest,"
+        " which is the decoder and the engine around it.\n",
+        "| in flight | budget | stock: render | tower | decoder | VTR: render | tower | decoder |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (concurrency, budget), rounds in grouped(pairs, "prefill").items():
+        if "tower_s" not in rounds[0]["stock"]:
+            continue
+        cells = [str(concurrency), str(budget)]
+        for name in ("stock", "vtr"):
+            for stage in (lambda arm: arm["render_s"], lambda arm: arm["tower_s"], _rest):
+                each = [1e3 * stage(pair[name]) / pair[name]["requests"] for pair in rounds]
+                cells.append(f"{statistics.median(each):.0f}")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) if len(rows) > 3 else ""
 
 
 def serve_table(pairs: list[Pair]) -> str:

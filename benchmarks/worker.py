@@ -55,27 +55,39 @@ class KvWatch:
         scheduler.schedule = schedule
 
 
-class TowerWatch:
-    """Times the vision tower, which no schedule makes cheaper, and whose time is not as its FLOPs.
+class Stages:
+    """Times what no schedule makes cheaper: rendering a prompt and its image, and the vision tower.
 
-    On a GPU its time is not the host's, and stays unknown.
+    On a GPU the tower's time is not the host's, and stays unknown.
     """
 
     def __init__(self, engine: Any) -> None:
         import torch
 
-        self.seconds: float | None = None if torch.cuda.is_available() else 0.0
-        model = engine.model_executor.driver_worker.worker.get_model()
-        inner = model.embed_multimodal
+        self._seconds = {"render_s": 0.0}
+        self._time(engine, "add_request", "render_s")
+        if not torch.cuda.is_available():
+            self._seconds["tower_s"] = 0.0
+            model = engine.model_executor.driver_worker.worker.get_model()
+            self._time(model, "embed_multimodal", "tower_s")
 
-        def embed_multimodal(**kwargs: object) -> object:
+    def _time(self, owner: Any, method: str, stage: str) -> None:
+        inner = getattr(owner, method)
+
+        def timed(*args: object, **kwargs: object) -> object:
             begun = time.perf_counter()
-            embeddings = inner(**kwargs)
-            if self.seconds is not None:
-                self.seconds += time.perf_counter() - begun
-            return embeddings
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self._seconds[stage] += time.perf_counter() - begun
 
-        model.embed_multimodal = embed_multimodal
+        setattr(owner, method, timed)
+
+    def take(self) -> dict[str, float]:
+        """Return the seconds by stage since the last call."""
+        taken = self._seconds.copy()
+        self._seconds.update(dict.fromkeys(taken, 0.0))
+        return taken
 
 
 class Machine:
@@ -116,7 +128,7 @@ class Worker:
         self.shape = setup["shape"]
         self.engine = LLM(**args).llm_engine
         self.watch = KvWatch(self.engine.engine_core.engine_core.scheduler)
-        self.tower = TowerWatch(self.engine)
+        self.stages = Stages(self.engine)
         self.prompt_tokens = 0
 
     def info(self) -> dict[str, object]:
@@ -148,14 +160,12 @@ class Worker:
             (f"r{i}", make_request(self.shape, i)) for i in range(first, first + spec["requests"])
         )
         self.watch.peak_blocks = 0
-        tower_before = self.tower.seconds
+        self.stages.take()
         machine, begun = Machine(), time.perf_counter()
         flights = self._fly(waiting, params, spec["concurrency"])
         wall = time.perf_counter() - begun
         result = summary(list(flights.values()), wall)
-        result |= machine.facts()
-        if self.tower.seconds is not None and tower_before is not None:
-            result["tower_s"] = self.tower.seconds - tower_before
+        result |= machine.facts() | self.stages.take()
         result |= {
             "kv_peak_blocks": self.watch.peak_blocks,
             "kv_peak_bytes": self.watch.peak_blocks * self.watch.bytes_per_block,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.report import prefill_table, serve_table, spread
+from benchmarks.report import prefill_table, serve_table, spread, stage_table
 from benchmarks.worker import Flight, summary
 
 
@@ -12,6 +12,7 @@ def arm(wall: float, kv: int) -> dict[str, float]:
     return {
         "wall_s": wall,
         "cpu_s": 2 * wall,
+        "requests": 4,
         "requests_per_s": 4 / wall,
         "ttft_median_s": wall / 4,
         "itl_mean_s": wall / 100,
@@ -39,10 +40,14 @@ def test_ratios_are_medians_of_the_rounds_own_ratios() -> None:
     row = prefill_table(facts, rounds).splitlines()[-1]
     assert "| 2.00 [1.00, 3.00] |" in row
     assert "| 2.50 | 0.80 | unknown" in row
+    assert stage_table(rounds) == ""
     for found in rounds:
-        found["stock"]["tower_s"] = found["vtr"]["tower_s"] = 0.5
+        for name in ("stock", "vtr"):
+            found[name] |= {"tower_s": 0.3, "render_s": 0.2}
     row = prefill_table(facts, rounds).splitlines()[-1]
     assert row.endswith("| 3.00 [1.00, 3.40] | 3.00 | 1.00 |")
+    row = stage_table(rounds).splitlines()[-1]
+    assert row == "| 4 | 0.5 | 50 | 75 | 375 | 50 | 75 | 125 |"
 
 
 def test_serving_ratios_above_one_mean_that_vtr_is_faster() -> None:
