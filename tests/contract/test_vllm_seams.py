@@ -60,9 +60,9 @@ from vllm.v1.metrics.stats import IterationStats, PromptTokenStats, SchedulerSta
 from vllm.v1.request import Request
 from vllm.v1.worker import cpu_worker, gpu_model_runner, gpu_worker
 from vllm.v1.worker.block_table import BlockTable
+from vllm.v1.worker.gpu import cudagraph_utils, model_states
 from vllm.v1.worker.gpu import input_batch as input_batch_v2
 from vllm.v1.worker.gpu import model_runner as model_runner_v2
-from vllm.v1.worker.gpu import model_states
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
@@ -92,7 +92,7 @@ OVERRIDES = [
         GPUModelRunner,
         {"reduction", "_step_request", "_reduced_request", "_band_tables"},
     ),
-    (ReducingModelState, DefaultModelState, {"reduction", "_step_requests"}),
+    (ReducingModelState, DefaultModelState, {"reduction", "_step_requests", "_capture"}),
     (ReductionMixin, llava.LlavaForConditionalGeneration, {"get_model_state_cls"}),
     (ClsReductionMixin, llava.LlavaForConditionalGeneration, set()),
     (Worker, gpu_worker.Worker, WORKER_METHODS),
@@ -178,6 +178,7 @@ CALLS: list[tuple[Callable, str]] = [
     (model_runner_v2.GPUModelRunner.add_requests, "add_request"),
     (model_runner_v2.GPUModelRunner._remove_request, "remove_request"),
     (model_runner_v2.GPUModelRunner.execute_model, "prepare_attn"),
+    (cudagraph_utils.prepare_inputs_to_capture, "prepare_attn"),
     (cpu_worker.CPUWorker.init_device, "CPUModelRunner"),
     (gpu_worker.Worker.init_device, "_init_workspace_and_model_runner"),
     (gpu_worker.Worker._init_workspace_and_model_runner, "_make_model_runner"),
@@ -224,7 +225,7 @@ def test_both_queues_of_the_scheduler_ask_for_encoder_inputs() -> None:
         (InputBatch, ["block_table", "num_computed_tokens_cpu"]),
         (BlockTable, ["block_size"]),
         (BlockTables, ["block_sizes"]),
-        (DefaultModelState, ["model"]),
+        (DefaultModelState, ["model", "device", "max_num_reqs"]),
         (Attention, ["layer_name", "impl", "num_heads", "num_kv_heads", "head_size", "kv_cache"]),
         (Attention, ["sliding_window", "attn_backend"]),
         (CPUAttentionBackendImpl, ["scale", "alibi_slopes", "logits_soft_cap"]),
@@ -258,14 +259,22 @@ def test_attributes_that_we_read_are_set(cls: type, attributes: list[str]) -> No
         ),
         (PromptTokenStats, ["computed"]),
         (KVCacheGroupSpec, ["layer_names", "kv_cache_spec"]),
-        (AttentionGroup, ["layer_names"]),
+        (AttentionGroup, ["layer_names", "kernel_block_size"]),
         (PlaceholderRange, ["offset", "length", "is_embed"]),
         (MultiModalFeatureSpec, ["mm_position"]),
         (CachedRequestState, ["sampling_params", "mm_features", "prompt_token_ids"]),
         (NewRequestData, ["req_id", "sampling_params", "mm_features", "prompt_token_ids"]),
         (
             input_batch_v2.InputBatch,
-            ["req_ids", "num_reqs", "num_computed_tokens_np", "num_scheduled_tokens"],
+            [
+                "req_ids",
+                "num_reqs",
+                "num_tokens",
+                "num_computed_tokens_np",
+                "num_scheduled_tokens",
+                "seq_lens",
+                "query_start_loc",
+            ],
         ),
         (
             CommonAttentionMetadata,

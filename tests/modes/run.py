@@ -36,6 +36,8 @@ class Job:
     """Per round and request."""
     stock: bool = False
     """Without VTR."""
+    graphs: bool = False
+    """Decode steps are captured and replayed, as full CUDA graphs are; on runner V2."""
 
 
 def run(job: Job, max_tokens: int) -> list[Tokens]:
@@ -61,7 +63,14 @@ def main() -> None:
     engine = dict(job.engine) | ({"worker_cls": "auto", "scheduler_cls": None} if job.stock else {})
     if engine.get("async_scheduling"):
         _allow_async_scheduling()
+    if job.graphs:
+        from tests.modes.graphs import Replays
+
+        replays = Replays()
+        replays.patch()
     llm = start(job.model, **engine)
+    if job.graphs:
+        replays.capture(llm)
     preempted = _count_preemptions(llm) if "num_gpu_blocks_override" in engine else None
     lora = None
     if job.adapter is not None:
@@ -82,6 +91,7 @@ def main() -> None:
         assert llm.llm_engine.engine_core.engine_core.batch_queue is not None, (
             "steps do not overlap"
         )
+    assert not job.graphs or replays.reduced, "no step of reduced requests was replayed"
     assert preempted is None or preempted, "a KV cache of this size preempted nothing"
     Path(sys.argv[2]).write_text(json.dumps(answers))
 

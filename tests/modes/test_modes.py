@@ -51,6 +51,16 @@ def test_async_scheduling(checkpoint: Path, runner: str) -> None:
     assert answers == plain
 
 
+def test_full_graphs_of_decode_steps(checkpoint: Path) -> None:
+    """Requests that come and go, in steps that are captured once and replayed, padded to some size."""
+    requests = [*reduced(("last",), ("saliency",))[:2], *full()]
+    (plain,) = run(Job(checkpoint, [requests]), TOKENS)
+    engine = {"max_num_seqs": 4}
+    environment = {"VTR_TEST_RUNNER": "v2"}
+    (answers,) = run(Job(checkpoint, [requests], engine, environment, graphs=True), TOKENS)
+    assert answers == plain
+
+
 def test_images_as_embeddings(checkpoint: Path) -> None:
     """What the tower makes of the images is sent in their place."""
     reference = ReferenceLlava(checkpoint)

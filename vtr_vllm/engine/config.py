@@ -1,17 +1,14 @@
 """Our settings inside vLLM's configuration, and the combinations that we refuse at start-up."""
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
+from vllm.config import CompilationMode, VllmConfig
 from vllm.utils.torch_utils import is_quantized_kv_cache
 
 from vtr_vllm.engine.prefix_keys import FP8_DTYPES
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ModelGeometry
-
-logger = logging.getLogger("vllm.vtr")
 
 WORKER_CLS = "vtr_vllm.engine.worker.Worker"
 SCHEDULER_CLS = "vtr_vllm.engine.scheduler.Scheduler"
@@ -156,14 +153,6 @@ def check_vllm_config(vllm_config: VllmConfig) -> None:
             f"VTR does not support {', '.join(refused)}; start without, or set VLLM_PLUGINS='' to"
             " serve this model without VTR"
         )
-    compilation = vllm_config.compilation_config
-    mode = compilation.cudagraph_mode
-    if mode is not None and mode.has_full_cudagraphs():
-        # A full graph replays the metadata that it captured; ours differs from layer to layer.
-        compilation.cudagraph_mode = (
-            CUDAGraphMode.PIECEWISE if mode.has_piecewise_cudagraphs() else CUDAGraphMode.NONE
-        )
-        logger.info("VTR runs with CUDA graph mode %s, not %s", compilation.cudagraph_mode, mode)
 
 
 def is_active(vllm_config: VllmConfig) -> bool:

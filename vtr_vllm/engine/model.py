@@ -17,6 +17,7 @@ from vtr_vllm.engine.config import (
     is_active,
     model_geometry,
 )
+from vtr_vllm.engine.decode_graphs import limit_graphs
 from vtr_vllm.engine.decoder import ReducibleDecoder
 from vtr_vllm.engine.kv_bands import put_into_band
 from vtr_vllm.errors import ConfigurationError
@@ -31,6 +32,9 @@ class Reduction:
         self.geometry = model_geometry(vllm_config)
         self.band_starts = band_starts(self.geometry.layers, EngineSettings.of(vllm_config).bands)
         self.decoder = ReducibleDecoder(decoder, self.geometry.layers, LayerRunner(vllm_config))
+        limit_graphs(
+            vllm_config, {layer.attn_backend.get_name() for layer in self.decoder.attentions}
+        )
         self.ready = False
         self.cls_rows: torch.Tensor | None = None
         """[rows of the step] attention of the vision tower's CLS token at vision rows."""

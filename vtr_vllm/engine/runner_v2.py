@@ -14,10 +14,11 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
 from vllm.v1.worker.utils import AttentionGroup
 
-from vtr_vllm.engine.attention import BandTables, band_groups, build_step
+from vtr_vllm.engine.attention import BandTables, Step, band_groups, build_step
+from vtr_vllm.engine.decode_graphs import DecodeBuffers
 from vtr_vllm.engine.model import Reduction
 from vtr_vllm.engine.requests import read_request
-from vtr_vllm.reduction.batch import StepRequest, plan_batch
+from vtr_vllm.reduction.batch import BatchPlan, StepRequest, dropped_tokens, plan_batch
 from vtr_vllm.reduction.request import ReducedRequest
 
 
@@ -39,6 +40,12 @@ class ReducingModelState(DefaultModelState):
         if self.reduction is not None:
             self._bands = band_groups(kv_cache_config)
             self._block_sizes = [block_tables.block_sizes[group] for group in self._bands]
+            self._decode_buffers = DecodeBuffers(
+                self.reduction.geometry.layers,
+                self.reduction.band_starts,
+                self.max_num_reqs,
+                self.device,
+            )
             self.reduction.bind_kv_cache(kv_cache_config, self._block_sizes[0])
 
     def add_request(self, req_index: int, new_req_data: NewRequestData) -> None:
@@ -72,13 +79,19 @@ class ReducingModelState(DefaultModelState):
     ) -> dict[str, Any]:
         reduction = self.reduction
         if reduction is not None:
-            plan = plan_batch(
-                self._step_requests(input_batch),
-                reduction.geometry.layers,
-                reduction.band_starts,
-            )
+            reduction.expect(None)
+            tables = BandTables([block_tables[band] for band in self._bands], self._block_sizes)
+            if for_capture:
+                replayed = cudagraph_mode == CUDAGraphMode.FULL
+                return self._capture(reduction, tables, input_batch, attn_groups, replayed)
+            requests = self._step_requests(input_batch)
+            if cudagraph_mode == CUDAGraphMode.FULL:
+                dropped = dropped_tokens(requests, reduction.geometry.layers)
+                self._decode_buffers.fill(tables, input_batch.seq_lens, dropped)
+                # A replay reads the metadata that was captured.
+                return {}
+            plan = plan_batch(requests, reduction.geometry.layers, reduction.band_starts)
             if plan is not None:
-                tables = BandTables([block_tables[band] for band in self._bands], self._block_sizes)
                 step = build_step(plan, tables, reduction.decoder.layer_names, attn_groups)
                 reduction.expect(step)
                 return step.metadata
@@ -93,6 +106,28 @@ class ReducingModelState(DefaultModelState):
             ubatch_idx,
             **kwargs,
         )
+
+    def _capture(
+        self,
+        reduction: Reduction,
+        tables: BandTables,
+        batch: InputBatch,
+        attn_groups: list[list[AttentionGroup]],
+        replayed: bool,
+    ) -> dict[str, Any]:
+        """Prepare a full graph's step of padding, to be run and captured or, if ``replayed``, not run."""
+        assert batch.num_tokens == batch.num_reqs, "full graphs are of decode steps"
+        metadata, slots = self._decode_buffers.capture(
+            tables,
+            batch.query_start_loc,
+            self.max_model_len,
+            reduction.decoder.layer_names,
+            attn_groups,
+        )
+        if not replayed:
+            plan = BatchPlan(batch.num_tokens, segments=(), cuts={}, vision=None, image=None)
+            reduction.expect(Step(plan, tables, slots, metadata))
+        return metadata
 
     def _step_requests(self, batch: InputBatch) -> list[StepRequest]:
         return [

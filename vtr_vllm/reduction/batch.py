@@ -114,21 +114,14 @@ def plan_batch(
 
     ``band_starts`` has the first layer of each band, ascending, starting with 0.
     """
-    phases = [
-        r.reduced.phase(r.computed, r.scheduled) if r.reduced is not None else Phase.PREFIX
-        for r in requests
-    ]
+    phases = [_phase(request) for request in requests]
     if all(phase is Phase.PREFIX for phase in phases):
         return None
 
     computed = np.array([r.computed for r in requests], dtype=np.int64)
     scheduled = np.array([r.scheduled for r in requests], dtype=np.int64)
-    dropped = np.zeros((num_layers, len(requests)), dtype=np.int64)
-    prefilling = np.zeros(len(requests), dtype=bool)
-    for i, (request, phase) in enumerate(zip(requests, phases, strict=True)):
-        if request.reduced is not None and phase is not Phase.PREFIX:
-            dropped[:, i] = request.reduced.dropped
-            prefilling[i] = phase is Phase.PREFILL
+    dropped = dropped_tokens(requests, num_layers)
+    prefilling = np.array([phase is Phase.PREFILL for phase in phases], dtype=bool)
     # In a decode step the missing tokens were dropped before: only lengths shrink, no row goes.
     query_len = scheduled - np.where(prefilling, dropped, 0)
     seq_len = computed + scheduled - dropped
@@ -141,6 +134,21 @@ def plan_batch(
     if any(cut.floors is not None for members in cuts.values() for cut in members):
         image = _numbers(requests, prefilling, scheduled, lambda r: r.image_of)
     return BatchPlan(int(scheduled.sum()), segments, cuts, vision, image)
+
+
+def dropped_tokens(requests: Sequence[StepRequest], num_layers: int) -> IntArray:
+    """[layers, R] tokens that each layer does not store of each request once the step is written."""
+    dropped = np.zeros((num_layers, len(requests)), dtype=np.int64)
+    for i, request in enumerate(requests):
+        if request.reduced is not None and _phase(request) is not Phase.PREFIX:
+            dropped[:, i] = request.reduced.dropped
+    return dropped
+
+
+def _phase(request: StepRequest) -> Phase:
+    if request.reduced is None:
+        return Phase.PREFIX
+    return request.reduced.phase(request.computed, request.scheduled)
 
 
 def _segments(

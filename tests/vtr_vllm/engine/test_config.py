@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm.config import CompilationMode, CUDAGraphMode
+from vllm.config import CompilationMode
 from vllm.v1.core import kv_cache_utils
 
 from vtr_vllm.engine.config import (
@@ -171,7 +171,7 @@ def test_wrong_settings_are_refused(vtr, said):
     assert said in str(caught.value)
 
 
-def config(mode=CUDAGraphMode.NONE):
+def config():
     return SimpleNamespace(
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=1,
@@ -195,7 +195,7 @@ def config(mode=CUDAGraphMode.NONE):
             cache_dtype="auto", kv_cache_dtype_skip_layers=[], kv_sharing_fast_prefill=False
         ),
         scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=None),
-        compilation_config=SimpleNamespace(cudagraph_mode=mode, mode=CompilationMode.VLLM_COMPILE),
+        compilation_config=SimpleNamespace(mode=CompilationMode.VLLM_COMPILE),
     )
 
 
@@ -277,23 +277,6 @@ def test_all_of_them_are_named_at_once():
     with pytest.raises(ConfigurationError) as caught:
         check_vllm_config(changed)
     assert all(name in str(caught.value) for name in UNSUPPORTED)
-
-
-@pytest.mark.parametrize(
-    ("asked", "used"),
-    [
-        (None, None),
-        (CUDAGraphMode.NONE, CUDAGraphMode.NONE),
-        (CUDAGraphMode.PIECEWISE, CUDAGraphMode.PIECEWISE),
-        (CUDAGraphMode.FULL, CUDAGraphMode.NONE),
-        (CUDAGraphMode.FULL_DECODE_ONLY, CUDAGraphMode.NONE),
-        (CUDAGraphMode.FULL_AND_PIECEWISE, CUDAGraphMode.PIECEWISE),
-    ],
-)
-def test_full_cuda_graphs_are_switched_off(asked, used):
-    changed = config(asked)
-    check_vllm_config(changed)
-    assert changed.compilation_config.cudagraph_mode == used
 
 
 def active(scheduler_cls):
