@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-from vtr_vllm.engine.requests import vision_spans
+from vtr_vllm.engine.requests import in_prompt_order, vision_span
 from vtr_vllm.engine.sender_cache import patch_grid
 
 _ONE_SIZE = ("clip_vision_model", "siglip_vision_model")
@@ -33,14 +33,14 @@ def image_tokens(
 
     ``cache`` is the renderer's: it knows the patches of an image that is not sent again.
     """
-    ordered = sorted(features, key=lambda feature: feature.mm_position.offset)
     images = []
     first = 0
-    for feature, span in zip(ordered, vision_spans(features), strict=True):
+    for feature in in_prompt_order(features):
+        tokens = len(vision_span(feature))
         grid = _grid(feature, hf_config, cache)
-        fits = grid is not None and grid[0] * grid[1] == len(span)
-        images.append(ImageTokens(first, len(span), grid if fits else None))
-        first += len(span)
+        fits = grid is not None and grid[0] * grid[1] == tokens
+        images.append(ImageTokens(first, tokens, grid if fits else None))
+        first += tokens
     return tuple(images)
 
 

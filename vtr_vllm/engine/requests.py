@@ -9,17 +9,19 @@ from vtr_vllm.reduction.request import IntArray, ReducedRequest, reduced_request
 from vtr_vllm.schedules import make_plan, parse_floor, parse_trace, parse_wire
 
 
-def vision_spans(features: Sequence[MultiModalFeatureSpec]) -> list[IntArray]:
-    """Positions of the vision tokens of each multimodal item, in prompt order."""
-    spans = []
-    for feature in sorted(features, key=lambda feature: feature.mm_position.offset):
-        position = feature.mm_position
-        if position.is_embed is None:
-            indices = np.arange(position.length, dtype=np.int64)
-        else:
-            indices = np.flatnonzero(position.is_embed.numpy()).astype(np.int64)
-        spans.append(indices + position.offset)
-    return spans
+def in_prompt_order(features: Sequence[MultiModalFeatureSpec]) -> list[MultiModalFeatureSpec]:
+    """The images, or other multimodal items, as they stand in the prompt."""
+    return sorted(features, key=lambda feature: feature.mm_position.offset)
+
+
+def vision_span(feature: MultiModalFeatureSpec) -> IntArray:
+    """Positions of an item's vision tokens in the prompt, ascending."""
+    position = feature.mm_position
+    if position.is_embed is None:
+        indices = np.arange(position.length, dtype=np.int64)
+    else:
+        indices = np.flatnonzero(position.is_embed.numpy()).astype(np.int64)
+    return indices + position.offset
 
 
 def read_request(
@@ -38,7 +40,7 @@ def read_request(
     trace = parse_trace(extra_args or {})
     if asked is None or not features or prompt_token_ids is None:
         return None
-    spans = vision_spans(features)
+    spans = [vision_span(feature) for feature in in_prompt_order(features)]
     plan = make_plan(*asked, n_vision=sum(len(span) for span in spans))
     if not plan.reduces:
         return None

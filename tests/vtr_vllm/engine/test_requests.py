@@ -4,7 +4,7 @@ import pytest
 import torch
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
-from vtr_vllm.engine.requests import read_request, vision_spans
+from vtr_vllm.engine.requests import in_prompt_order, read_request, vision_span
 from vtr_vllm.errors import RequestError, UnsupportedRequest
 
 ASKED = {"vtr_keep": [1.0, 1.0, 0.5, 0.25], "vtr_rules": ["last", "previous"]}
@@ -22,19 +22,14 @@ def image(offset, length, is_embed=None):
 
 
 def test_spans_follow_the_masks_and_the_prompt():
-    spans = vision_spans(
-        [
-            image(20, 5, [0, 1, 1, 0, 1]),  # rows of patches with a separator token between them
-            image(3, 2),
-            image(8, 4, [1, 1, 1, 1]),
-        ]
-    )
+    features = [
+        image(20, 5, [0, 1, 1, 0, 1]),  # rows of patches with a separator token between them
+        image(3, 2),
+        image(8, 4, [1, 1, 1, 1]),
+    ]
+    spans = [vision_span(feature) for feature in in_prompt_order(features)]
     assert [span.tolist() for span in spans] == [[3, 4], [8, 9, 10, 11], [21, 22, 24]]
     assert {str(span.dtype) for span in spans} == {"int64"}
-
-
-def test_no_features_no_spans():
-    assert vision_spans([]) == []
 
 
 def test_a_reduced_request():
