@@ -25,7 +25,9 @@ ENVIRONMENT = {
     # Keep freed memory. By default glibc hands the large tensors of a prefill back to the kernel after
     # each operation and gets them again page by page, or does not, as a process happens to have
     # allocated before: that alone has made one of two equal engines 1.2 times slower.
-    "GLIBC_TUNABLES": "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368",
+    "GLIBC_TUNABLES": os.environ.get(
+        "GLIBC_TUNABLES", "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368"
+    ),
 }
 SETTLE_S = 0.3
 """Pause before a measurement: OpenMP threads of the other arm spin briefly after work."""

@@ -138,11 +138,24 @@ def footnotes(pairs: list[Pair]) -> str:
         return ""
     foreign = [pair[arm]["foreign_cores"] for pair in pairs for arm in ("stock", "vtr")]
     full = [pair["same_tokens"] for pair in pairs if pair["budget"] == 1.0]
-    same = f" At budget 1.0, {statistics.fmean(full):.1%} of the answers equal stock's token"
+    same = ""
+    if full:
+        same = f" At budget 1.0, {statistics.fmean(full):.1%} of the answers equal stock's token for token."
     return (
         f"Other processes kept {statistics.median(foreign):.2f} cores busy during a measurement"
-        f" (median; greatest {max(foreign):.2f})." + (f"{same} for token." if full else "")
+        f" (median; greatest {max(foreign):.2f})." + page_faults(pairs) + same
     )
+
+
+def page_faults(pairs: list[Pair]) -> str:
+    """Return how often memory had to be fetched from the kernel: an allocator at odds with its load."""
+    if any("page_faults" not in pair["stock"] for pair in pairs):
+        return ""
+    stock, vtr = (
+        statistics.median(pair[arm]["page_faults"] / pair[arm]["requests"] for pair in pairs)
+        for arm in ("stock", "vtr")
+    )
+    return f" A request took {stock:.0f} page faults in stock, {vtr:.0f} in VTR (medians)."
 
 
 def grouped(pairs: list[Pair], scenario: str) -> dict[tuple[int, float], list[Pair]]:

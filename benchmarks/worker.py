@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import statistics
 import sys
 import time
@@ -96,18 +97,24 @@ class Machine:
     def __init__(self) -> None:
         self.process = psutil.Process()
         self.wall, self.busy, self.own = time.monotonic(), self._busy(), self._own()
+        self.faults = self._faults()
 
     def facts(self) -> dict[str, float]:
-        """Return CPU seconds spent here, and the mean number of cores busy with something else."""
+        """Return CPU seconds and page faults here, and the mean number of cores busy elsewhere."""
         wall = max(time.monotonic() - self.wall, 1e-3)
         own = self._own() - self.own
         foreign = max(0.0, (self._busy() - self.busy - own) / wall)
-        return {"cpu_s": own, "foreign_cores": round(foreign, 3)}
+        faults = self._faults() - self.faults
+        return {"cpu_s": own, "foreign_cores": round(foreign, 3), "page_faults": faults}
 
     @staticmethod
     def _busy() -> float:
         times = psutil.cpu_times()
         return sum(times) - times.idle - getattr(times, "iowait", 0.0)
+
+    @staticmethod
+    def _faults() -> int:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
     def _own(self) -> float:
         times = self.process.cpu_times()

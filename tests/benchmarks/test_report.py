@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.report import prefill_table, serve_table, spread, stage_table
+from benchmarks.report import footnotes, prefill_table, serve_table, spread, stage_table
 from benchmarks.worker import Flight, summary
 
 
@@ -55,6 +55,14 @@ def test_serving_ratios_above_one_mean_that_vtr_is_faster() -> None:
     throughput, ttft, itl, kv = row[4], row[7], row[10], row[13]
     assert throughput == ttft == itl == "2.00 [2.00, 2.00]"
     assert kv.startswith("0.60 ")
+
+
+def test_page_faults_are_those_of_a_request() -> None:
+    rounds = [pair("prefill", 2.0, 1.0), pair("prefill", 2.0, 1.0)]
+    assert "page faults" not in footnotes(rounds)
+    for found in rounds:
+        found["stock"]["page_faults"], found["vtr"]["page_faults"] = 4000, 80
+    assert "took 1000 page faults in stock, 20 in VTR" in footnotes(rounds)
 
 
 def test_spread() -> None:
