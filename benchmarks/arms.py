@@ -24,7 +24,7 @@ ENVIRONMENT = {
     "VLLM_NO_USAGE_STATS": "1",
     # Keep freed memory. By default glibc hands the large tensors of a prefill back to the kernel after
     # each operation and gets them again page by page, or does not, as a process happens to have
-    # allocated before: that alone has made one of two equal engines 1.2 times slower.
+    # allocated before: of two equal engines one can be slower for it.
     "GLIBC_TUNABLES": os.environ.get(
         "GLIBC_TUNABLES", "glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=34359738368"
     ),

@@ -80,8 +80,7 @@ class DecodeBuffers:
         step itself reads no KV: its requests are padding.
         """
         count = len(query_start) - 1
-        self.lengths[:, :count] = 1
-        self.slots[:, :count] = -1
+        self.pad(count)
         group_of = {
             name: group for groups in attn_groups for group in groups for name in group.layer_names
         }
@@ -100,6 +99,11 @@ class DecodeBuffers:
                 # Fast: without a plan of the kernel's work, which a builder keeps once for all layers.
                 metadata[name] = group.build_metadata(common, fast_build=True)
         return metadata, {name: self.slots[layer, :count] for layer, name in enumerate(layer_names)}
+
+    def pad(self, count: int) -> None:
+        """Write a step whose ``count`` requests are padding: nothing is stored."""
+        self.lengths[:, :count] = 1
+        self.slots[:, :count] = -1
 
     def fill(self, tables: BandTables, seq_lens: torch.Tensor, dropped: IntArray) -> None:
         """Write the step that is replayed next.

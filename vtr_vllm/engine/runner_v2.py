@@ -81,15 +81,17 @@ class ReducingModelState(DefaultModelState):
         if reduction is not None:
             reduction.expect(None)
             tables = BandTables([block_tables[band] for band in self._bands], self._block_sizes)
-            if for_capture:
-                replayed = cudagraph_mode == CUDAGraphMode.FULL
-                return self._capture(reduction, tables, input_batch, attn_groups, replayed)
             requests = self._step_requests(input_batch)
             if cudagraph_mode == CUDAGraphMode.FULL:
-                dropped = dropped_tokens(requests, reduction.geometry.layers)
-                self._decode_buffers.fill(tables, input_batch.seq_lens, dropped)
-                # A replay reads the metadata that was captured.
+                # A replay, which reads the metadata that was captured.
+                if for_capture:  # of a data-parallel rank that has no request
+                    self._decode_buffers.pad(input_batch.num_reqs)
+                else:
+                    dropped = dropped_tokens(requests, reduction.geometry.layers)
+                    self._decode_buffers.fill(tables, input_batch.seq_lens, dropped)
                 return {}
+            if for_capture:
+                return self._capture(reduction, tables, input_batch, attn_groups)
             plan = plan_batch(requests, reduction.geometry.layers, reduction.band_starts)
             if plan is not None:
                 step = build_step(plan, tables, reduction.decoder.layer_names, attn_groups)
@@ -113,9 +115,8 @@ class ReducingModelState(DefaultModelState):
         tables: BandTables,
         batch: InputBatch,
         attn_groups: list[list[AttentionGroup]],
-        replayed: bool,
     ) -> dict[str, Any]:
-        """Prepare a full graph's step of padding, to be run and captured or, if ``replayed``, not run."""
+        """Prepare the step that a full graph captures."""
         assert batch.num_tokens == batch.num_reqs, "full graphs are of decode steps"
         metadata, slots = self._decode_buffers.capture(
             tables,
@@ -124,9 +125,8 @@ class ReducingModelState(DefaultModelState):
             reduction.decoder.layer_names,
             attn_groups,
         )
-        if not replayed:
-            plan = BatchPlan(batch.num_tokens, segments=(), cuts={}, vision=None, image=None)
-            reduction.expect(Step(plan, tables, slots, metadata))
+        plan = BatchPlan(batch.num_tokens, segments=(), cuts={}, vision=None, image=None)
+        reduction.expect(Step(plan, tables, slots, metadata))
         return metadata
 
     def _step_requests(self, batch: InputBatch) -> list[StepRequest]:

@@ -87,6 +87,10 @@ def test_a_captured_step_is_padding():
         assert metadata[name].seq_lens.tolist() == [1, 1]
         assert metadata[name].max_seq_len == 1024
         assert slots[name].tolist() == [-1, -1]
+    buffers.fill(tables, torch.tensor([5, 9], dtype=torch.int32), np.zeros((LAYERS, 2), np.int64))
+    buffers.pad(1)
+    assert [slots[name].tolist()[0] for name in NAMES] == [-1] * LAYERS
+    assert [slots[name].tolist()[1] >= 0 for name in NAMES] == [True] * LAYERS
 
 
 def test_blocks_that_a_backend_splits_are_refused():
