@@ -308,7 +308,9 @@ REFUSED_REQUESTS: tuple[RefusedRequest, ...] = (
 
 UNTESTED: tuple[Untested, ...] = (
     Untested(
-        "expert parallelism", "`--enable-expert-parallel`", "without data parallelism; no case"
+        "expert parallelism",
+        "`--enable-expert-parallel`",
+        "without data parallelism; vLLM's CPU build crashes with it, with VTR or without",
     ),
     Untested("expert load balancing", "`--enable-eplb`", "vLLM has it on GPUs only"),
     Untested("KV events", "`--kv-events-config`", "reduced KV is never announced; no case"),
