@@ -316,7 +316,10 @@ def test_fields_of_an_engine_request() -> None:
         (EngineCore.collective_rpc, ["self", "method", "timeout", "args", "kwargs"]),
         (Attention.get_kv_cache_spec, ["self", "vllm_config"]),
         (AttentionGroup.build_metadata, ["self", "common_attn_metadata"]),
-        (AttentionMetadataBuilder.build, ["self", "common_prefix_len", "common_attn_metadata"]),
+        (
+            AttentionMetadataBuilder.build,
+            ["self", "common_prefix_len", "common_attn_metadata", "fast_build"],
+        ),
         (BlockTable.get_device_tensor, ["self", "num_reqs"]),
         (SupportsMultiModal.get_language_model, ["self"]),
         (
