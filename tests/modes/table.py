@@ -308,6 +308,11 @@ REFUSED_REQUESTS: tuple[RefusedRequest, ...] = (
 
 UNTESTED: tuple[Untested, ...] = (
     Untested(
+        "piecewise CUDA graphs",
+        "GPU default",
+        "attention runs outside them, as it does without graphs; only a GPU can show it",
+    ),
+    Untested(
         "expert parallelism",
         "`--enable-expert-parallel`",
         "without data parallelism; vLLM's CPU build crashes with it, with VTR or without",
