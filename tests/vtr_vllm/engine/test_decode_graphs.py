@@ -9,11 +9,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vllm.config import CUDAGraphMode
+from vllm.config import CUDAGraphMode, set_current_vllm_config
+from vllm.engine.arg_utils import EngineArgs
+from vllm.v1.attention.backends import flash_attn
+from vllm.v1.worker.utils import AttentionGroup
 
+from tests.tiny import tiny_llava
 from tests.vtr_vllm.reduction.strategies import LAYERS, band_lists, drawn_order, reduced_requests
 from vtr_vllm.engine.attention import BandTables
 from vtr_vllm.engine.decode_graphs import DecodeBuffers, limit_graphs
+from vtr_vllm.engine.kv_bands import BandSpec
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.batch import StepRequest, dropped_tokens
 
@@ -91,6 +96,34 @@ def test_a_captured_step_is_padding():
     buffers.pad(1)
     assert [slots[name].tolist()[0] for name in NAMES] == [-1] * LAYERS
     assert [slots[name].tolist()[1] >= 0 for name in NAMES] == [True] * LAYERS
+
+
+@pytest.mark.parametrize("version", [2, 3, 4])
+def test_metadata_of_flash_attention_points_into_the_buffers(version, monkeypatch):
+    """And plans nothing ahead, as version 3 does elsewhere: one plan would serve all layers of a group."""
+    monkeypatch.setattr(flash_attn, "get_flash_attn_version", lambda *args, **kwargs: version)
+    config = EngineArgs(str(tiny_llava()), enforce_eager=True).create_engine_config()
+    config.compilation_config.cudagraph_mode = DECODE_ONLY
+    config.compilation_config.max_cudagraph_capture_size = MOST
+    spec = BandSpec(
+        block_size=16, num_kv_heads=2, head_size=16, dtype=torch.float32, band=0, first_layer=0
+    )
+    device = torch.device("cpu")
+    with set_current_vllm_config(config):
+        builder = flash_attn.FlashAttentionMetadataBuilder(spec, [], config, device)
+    group = AttentionGroup(flash_attn.FlashAttentionBackend, NAMES, spec, 0)
+    group.metadata_builders = [builder]
+    buffers, tables = DecodeBuffers(LAYERS, (0,), MOST, device), tables_of((0,), 2)
+    query_start = torch.arange(3, dtype=torch.int32)
+    metadata, slots = buffers.capture(tables, query_start, 512, NAMES, [[group]])
+    for layer, name in enumerate(NAMES):
+        made = metadata[name]
+        assert made.seq_lens.data_ptr() == buffers.lengths[layer].data_ptr()
+        assert made.slot_mapping.data_ptr() == slots[name].data_ptr()
+        assert made.block_table is tables.tables[0]
+        assert made.query_start_loc is query_start
+        assert (made.max_query_len, made.max_seq_len) == (1, 512)
+        assert made.scheduler_metadata is None
 
 
 def test_blocks_that_a_backend_splits_are_refused():
