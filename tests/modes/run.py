@@ -57,7 +57,7 @@ def run(job: Job, max_tokens: int) -> list[Tokens]:
 
 def main() -> None:
     import tests.conftest  # noqa: F401  (the environment, before vllm)
-    from tests.vtr_vllm.engine.support import start, tokens
+    from tests.vtr_vllm.engine.support import note_preemptions, start, tokens
 
     job, max_tokens = pickle.loads(Path(sys.argv[1]).read_bytes())
     engine = dict(job.engine) | ({"worker_cls": "auto", "scheduler_cls": None} if job.stock else {})
@@ -71,7 +71,7 @@ def main() -> None:
     llm = start(job.model, **engine)
     if job.graphs:
         replays.capture(llm)
-    preempted = _count_preemptions(llm) if "num_gpu_blocks_override" in engine else None
+    preempted = note_preemptions(llm) if "num_gpu_blocks_override" in engine else None
     lora = None
     if job.adapter is not None:
         from vllm.lora.request import LoRARequest
@@ -109,20 +109,6 @@ def _allow_async_scheduling() -> None:
         vllm_config.scheduler_config.async_scheduling = wanted
 
     CpuPlatform.check_and_update_config = staticmethod(check)
-
-
-def _count_preemptions(llm: Any) -> list[str]:
-    """The list that the ids of preempted requests will be in."""
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    stock = scheduler._preempt_request
-    preempted: list[str] = []
-
-    def counted(request: Any, *args: Any, **kwargs: Any) -> None:
-        preempted.append(request.request_id)
-        stock(request, *args, **kwargs)
-
-    scheduler._preempt_request = counted
-    return preempted
 
 
 if __name__ == "__main__":

@@ -45,6 +45,11 @@ def band_groups(kv_cache_config: KVCacheConfig) -> list[int]:
     return [bands[band] for band in range(len(bands))]
 
 
+def groups_by_layer(attn_groups: Sequence[Sequence[AttentionGroup]]) -> dict[str, AttentionGroup]:
+    """Layer name -> the group whose builder makes its metadata."""
+    return {name: group for groups in attn_groups for group in groups for name in group.layer_names}
+
+
 def build_step(
     plan: BatchPlan,
     bands: BandTables,
@@ -52,9 +57,7 @@ def build_step(
     attn_groups: Sequence[Sequence[AttentionGroup]],
 ) -> Step:
     """Build slots and metadata, once a segment."""
-    group_of = {
-        name: group for groups in attn_groups for group in groups for name in group.layer_names
-    }
+    group_of = groups_by_layer(attn_groups)
     step = Step(plan, bands)
     for segment in plan.segments:
         common = _common_metadata(segment, bands)

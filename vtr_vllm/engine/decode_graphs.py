@@ -16,7 +16,7 @@ from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.worker.utils import AttentionGroup
 
-from vtr_vllm.engine.attention import BandTables
+from vtr_vllm.engine.attention import BandTables, groups_by_layer
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import IntArray
 
@@ -81,9 +81,7 @@ class DecodeBuffers:
         """
         count = len(query_start) - 1
         self.pad(count)
-        group_of = {
-            name: group for groups in attn_groups for group in groups for name in group.layer_names
-        }
+        group_of = groups_by_layer(attn_groups)
         metadata: dict[str, object] = {}
         for band, (first, end) in enumerate(self._bands):
             for layer in range(first, end):

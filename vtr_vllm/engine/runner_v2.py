@@ -81,6 +81,8 @@ class ReducingModelState(DefaultModelState):
         if reduction is not None:
             reduction.expect(None)
             tables = BandTables([block_tables[band] for band in self._bands], self._block_sizes)
+            if for_capture and cudagraph_mode != CUDAGraphMode.FULL:
+                return self._capture(reduction, tables, input_batch, attn_groups)
             requests = self._step_requests(input_batch)
             if cudagraph_mode == CUDAGraphMode.FULL:
                 # A replay, which reads the metadata that was captured.
@@ -90,8 +92,6 @@ class ReducingModelState(DefaultModelState):
                     dropped = dropped_tokens(requests, reduction.geometry.layers)
                     self._decode_buffers.fill(tables, input_batch.seq_lens, dropped)
                 return {}
-            if for_capture:
-                return self._capture(reduction, tables, input_batch, attn_groups)
             plan = plan_batch(requests, reduction.geometry.layers, reduction.band_starts)
             if plan is not None:
                 step = build_step(plan, tables, reduction.decoder.layer_names, attn_groups)

@@ -120,7 +120,7 @@ def plan_batch(
 
     computed = np.array([r.computed for r in requests], dtype=np.int64)
     scheduled = np.array([r.scheduled for r in requests], dtype=np.int64)
-    dropped = dropped_tokens(requests, num_layers)
+    dropped = _dropped(requests, phases, num_layers)
     prefilling = np.array([phase is Phase.PREFILL for phase in phases], dtype=bool)
     # In a decode step the missing tokens were dropped before: only lengths shrink, no row goes.
     query_len = scheduled - np.where(prefilling, dropped, 0)
@@ -138,9 +138,13 @@ def plan_batch(
 
 def dropped_tokens(requests: Sequence[StepRequest], num_layers: int) -> IntArray:
     """[layers, R] tokens that each layer does not store of each request once the step is written."""
+    return _dropped(requests, [_phase(request) for request in requests], num_layers)
+
+
+def _dropped(requests: Sequence[StepRequest], phases: Sequence[Phase], num_layers: int) -> IntArray:
     dropped = np.zeros((num_layers, len(requests)), dtype=np.int64)
-    for i, request in enumerate(requests):
-        if request.reduced is not None and _phase(request) is not Phase.PREFIX:
+    for i, (request, phase) in enumerate(zip(requests, phases, strict=True)):
+        if request.reduced is not None and phase is not Phase.PREFIX:
             dropped[:, i] = request.reduced.dropped
     return dropped
 

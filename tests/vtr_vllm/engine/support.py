@@ -87,3 +87,18 @@ def logits(output: Any, vocab: int) -> np.ndarray:
         for token, entry in step.items():
             row[token] = entry.logprob
     return table
+
+
+def note_preemptions(llm: LLM) -> list[str]:
+    """The list that the ids of preempted requests will be in."""
+    core: Any = llm.llm_engine.engine_core
+    scheduler = core.engine_core.scheduler
+    stock = scheduler._preempt_request
+    preempted: list[str] = []
+
+    def counted(request: Any, *args: Any, **kwargs: Any) -> None:
+        preempted.append(request.request_id)
+        stock(request, *args, **kwargs)
+
+    scheduler._preempt_request = counted
+    return preempted

@@ -13,7 +13,15 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
 from tests.vtr_vllm.engine.conftest import LAYERS, SHAPE, Engines
-from tests.vtr_vllm.engine.support import BLOCK, Case, logits, picture, tokens, words
+from tests.vtr_vllm.engine.support import (
+    BLOCK,
+    Case,
+    logits,
+    note_preemptions,
+    picture,
+    tokens,
+    words,
+)
 from vtr_vllm.engine.scheduler import Scheduler
 from vtr_vllm.reduction.request import reduced_request
 from vtr_vllm.schedules import RankRule, make_plan
@@ -235,19 +243,11 @@ def test_tokens_do_not_depend_on_neighbours_or_preemption(
     alone_engine = engines.get(model=checkpoint)
     alone = [generate(alone_engine, [case], 24)[0] for case in pool]
     llm = engines.get(model=checkpoint, num_gpu_blocks_override=60, **SMALL_CACHE)
-    preempted = 0
-    stock = scheduler(llm)._preempt_request
-
-    def counted(*args: Any, **kwargs: Any) -> None:
-        nonlocal preempted
-        preempted += 1
-        stock(*args, **kwargs)
-
-    scheduler(llm)._preempt_request = counted
+    preempted = note_preemptions(llm)
     for _ in range(20):
         picks = rng.integers(0, len(pool), 12)
         assert generate(llm, [pool[i] for i in picks], 24) == [alone[i] for i in picks]
-    assert preempted > 0
+    assert preempted
 
 
 def test_a_chunk_never_splits_the_range(engines: Engines, checkpoint: Path) -> None:
