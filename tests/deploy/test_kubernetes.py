@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import re
 import tomllib
@@ -17,6 +18,8 @@ from server.settings import Settings
 from tests.deploy.test_docker import DOCKERFILES, last
 from tests.deploy.test_prometheus import our_metrics
 from tests.deploy.tools import DEPLOY, run, tool
+from vtr_vllm.demo import CHECKPOINT
+from vtr_vllm.schedules import ModelGeometry, Schedule
 
 FOLDER = DEPLOY / "kubernetes"
 OVERLAYS = sorted(path.name for path in (FOLDER / "overlays").iterdir())
@@ -30,9 +33,14 @@ each = pytest.mark.parametrize("overlay", OVERLAYS)
 
 @functools.cache
 def rendered(folder: Path) -> dict[str, Manifest]:
-    """Kind -> manifest of a kustomization; every kind is there once."""
+    """Kind -> manifest of a kustomization; every kind is there once, but for more ConfigMaps, which
+    have their names as well."""
     found = list(yaml.safe_load_all(run(tool("kubectl"), "kustomize", folder)))
-    by_kind = {manifest["kind"]: manifest for manifest in found}
+    by_kind = {}
+    for manifest in found:
+        kind, name = manifest["kind"], manifest["metadata"]["name"]
+        extra = kind == "ConfigMap" and not name.startswith("vtr-settings")
+        by_kind[f"{kind} {name}" if extra else kind] = manifest
     assert len(by_kind) == len(found)
     return by_kind
 
@@ -86,6 +94,7 @@ def test_selectors_find_the_pods(overlay: str) -> None:
         for kind in ("Deployment", "PodDisruptionBudget", "PodMonitor")
         if kind in found
     ]
+    selectors.append(found["NetworkPolicy"]["spec"]["podSelector"]["matchLabels"])
     for selector in selectors:
         assert selector
         assert selector.items() <= labels.items()
@@ -182,24 +191,72 @@ def test_parallel_pods_have_a_gpu_for_each_rank(overlay: str) -> None:
     assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == size
 
 
-@pytest.mark.parametrize("overlay", ["cpu", "cuda"])
-def test_keys_take_the_place_of_the_settings(overlay: str, tmp_path: Path) -> None:
-    up = os.path.relpath(FOLDER, tmp_path)
+@each
+def test_the_network_reaches_the_main_port_and_prometheus_the_admin_port(overlay: str) -> None:
+    policy = render(overlay)["NetworkPolicy"]["spec"]
+    assert policy["policyTypes"] == ["Ingress"], "models and images are fetched"
+    everybody = [rule["ports"] for rule in policy["ingress"] if "from" not in rule]
+    assert everybody == [[{"port": "http"}]]
+    inside = [rule for rule in policy["ingress"] if "from" in rule]
+    assert len(inside) == ("PodMonitor" in render(overlay))
+    for rule in inside:
+        assert rule["ports"] == [{"port": "admin"}]
+        (peer,) = rule["from"]
+        assert peer["namespaceSelector"]["matchLabels"]
+        assert peer["podSelector"]["matchLabels"] == {"app.kubernetes.io/name": "prometheus"}
+
+
+@each
+def test_a_rollout_does_not_wait_for_a_gpu_that_nobody_has(overlay: str) -> None:
+    spec = render(overlay)["Deployment"]["spec"]
+    rolling = spec["strategy"]["rollingUpdate"]
+    on_gpus = "nvidia.com/gpu" in container(overlay)["resources"]["limits"]
+    expected = {"maxSurge": 0, "maxUnavailable": 1} if on_gpus else None
+    assert rolling == (expected or {"maxSurge": 1, "maxUnavailable": 0})
+    probe = container(overlay)["startupProbe"]
+    assert spec["progressDeadlineSeconds"] > probe["periodSeconds"] * probe["failureThreshold"]
+
+
+def with_component(overlay: str, component: str, folder: Path) -> dict[str, Manifest]:
+    """An overlay of a user's, made in ``folder``: one of ours and a component."""
+    up = os.path.relpath(FOLDER, folder)
     kustomization = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [f"{up}/overlays/{overlay}"],
-        "components": [f"{up}/components/keys"],
+        "components": [f"{up}/components/{component}"],
     }
-    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    found = rendered(tmp_path)
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    found = rendered(folder)
     kubernetes_validate.validate(found["Deployment"], SCHEMA, strict=True)
+    return found
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "cuda"])
+def test_schedules_have_a_place(overlay: str, tmp_path: Path) -> None:
+    found = with_component(overlay, "schedules", tmp_path)
+    spec = found["Deployment"]["spec"]["template"]["spec"]
+    (server,) = spec["containers"]
+    (given,) = [word.split("=")[1] for word in server["args"] if word.startswith("--schedules=")]
+    mounts = {mount["mountPath"]: mount["name"] for mount in server["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in spec["volumes"]}
+    assert volumes[mounts[given]]["configMap"] == {"name": "vtr-schedules"}, "no hash: files change"
+    for name, text in found["ConfigMap vtr-schedules"]["data"].items():
+        (tmp_path / name).write_text(text)
+        config = json.loads((CHECKPOINT / "config.json").read_text())["text_config"]
+        Schedule.load(tmp_path / name).check_fits(ModelGeometry.from_config(config))
+
+
+@pytest.mark.parametrize("overlay", ["cpu", "cuda"])
+def test_keys_take_the_place_of_the_settings(overlay: str, tmp_path: Path) -> None:
+    found = with_component(overlay, "keys", tmp_path)
     volumes = found["Deployment"]["spec"]["template"]["spec"]["volumes"]
     (settings,) = [volume for volume in volumes if volume["name"] == "settings"]
     assert settings == {
         "name": "settings",
         "secret": {"secretName": found["Secret"]["metadata"]["name"]},
     }
+    assert found["Secret"]["metadata"]["name"] == "vtr-settings-with-keys", "no hash: keys change"
     example = Settings.load(FOLDER / "components" / "keys" / "settings.example.toml")
     base = Settings.load(FOLDER / "base" / "settings.toml")
     assert example.keys

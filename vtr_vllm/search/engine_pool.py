@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vtr_vllm.errors import EvaluationFailed, VTRError
 from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.search.answers import Answer, Batch, EngineOptions, Task
+from vtr_vllm.search.devices import VISIBLE, assign, visible
 
 if TYPE_CHECKING:
     from vtr_vllm.search.vllm_evaluator import VLLMEvaluator
@@ -25,19 +26,22 @@ class _Worker:
 
 
 class EnginePool:
-    """``engines`` worker processes, each with an engine of its own; a CPU core or more each.
+    """``engines`` worker processes, each with an engine of its own: its GPUs, or a CPU core or more.
 
     Item by item the tasks go round the engines, so the split and with it every answer depends on
-    the list of tasks alone. Raises EvaluationFailed when an engine does not start or ends.
+    the list of tasks alone. Raises ConfigurationError for more engines than there are GPUs, and
+    EvaluationFailed when an engine does not start or ends.
     """
 
     def __init__(self, options: EngineOptions, engines: int = 1) -> None:
+        devices = assign(visible() if engines > 1 else [], options, engines)
         cores = max(1, (os.cpu_count() or 1) // engines)
         context = get_context("spawn")  # a forked child would inherit torch's threads
         self._workers: list[_Worker] = []
-        for _ in range(engines):
+        for own in devices:
             ours, theirs = context.Pipe()
-            process = context.Process(target=_serve, args=(theirs, options, cores), daemon=True)
+            arguments = (theirs, options, cores, own)
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._workers.append(_Worker(process, ours))
@@ -122,9 +126,11 @@ def share(tasks: Sequence[Task], engines: int) -> list[list[int]]:
     return shares
 
 
-def _serve(pipe: Connection, options: EngineOptions, cores: int) -> None:
+def _serve(pipe: Connection, options: EngineOptions, cores: int, devices: str | None) -> None:
     """An engine's process: start it, then answer lists of tasks until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the search ends us, in its own order
+    if devices is not None:
+        os.environ[VISIBLE] = devices
     os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # engines must not share a core
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
