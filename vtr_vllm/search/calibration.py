@@ -8,46 +8,27 @@ import binascii
 import hashlib
 import json
 import re
-import struct
-import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vtr_vllm.errors import CalibrationError
+from vtr_vllm.errors import CalibrationError, InvalidMedia
+from vtr_vllm.image_files import decode_rgb, media_type
 from vtr_vllm.schedules.strict_json import show
 from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.metrics import check_metric
 
-MAX_PIXELS = 64_000_000
-"""The largest image that is accepted, width times height."""
-
 REQUIRED = ("image", "question", "answers", "metric")
 OPTIONAL = ("id", "kind")
 
-# What vLLM's server decodes as well, in Pillow itself.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
 _LISTED = 20
 _LONGEST_NAME = 500  # base64 without its prefix reads as a name
-# Everything that Pillow's decoders let through from a broken file.
-_DECODING = (
-    OSError,
-    ValueError,
-    SyntaxError,
-    RuntimeError,
-    EOFError,
-    IndexError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 @dataclass(frozen=True)
@@ -78,7 +59,7 @@ class Item:
         return hashlib.sha256(f"{self.image_hash} {question}".encode()).hexdigest()
 
     def load_image(self) -> Image.Image:
-        """The image in RGB, as vLLM's server decodes it; raises CalibrationError."""
+        """The image in RGB, as the server decodes it; raises CalibrationError."""
         return decode_image(self._encoded())
 
     def data_uri(self) -> str:
@@ -165,44 +146,24 @@ def write_items(path: Path, rows: Iterable[Mapping[str, object]]) -> int:
 
 
 def decode_image(encoded: bytes) -> Image.Image:
-    """Decode an image fully, to RGB as vLLM's server does it.
-
-    Orientation out of EXIF is applied, transparency is laid on white, and of an animation the
-    first frame is taken. Raises CalibrationError for what does not decode or has more than
-    ``MAX_PIXELS``.
-    """
-    try:
-        with Image.open(BytesIO(encoded), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise CalibrationError(
-                    f"the image has {image.width} x {image.height} pixels; "
-                    f"at most {MAX_PIXELS} are allowed: scale it down"
-                )
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode == "RGB":
-                return upright
-            if not upright.has_transparency_data:
-                return upright.convert("RGB")
-            clear = upright.convert("RGBA")
-            white = Image.new("RGB", clear.size, "white")
-            white.paste(clear, mask=clear.getchannel("A"))
-            return white
-    except _DECODING as err:
-        raise CalibrationError(f"the image does not decode ({type(err).__name__}: {err})") from err
+    """Decode an image fully, to RGB as the server does it; raises CalibrationError."""
+    with _as_calibration():
+        return decode_rgb(encoded)
 
 
 def data_uri(encoded: bytes) -> str:
     """An encoded image as a data URI of its true type; raises CalibrationError."""
-    return f"data:{image_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
+    with _as_calibration():
+        return f"data:{media_type(encoded)};base64,{base64.b64encode(encoded).decode()}"
 
 
-def image_type(encoded: bytes) -> str:
-    """The media type of an encoded image, such as ``image/png``; raises CalibrationError."""
+@contextmanager
+def _as_calibration() -> Iterator[None]:
+    """What the server would refuse is the fault of calibration data here."""
     try:
-        with Image.open(BytesIO(encoded), formats=_FORMATS) as image:
-            return str(Image.MIME[str(image.format)])
-    except _DECODING as err:
-        raise CalibrationError(f"the image does not decode ({type(err).__name__}: {err})") from err
+        yield
+    except InvalidMedia as err:
+        raise CalibrationError(str(err)) from err
 
 
 def _read_lines(path: Path, lines: list[bytes]) -> tuple[list[Item], list[str]]:

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from vtr_vllm.demo import sample
-from vtr_vllm.errors import CalibrationError
-from vtr_vllm.search.calibration import image_type, write_items
+from vtr_vllm.errors import CalibrationError, InvalidMedia
+from vtr_vllm.image_files import decode_rgb, media_type
+from vtr_vllm.search.calibration import write_items
 from vtr_vllm.search.metrics import METRICS, check_metric
 
 CHOICE_INSTRUCTION = "Please select the correct answer from the options above."
@@ -264,8 +265,9 @@ def _find_image(image: str, images: Mapping[str, str]) -> bytes:
 def _write_image(folder: Path, encoded: bytes) -> str:
     """Write an image under a name made from its bytes, and return the name."""
     try:
-        kind = image_type(encoded).partition("/")[2]
-    except CalibrationError as err:
+        decode_rgb(encoded)
+        kind = media_type(encoded).partition("/")[2]
+    except InvalidMedia as err:
         raise CalibrationError("an image that does not decode") from err
     name = f"{sha256(encoded).hexdigest()[:32]}.{kind}"
     folder.mkdir(parents=True, exist_ok=True)
