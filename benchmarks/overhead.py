@@ -34,7 +34,7 @@ from benchmarks.arms import SETTLE_S, threading
 from benchmarks.run import machine, say
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import Shape, make_request, make_shape
-from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
 
 ARMS = ("stock", "engine", "vtr")
 PAIRS = (("vtr", "stock"), ("vtr", "engine"), ("engine", "stock"))

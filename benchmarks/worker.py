@@ -129,7 +129,7 @@ class Worker:
 
         args = dict(setup["engine_args"])
         if setup["arm"] == "vtr":
-            from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
+            from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
 
             args |= {"worker_cls": WORKER_CLS, "scheduler_cls": SCHEDULER_CLS}
         self.shape = setup["shape"]

@@ -325,7 +325,7 @@ class Backlog:
 
 
 class Load(Protocol):
-    """What the engine's statistics say; ``vtr_vllm.engine.load.LOAD``."""
+    """What the engine's statistics say; ``vtr_vllm.engine.frontend.load_logger.LOAD``."""
 
     @property
     def waiting(self) -> int:

@@ -26,11 +26,11 @@ from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
 from server.bodies import ChatRequest, CompletionRequest, ResponsesRequest
 from server.errors import engine_died, error_body
-from vtr_vllm.engine.admission import Admitted, collect, has_admitted
-from vtr_vllm.engine.config import EngineSettings, band_starts, model_geometry
-from vtr_vllm.engine.facts import counters, kv_report, take_trace
-from vtr_vllm.engine.kv_report import KVReport
-from vtr_vllm.engine.load import LOAD
+from vtr_vllm.engine.common.config import EngineSettings, band_starts, model_geometry
+from vtr_vllm.engine.common.kv_report import KVReport
+from vtr_vllm.engine.frontend.admission import Admitted, collect, has_admitted
+from vtr_vllm.engine.frontend.engine_queries import counters, kv_report, take_trace
+from vtr_vllm.engine.frontend.load_logger import LOAD
 from vtr_vllm.errors import RequestError, VTRError
 from vtr_vllm.schedules import ModelGeometry
 

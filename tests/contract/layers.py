@@ -23,6 +23,16 @@ ALLOWED: dict[str, set[str]] = {
     "vtr_vllm": {"errors", "schedules"},
 }
 
+# folder of the engine -> the other folders of it that may be imported. Each runs in a process of its
+# own, so what one imports of another would be loaded where it never runs; files beside the folders
+# (the entry point, set-up) may import all.
+PROCESSES: dict[str, set[str]] = {
+    "common": set(),
+    "frontend": {"common"},
+    "scheduler": {"common"},
+    "worker": {"common"},
+}
+
 # library -> the folders (ending in /) and files that may import it.
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "vllm": (
@@ -52,7 +62,7 @@ WITHOUT_TORCH = (
 
 
 def part_of(path: str) -> str:
-    """Return the part that a file belongs to: `vtr_vllm/engine/model.py` -> `engine`."""
+    """Return the part that a file belongs to: `vtr_vllm/engine/worker/model.py` -> `engine`."""
     parts = PurePosixPath(path).with_suffix("").parts
     if parts[0] != "vtr_vllm":
         return parts[0]
@@ -86,6 +96,22 @@ def upward_imports(files: dict[str, str]) -> list[str]:
                 continue
             if reached not in ALLOWED.get(part, set()):
                 said.append(f"{path}:{found.line} {part} imports {reached} ({found.name})")
+    return said
+
+
+def imports_of_other_processes(files: dict[str, str]) -> list[str]:
+    """Return every import by which one process's folder of the engine reaches another's."""
+    said = []
+    for path, text in files.items():
+        parts = PurePosixPath(path).parts
+        if parts[:2] != ("vtr_vllm", "engine") or len(parts) < 4:
+            continue
+        allowed = {parts[2], *PROCESSES.get(parts[2], set())}
+        for found in imports(path, text):
+            names = found.name.split(".")
+            folder = names[2] if names[:2] == ["vtr_vllm", "engine"] and len(names) > 2 else None
+            if folder is not None and folder not in allowed:
+                said.append(f"{path}:{found.line} {parts[2]} imports {folder} ({found.name})")
     return said
 
 

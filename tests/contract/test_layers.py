@@ -4,12 +4,37 @@ from __future__ import annotations
 
 import pytest
 
-from tests.contract.layers import ALLOWED, misplaced_libraries, part_of, upward_imports
+from tests.contract.layers import (
+    ALLOWED,
+    imports_of_other_processes,
+    misplaced_libraries,
+    part_of,
+    upward_imports,
+)
 from tests.contract.source import code_files
 
 
 def test_imports_go_down_only() -> None:
     assert upward_imports(code_files()) == []
+
+
+def test_a_process_of_the_engine_imports_no_other() -> None:
+    assert imports_of_other_processes(code_files()) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "text", "found"),
+    [
+        ("vtr_vllm/engine/worker/a.py", "from vtr_vllm.engine.scheduler import kv_bands", True),
+        ("vtr_vllm/engine/common/a.py", "import vtr_vllm.engine.worker.model", True),
+        ("vtr_vllm/engine/frontend/a.py", "def f():\n    from ..worker import trace", True),
+        ("vtr_vllm/engine/worker/a.py", "from vtr_vllm.engine.common import config", False),
+        ("vtr_vllm/engine/worker/a.py", "from vtr_vllm.engine.worker import model", False),
+        ("vtr_vllm/engine/register.py", "from vtr_vllm.engine.worker import model", False),
+    ],
+)
+def test_an_import_of_another_process_is_found(path: str, text: str, found: bool) -> None:
+    assert bool(imports_of_other_processes({path: text})) is found
 
 
 def test_libraries_stay_in_their_places() -> None:
@@ -28,11 +53,14 @@ def test_every_file_belongs_to_a_part_with_a_rule() -> None:
         ("vtr_vllm/schedules/cost.py", "from vtr_vllm import reduction"),
         ("vtr_vllm/schedules/cost.py", "from ..reduction import plan"),
         ("vtr_vllm/reduction/plan.py", "def plan():\n    from vtr_vllm.engine import model"),
-        ("vtr_vllm/reduction/plan.py", "if TYPE_CHECKING:\n    import vtr_vllm.engine.model"),
-        ("vtr_vllm/reduction/plan.py", "importlib.import_module('vtr_vllm.engine.model')"),
-        ("vtr_vllm/engine/model.py", "import server.admission"),
-        ("vtr_vllm/engine/model.py", "import vtr_vllm.search"),
-        ("vtr_vllm/engine/model.py", "import vtr_vllm.demo"),
+        (
+            "vtr_vllm/reduction/plan.py",
+            "if TYPE_CHECKING:\n    import vtr_vllm.engine.worker.model",
+        ),
+        ("vtr_vllm/reduction/plan.py", "importlib.import_module('vtr_vllm.engine.worker.model')"),
+        ("vtr_vllm/engine/worker/model.py", "import server.admission"),
+        ("vtr_vllm/engine/worker/model.py", "import vtr_vllm.search"),
+        ("vtr_vllm/engine/worker/model.py", "import vtr_vllm.demo"),
         ("vtr_vllm/demo/train.py", "import vtr_vllm.engine"),
         ("vtr_vllm/search/run.py", "import server"),
         ("server/app.py", "from vtr_vllm.search import run"),
@@ -52,8 +80,14 @@ def test_an_import_upwards_is_found(path: str, text: str) -> None:
             "vtr_vllm/reduction/plan.py",
             "from vtr_vllm import errors\nfrom vtr_vllm.schedules import cost",
         ),
-        ("vtr_vllm/engine/model.py", "from .compat import patch\nfrom ..reduction import plan"),
-        ("server/app.py", "import vtr_vllm.engine.requests\nfrom server.metrics import Metrics"),
+        (
+            "vtr_vllm/engine/worker/model.py",
+            "from .compat import patch\nfrom ..reduction import plan",
+        ),
+        (
+            "server/app.py",
+            "import vtr_vllm.engine.common.request_view\nfrom server.metrics import Metrics",
+        ),
         ("vtr_vllm/cli.py", "def search():\n    from vtr_vllm.search import run"),
     ],
 )

@@ -69,16 +69,18 @@ from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.utils import AttentionGroup
 
-from vtr_vllm.engine import families, kv_report
-from vtr_vllm.engine.kv_bands import BandManager, BandSpec
-from vtr_vllm.engine.load import LoadLogger
-from vtr_vllm.engine.model import ReductionMixin
-from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES, SUPPORTED_DECODERS
-from vtr_vllm.engine.runner_v1 import ReducingRunner
-from vtr_vllm.engine.runner_v2 import ReducingModelState
-from vtr_vllm.engine.scheduler import Scheduler
-from vtr_vllm.engine.tower import ClsReductionMixin
-from vtr_vllm.engine.worker import Runner, Worker
+from vtr_vllm.engine.common.band_spec import BandSpec
+from vtr_vllm.engine.common.kv_report import UTILITY
+from vtr_vllm.engine.common.supported_models import SUPPORTED_ARCHITECTURES, SUPPORTED_DECODERS
+from vtr_vllm.engine.frontend.load_logger import LoadLogger
+from vtr_vllm.engine.scheduler.kv_bands import BandManager
+from vtr_vllm.engine.scheduler.scheduler import Scheduler
+from vtr_vllm.engine.worker import families
+from vtr_vllm.engine.worker.model import ReductionMixin
+from vtr_vllm.engine.worker.runner_v1 import ReducingRunner
+from vtr_vllm.engine.worker.runner_v2 import ReducingModelState
+from vtr_vllm.engine.worker.tower import ClsReductionMixin
+from vtr_vllm.engine.worker.worker import Runner, Worker
 
 WORKER_METHODS = {"vtr_status", "vtr_counters", "vtr_take_trace", "_vtr_reduction"}
 
@@ -335,7 +337,7 @@ def test_methods_that_we_call_take_what_we_give(method: Callable, arguments: lis
 
 def test_an_engine_core_is_asked_by_name() -> None:
     assert "getattr(self, method_name)" in inspect.getsource(EngineCoreProc._handle_client_request)
-    assert kv_report.UTILITY not in inspect.getsource(EngineCore), "ours stands in for vLLM's own"
+    assert UTILITY not in inspect.getsource(EngineCore), "ours stands in for vLLM's own"
 
 
 @pytest.mark.parametrize("architecture", SUPPORTED_ARCHITECTURES)

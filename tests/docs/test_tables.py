@@ -138,7 +138,9 @@ def test_the_architecture_names_every_module() -> None:
         "vtr_vllm/engine",
         "vtr_vllm/search",
     ):
-        modules = {file.stem for file in (ROOT / folder).glob("[a-z]*.py")}
+        # A rank rule is a file of its own; the page names their folder.
+        found = (ROOT / folder).rglob("[a-z]*.py")
+        modules = {file.stem for file in found if file.parent.name != "ranking"}
         assert modules <= named, folder
     server = {file.stem for file in (ROOT / "server").iterdir() if file.stem[0] != "_"}
     assert {f"server/{name}" for name in server} <= named

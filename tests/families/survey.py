@@ -18,7 +18,7 @@ from typing import Literal, TypeVar
 
 from tests.families.reasons import DECODERS, REASONS, SIGNS
 from tests.families.table import FAMILIES
-from vtr_vllm.engine.models import SUPPORTED_DECODERS
+from vtr_vllm.engine.common.supported_models import SUPPORTED_DECODERS
 
 T = TypeVar("T", bound=ast.AST)
 UNPROVEN = "fits by form, not yet proven"

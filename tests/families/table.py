@@ -1,4 +1,4 @@
-"""Every family that is supported. A new one is one entry here and one name in engine/models.py."""
+"""Every family that is supported. A new one is one entry here and one name in engine/common/supported_models.py."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.families import docs
 from tests.families.table import FAMILIES
-from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES, SUPPORTED_DECODERS
+from vtr_vllm.engine.common.supported_models import SUPPORTED_ARCHITECTURES, SUPPORTED_DECODERS
 
 
 def test_the_page_is_what_the_generator_writes() -> None:

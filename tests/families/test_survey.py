@@ -5,7 +5,7 @@ from __future__ import annotations
 from vllm.model_executor.models import registry
 
 from tests.families import reasons, survey
-from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES, SUPPORTED_DECODERS
+from vtr_vllm.engine.common.supported_models import SUPPORTED_ARCHITECTURES, SUPPORTED_DECODERS
 
 
 def test_every_multimodal_architecture_of_vllm_has_a_row() -> None:

@@ -12,7 +12,7 @@ from vllm.engine.arg_utils import EngineArgs
 
 from tests.modes.table import Refused
 from tests.tiny import TinyShape, write_model_files
-from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS, check_vllm_config
+from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, check_vllm_config
 from vtr_vllm.errors import ConfigurationError
 
 

@@ -65,7 +65,7 @@ WORKS: tuple[Works, ...] = (
         "uncompiled",
         "`--enforce-eager`",
         "modes/test_modes.py::test_the_plain_engine_is_stock_vllm_at_full_budget",
-        "reduced requests against the reference: `vtr_vllm/engine/test_decoder.py`",
+        "reduced requests against the reference: `vtr_vllm/engine/worker/test_decoder.py`",
     ),
     Works("torch.compile", "default", _BATCH, "inductor on the CPU", {"enforce_eager": False}),
     Works(
@@ -81,7 +81,7 @@ WORKS: tuple[Works, ...] = (
     Works(
         "prefix caching",
         "default",
-        "vtr_vllm/engine/test_scheduler.py::test_no_wrong_prefix_hit",
+        "vtr_vllm/engine/scheduler/test_scheduler.py::test_no_wrong_prefix_hit",
         "text before the first image is shared",
     ),
     Works(
@@ -100,7 +100,7 @@ WORKS: tuple[Works, ...] = (
     Works(
         "preemption",
         "small KV cache",
-        "vtr_vllm/engine/test_scheduler.py::test_tokens_do_not_depend_on_neighbours_or_preemption",
+        "vtr_vllm/engine/scheduler/test_scheduler.py::test_tokens_do_not_depend_on_neighbours_or_preemption",
     ),
     Works(
         "async scheduling",
@@ -157,7 +157,7 @@ WORKS: tuple[Works, ...] = (
     Works(
         "runner V2",
         "GPU default",
-        "vtr_vllm/engine/test_decoder.py::test_reduced_runs_equal_the_reference",
+        "vtr_vllm/engine/worker/test_decoder.py::test_reduced_runs_equal_the_reference",
         "here through Triton's interpreter: `make test-v2`",
     ),
 )
@@ -276,9 +276,7 @@ REFUSED: tuple[Refused, ...] = (
     ),
 )
 
-_FEATURES = (
-    "vtr_vllm/engine/test_admission.py::test_excluded_features_are_refused_on_reduced_requests_only"
-)
+_FEATURES = "vtr_vllm/engine/frontend/test_admission.py::test_excluded_features_are_refused_on_reduced_requests_only"
 
 REFUSED_REQUESTS: tuple[RefusedRequest, ...] = (
     RefusedRequest("prompt_logprobs", "dropped positions have none", _FEATURES),
@@ -287,22 +285,22 @@ REFUSED_REQUESTS: tuple[RefusedRequest, ...] = (
     RefusedRequest(
         "a prompt that ends with an image",
         "its last position asks and answers, so it must be text",
-        "vtr_vllm/engine/test_admission.py::test_what_is_malformed",
+        "vtr_vllm/engine/frontend/test_admission.py::test_what_is_malformed",
     ),
     RefusedRequest(
         "a range longer than a step",
         "it would wait for ever",
-        "vtr_vllm/engine/test_admission.py::test_a_range_that_fits_no_step",
+        "vtr_vllm/engine/frontend/test_admission.py::test_a_range_that_fits_no_step",
     ),
     RefusedRequest(
         "rank rule `cls` with `--enable-mm-embeds`",
         "no tower sees the image",
-        "vtr_vllm/engine/test_admission.py::test_the_cls_rule_needs_images_that_the_tower_sees",
+        "vtr_vllm/engine/frontend/test_admission.py::test_the_cls_rule_needs_images_that_the_tower_sees",
     ),
     RefusedRequest(
         "another architecture, `--model-impl transformers` among them",
         "its forward pass is not known",
-        "vtr_vllm/engine/test_admission.py::test_an_architecture_that_we_do_not_reduce",
+        "vtr_vllm/engine/frontend/test_admission.py::test_an_architecture_that_we_do_not_reduce",
     ),
 )
 

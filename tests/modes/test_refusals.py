@@ -6,7 +6,7 @@ import pytest
 
 from tests.modes.refusals import config, refusal_of
 from tests.modes.table import REFUSED, Refused
-from vtr_vllm.engine.config import _REFUSED, check_vllm_config
+from vtr_vllm.engine.common.config import _REFUSED, check_vllm_config
 
 
 @pytest.mark.parametrize("line", REFUSED, ids=lambda line: line.name)

@@ -12,7 +12,7 @@ from prometheus_client import REGISTRY
 
 from server import background
 from server.background import Background, poll_engine
-from vtr_vllm.engine.kv_report import KVReport
+from vtr_vllm.engine.common.kv_report import KVReport
 from vtr_vllm.errors import EngineNotReady
 
 

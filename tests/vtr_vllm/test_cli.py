@@ -39,7 +39,7 @@ def test_a_model_gets_the_worker_the_scheduler_and_the_plugin(launched: list[Lau
 
 
 def test_the_classes_are_the_ones_that_the_engine_names() -> None:
-    config = pytest.importorskip("vtr_vllm.engine.config")
+    config = pytest.importorskip("vtr_vllm.engine.common.config")
     assert (WORKER_CLS, SCHEDULER_CLS) == (config.WORKER_CLS, config.SCHEDULER_CLS)
 
 

@@ -1,6 +1,12 @@
 """Every contact with vLLM's inside. vLLM promises no stability here, so each contact has a test.
 
-Where to read first: ``register`` (what the plugin installs), ``scheduler`` and ``kv_bands``
-(the scheduler process), ``model`` (the decoder loop with cuts), ``runner_v1`` and ``runner_v2``
-(thin adapters), ``attention`` (what the adapters share).
+A folder for each of vLLM's processes, and one for what they share:
+
+- ``common``: what a request's plan is, how layers lie in bands, which engines we refuse
+- ``frontend``: the process that takes requests: admission, questions to the engines
+- ``scheduler``: when a request runs, and where its KV is allocated
+- ``worker``: the model: ranks, cuts, attention metadata, CUDA graphs
+
+``register`` is the plugin's entry point in all of them. A process's folder imports itself and
+``common``, never another's.
 """

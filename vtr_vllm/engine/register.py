@@ -1,6 +1,6 @@
 """The ``vllm.general_plugins`` entry point: vLLM calls it in each of its processes."""
 
-from vtr_vllm.engine.compat import check_vllm_version
+from vtr_vllm.engine.common.compat import check_vllm_version
 
 
 def register() -> None:
@@ -9,12 +9,14 @@ def register() -> None:
 
     from vllm import ModelRegistry
 
-    from vtr_vllm.engine import admission, sender_cache
-    from vtr_vllm.engine.kv_bands import register_band_spec
-    from vtr_vllm.engine.models import SUPPORTED_ARCHITECTURES
+    from vtr_vllm.engine.common.supported_models import SUPPORTED_ARCHITECTURES
+    from vtr_vllm.engine.frontend import admission, sender_cache
+    from vtr_vllm.engine.scheduler.kv_bands import register_band_spec
 
     for architecture in SUPPORTED_ARCHITECTURES:
-        ModelRegistry.register_model(architecture, f"vtr_vllm.engine.families:{architecture}")
+        ModelRegistry.register_model(
+            architecture, f"vtr_vllm.engine.worker.families:{architecture}"
+        )
     # The scheduler's process never loads the model, and it must know the spec too.
     register_band_spec()
     admission.install()

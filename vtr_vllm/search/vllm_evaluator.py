@@ -18,8 +18,8 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.engine.admission import collect
-from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.engine.frontend.admission import collect
 from vtr_vllm.errors import EvaluationFailed, VTRError
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry
 from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, EngineOptions, Step, Task, messages

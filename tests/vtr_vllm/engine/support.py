@@ -11,7 +11,7 @@ from PIL import Image
 from vllm import LLM, SamplingParams
 
 from tests.tiny import TinyShape, random_image
-from vtr_vllm.engine.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.schedules import TRACE_KEY, RankRule, to_wire
 
 BLOCK = 32

@@ -1,0 +1,313 @@
+"""Settings, bands and refusals at start-up."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from vllm.config import CompilationMode
+from vllm.v1.core import kv_cache_utils
+
+from vtr_vllm.engine.common.band_spec import BandSpec
+from vtr_vllm.engine.common.config import (
+    SCHEDULER_CLS,
+    WORKER_CLS,
+    EngineSettings,
+    band_starts,
+    check_vllm_config,
+    is_active,
+    model_geometry,
+)
+from vtr_vllm.engine.scheduler.kv_bands import register_band_spec
+from vtr_vllm.errors import ConfigurationError, UnsupportedModel
+
+LAYER_COUNTS = range(1, 65)
+
+
+def possible(layers):
+    """Number of bands -> their first layers, for every number that is not refused."""
+    found = {}
+    for bands in range(1, layers + 1):
+        try:
+            found[bands] = band_starts(layers, bands)
+        except ConfigurationError:
+            continue
+    return found
+
+
+def lengths(starts, layers):
+    return [end - start for start, end in zip(starts, (*starts[1:], layers), strict=True)]
+
+
+@pytest.mark.parametrize("layers", LAYER_COUNTS)
+def test_bands_are_equal_but_for_a_shorter_last(layers):
+    for bands, starts in possible(layers).items():
+        *full, last = lengths(starts, layers)
+        assert len(starts) == bands
+        assert starts[0] == 0
+        assert len({*full}) <= 1
+        assert 0 < last <= max(full, default=last)
+
+
+@pytest.mark.parametrize("layers", LAYER_COUNTS)
+def test_one_band_and_a_band_per_layer_always_work(layers):
+    assert band_starts(layers, 1) == (0,)
+    assert band_starts(layers, layers) == tuple(range(layers))
+
+
+@pytest.mark.parametrize("layers", LAYER_COUNTS)
+def test_the_default_is_about_six(layers):
+    """Within two of it, or as near as these layers allow; one band only for one layer."""
+    starts = band_starts(layers, None)
+    assert starts in possible(layers).values()
+    distance = min(abs(bands - 6) for bands in possible(layers) if bands != 1 or layers == 1)
+    assert abs(len(starts) - 6) <= max(distance, 2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "bands"), [(1, 1), (6, 6), (8, 8), (12, 6), (24, 6), (28, 7), (32, 8), (40, 6)]
+)
+def test_the_default_of_known_models(layers, bands):
+    assert len(band_starts(layers, None)) == bands
+
+
+@pytest.mark.parametrize(("layers", "bands"), [(32, 0), (32, 33), (32, 6), (8, 5), (7, 3)])
+def test_a_refusal_lists_what_works(layers, bands):
+    with pytest.raises(ConfigurationError) as caught:
+        band_starts(layers, bands)
+    assert f"bands is {bands}" in str(caught.value)
+    assert f"{layers} layers" in str(caught.value)
+    assert str(sorted(possible(layers))) in str(caught.value)
+
+
+@pytest.fixture(scope="module")
+def registered():
+    register_band_spec()
+
+
+GROUPING = SimpleNamespace(
+    scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=False),
+    attention_config=None,
+    speculative_config=None,
+    cache_config=SimpleNamespace(
+        get_resolved_kv_cache_layout=lambda: SimpleNamespace(is_block_outermost=False)
+    ),
+)
+
+
+def vllm_groups(starts, layers):
+    """Layer names of each group that vLLM makes of so many layers in these bands."""
+    specs = {}
+    for band, (first, length) in enumerate(zip(starts, lengths(starts, layers), strict=True)):
+        for layer in range(first, first + length):
+            specs[f"layers.{layer}"] = BandSpec(
+                block_size=16,
+                num_kv_heads=2,
+                head_size=16,
+                dtype=torch.float32,
+                band=band,
+                first_layer=first,
+            )
+    groups = kv_cache_utils.get_kv_cache_groups(GROUPING, specs)
+    return [sorted(group.layer_names) for group in groups]
+
+
+@pytest.mark.parametrize("layers", LAYER_COUNTS)
+def test_vllm_makes_one_group_of_each_band(registered, layers):
+    """At most it pads the last one, which costs blocks of no use but no group."""
+    ours = possible(layers).values() if layers in (7, 24, 40) else [band_starts(layers, None)]
+    for starts in ours:
+        ends = (*starts[1:], layers)
+        expected = [
+            sorted(f"layers.{layer}" for layer in range(first, end))
+            for first, end in zip(starts, ends, strict=True)
+        ]
+        assert vllm_groups(starts, layers) == expected
+
+
+def test_vllm_splits_the_bands_that_we_refuse(registered):
+    """32 layers by 6 leave a last band of 2: vLLM would make three groups of each band of 6."""
+    assert len(vllm_groups(tuple(range(0, 32, 6)), 32)) == 5 * 3 + 1
+
+
+def with_additional(given):
+    return SimpleNamespace(additional_config=given)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (None, EngineSettings()),
+        ({}, EngineSettings()),
+        ({"somebody": {"else": 1}}, EngineSettings()),
+        ({"vtr": {}}, EngineSettings()),
+        ({"vtr": {"bands": 4}}, EngineSettings(bands=4)),
+        ({"vtr": {"bands": None, "schedules": "here"}}, EngineSettings(schedules="here")),
+        ({"vtr": {"settings": "s.toml"}}, EngineSettings(settings="s.toml")),
+    ],
+)
+def test_settings(given, expected):
+    assert EngineSettings.of(with_additional(given)) == expected
+
+
+@pytest.mark.parametrize(
+    ("vtr", "said"),
+    [
+        ({"band": 4}, "unknown keys ['band']; allowed are ['bands', 'schedules', 'settings']"),
+        ({"bands": 4, "x": 1, "a": 1}, "unknown keys ['a', 'x']"),
+        ({"bands": "4"}, "bands is '4'"),
+        ({"bands": 4.0}, "bands is 4.0"),
+        ({"bands": True}, "bands is True"),
+        ({"bands": 0}, "bands is 0"),
+        ({"bands": -1}, "bands is -1"),
+        ({"schedules": 4}, "schedules is 4"),
+        ({"settings": ["s.toml"]}, "settings is ['s.toml']"),
+        ([], "vtr is []"),
+        ("bands=4", "vtr is 'bands=4'"),
+        (None, "vtr is None"),
+    ],
+)
+def test_wrong_settings_are_refused(vtr, said):
+    with pytest.raises(ConfigurationError) as caught:
+        EngineSettings.of(with_additional({"vtr": vtr}))
+    assert said in str(caught.value)
+
+
+def config():
+    return SimpleNamespace(
+        parallel_config=SimpleNamespace(
+            pipeline_parallel_size=1,
+            decode_context_parallel_size=1,
+            prefill_context_parallel_size=1,
+            use_ubatching=False,
+            data_parallel_size=1,
+            worker_cls=WORKER_CLS,
+        ),
+        speculative_config=None,
+        kv_transfer_config=None,
+        ec_transfer_config=None,
+        aux_output_config=SimpleNamespace(enabled=False),
+        model_config=SimpleNamespace(
+            is_encoder_decoder=False,
+            is_moe=False,
+            enable_sleep_mode=False,
+            multimodal_config=SimpleNamespace(video_pruning_rate=None, mm_encoder_only=False),
+        ),
+        cache_config=SimpleNamespace(
+            cache_dtype="auto", kv_cache_dtype_skip_layers=[], kv_sharing_fast_prefill=False
+        ),
+        scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=None),
+        compilation_config=SimpleNamespace(mode=CompilationMode.VLLM_COMPILE),
+    )
+
+
+def test_an_ordinary_configuration_passes():
+    check_vllm_config(config())
+    for dtype in ("bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2"):
+        stored = config()
+        stored.cache_config.cache_dtype = dtype
+        check_vllm_config(stored)
+    without_images = config()
+    without_images.model_config.multimodal_config = None
+    check_vllm_config(without_images)
+
+
+def test_engines_side_by_side_share_experts_only_where_there_are_any():
+    changed = config()
+    changed.parallel_config.data_parallel_size = 2
+    check_vllm_config(changed)
+    changed.model_config.is_moe = True
+    with pytest.raises(ConfigurationError, match="data parallelism of a mixture-of-experts model"):
+        check_vllm_config(changed)
+    changed.parallel_config.data_parallel_size = 1
+    check_vllm_config(changed)
+
+
+UNSUPPORTED = {
+    "pipeline parallelism": ("parallel_config.pipeline_parallel_size", 2),
+    "decode context parallelism": ("parallel_config.decode_context_parallel_size", 2),
+    "prefill context parallelism": ("parallel_config.prefill_context_parallel_size", 2),
+    "micro-batching": ("parallel_config.use_ubatching", True),
+    "speculative decoding": ("speculative_config", object()),
+    "encoder-decoder": ("model_config.is_encoder_decoder", True),
+    "KV connectors": ("kv_transfer_config", object()),
+    "disaggregated encoder": ("ec_transfer_config", object()),
+    "mm-encoder-only": ("model_config.multimodal_config.mm_encoder_only", True),
+    "pruning of video tokens": ("model_config.multimodal_config.video_pruning_rate", 0.5),
+    "KV cache of this type": ("cache_config.cache_dtype", "int8_per_token_head"),
+    "kv-cache-dtype-skip-layers": ("cache_config.kv_cache_dtype_skip_layers", ["0"]),
+    "kv-sharing-fast-prefill": ("cache_config.kv_sharing_fast_prefill", True),
+    "STOCK_TORCH_COMPILE": ("compilation_config.mode", CompilationMode.STOCK_TORCH_COMPILE),
+    "enable-return-routed-experts": ("aux_output_config.enabled", True),
+    "sleep mode": ("model_config.enable_sleep_mode", True),
+    "disable-hybrid-kv-cache-manager": ("scheduler_config.disable_hybrid_kv_cache_manager", True),
+}
+
+
+def set_at(target, path, value):
+    *parents, name = path.split(".")
+    for parent in parents:
+        target = getattr(target, parent)
+    assert hasattr(target, name)
+    setattr(target, name, value)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_each_unsupported_feature_is_refused_by_name(name):
+    changed = config()
+    set_at(changed, *UNSUPPORTED[name])
+    with pytest.raises(ConfigurationError) as caught:
+        check_vllm_config(changed)
+    assert name in str(caught.value)
+    assert not any(other in str(caught.value) for other in UNSUPPORTED if other != name)
+
+
+@pytest.mark.parametrize("worker", ["auto", "vllm.v1.worker.gpu_worker.Worker"])
+def test_our_scheduler_without_our_worker_is_refused(worker):
+    changed = config()
+    changed.parallel_config.worker_cls = worker
+    with pytest.raises(ConfigurationError) as caught:
+        check_vllm_config(changed)
+    assert f"--worker-cls is {worker}" in str(caught.value)
+    assert f"add --worker-cls {WORKER_CLS}" in str(caught.value)
+
+
+def test_all_of_them_are_named_at_once():
+    changed = config()
+    for path, value in UNSUPPORTED.values():
+        set_at(changed, path, value)
+    with pytest.raises(ConfigurationError) as caught:
+        check_vllm_config(changed)
+    assert all(name in str(caught.value) for name in UNSUPPORTED)
+
+
+def active(scheduler_cls):
+    return is_active(SimpleNamespace(scheduler_config=SimpleNamespace(scheduler_cls=scheduler_cls)))
+
+
+def test_active_with_our_scheduler_only():
+    ours = type("Scheduler", (), {"__module__": "vtr_vllm.engine.scheduler.scheduler"})
+    assert active(SCHEDULER_CLS)
+    assert active(ours)
+    assert not active(None)
+    assert not active("vllm.v1.core.sched.scheduler.Scheduler")
+    assert not active(type("Scheduler", (), {}))
+
+
+def test_geometry_comes_from_the_text_configuration():
+    text = {
+        "num_hidden_layers": 12,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+
+    def of(given):
+        text_config = SimpleNamespace(to_dict=lambda: given)
+        return model_geometry(
+            SimpleNamespace(model_config=SimpleNamespace(hf_text_config=text_config))
+        )
+
+    assert (of(text).layers, of(text).kv_heads, of(text).head_dim) == (12, 2, 16)
+    with pytest.raises(UnsupportedModel, match="num_hidden_layers"):
+        of({"hidden_size": 64})

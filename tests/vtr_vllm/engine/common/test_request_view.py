@@ -1,0 +1,107 @@
+"""vLLM's view of a request read as ours."""
+
+import pytest
+import torch
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+from vtr_vllm.engine.common.request_view import in_prompt_order, read_request, vision_span
+from vtr_vllm.errors import RequestError, UnsupportedRequest
+
+ASKED = {"vtr_keep": [1.0, 1.0, 0.5, 0.25], "vtr_rules": ["last", "previous"]}
+PROMPT = list(range(100, 112))
+
+
+def image(offset, length, is_embed=None):
+    mask = None if is_embed is None else torch.tensor(is_embed, dtype=torch.bool)
+    return MultiModalFeatureSpec(
+        data=None,
+        modality="image",
+        identifier=f"image at {offset}",
+        mm_position=PlaceholderRange(offset, length, mask),
+    )
+
+
+def test_spans_follow_the_masks_and_the_prompt():
+    features = [
+        image(20, 5, [0, 1, 1, 0, 1]),  # rows of patches with a separator token between them
+        image(3, 2),
+        image(8, 4, [1, 1, 1, 1]),
+    ]
+    spans = [vision_span(feature) for feature in in_prompt_order(features)]
+    assert [span.tolist() for span in spans] == [[3, 4], [8, 9, 10, 11], [21, 22, 24]]
+    assert {str(span.dtype) for span in spans} == {"int64"}
+
+
+def test_a_reduced_request():
+    features = [image(7, 3, [1, 0, 1]), image(2, 2)]
+    request = read_request(ASKED, features, PROMPT, 4)
+    assert request.vision.tolist() == [2, 3, 7, 9]
+    assert request.image_of.tolist() == [0, 0, 1, 1]
+    assert request.prompt_len == 12
+    assert request.plan.counts == (4, 4, 2, 1)
+    assert request.trace is None
+    assert read_request(ASKED | {"vtr_trace": "t"}, features, PROMPT, 4).trace == "t"
+    assert [str(rule) for rule in request.plan.rules] == ["last", "previous"]
+    assert request.per_image_floor == 0.0
+    fair = read_request(ASKED | {"vtr_floor": 1}, features, PROMPT, 4)
+    assert (fair.per_image_floor, fair.floors(2)) == (1.0, (1, 1))
+
+
+@pytest.mark.parametrize(
+    ("extra_args", "features", "prompt"),
+    [
+        (None, [image(2, 4)], PROMPT),
+        ({}, [image(2, 4)], PROMPT),
+        ({"somebody_else": 1}, [image(2, 4)], PROMPT),
+        (ASKED, None, PROMPT),
+        (ASKED, [], PROMPT),
+        (ASKED, [image(2, 4)], None),
+        ({"vtr_keep": [1.0] * 4, "vtr_rules": []}, [image(2, 4)], PROMPT),
+        (ASKED, [image(2, 2, [0, 0])], PROMPT),
+        ({"vtr_keep": [1, 1, 0.99, 0.99], "vtr_rules": ["last"]}, [image(2, 4)], PROMPT),
+    ],
+    ids=[
+        "no extra_args",
+        "empty",
+        "other keys",
+        "text only",
+        "no images",
+        "prompt embeddings",
+        "keeps all",
+        "no vision tokens",
+        "rounds to all",
+    ],
+)
+def test_what_runs_unreduced(extra_args, features, prompt):
+    assert read_request(extra_args, features, prompt, 4) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"vtr_keep": [1.0] * 5}, "4 layers"),
+        ({"vtr_keep": [1.0, 1.0, 0.25, 0.5]}, "never rise"),
+        ({"vtr_keep": "0.5"}, "must be a list"),
+        ({"vtr_rules": ["lust", "previous"]}, "lust"),
+        ({"vtr_rules": ["last"]}, "1 rank rules for 2 cuts"),
+        ({"vtr_budget": 0.5}, "vtr_budget"),
+        ({"vtr_trace": ""}, "vtr_trace"),
+        ({"vtr_floor": 2}, "vtr_floor"),
+    ],
+)
+def test_what_is_malformed_is_refused_with_images_and_without(change, said):
+    for features in ([image(2, 4)], None):
+        with pytest.raises(RequestError, match=said):
+            read_request(ASKED | change, features, PROMPT, 4)
+
+
+def test_half_of_the_pair_is_refused():
+    with pytest.raises(RequestError, match="no vtr_rules"):
+        read_request({"vtr_keep": ASKED["vtr_keep"]}, [image(2, 4)], PROMPT, 4)
+
+
+def test_an_image_at_the_very_end_is_refused():
+    with pytest.raises(UnsupportedRequest, match="ends with a vision token"):
+        read_request(ASKED, [image(8, 4)], PROMPT, 4)
+    # The last placeholder is no vision token: there is text to ask with.
+    assert read_request(ASKED, [image(7, 5, [1, 1, 1, 1, 0])], PROMPT, 4) is not None

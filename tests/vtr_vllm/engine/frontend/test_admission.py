@@ -1,0 +1,298 @@
+"""What is refused before it reaches the engine, and what is collected on the way."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+import torch
+from vllm import SamplingParams
+from vllm.lora.request import LoRARequest
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.input_processor import InputProcessor
+
+from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.engine.frontend.admission import Admitted, admit, collect, has_admitted, install
+from vtr_vllm.engine.frontend.image_tokens import ImageTokens
+from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
+from vtr_vllm.schedules import RankRule, make_plan
+
+KEEP = [1.0, 1.0, 0.5, 0.25]
+ASKED = {"vtr_keep": KEEP, "vtr_rules": ["last", "previous"]}
+PLAN = make_plan(KEEP, [RankRule("last"), RankRule("previous")], 4)
+
+
+class TextConfig:
+    def to_dict(self):
+        return {
+            "num_hidden_layers": 4,
+            "hidden_size": 8,
+            "intermediate_size": 16,
+            "num_attention_heads": 2,
+        }
+
+
+def config(tower="clip_vision_model", enable_mm_embeds=False, **scheduler):
+    limits = {
+        "scheduler_cls": SCHEDULER_CLS,
+        "max_num_batched_tokens": 64,
+        "max_num_scheduled_tokens": None,
+        "max_num_seqs": 8,
+        "long_prefill_token_threshold": 0,
+    }
+    vision = SimpleNamespace(model_type=tower, image_size=14, patch_size=7) if tower else None
+    return SimpleNamespace(
+        scheduler_config=SimpleNamespace(**(limits | scheduler)),
+        model_config=SimpleNamespace(
+            architecture="LlavaForConditionalGeneration",
+            hf_text_config=TextConfig(),
+            hf_config=SimpleNamespace(vision_config=vision),
+            multimodal_config=SimpleNamespace(enable_mm_embeds=enable_mm_embeds),
+        ),
+    )
+
+
+def request(extra_args=ASKED, images=((2, 4),), prompt_len=10, name="r", params=(), **changes):
+    features = [
+        MultiModalFeatureSpec(None, "image", str(offset), PlaceholderRange(offset, length))
+        for offset, length in images
+    ]
+    given = {
+        "request_id": name,
+        "prompt_token_ids": list(range(prompt_len)),
+        "mm_features": features or None,
+        "sampling_params": SamplingParams(extra_args=extra_args, **dict(params)),
+        "pooling_params": None,
+        "arrival_time": 0.0,
+        "lora_request": None,
+        "cache_salt": None,
+        "data_parallel_rank": None,
+    }
+    return EngineCoreRequest(**(given | changes))
+
+
+def test_a_reduced_request_is_admitted_with_its_plan():
+    images = (ImageTokens(0, 4, (2, 2)),)
+    assert admit(request(), config()) == Admitted("r", PLAN, n_vision=4, n_text=6, images=images)
+
+
+@pytest.mark.parametrize(
+    "unreduced",
+    [
+        request(None),
+        request({"somebody_else": 1}),
+        request({"vtr_keep": [1.0] * 4, "vtr_rules": []}),
+        request({"vtr_trace": "t"}),
+    ],
+)
+def test_requests_that_keep_all_are_admitted_without_a_plan(unreduced):
+    images = (ImageTokens(0, 4, (2, 2)),)
+    assert admit(unreduced, config()) == Admitted("r", None, n_vision=4, n_text=6, images=images)
+
+
+def test_text_and_pooling_requests():
+    assert admit(request(images=()), config()) == Admitted("r", None, 0, 10)
+    pooling = request(sampling_params=None)
+    assert admit(pooling, config()) == Admitted("r", None, 4, 6, (ImageTokens(0, 4, (2, 2)),))
+    embedded = request(None, images=(), prompt_token_ids=None, prompt_embeds=torch.zeros(3, 8))
+    assert admit(embedded, config()) == Admitted("r", None, 0, 0)
+
+
+EXCLUDED = [
+    ("prompt_logprobs", {"params": {"prompt_logprobs": 0}}),
+    ("prompt embeddings", {"prompt_embeds": torch.zeros(10, 8)}),
+    ("streaming input", {"resumable": True}),
+]
+
+
+@pytest.mark.parametrize(("feature", "changes"), EXCLUDED, ids=[name for name, _ in EXCLUDED])
+def test_excluded_features_are_refused_on_reduced_requests_only(feature, changes):
+    with pytest.raises(UnsupportedRequest, match=f"^{feature} does not work on a reduced request"):
+        admit(request(**changes), config())
+    assert admit(request(None, **changes), config()).plan is None
+    full = {"vtr_keep": [1.0] * 4, "vtr_rules": []}
+    assert admit(request(full, **changes), config()).plan is None
+
+
+def test_a_reduced_request_may_have_an_adapter():
+    adapted = request(lora_request=LoRARequest("some-lora", 1, "some-folder"))
+    assert admit(adapted, config()).plan == PLAN
+
+
+def test_an_engine_that_was_not_started_for_reduction():
+    stock = config(scheduler_cls=None)
+    with pytest.raises(UnsupportedRequest) as caught:
+        admit(request(), stock)
+    assert f"--scheduler-cls {SCHEDULER_CLS}" in str(caught.value)
+    assert f"--worker-cls {WORKER_CLS}" in str(caught.value)
+    # A misspelt key must not run at full cost in silence there either.
+    with pytest.raises(UnsupportedRequest):
+        admit(request({"vtr_kep": KEEP}), stock)
+    assert admit(request(None), stock).plan is None
+
+
+def test_an_architecture_that_we_do_not_reduce():
+    other = config()
+    other.model_config.architecture = "PixtralForConditionalGeneration"
+    with pytest.raises(UnsupportedRequest) as caught:
+        admit(request(), other)
+    assert "PixtralForConditionalGeneration" in str(caught.value)
+    assert "LlavaForConditionalGeneration" in str(caught.value)
+    assert admit(request(None), other).plan is None
+
+
+def test_what_is_malformed():
+    with pytest.raises(RequestError, match="vtr_kep"):
+        admit(request(ASKED | {"vtr_kep": 1}), config())
+    with pytest.raises(RequestError, match="4 layers"):
+        admit(request(ASKED | {"vtr_keep": [0.5]}), config())
+    with pytest.raises(UnsupportedRequest, match="ends with a vision token"):
+        admit(request(images=((6, 4),)), config())
+
+
+CLS = {"vtr_keep": KEEP, "vtr_rules": ["cls", "previous"]}
+
+
+def test_the_cls_rule_needs_a_tower_with_a_cls_token():
+    assert admit(request(CLS), config()).plan.rules[0] == RankRule("cls")
+    for tower in ("siglip_vision_model", None):
+        with pytest.raises(UnsupportedRequest, match=f"with {tower}"):
+            admit(request(CLS), config(tower=tower))
+    assert admit(request(), config(tower="siglip_vision_model")).plan == PLAN
+
+
+def test_the_cls_rule_needs_images_that_the_tower_sees():
+    with pytest.raises(UnsupportedRequest, match="--enable-mm-embeds"):
+        admit(request(CLS), config(enable_mm_embeds=True))
+    assert admit(request(), config(enable_mm_embeds=True)).plan == PLAN
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit", "name"),
+    [
+        ({}, 57, "max_num_batched_tokens - max_num_seqs + 1"),
+        ({"max_num_seqs": 1}, 64, "max_num_batched_tokens - max_num_seqs + 1"),
+        ({"long_prefill_token_threshold": 20}, 20, "long_prefill_token_threshold"),
+        ({"long_prefill_token_threshold": 60}, 57, "max_num_batched_tokens - max_num_seqs + 1"),
+    ],
+)
+def test_a_range_that_fits_no_step(limits, limit, name):
+    """Only the range counts: 5 words before the image may run in a step of their own."""
+    fits = request(images=((5, 4),), prompt_len=5 + limit)
+    assert admit(fits, config(**limits)).plan == PLAN
+    with pytest.raises(PromptTooLong) as caught:
+        admit(request(images=((5, 4),), prompt_len=6 + limit), config(**limits))
+    assert f"has {limit + 1} tokens from its first vision token" in str(caught.value)
+    assert f"at most {limit} ({name})" in str(caught.value)
+    assert admit(request(None, images=((5, 4),), prompt_len=900), config(**limits)).plan is None
+
+
+@pytest.fixture
+def processor(monkeypatch):
+    """vLLM's input processor, wrapped; what it makes of a prompt is the prompt itself."""
+
+    def process_inputs(self, request_id, prompt, params=None):
+        return prompt
+
+    monkeypatch.setattr(InputProcessor, "process_inputs", process_inputs)
+    install()
+    made = InputProcessor.__new__(InputProcessor)
+    made.vllm_config = config()
+    made.renderer = SimpleNamespace(mm_processor_cache=None)  # as for a model without images
+    return made
+
+
+def test_installing_twice_wraps_once(processor):
+    wrapped = InputProcessor.process_inputs
+    install()
+    assert InputProcessor.process_inputs is wrapped
+    assert wrapped.__wrapped__.__name__ == "process_inputs"
+    assert not hasattr(wrapped.__wrapped__, "vtr_admission")
+
+
+def test_the_wrapped_processor_passes_on_and_refuses(processor):
+    plain = request(None)
+    assert processor.process_inputs("r", prompt=plain) is plain
+    with pytest.raises(PromptTooLong):
+        processor.process_inputs("r", request(prompt_len=900))
+
+
+def test_collected_inside_the_context_only(processor):
+    processor.process_inputs("0", request(name="0"))
+    with collect() as outer:
+        processor.process_inputs("1", request(name="1"))
+        with collect() as inner:
+            processor.process_inputs("2", request(None, name="2"))
+        processor.process_inputs("3", request(name="3"))
+        with pytest.raises(UnsupportedRequest):
+            processor.process_inputs("4", request(name="4", resumable=True))
+    processor.process_inputs("5", request(name="5"))
+    assert [one.request_id for one in outer] == ["1", "3"]
+    assert [(one.request_id, one.plan) for one in inner] == [("2", None)]
+
+
+def test_the_schedule_is_decided_by_the_length_of_the_prompt(processor):
+    """What the caller put into extra_args stays; the plan is of what was decided."""
+    seen = []
+
+    def decide(n_vision, n_text):
+        seen.append((n_vision, n_text))
+        return ASKED if n_vision else {}
+
+    picture, words = request({"somebody_else": 1}, name="0"), request(None, images=(), name="1")
+    with collect(decide) as admitted:
+        processor.process_inputs("0", picture)
+        processor.process_inputs("1", words)
+    assert seen == [(4, 6), (0, 10)]
+    assert [one.plan for one in admitted] == [PLAN, None]
+    assert picture.sampling_params.extra_args == {"somebody_else": 1} | ASKED
+    assert words.sampling_params.extra_args == {}
+
+
+def test_each_prompt_is_noted_once_it_is_admitted(processor):
+    noted = []
+    with collect(lambda *_: ASKED, noted.append) as admitted:
+        processor.process_inputs("0", request(None, name="0"))
+        assert noted == admitted
+        with pytest.raises(UnsupportedRequest):
+            processor.process_inputs("1", request(None, name="1", resumable=True))
+    assert [one.request_id for one in noted] == ["0"]
+
+
+def test_what_the_decision_refuses_is_not_admitted(processor):
+    def decide(n_vision, n_text):
+        raise RequestError(f"{n_vision} and {n_text}")
+
+    with collect(decide) as admitted, pytest.raises(RequestError, match="4 and 6"):
+        processor.process_inputs("0", request(None, name="0"))
+    assert admitted == []
+    assert not has_admitted()
+
+
+def test_a_pooling_prompt_has_nothing_to_decide(processor):
+    with collect(lambda *_: ASKED) as admitted:
+        processor.process_inputs("0", request(name="0", sampling_params=None))
+        assert has_admitted()
+    assert admitted[0].plan is None
+
+
+def test_tasks_collect_for_whoever_started_them(processor):
+    async def submit(name):
+        await asyncio.sleep(0)
+        processor.process_inputs(name, request(name=name))
+
+    async def handler(prefix):
+        with collect() as admitted:
+            tasks = [asyncio.create_task(submit(f"{prefix}{i}")) for i in range(3)]
+            await asyncio.gather(*tasks)
+        return sorted(one.request_id for one in admitted)
+
+    async def server():
+        return await asyncio.gather(handler("a"), handler("b"), submit("nobody's"))
+
+    assert asyncio.run(server()) == [["a0", "a1", "a2"], ["b0", "b1", "b2"], None]
+
+
+def test_max_num_scheduled_tokens_limits_a_step_too():
+    with pytest.raises(PromptTooLong, match="max_num_scheduled_tokens"):
+        admit(request(images=((5, 4),), prompt_len=40), config(max_num_scheduled_tokens=20))

@@ -1,0 +1,140 @@
+"""Bands as KV-cache specs, and what their managers allocate."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+
+from vtr_vllm.engine.common.band_spec import BandSpec, put_into_band
+from vtr_vllm.engine.scheduler.kv_bands import BandManager, register_band_spec
+from vtr_vllm.errors import UnsupportedModel
+from vtr_vllm.reduction.request import reduced_request
+from vtr_vllm.schedules import RankRule, make_plan
+
+SIZES = {"block_size": 4, "num_kv_heads": 2, "head_size": 16, "dtype": torch.float32}
+
+
+def spec(band, first_layer=None, **changes):
+    first_layer = 2 * band if first_layer is None else first_layer
+    return BandSpec(**(SIZES | changes), band=band, first_layer=first_layer)
+
+
+def test_a_band_merges_with_itself():
+    assert BandSpec.merge([spec(1), spec(1)]) == spec(1)
+
+
+@pytest.mark.parametrize("other", [spec(2), spec(1, head_size=32), FullAttentionSpec(**SIZES)])
+def test_nothing_else_merges_into_a_band(other):
+    # AssertionError is how vLLM hears that layers do not belong together.
+    for specs in ([spec(1), other], [spec(1), spec(1), other]):
+        with pytest.raises(AssertionError):
+            BandSpec.merge(specs)
+
+
+def test_a_band_is_uniform_only_with_itself():
+    assert spec(1).is_uniform_with_collection({"a": spec(1), "b": spec(1)})
+    assert not spec(1).is_uniform_with_collection({"a": spec(1), "b": spec(2)})
+    assert not spec(1).is_uniform_with_collection({"a": FullAttentionSpec(**SIZES)})
+
+
+def test_registration_can_be_repeated():
+    for _ in range(2):
+        register_band_spec()
+        assert KVCacheSpecRegistry.get_manager_class(spec(0)) is BandManager
+        assert KVCacheSpecRegistry.get_uniform_type_base_spec(spec(0)) is BandSpec
+    stock = FullAttentionSpec(**SIZES)
+    assert KVCacheSpecRegistry.get_manager_class(stock) is FullAttentionManager
+
+
+def layer(stock):
+    return SimpleNamespace(layer_name="decoder.7", get_kv_cache_spec=lambda config: stock)
+
+
+def test_a_layer_put_into_a_band_keeps_everything_else():
+    attention = layer(FullAttentionSpec(**SIZES, head_size_v=8, page_size_padded=4096))
+    put_into_band(attention, 3, 6)
+    expected = spec(3, 6, head_size_v=8, page_size_padded=4096)
+    assert attention.get_kv_cache_spec(None) == expected
+    assert attention.get_kv_cache_spec(None).page_size_bytes == 4096
+
+
+@pytest.mark.parametrize("stock", [SlidingWindowSpec(**SIZES, sliding_window=8), None])
+def test_a_layer_without_full_attention_is_refused_by_name(stock):
+    attention = layer(stock)
+    put_into_band(attention, 0, 0)
+    with pytest.raises(UnsupportedModel, match="decoder.7 has the KV-cache spec"):
+        attention.get_kv_cache_spec(None)
+
+
+# 6 words, 10 vision tokens, 4 words; bands begin at layers 0, 2, 4 and keep 10, 5, 1.
+PLAN = make_plan([1, 1, 0.5, 0.5, 0.1, 0], [RankRule("last")] * 3, 10)
+REQUEST = reduced_request(PLAN, [np.arange(6, 16)], list(range(20)))
+
+
+def manager(band, blocks=64):
+    pool = BlockPool(blocks, enable_caching=True, hash_block_size=4)
+    made = BandManager(
+        spec(band),
+        block_pool=pool,
+        enable_caching=True,
+        kv_cache_group_id=band,
+        scheduler_block_size=4,
+    )
+    made.bind({"reduced": REQUEST})
+    return made
+
+
+@pytest.mark.parametrize(("band", "stored"), [(0, 20), (1, 15), (2, 11)])
+def test_stored_tokens_follow_the_first_layer_of_the_band(band, stored):
+    made = manager(band)
+    assert made.stored_tokens("reduced", 20) == stored
+    assert made.stored_tokens("reduced", 29) == stored + 9
+    assert made.stored_tokens("reduced", 6) == 6
+    assert made.stored_tokens("another", 20) == 20
+
+
+@pytest.mark.parametrize(("band", "stored"), [(0, 20), (1, 15), (2, 11)])
+def test_blocks_are_counted_and_given_for_what_is_stored(band, stored):
+    made = manager(band)
+    expected = -(-stored // 4)
+    counted = made.get_num_blocks_to_allocate(
+        "reduced", 20, [], 0, 0, 20, apply_admission_cap=False, prefill_end=20
+    )
+    assert counted == expected
+    assert len(made.allocate_new_blocks("reduced", 20, 20)) == expected
+    room = 4 * expected - stored
+    assert made.allocate_new_blocks("reduced", 20 + room, 20 + room) == []
+    assert len(made.allocate_new_blocks("reduced", 21 + room, 21 + room)) == 1
+    assert len(made.allocate_new_blocks("another", 20, 20)) == 5
+
+
+def test_a_request_that_is_bound_later_is_seen():
+    table = {}
+    made = manager(1)
+    made.bind(table)
+    assert made.stored_tokens("reduced", 20) == 20
+    table["reduced"] = REQUEST
+    assert made.stored_tokens("reduced", 20) == 15
+
+
+def test_nothing_behind_the_first_vision_token_is_cached(monkeypatch):
+    cached = []
+
+    def cache_blocks(self, request, num_tokens, retention_interval=None, *, replay_boundaries):
+        cached.append((num_tokens, retention_interval, replay_boundaries))
+
+    monkeypatch.setattr(FullAttentionManager, "cache_blocks", cache_blocks)
+    made = manager(0)  # keeps every token, and still: its KV may follow another question
+    for request_id, num_tokens in (("reduced", 20), ("reduced", 3), ("another", 20)):
+        made.cache_blocks(
+            SimpleNamespace(request_id=request_id),
+            num_tokens,
+            retention_interval=7,
+            replay_boundaries=(1,),
+        )
+    assert cached == [(6, 7, (1,)), (3, 7, (1,)), (20, 7, (1,))]

@@ -1,0 +1,1 @@
+"""What all of vLLM's processes must agree on."""

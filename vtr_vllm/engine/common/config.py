@@ -1,0 +1,170 @@
+"""Our settings inside vLLM's configuration, and the combinations that we refuse at start-up."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from vllm.config import CompilationMode, VllmConfig
+from vllm.utils.torch_utils import is_quantized_kv_cache
+
+from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.schedules import ModelGeometry
+
+WORKER_CLS = "vtr_vllm.engine.worker.Worker"
+SCHEDULER_CLS = "vtr_vllm.engine.scheduler.Scheduler"
+
+FP8_DTYPES = ("fp8", "fp8_e4m3", "fp8_e5m2")
+"""Values of --kv-cache-dtype that store a key as rounded numbers, with a scale a layer or a head."""
+
+_PREFERRED_BANDS = (6, 7, 8, 5, 4, 9, 10, 3, 2)
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """``--additional-config '{"vtr": {...}}'``; unknown keys are refused."""
+
+    bands: int | None = None
+    """Number of KV-cache groups that the decoder layers are split into; None picks about six.
+    More bands free memory closer to the schedule; each costs its own metadata at every step."""
+    schedules: str | None = None
+    """Folder of schedule files that the server offers."""
+    settings: str | None = None
+    """The server's settings file; the engine has no use for it."""
+
+    @classmethod
+    def of(cls, vllm_config: VllmConfig) -> "EngineSettings":
+        given = (vllm_config.additional_config or {}).get("vtr", {})
+        if not isinstance(given, Mapping):
+            raise ConfigurationError(f"additional-config vtr is {given!r}; it must be an object")
+        unknown = set(given) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ConfigurationError(
+                f"additional-config vtr has the unknown keys {sorted(unknown)}; allowed are"
+                f" {sorted(cls.__dataclass_fields__)}"
+            )
+        settings = cls(**given)
+        if settings.bands is not None and (
+            not isinstance(settings.bands, int)
+            or isinstance(settings.bands, bool)
+            or settings.bands < 1
+        ):
+            raise ConfigurationError(
+                f"additional-config vtr bands is {settings.bands!r}; it must be a whole number"
+                " from 1 to the number of layers"
+            )
+        for name in ("schedules", "settings"):
+            path = getattr(settings, name)
+            if path is not None and not isinstance(path, str):
+                raise ConfigurationError(
+                    f"additional-config vtr {name} is {path!r}; it must be a path"
+                )
+        return settings
+
+
+def model_geometry(vllm_config: VllmConfig) -> ModelGeometry:
+    """The language model's geometry, from its Hugging Face text configuration."""
+    return ModelGeometry.from_config(vllm_config.model_config.hf_text_config.to_dict())
+
+
+def band_starts(num_layers: int, bands: int | None) -> tuple[int, ...]:
+    """First layer of each band: equal bands, of which only the last may be shorter.
+
+    vLLM pads KV-cache groups to the size of the largest as long as the smallest is more than two
+    thirds of it (``_get_kv_cache_groups_uniform_page_size``), and splits them otherwise; so a
+    shorter last band must stay above that. Raises ConfigurationError with the counts that work.
+    """
+    possible = {
+        len(starts): starts
+        for size in range(1, num_layers + 1)
+        if _fits(num_layers, starts := tuple(range(0, num_layers, size)), size)
+    }
+    if bands is not None:
+        if bands not in possible:
+            raise ConfigurationError(
+                f"additional-config vtr bands is {bands}, and {num_layers} layers can be split"
+                f" into {sorted(possible)} bands"
+            )
+        return possible[bands]
+    return next(possible[n] for n in (*_PREFERRED_BANDS, 1, num_layers) if n in possible)
+
+
+def _fits(num_layers: int, starts: tuple[int, ...], size: int) -> bool:
+    last = num_layers - starts[-1]
+    return size < 1.5 * last
+
+
+def _has_quantised_kv(config: VllmConfig) -> bool:
+    dtype = config.cache_config.cache_dtype
+    return is_quantized_kv_cache(dtype) and dtype not in FP8_DTYPES
+
+
+def _prunes_video(config: VllmConfig) -> bool:
+    multimodal = config.model_config.multimodal_config
+    return multimodal is not None and bool(multimodal.video_pruning_rate)
+
+
+def _encodes_only(config: VllmConfig) -> bool:
+    multimodal = config.model_config.multimodal_config
+    return multimodal is not None and bool(multimodal.mm_encoder_only)
+
+
+def _shares_experts(config: VllmConfig) -> bool:
+    """Data-parallel ranks of such a model exchange tokens in each layer, by the counts of the step."""
+    return config.parallel_config.data_parallel_size > 1 and config.model_config.is_moe
+
+
+_REFUSED: tuple[tuple[str, Callable[[VllmConfig], bool]], ...] = (
+    ("pipeline parallelism", lambda c: c.parallel_config.pipeline_parallel_size > 1),
+    ("decode context parallelism", lambda c: c.parallel_config.decode_context_parallel_size > 1),
+    ("prefill context parallelism", lambda c: c.parallel_config.prefill_context_parallel_size > 1),
+    ("data parallelism of a mixture-of-experts model", _shares_experts),
+    ("micro-batching (ubatches, DBO)", lambda c: bool(c.parallel_config.use_ubatching)),
+    ("speculative decoding", lambda c: c.speculative_config is not None),
+    ("encoder-decoder models", lambda c: c.model_config.is_encoder_decoder),
+    ("KV connectors (kv-transfer-config)", lambda c: c.kv_transfer_config is not None),
+    ("a disaggregated encoder (ec-transfer-config)", lambda c: c.ec_transfer_config is not None),
+    ("mm-encoder-only", _encodes_only),
+    ("pruning of video tokens (video-pruning-rate)", _prunes_video),
+    ("a KV cache of this type (kv-cache-dtype)", _has_quantised_kv),
+    ("kv-cache-dtype-skip-layers", lambda c: bool(c.cache_config.kv_cache_dtype_skip_layers)),
+    ("kv-sharing-fast-prefill", lambda c: bool(c.cache_config.kv_sharing_fast_prefill)),
+    (
+        "compilation mode 1 (STOCK_TORCH_COMPILE)",
+        lambda c: c.compilation_config.mode == CompilationMode.STOCK_TORCH_COMPILE,
+    ),
+    ("enable-return-routed-experts", lambda c: bool(c.aux_output_config.enabled)),
+    ("sleep mode (enable-sleep-mode)", lambda c: bool(c.model_config.enable_sleep_mode)),
+    (
+        "disable-hybrid-kv-cache-manager",
+        lambda c: bool(c.scheduler_config.disable_hybrid_kv_cache_manager),
+    ),
+)
+
+
+def check_vllm_config(vllm_config: VllmConfig) -> None:
+    """Refuse, by name, what reduction does not work with; raises ConfigurationError."""
+    worker = _dotted(vllm_config.parallel_config.worker_cls)
+    if worker != WORKER_CLS:
+        # With our scheduler alone, blocks would shrink and the stock runner fill them in full.
+        raise ConfigurationError(
+            f"--scheduler-cls is {SCHEDULER_CLS} and --worker-cls is {worker}; the two go together:"
+            f" add --worker-cls {WORKER_CLS}"
+        )
+    refused = [name for name, present in _REFUSED if present(vllm_config)]
+    if refused:
+        raise ConfigurationError(
+            f"VTR does not support {', '.join(refused)}; start without, or set VLLM_PLUGINS='' to"
+            " serve this model without VTR"
+        )
+
+
+def is_active(vllm_config: VllmConfig) -> bool:
+    """Whether the engine was started with our scheduler and worker: then requests can be reduced.
+
+    The plugin is loaded into every vLLM process of an environment. Without the two flags the
+    model runs as in stock vLLM, and a request that asks for reduction is refused.
+    """
+    return _dotted(vllm_config.scheduler_config.scheduler_cls) == SCHEDULER_CLS
+
+
+def _dotted(cls: object) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else str(cls)

@@ -1,0 +1,207 @@
+"""Admission: what cannot run as asked is refused before it reaches the engine.
+
+vLLM turns every request, of the ``LLM`` class and of the server alike, into an engine request in
+``InputProcessor.process_inputs``, in the front-end process. There the prompt is tokenised and the
+images' places are known, so the plan is too. We wrap that one method.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.config import VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.input_processor import InputProcessor
+
+from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, is_active, model_geometry
+from vtr_vllm.engine.common.request_view import read_request
+from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
+from vtr_vllm.engine.frontend.image_tokens import ImageTokens, image_tokens
+from vtr_vllm.engine.frontend.sender_cache import note_sent
+from vtr_vllm.errors import PromptTooLong, UnsupportedRequest
+from vtr_vllm.reduction.request import ReducedRequest
+from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, Plan
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A request that passed admission."""
+
+    request_id: str
+    plan: Plan | None
+    """None: runs unreduced."""
+    n_vision: int
+    n_text: int
+    """Prompt tokens that are no vision tokens."""
+    images: tuple[ImageTokens, ...] = ()
+    """Where each image's vision tokens are, in prompt order."""
+
+
+Decide = Callable[[int, int], Mapping[str, Any]]
+"""(vision tokens, other tokens) of a prompt -> what its ``extra_args`` gain."""
+
+
+Noted = Callable[[Admitted], None]
+
+
+@dataclass(frozen=True)
+class _Collector:
+    admitted: list[Admitted]
+    decide: Decide | None
+    noted: Noted | None
+
+
+_collector: ContextVar[_Collector | None] = ContextVar("vtr_admitted", default=None)
+
+
+@contextlib.contextmanager
+def collect(decide: Decide | None = None, noted: Noted | None = None) -> Iterator[list[Admitted]]:
+    """Collect what is admitted inside the context, in the tasks that it starts too.
+
+    ``decide`` is asked for the schedule of each prompt, once its length is known; ``noted`` is
+    told of each prompt when it is admitted.
+    """
+    admitted: list[Admitted] = []
+    token = _collector.set(_Collector(admitted, decide, noted))
+    try:
+        yield admitted
+    finally:
+        _collector.reset(token)
+
+
+def has_admitted() -> bool:
+    """Whether anything was admitted yet in the context of ``collect`` that this runs in."""
+    collector = _collector.get()
+    return collector is not None and bool(collector.admitted)
+
+
+def install() -> None:
+    """Wrap vLLM's input processor; safe to call again."""
+    stock = InputProcessor.process_inputs
+    if getattr(stock, "vtr_admission", False):
+        return
+
+    @functools.wraps(stock)
+    def process_inputs(self: InputProcessor, *args: Any, **kwargs: Any) -> EngineCoreRequest:
+        request = stock(self, *args, **kwargs)
+        collector = _collector.get()
+        decide = collector.decide if collector is not None else None
+        cache = self.renderer.mm_processor_cache
+        admitted = admit(request, self.vllm_config, decide, cache)
+        if collector is not None:
+            collector.admitted.append(admitted)
+            if collector.noted is not None:
+                collector.noted(admitted)
+        note_sent(cache, request.mm_features or ())
+        return request
+
+    process_inputs.vtr_admission = True
+    InputProcessor.process_inputs = process_inputs
+
+
+def admit(
+    request: EngineCoreRequest,
+    vllm_config: VllmConfig,
+    decide: Decide | None = None,
+    cache: Any = None,
+) -> Admitted:
+    """Check one request; raises RequestError with the value, the limit and the next step.
+
+    ``cache`` is the renderer's, for the grids of images that the engine has already.
+    """
+    images = image_tokens(request.mm_features or (), vllm_config.model_config.hf_config, cache)
+    n_vision = sum(image.tokens for image in images)
+    n_prompt = len(request.prompt_token_ids or ())
+    plan = None
+    params = request.sampling_params
+    if params is not None and decide is not None:
+        wire = decide(n_vision, n_prompt - n_vision)
+        params.extra_args = {**(params.extra_args or {}), **wire}
+    if params is not None and _asks(params):
+        _check_engine(vllm_config)
+        reduced = read_request(
+            params.extra_args,
+            request.mm_features,
+            request.prompt_token_ids,
+            model_geometry(vllm_config).layers,
+        )
+        if reduced is not None:
+            _check_features(request, params)
+            _check_rules(reduced, vllm_config)
+            _check_length(reduced, vllm_config)
+            plan = reduced.plan
+    return Admitted(request.request_id, plan, n_vision, n_prompt - n_vision, images)
+
+
+def _asks(params: SamplingParams) -> bool:
+    return any(isinstance(key, str) and key.startswith("vtr_") for key in params.extra_args or ())
+
+
+def _check_engine(vllm_config: VllmConfig) -> None:
+    if not is_active(vllm_config):
+        raise UnsupportedRequest(
+            f"the request carries {KEEP_KEY} or {RULES_KEY}, but this engine was not started for"
+            f" reduction; start it with --scheduler-cls {SCHEDULER_CLS} --worker-cls {WORKER_CLS}"
+        )
+    architecture = vllm_config.model_config.architecture
+    if architecture not in SUPPORTED_ARCHITECTURES:
+        raise UnsupportedRequest(
+            f"vision tokens of {architecture} cannot be reduced; supported are"
+            f" {', '.join(SUPPORTED_ARCHITECTURES)}; ask for budget 1.0"
+        )
+
+
+def _check_features(request: EngineCoreRequest, params: SamplingParams) -> None:
+    excluded = {
+        "prompt_logprobs": params.prompt_logprobs is not None,
+        "prompt embeddings": request.prompt_embeds is not None,
+        "streaming input": request.resumable,
+    }
+    for feature, asked in excluded.items():
+        if asked:
+            raise UnsupportedRequest(
+                f"{feature} does not work on a reduced request, whose deeper layers see only a"
+                f" part of the prompt; leave it out or ask for budget 1.0"
+            )
+
+
+def _check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
+    if not any(rule.score == "cls" for rule in reduced.plan.rules):
+        return
+    model = vllm_config.model_config
+    tower = getattr(model.hf_config, "vision_config", None)
+    tower_type = getattr(tower, "model_type", None)
+    multimodal = model.multimodal_config
+    if model.architecture not in CLS_ARCHITECTURES or tower_type != "clip_vision_model":
+        raise UnsupportedRequest(
+            "rank rule cls needs vision tokens that are the patches of a tower with a CLS token"
+            f" (CLIP in {', '.join(CLS_ARCHITECTURES)}), and this is {model.architecture} with"
+            f" {tower_type}; choose a schedule with another rule, such as saliency"
+        )
+    if multimodal is not None and multimodal.enable_mm_embeds:
+        raise UnsupportedRequest(
+            "rank rule cls needs images that the tower sees, and this server takes ready-made"
+            " embeddings (--enable-mm-embeds); choose a schedule with another rule"
+        )
+
+
+def _check_length(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
+    """The range must fit one step, whatever decodes beside it, or it could wait for ever."""
+    scheduler = vllm_config.scheduler_config
+    step, name = scheduler.max_num_batched_tokens, "max_num_batched_tokens"
+    if scheduler.max_num_scheduled_tokens is not None:
+        step, name = scheduler.max_num_scheduled_tokens, "max_num_scheduled_tokens"
+    limit, name = step - scheduler.max_num_seqs + 1, f"{name} - max_num_seqs + 1"
+    if 0 < scheduler.long_prefill_token_threshold < limit:
+        limit, name = scheduler.long_prefill_token_threshold, "long_prefill_token_threshold"
+    if reduced.range_len > limit:
+        raise PromptTooLong(
+            f"the prompt has {reduced.range_len} tokens from its first vision token to its end,"
+            f" and a reduced request must run them in one step of at most {limit} ({name}); send"
+            f" fewer or smaller images, ask for budget 1.0, or start the server with a larger"
+            f" --max-num-batched-tokens"
+        )

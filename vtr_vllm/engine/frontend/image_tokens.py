@@ -1,0 +1,57 @@
+"""Where the vision tokens of each image of a prompt are: what a picture of them needs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.multimodal.inputs import MultiModalFeatureSpec
+
+from vtr_vllm.engine.common.request_view import in_prompt_order, vision_span
+from vtr_vllm.engine.frontend.sender_cache import patch_grid
+
+_ONE_SIZE = ("clip_vision_model", "siglip_vision_model")
+"""Towers to which every image is scaled and cropped."""
+_ANY_SIZE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+"""Models that cut an image into as many patches as it has room for, merge them in squares, and hand
+these on row by row."""
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """The vision tokens of one image, as numbers among all vision tokens of the prompt."""
+
+    first: int
+    tokens: int
+    grid: tuple[int, int] | None
+    """(rows, columns) of tokens in reading order; None where there is no such grid."""
+
+
+def image_tokens(
+    features: Sequence[MultiModalFeatureSpec], hf_config: Any, cache: Any = None
+) -> tuple[ImageTokens, ...]:
+    """The images, or other multimodal items, of a prompt in prompt order.
+
+    ``cache`` is the renderer's: it knows the patches of an image that is not sent again.
+    """
+    images = []
+    first = 0
+    for feature in in_prompt_order(features):
+        tokens = len(vision_span(feature))
+        grid = _grid(feature, hf_config, cache)
+        fits = grid is not None and grid[0] * grid[1] == tokens
+        images.append(ImageTokens(first, tokens, grid if fits else None))
+        first += tokens
+    return tuple(images)
+
+
+def _grid(feature: MultiModalFeatureSpec, hf_config: Any, cache: Any) -> tuple[int, int] | None:
+    """The grid of an image's tokens, if these are all that the model makes of it."""
+    tower = getattr(hf_config, "vision_config", None)
+    if getattr(tower, "model_type", None) in _ONE_SIZE:
+        side = tower.image_size // tower.patch_size
+        return side, side
+    if getattr(hf_config, "model_type", None) in _ANY_SIZE:
+        patches = patch_grid(feature, cache)
+        if patches is not None:
+            return patches[0] // tower.spatial_merge_size, patches[1] // tower.spatial_merge_size
+    return None

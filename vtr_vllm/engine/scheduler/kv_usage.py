@@ -1,0 +1,32 @@
+"""Counts the KV blocks held, and saved by reduction, in the scheduler's process.
+
+vLLM's clients call a method of ``EngineCore`` by its name ("utility"). We give that class one more.
+"""
+
+from typing import Any
+
+from vllm.utils.math_utils import cdiv
+
+from vtr_vllm.engine.common.kv_report import UTILITY
+
+
+def count_blocks(scheduler: Any) -> dict[str, int]:
+    """The fields of a KVReport, for our scheduler; a dictionary, since it crosses processes."""
+    pool = scheduler.kv_cache_manager.block_pool
+    total = pool.num_gpu_blocks - 1  # one block is vLLM's stand-in for no block
+    free = pool.get_num_free_blocks()
+    managers = scheduler.kv_cache_manager.coordinator.single_type_managers
+    saved = 0
+    for request_id in scheduler.reduced:
+        computed = scheduler.requests[request_id].num_computed_tokens
+        for manager in managers:
+            held = len(manager.req_to_blocks.get(request_id, ()))
+            saved += cdiv(computed, manager.block_size) - held
+    return {"total": total, "free": free, "held": total - free, "saved": saved}
+
+
+def install() -> None:
+    """Give vLLM's engine core the method; called in the scheduler's process, again at will."""
+    from vllm.v1.engine.core import EngineCore
+
+    setattr(EngineCore, UTILITY, lambda core: count_blocks(core.scheduler))

@@ -1,0 +1,203 @@
+"""The decoder loop with cuts.
+
+Rules of this file: no request state, no schedule, no waiting for the device. What it needs to
+know about a step is in the step's plan.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.forward_context import get_forward_context
+from vllm.model_executor.layers.attention import Attention
+from vllm.sequence import IntermediateTensors
+
+from vtr_vllm.engine.common.supported_models import SUPPORTED_DECODERS
+from vtr_vllm.engine.worker.attention import Step, padded
+from vtr_vllm.engine.worker.compiled import LayerRunner
+from vtr_vllm.engine.worker.lora import LoRARows
+from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
+from vtr_vllm.engine.worker.scoring import RankLayer, Scorer
+from vtr_vllm.engine.worker.timing import Timing
+from vtr_vllm.engine.worker.trace import Traces
+from vtr_vllm.errors import UnsupportedModel
+from vtr_vllm.reduction.gather import Rows, restore
+
+
+class ReducibleDecoder:
+    """The decoder of one vLLM model, which can be run layer by layer with cuts in between."""
+
+    def __init__(self, decoder: nn.Module, num_layers: int, run_layer: LayerRunner) -> None:
+        self._decoder = decoder
+        self._run_layer = run_layer
+        self.layers = checked_layers(decoder, num_layers)
+        self._attention_blocks = [_attention_block(layer) for layer in self.layers]
+        self.attentions: list[Attention] = [block.attn for block in self._attention_blocks]
+        self.layer_names = [attention.layer_name for attention in self.attentions]
+        self.timing = Timing()
+        self.traces = Traces()
+        self._prefix_keys: PrefixKeys | None = None
+        self._lora_rows = LoRARows(None)
+
+    def warm_up(self, block_size: int) -> None:
+        """Call once the KV cache is bound; ``block_size`` as the block tables count.
+
+        Raises ConfigurationError when the layers cannot be compiled, and are to be.
+        """
+        self._run_layer.warm_up(self.layers)
+        self._prefix_keys = PrefixKeys(self.attentions[0], block_size)
+        self._lora_rows = LoRARows.of(self.layers)
+
+    def embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
+        """[N, hidden] of a step that vLLM runs on token ids."""
+        embedded: torch.Tensor = self._decoder.embed_input_ids(input_ids)
+        return embedded
+
+    def install_slots(self, step: Step, num_rows: int) -> None:
+        """Put the slots of a step without cuts where vLLM's KV update looks for them."""
+        context = get_forward_context()
+        context.slot_mapping = {**context.slot_mapping, **padded(step.slots, num_rows)}
+
+    # A layer that the graphs do not fit after all runs uncompiled: no request waits for a compiler.
+    @torch.compiler.set_stance("eager_on_recompile")
+    def forward(
+        self,
+        step: Step,
+        positions: torch.Tensor,
+        embeddings: torch.Tensor,
+        cls_attention: torch.Tensor | None,
+        deepstack_input_embeds: IntermediateTensors | None = None,
+    ) -> torch.Tensor:
+        """Run a step with cuts.
+
+        ``positions`` [..., padded N], ``embeddings`` [padded N, hidden]; ``deepstack_input_embeds``
+        as Qwen3-VL has them: the i-th [padded N, hidden] is added to the output of layer i. Returns
+        hidden states [padded N, hidden] in the row layout of the input, so that what follows needs
+        no change.
+        """
+        deepstack = {} if deepstack_input_embeds is None else deepstack_input_embeds.tensors
+        plan = step.plan
+        # Copies: layers may write over their input, and compiled ones take no part of a buffer.
+        hidden = embeddings[: plan.num_rows].clone()
+        positions = positions[..., : plan.num_rows].clone(memory_format=torch.contiguous_format)
+        residual: torch.Tensor | None = None
+        get_forward_context().slot_mapping = dict(step.slots)
+        rows = Rows(plan, hidden.device)
+        scorer = Scorer(step, self._attention_blocks, self._prefix_keys, embeddings, cls_attention)
+        self.timing.begin_step(hidden.device)
+        self._lora_rows.begin_step(plan)
+        rank_layers = plan.rank_layers
+        rank_layer: RankLayer | None = None
+        for index, layer in enumerate(self.layers):
+            if members := plan.cuts.get(index):
+                with self.timing.spent("rank"):
+                    scores = scorer.score_all(members, rows.vision, index - 1, rank_layer)
+                with self.timing.spent("gather"):
+                    chosen = rows.cut(members, lambda cut, _, of=scores: of[cut.index])
+                    hidden = hidden.index_select(0, chosen)
+                    positions = positions.index_select(-1, chosen)
+                    residual = residual.index_select(0, chosen) if residual is not None else None
+                    self._lora_rows.cut(index)
+                self.traces.note(index, members, rows.vision)
+            if index in rank_layers:
+                with self._captured(index) as seen:
+                    hidden, residual = self._run_layer(layer, positions, hidden, residual)
+                query, key = seen
+                rank_layer = RankLayer(query, key, positions)
+            else:
+                hidden, residual = self._run_layer(layer, positions, hidden, residual)
+                rank_layer = None
+            if index < len(deepstack):
+                hidden = hidden + deepstack[f"deepstack_input_embeds_{index}"][rows.original]
+        self.traces.end_step()
+        self._lora_rows.end_step()
+        hidden, _ = self._decoder.norm(hidden, residual)
+        with self.timing.spent("gather"):
+            return restore(rows, hidden, len(embeddings))
+
+    @contextmanager
+    def _captured(self, layer: int) -> Iterator[list[torch.Tensor]]:
+        """Query [rows, heads, head_dim] and key [rows, kv_heads, head_dim] of a layer's attention."""
+        backend = self.attentions[layer].impl
+        attend = backend.forward
+        seen: list[torch.Tensor] = []
+
+        # Inside vLLM's attention operator, which compiled code calls as it is.
+        def keep(
+            attention: Attention, query: torch.Tensor, key: torch.Tensor, *rest: Any, **named: Any
+        ) -> torch.Tensor:
+            # Compiled code writes over what it has no more use for.
+            seen.extend((unquantised(query, key.dtype, attention._q_scale), key.clone()))
+            return attend(attention, query, key, *rest, **named)
+
+        backend.forward = keep
+        try:
+            yield seen
+        finally:
+            del backend.forward
+
+
+def unquantised(query: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor) -> torch.Tensor:
+    """A copy of ``query`` [rows, heads, head_dim] in ``dtype``.
+
+    Some backends take an fp8 query with an fp8 cache: ``scale`` is one for all heads, or one for each
+    group of heads that shares a key.
+    """
+    if query.dtype == dtype:
+        return query.clone()
+    grouped = query.to(dtype).view(len(query), scale.numel(), -1)
+    return (grouped * scale.view(-1, 1).to(dtype)).view(query.shape)
+
+
+def checked_layers(decoder: nn.Module, num_layers: int) -> list[nn.Module]:
+    """The decoder's layers, all of them; raises UnsupportedModel naming what does not fit.
+
+    The contract: one of ``SUPPORTED_DECODERS``; every layer has one child that holds, as ``.attn``,
+    full causal attention of vLLM, and ``.rotary_emb``.
+    """
+    name = type(decoder).__name__
+    if name not in SUPPORTED_DECODERS:
+        raise UnsupportedModel(
+            f"decoder {name} is not known to run its layers as VTR repeats them; known are"
+            f" {', '.join(SUPPORTED_DECODERS)}; start without VTR's --scheduler-cls and --worker-cls"
+        )
+    layers: list[nn.Module] = [*decoder.layers]
+    if len(layers) != num_layers:
+        raise UnsupportedModel(
+            f"decoder {name} has {len(layers)} layers, and its configuration says {num_layers}"
+        )
+    for index, layer in enumerate(layers):
+        reason = _why_not(layer)
+        if reason:
+            raise UnsupportedModel(f"layer {index} of decoder {name} {reason}")
+    return layers
+
+
+def _attention_block(layer: nn.Module) -> nn.Module:
+    """What a family calls ``self_attn`` or ``attention``."""
+    (block,) = _attention_blocks(layer)
+    return block
+
+
+def _attention_blocks(layer: nn.Module) -> list[nn.Module]:
+    return [
+        child for child in layer.children() if isinstance(getattr(child, "attn", None), Attention)
+    ]
+
+
+def _why_not(layer: nn.Module) -> str | None:
+    blocks = _attention_blocks(layer)
+    if len(blocks) != 1:
+        return f"has {len(blocks)} children with attn of vLLM's Attention, not one"
+    attention = blocks[0].attn
+    if not hasattr(blocks[0], "rotary_emb"):
+        return "has no rotary_emb beside its attn"
+    if attention.sliding_window is not None:
+        return "uses a sliding window"
+    if getattr(attention.impl, "logits_soft_cap", None):
+        return "caps its attention logits"
+    if getattr(attention.impl, "alibi_slopes", None) is not None:
+        return "uses ALiBi"
+    return None
