@@ -27,13 +27,15 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Generic[R]):
     """One chat completion."""
 
     name: str
     """What a failure calls it."""
     body: Callable[[], bytes]
     """The JSON body, made in a thread once a server has room for it."""
+    read: Callable[[httpx.Response], R]
+    """Gets every answer but 429 and 5xx, which are tried again; what it raises ends the run."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +76,20 @@ class Fleet:
         self._down: dict[str, str] = {}  # server -> why, at the end of the last run
         self.served = asyncio.run(self._agree())
 
-    def run(
-        self, requests: Sequence[Request], read: Callable[[Request, httpx.Response], R]
-    ) -> Replies[R]:
-        """Send every request to whichever server has room; ``read`` gets each answer.
+    def run(self, requests: Sequence[Request[R]]) -> Replies[R]:
+        """Send every request to whichever server has room.
 
-        That is every answer but 429 and 5xx, which are tried again. What ``read`` raises ends
-        the run. Raises EvaluationFailed when a request failed TRIES times, or when all servers
-        are down for longer than ``patience``.
+        Raises EvaluationFailed when a request failed TRIES times, or when all servers are down for
+        longer than ``patience``.
         """
-        return asyncio.run(self._run(requests, read))
+        return asyncio.run(self._run(requests))
 
-    async def _run(
-        self, requests: Sequence[Request], read: Callable[[Request, httpx.Response], R]
-    ) -> Replies[R]:
+    async def _run(self, requests: Sequence[Request[R]]) -> Replies[R]:
         servers = [_Server(url, self._down.get(url)) for url in self._urls]
         async with self._client() as client:
             run = _Run(client, servers, self.served, self._in_flight, self._patience)
             try:
-                return await run.finish(requests, read)
+                return await run.finish(requests)
             finally:
                 self.retries += run.retries
                 self._down = {s.url: s.reason for s in servers if not s.up.is_set()}
@@ -168,9 +165,7 @@ class _Run:
         self._busy = self._room = 0.0
         self._last = monotonic()
 
-    async def finish(
-        self, requests: Sequence[Request], read: Callable[[Request, httpx.Response], R]
-    ) -> Replies[R]:
+    async def finish(self, requests: Sequence[Request[R]]) -> Replies[R]:
         """Answer all; the first exception of any part ends every other."""
         answers: dict[int, R] = {}
 
@@ -181,7 +176,7 @@ class _Run:
                 if not server.up.is_set():  # it failed while this waited for work
                     self._queue.put_nowait(index)
                 elif (response := await self._ask(server, index, requests[index])) is not None:
-                    answers[index] = read(requests[index], response)
+                    answers[index] = requests[index].read(response)
                 self._queue.task_done()
 
         for index in range(len(requests)):
@@ -200,7 +195,7 @@ class _Run:
             await asyncio.gather(*parts, return_exceptions=True)
         return Replies(tuple(answers[i] for i in range(len(requests))), self._busy, self._room)
 
-    async def _ask(self, server: _Server, index: int, request: Request) -> httpx.Response | None:
+    async def _ask(self, server: _Server, index: int, request: Request[R]) -> httpx.Response | None:
         """The answer; None if there was none and the request is in the queue once more."""
         body = await asyncio.to_thread(request.body)
         with self._counted(server):

@@ -16,7 +16,7 @@ import httpx
 from PIL import Image
 
 from vtr_vllm.errors import EvaluationFailed
-from vtr_vllm.schedules import ModelGeometry, RankRule
+from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan
 from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, Step, Task, messages
 from vtr_vllm.search.calibration import Item, data_uri
 from vtr_vllm.search.candidates import Candidate, scaled
@@ -66,8 +66,9 @@ class HTTPEvaluator:
         """Whether a request with the rank rule ``cls`` is served."""
         keep = (0.5,) * self.geometry.layers
         task = Task(Candidate(keep, (RankRule("cls"),)), _probe_item())
-        request = Request("the probe for rank rule cls", partial(self._body, task))
-        return self._fleet.run([request], _is_served).answers[0]
+        name = "the probe for rank rule cls"
+        request = Request(name, partial(self._body, task), partial(_is_served, name, task))
+        return self._fleet.run([request]).answers[0]
 
     @property
     def retries(self) -> int:
@@ -77,14 +78,17 @@ class HTTPEvaluator:
     def run(self, tasks: Sequence[Task]) -> Batch:
         """Answer every task; raises EvaluationFailed with what a server said.
 
-        That is a refused task, one that failed five times, or a fleet that is down as a whole.
+        That is a refused task, one that failed five times or ran otherwise than it was asked, or
+        a fleet that is down as a whole.
         """
-        requests = [Request(f"item {t.item.id}", partial(self._body, t)) for t in tasks]
-        replies = self._fleet.run(requests, _answer)
+        replies = self._fleet.run([self._request(f"item {task.item.id}", task) for task in tasks])
         return Batch(replies.answers, replies.busy, replies.room)
 
     def close(self) -> None:
         """Nothing: no connection outlives ``run``."""
+
+    def _request(self, name: str, task: Task) -> Request[Answer]:
+        return Request(name, partial(self._body, task), partial(_answer, name, task))
 
     def _body(self, task: Task) -> bytes:
         image = {"type": "image_url", "image_url": {"url": _image_uri(task)}}
@@ -97,8 +101,9 @@ class HTTPEvaluator:
             "logprobs": True,
             "top_logprobs": TOP_LOGPROBS,
         }
-        wire: Mapping[str, object] = task.candidate.wire()
-        return json.dumps(body | ({"vtr": wire} if wire else {})).encode()
+        # said of the unreduced model too: else the server's or the key's default budget would run
+        asked: Mapping[str, object] = task.candidate.wire() or {"budget": 1.0}
+        return json.dumps(body | {"vtr": asked}).encode()
 
 
 def _by_token(tops: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -132,17 +137,17 @@ def _probe_item() -> Item:
     )
 
 
-def _is_served(request: Request, response: httpx.Response) -> bool:
+def _is_served(name: str, task: Task, response: httpx.Response) -> bool:
     """False where the server says that the model cannot do it; other refusals are raised."""
     if error_of(response).get("code") == "unsupported_request":
         return False
-    _answer(request, response)
+    _answer(name, task, response)
     return True
 
 
-def _answer(request: Request, response: httpx.Response) -> Answer:
+def _answer(name: str, task: Task, response: httpx.Response) -> Answer:
     if response.status_code != httpx.codes.OK:
-        raise EvaluationFailed(f"{response.url} refused {request.name}: {error_text(response)}")
+        raise EvaluationFailed(f"{response.url} refused {name}: {error_text(response)}")
     try:
         body = response.json()
         choice = body["choices"][0]
@@ -150,15 +155,27 @@ def _answer(request: Request, response: httpx.Response) -> Answer:
             Step(step["token"], _by_token(step["top_logprobs"]))
             for step in choice["logprobs"]["content"]
         )
-        n_vision = body["vtr"]["vision_tokens"]
+        n_vision, kept = body["vtr"]["vision_tokens"], list(body["vtr"]["kept_per_layer"])
         n_text = body["usage"]["prompt_tokens"] - n_vision
         text = choice["message"]["content"]
         if not isinstance(text, str):
             raise TypeError(f"content is {text}")
+        asked = _kept(task.candidate, n_vision)
     except (ValueError, KeyError, IndexError, TypeError) as err:
         raise EvaluationFailed(
-            f"{response.url} answered {request.name} without text, log-probabilities or vtr facts"
+            f"{response.url} answered {name} without text, log-probabilities or vtr facts"
             f" ({type(err).__name__}: {err}); start it with `vtr serve`, without a parser for"
             " reasoning or tools"
         ) from err
+    if kept != asked:
+        raise EvaluationFailed(
+            f"{response.url} ran {name} with {kept} vision tokens per layer, and {asked} were asked"
+            " for; start that server with `vtr serve` of this release, and let nothing in between"
+            " change requests"
+        )
     return Answer(text, steps, n_vision, n_text)
+
+
+def _kept(candidate: Candidate, n_vision: int) -> list[int]:
+    """Vision tokens that each layer sees of a prompt with ``n_vision`` of one image."""
+    return list(make_plan(candidate.keep, candidate.rules, n_vision).counts)

@@ -5,6 +5,7 @@ it (``running``) and once more when it ends (``done`` with what was measured, or
 reason). Rows that an ended process left ``running`` become ``interrupted``. None is ever removed.
 """
 
+import hashlib
 import json
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,16 +15,19 @@ from typing import Any
 
 from sqlalchemy import (
     JSON,
+    Connection,
+    Double,
     Engine,
-    Float,
     Index,
     Integer,
     String,
     Text,
     create_engine,
     func,
+    inspect,
     make_url,
     select,
+    text,
     update,
 )
 from sqlalchemy import event as sql_event
@@ -35,6 +39,8 @@ from vtr_vllm.search.candidates import Candidate
 
 RUNNING, DONE, FAILED, INTERRUPTED = "running", "done", "failed", "interrupted"
 
+_LONGEST_ERROR = 10_000  # MySQL's TEXT ends at 65,535 bytes
+
 
 class _Base(DeclarativeBase):
     pass
@@ -44,11 +50,14 @@ class EvaluationRow(_Base):
     """One candidate on one block of items."""
 
     __tablename__ = "evaluations"
-    __table_args__ = (Index("by_candidate", "candidate", "evaluator"),)
+    __table_args__ = (
+        Index("by_evaluation", "evaluator_key", "candidate", "items"),
+        Index("by_search", "search", "state"),
+    )
 
     id: Mapped[int] = mapped_column(Integer, primary_key=True)
-    search: Mapped[str] = mapped_column(Text)
-    """Whose row it is: one search writes under one name at a time."""
+    search: Mapped[str] = mapped_column(String(64))
+    """Whose row it is: one search writes under one id at a time."""
     stage: Mapped[str] = mapped_column(String(64))
     candidate: Mapped[str] = mapped_column(String(24))
     candidate_json: Mapped[dict[str, Any]] = mapped_column(JSON)
@@ -58,13 +67,15 @@ class EvaluationRow(_Base):
     count: Mapped[int] = mapped_column(Integer)
     evaluator: Mapped[str] = mapped_column(Text)
     """Releases, model and dtype that the answers depend on, as sorted JSON."""
+    evaluator_key: Mapped[str | None] = mapped_column(String(64))
+    """SHA-256 of ``evaluator``, which is too long for an index in MySQL."""
     seed: Mapped[int] = mapped_column(Integer)
     state: Mapped[str] = mapped_column(String(16))
-    started: Mapped[float] = mapped_column(Float)
-    seconds: Mapped[float | None] = mapped_column(Float)
+    started: Mapped[float] = mapped_column(Double)
+    seconds: Mapped[float | None] = mapped_column(Double)
     """Its share of the wall time of the batch that it ran in."""
-    busy: Mapped[float | None] = mapped_column(Float)
-    room: Mapped[float | None] = mapped_column(Float)
+    busy: Mapped[float | None] = mapped_column(Double)
+    room: Mapped[float | None] = mapped_column(Double)
     """Its shares of the batch's occupancy, ``busy / room``."""
     outcomes: Mapped[list[list[float]] | None] = mapped_column(JSON)
     """Per item: score, log-probability, divergence."""
@@ -105,19 +116,24 @@ class Measured:
 class Journal:
     """The rows of one evaluator; raises ConfigurationError for a URL that cannot be used.
 
-    Writing raises EvaluationFailed where the database fails later on.
+    ``search`` is an id of at most 64 characters, of one search alone: its rows that are running
+    when it begins are taken for those of an ended process. Reading and writing raise
+    EvaluationFailed where the database fails later on.
     """
 
     def __init__(self, url: str, search: str, evaluator: Mapping[str, str], seed: int) -> None:
         self._search, self._seed = search, seed
         self._evaluator = json.dumps(dict(evaluator), sort_keys=True)
+        self._evaluator_key = _key_of(self._evaluator)
+        self._done: dict[Key, Measured] = {}
         try:
-            self._engine = create_engine(url)
+            # a search thinks for minutes between two writes: the connection may be gone by then
+            self._engine = create_engine(url, pool_pre_ping=True)
             if self._engine.dialect.name == "sqlite":
                 _make_durable(self._engine)
             _Base.metadata.create_all(self._engine)
+            _bring_up_to_date(self._engine)
             self._interrupt()
-            self._done = self._load()
         except (SQLAlchemyError, ImportError, OSError) as err:
             raise ConfigurationError(
                 f"journal {_shown(url)} cannot be opened ({err}); give a SQLAlchemy URL such as"
@@ -125,7 +141,9 @@ class Journal:
             ) from err
 
     def find(self, key: Key) -> Measured | None:
-        """What an earlier evaluation found; None if none was done."""
+        """What an earlier evaluation found, this search's or another's; None if none was done."""
+        if key not in self._done and (found := self._read(key)) is not None:
+            self._done[key] = found
         return self._done.get(key)
 
     def begin(self, stage: str, evaluations: Iterable[Begun]) -> list[int]:
@@ -141,6 +159,7 @@ class Journal:
                 first=begun.first,
                 count=begun.count,
                 evaluator=self._evaluator,
+                evaluator_key=self._evaluator_key,
                 seed=self._seed,
                 state=RUNNING,
                 started=now,
@@ -167,7 +186,7 @@ class Journal:
         with self._writing() as session:
             for row_id in ids:
                 row = session.get_one(EvaluationRow, row_id)
-                row.state, row.error = FAILED, reason
+                row.state, row.error = FAILED, reason[:_LONGEST_ERROR]
 
     def states(self) -> dict[str, int]:
         """Rows of this search by state."""
@@ -201,21 +220,62 @@ class Journal:
             session.execute(update(EvaluationRow).where(left).values(state=INTERRUPTED))
             session.commit()
 
-    def _load(self) -> dict[Key, Measured]:
-        query = select(
-            EvaluationRow.candidate,
-            EvaluationRow.items,
-            EvaluationRow.outcomes,
-            EvaluationRow.answers,
-            EvaluationRow.seconds,
-            EvaluationRow.busy,
-            EvaluationRow.room,
-        ).where(EvaluationRow.state == DONE, EvaluationRow.evaluator == self._evaluator)
-        with Session(self._engine) as session:
-            return {
-                Key(candidate, items): Measured(*found)
-                for candidate, items, *found in session.execute(query)
-            }
+    def _read(self, key: Key) -> Measured | None:
+        query = (
+            select(
+                EvaluationRow.outcomes,
+                EvaluationRow.answers,
+                EvaluationRow.seconds,
+                EvaluationRow.busy,
+                EvaluationRow.room,
+            )
+            .where(
+                EvaluationRow.evaluator_key == self._evaluator_key,
+                EvaluationRow.candidate == key.candidate,
+                EvaluationRow.items == key.items,
+                EvaluationRow.state == DONE,
+            )
+            .order_by(EvaluationRow.id)
+            .limit(1)
+        )
+        try:
+            with Session(self._engine) as session:
+                found = session.execute(query).first()
+        except SQLAlchemyError as err:
+            raise EvaluationFailed(
+                f"the journal cannot be read ({err}); mend its database and run the same command"
+                " again, which goes on from here"
+            ) from err
+        return None if found is None else Measured(*found)
+
+
+def _key_of(evaluator: str) -> str:
+    return hashlib.sha256(evaluator.encode()).hexdigest()
+
+
+def _bring_up_to_date(engine: Engine) -> None:
+    """Add what a table of an earlier release lacks: columns, their values, indexes."""
+    table = EvaluationRow.__table__
+    there = {column["name"] for column in inspect(engine).get_columns(table.name)}
+    with engine.begin() as connection:
+        for column in table.columns:
+            if column.name not in there:
+                kind = column.type.compile(engine.dialect)
+                connection.execute(
+                    text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
+                )
+        _fill_keys(connection)
+    for index in table.indexes:
+        index.create(engine, checkfirst=True)
+
+
+def _fill_keys(connection: Connection) -> None:
+    lacking = EvaluationRow.evaluator_key.is_(None)
+    found = connection.scalars(select(EvaluationRow.evaluator).where(lacking).distinct()).all()
+    for evaluator in found:
+        of_it = lacking & (EvaluationRow.evaluator == evaluator)
+        key = _key_of(evaluator)
+        connection.execute(update(EvaluationRow).where(of_it).values(evaluator_key=key))
 
 
 def _shown(url: str) -> str:

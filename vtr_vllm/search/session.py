@@ -2,12 +2,15 @@
 
 import fcntl
 import os
+import re
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.answers import EngineOptions, Evaluator
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.journal import Journal
@@ -84,7 +87,7 @@ def open_session(
         evaluator = backend.open()
         try:
             url = journal or f"sqlite:///{folder.resolve() / 'journal.sqlite'}"
-            rows = Journal(url, str(folder.resolve()), evaluator.versions, seed)
+            rows = Journal(url, _search_id(folder), evaluator.versions, seed)
             try:
                 yield Session(evaluator, rows, objective, progress)
             finally:
@@ -110,6 +113,23 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
 def report_folder(folder: Path) -> Path:
     """Where a search's report lies."""
     return folder / REPORT
+
+
+def _search_id(folder: Path) -> str:
+    """The id under which a folder's search writes to its journal, made when it is first needed.
+
+    No path: two hosts with one database may each have a folder of that name.
+    """
+    path = folder / ".search-id"
+    if not path.exists():
+        with whole_file(path) as file:
+            file.write(uuid.uuid4().hex + "\n")
+    found = path.read_text(encoding="utf-8").strip()
+    if not re.fullmatch("[0-9a-f]{32}", found):
+        raise ConfigurationError(
+            f"{path} holds no id of a search; remove it, and a new one is made"
+        )
+    return found
 
 
 @contextmanager

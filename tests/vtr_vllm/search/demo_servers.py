@@ -42,9 +42,11 @@ class DemoServer:
 
 
 @contextmanager
-def demo_servers(count: int, folder: Path) -> Iterator[list[DemoServer]]:
-    """Started together, as ``vtr serve demo``; killed at the end."""
-    servers = [_start(folder / f"server-{number}.log") for number in range(count)]
+def demo_servers(count: int, folder: Path, settings: str = "") -> Iterator[list[DemoServer]]:
+    """Started together, as ``vtr serve demo`` with a settings file; killed at the end."""
+    file = folder / "settings.toml"
+    file.write_text(settings)
+    servers = [_start(folder / f"server-{number}.log", file) for number in range(count)]
     try:
         end = time.monotonic() + START_SECONDS
         for server in servers:
@@ -56,11 +58,12 @@ def demo_servers(count: int, folder: Path) -> Iterator[list[DemoServer]]:
                 server.kill()
 
 
-def _start(log: Path) -> DemoServer:
+def _start(log: Path, settings: Path) -> DemoServer:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vtr_vllm.cli", "serve", "demo", "--port", str(port)]
+    command += ["--settings", str(settings)]
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from vtr_vllm.schedules import ModelGeometry
+from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan
 
 GEOMETRY = ModelGeometry(4, 64, 128, 4, 2, 16)
 
@@ -30,12 +30,25 @@ def refusal(status: int, message: str, code: str | int | None = None, **headers:
     return Reply(status, {"error": {"message": message, "code": code or status}}, named)
 
 
-def completion(text: str) -> Reply:
-    """An answer as a VTR server gives it: ``text`` as one token, three vision and two others."""
+VISION_TOKENS = 3
+
+
+def completion(text: str, body: Mapping[str, Any] | None = None) -> Reply:
+    """An answer as a VTR server gives it: ``text`` as one token, three vision and two others.
+
+    With the request's ``body`` it ran as asked, else unreduced.
+    """
+    asked = {} if body is None else body["vtr"]
+    keep = asked.get("keep", [1.0] * GEOMETRY.layers)
+    rules = [RankRule.parse(rule) for rule in asked.get("rules", [])]
+    facts = {
+        "vision_tokens": VISION_TOKENS,
+        "kept_per_layer": list(make_plan(keep, rules, VISION_TOKENS).counts),
+    }
     step = {"token": text, "logprob": -0.5, "top_logprobs": [{"token": text, "logprob": -0.5}]}
     choice = {"message": {"content": text}, "logprobs": {"content": [step]}}
     usage = {"prompt_tokens": 5}
-    return Reply(body={"choices": [choice], "usage": usage, "vtr": {"vision_tokens": 3}})
+    return Reply(body={"choices": [choice], "usage": usage, "vtr": facts})
 
 
 def question(body: Mapping[str, Any]) -> str:

@@ -46,14 +46,16 @@ def ask(
 
 
 def send(fleet: Fleet, count: int) -> Replies[int]:
-    requests = [Request(f"request {i}", json.dumps({"i": i}).encode) for i in range(count)]
-    return fleet.run(requests, read)
+    return fleet.run([request(f"request {i}", i) for i in range(count)])
 
 
-def read(request: Request, response: httpx.Response) -> int:
-    if response.status_code != 200:
-        raise EvaluationFailed(f"{request.name}: {response.text}")
-    return int(response.json()["is"])
+def request(name: str, number: int) -> Request[int]:
+    def read(response: httpx.Response) -> int:
+        if response.status_code != 200:
+            raise EvaluationFailed(f"{name}: {response.text}")
+        return int(response.json()["is"])
+
+    return Request(name, json.dumps({"i": number}).encode, read)
 
 
 def failing(times: Callable[[int], int], how: Reply) -> Callable[[Any], Reply]:

@@ -66,7 +66,9 @@ def in_process(items: Dataset) -> tuple[EnginePool, Batch]:
 
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[DemoServer]]:
-    with demo_servers(2, tmp_path_factory.mktemp("servers")) as servers:
+    """Whose own default would reduce the baseline, if nothing were asked for it."""
+    settings = "[budget]\ndefault = 0.25\n"
+    with demo_servers(2, tmp_path_factory.mktemp("servers"), settings) as servers:
         yield servers
 
 
@@ -147,7 +149,7 @@ class TestStubs:
 
         def chat(body: Any) -> Reply:
             seen.append(body)
-            return completion("red")
+            return completion("red", body)
 
         whole, half = unreduced(GEOMETRY), Candidate.of(fastv(GEOMETRY, 0.75))
         item = items.items[0]
@@ -161,8 +163,25 @@ class TestStubs:
             assert body["messages"][0]["content"][0]["image_url"]["url"] == item.data_uri()
             assert (body["temperature"], body["max_tokens"]) == (0, 7)
             assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
-        assert "vtr" not in seen[0]
+        assert seen[0]["vtr"] == {"budget": 1.0}
         assert seen[1]["vtr"] == {"keep": list(half.keep), "rules": ["last"]}
+
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_a_server_that_ran_something_else_is_an_error(
+        self, items: Dataset, whole: bool
+    ) -> None:
+        """Such as a policy of its own, for the unreduced model and for a candidate alike."""
+        other = {"vtr": {"keep": [1.0, 1.0, 1.0, 0.0], "rules": ["last"]}}
+        asked = unreduced(GEOMETRY) if whole else Candidate.of(fastv(GEOMETRY, 0.75))
+        with stub_server(lambda body: completion("red", other)) as stub:
+            evaluator = HTTPEvaluator([stub.url], 7)
+            with pytest.raises(EvaluationFailed) as failed:
+                evaluator.run([Task(asked, items.items[0])])
+        expected = [3, 3, 3, 3] if whole else [3, 3, 2, 2]
+        assert f"{stub.url}/v1/chat/completions ran item {items.items[0].id}" in str(failed.value)
+        assert f"with [3, 3, 3, 0] vision tokens per layer, and {expected} were" in str(
+            failed.value
+        )
 
     def test_versions_name_no_server(self) -> None:
         with stub_server(lambda body: completion("")) as stub:
@@ -187,6 +206,10 @@ class TestStubs:
     def test_a_tower_without_cls_is_known_by_its_refusal(self) -> None:
         with stub_server(lambda body: refusal(400, "no CLS", "unsupported_request")) as stub:
             assert HTTPEvaluator([stub.url], 7).has_cls is False
+
+    def test_a_tower_with_cls_is_known_by_its_answer(self) -> None:
+        with stub_server(lambda body: completion("red", body)) as stub:
+            assert HTTPEvaluator([stub.url], 7).has_cls is True
 
     def test_another_refusal_does_not_mean_no_cls(self) -> None:
         with stub_server(lambda body: refusal(400, "no chat template")) as stub:

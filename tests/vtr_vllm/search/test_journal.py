@@ -1,5 +1,6 @@
 """The journal: durable rows, and what a second process makes of them."""
 
+import hashlib
 import json
 import os
 import signal
@@ -9,11 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from sqlalchemy import Index, Text, create_engine, inspect
+from sqlalchemy.dialects import mysql, postgresql, sqlite
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.schedules import RankRule
 from vtr_vllm.search.candidates import Candidate
-from vtr_vllm.search.journal import Begun, Journal, Key, Measured
+from vtr_vllm.search.journal import Begun, EvaluationRow, Journal, Key, Measured
 
 WHOLE = Candidate((1.0,) * 4)
 CUT = Candidate((1.0, 1.0, 0.5, 0.5), (RankRule("last"),))
@@ -82,6 +86,7 @@ def test_a_row_is_complete(folder):
         "first": 0,
         "count": 2,
         "evaluator": json.dumps(MODEL),
+        "evaluator_key": hashlib.sha256(json.dumps(MODEL).encode()).hexdigest(),
         "seed": 7,
         "state": "done",
         "seconds": 1.5,
@@ -177,7 +182,98 @@ def test_a_database_that_fails_later_ends_the_search_with_a_reason(folder):
     ):
         with pytest.raises(EvaluationFailed, match="journal cannot be written .*evaluations"):
             write()
-    assert journal.find(KEYS[0]) is None
+    with pytest.raises(EvaluationFailed, match="journal cannot be read .*evaluations"):
+        journal.find(KEYS[0])
+
+
+def test_what_another_search_finds_meanwhile_is_seen(folder):
+    ours, other = folder.open("ours"), folder.open("other")
+    assert ours.find(KEYS[0]) is None
+    other.finish(other.begin("stage", BEGUN), FOUND)
+    assert [ours.find(key) for key in KEYS] == FOUND
+
+
+def test_a_connection_that_was_lost_in_between_is_made_anew(folder):
+    """A server ends what is idle for long; asked before each use, the pool finds out by itself."""
+    journal = folder.open()
+    with journal._engine.connect() as connection:
+        lost = connection.connection.dbapi_connection
+    lost.close()
+    journal.finish(journal.begin("stage", BEGUN), FOUND)
+    assert folder.states() == ["done", "done"]
+
+
+def test_a_long_reason_is_cut(folder):
+    journal = folder.open()
+    journal.fail(journal.begin("stage", BEGUN[:1]), "x" * 100_000)
+    assert len(str(folder.rows()[0]["error"])) == 10_000
+
+
+_BEFORE = """
+CREATE TABLE evaluations (
+    id INTEGER NOT NULL PRIMARY KEY, search TEXT NOT NULL, stage VARCHAR(64) NOT NULL,
+    candidate VARCHAR(24) NOT NULL, candidate_json JSON NOT NULL, items VARCHAR(64) NOT NULL,
+    first INTEGER NOT NULL, count INTEGER NOT NULL, evaluator TEXT NOT NULL,
+    seed INTEGER NOT NULL, state VARCHAR(16) NOT NULL, started FLOAT NOT NULL, seconds FLOAT,
+    busy FLOAT, room FLOAT, outcomes JSON, answers JSON, error TEXT);
+CREATE INDEX by_candidate ON evaluations (candidate, evaluator);
+"""
+
+
+def test_a_journal_of_before_the_evaluators_key_goes_on(folder):
+    """Its rows are found, by the very evaluator that they were of."""
+    row = {
+        "search": "/out",
+        "stage": "stage",
+        "candidate": CUT.key,
+        "candidate_json": json.dumps(CUT.to_dict()),
+        "items": "items-a",
+        "first": 0,
+        "count": 2,
+        "evaluator": json.dumps(MODEL),
+        "seed": 7,
+        "state": "done",
+        "started": 1.7e9,
+        **dict.fromkeys(("seconds", "busy", "room"), 1.0),
+        "outcomes": json.dumps(FOUND[1].outcomes),
+        "answers": "null",
+    }
+    names = ", ".join(row)
+    with sqlite3.connect(folder.path) as connection:
+        connection.executescript(_BEFORE)
+        places = ", ".join("?" * len(row))
+        connection.execute(
+            f"INSERT INTO evaluations ({names}) VALUES ({places})", tuple(row.values())
+        )
+    journal = folder.open()
+    assert journal.find(KEYS[1]) == Measured(FOUND[1].outcomes, None, 1.0, 1.0, 1.0)
+    assert folder.open("one", MODEL | {"vllm": "0.33"}).find(KEYS[1]) is None
+    journal.finish(journal.begin("stage", BEGUN[:1]), FOUND[:1])
+    assert folder.states() == ["done", "done"]
+    indexes = inspect(create_engine(folder.url)).get_indexes("evaluations")
+    assert {"by_evaluation", "by_search"} <= {index["name"] for index in indexes}
+
+
+@pytest.mark.parametrize("dialect", [sqlite, postgresql, mysql])
+def test_every_database_takes_the_table(dialect):
+    """MySQL wants bounded columns in an index, of at most 3,072 bytes, four to a character."""
+    table = EvaluationRow.__table__
+    assert str(CreateTable(table).compile(dialect=dialect.dialect()))
+    for index in table.indexes:
+        assert isinstance(index, Index)
+        assert str(CreateIndex(index).compile(dialect=dialect.dialect()))
+        assert not any(isinstance(column.type, Text) for column in index.columns)
+        assert sum(4 * column.type.length for column in index.columns) <= 3072
+
+
+def test_an_evaluation_is_looked_up_by_an_index(folder):
+    journal = folder.open()
+    query = (
+        "SELECT * FROM evaluations WHERE evaluator_key = 'a' AND candidate = 'b' AND items = 'c'"
+    )
+    with journal._engine.connect() as connection:
+        (plan,) = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").fetchall()
+    assert "USING INDEX by_evaluation (evaluator_key=? AND candidate=? AND items=?)" in plan[3]
 
 
 _WRITER = """

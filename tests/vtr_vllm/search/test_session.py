@@ -19,6 +19,7 @@ from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.search.answers import EngineOptions
 from vtr_vllm.search.candidates import unreduced
+from vtr_vllm.search.journal import Begun
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, report_folder, split
 
@@ -212,6 +213,33 @@ def test_a_journal_may_lie_elsewhere(tmp_path, backend):
         pass
     assert (tmp_path / "rows.sqlite").exists()
     assert not (tmp_path / "out" / "journal.sqlite").exists()
+
+
+def test_two_folders_that_share_a_journal_never_take_each_other_for_ended(tmp_path, backend):
+    """Neither do two hosts whose folders have the same path: nothing of the path is in the id."""
+    url = f"sqlite:///{tmp_path / 'shared.sqlite'}"
+    data = items(tmp_path, 3)
+    whole = SimulatedEvaluator()
+    begun = [Begun(unreduced(whole.geometry), "items", 0, 3)]
+    with opened(backend, tmp_path / "one" / "out", url) as one:
+        one.journal.begin("stage", begun)
+        with opened(backend, tmp_path / "two" / "out", url) as two:
+            assert two.journal.states() == {}
+        assert one.journal.states() == {"running": 1}
+    (tmp_path / "one").rename(tmp_path / "moved")  # as another mount has it
+    with opened(backend, tmp_path / "moved" / "out", url) as again:
+        assert again.journal.states() == {"interrupted": 1}
+        assert again.study(data).unreduced().complete
+
+
+def test_a_spoilt_id_is_named(tmp_path, backend):
+    (tmp_path / ".search-id").write_text("/out\n")
+    with (
+        pytest.raises(ConfigurationError, match=r"\.search-id holds no id of a search; remove it"),
+        opened(backend, tmp_path),
+    ):
+        pass
+    assert backend.started[0].closed
 
 
 @pytest.mark.parametrize(
