@@ -166,29 +166,69 @@ def _as_calibration() -> Iterator[None]:
         raise CalibrationError(str(err)) from err
 
 
+class Checker:
+    """Takes the items of one file in turn, each checked by itself and against those before it."""
+
+    def __init__(self, folder: Path) -> None:
+        """``folder`` is the one that image paths are relative to."""
+        self._folder = folder
+        self._ids: dict[str, int] = {}
+        self._contents: dict[str, int] = {}
+        self._hashes: dict[Path, str] = {}  # a picture with many questions is decoded once
+
+    def image_hash(self, path: Path, encoded: bytes | None = None) -> str:
+        """The hash of an image's pixels; ``encoded`` is what ``path`` will hold, where it is no file yet.
+
+        Raises CalibrationError.
+        """
+        if path not in self._hashes:
+            image = decode_image(_read(path) if encoded is None else encoded)
+            self._hashes[path] = _hash_pixels(image)
+        return self._hashes[path]
+
+    def add(self, values: Mapping[str, Any], number: int) -> Item:
+        """Check a line's object, the ``number``-th; raises CalibrationError and leaves it out."""
+        item = self._item(values, number)
+        for seen, key, what in (
+            (self._ids, item.id, f"the id {show(item.id)}"),
+            (self._contents, item.content_hash, "the image and question"),
+        ):
+            if seen.setdefault(key, number) != number:
+                raise CalibrationError(f"{what} of line {seen[key]} once more")
+        return item
+
+    def _item(self, values: Mapping[str, Any], number: int) -> Item:
+        _check_values(values)
+        image = _locate(values["image"], self._folder)
+        if isinstance(image, bytes):
+            image_hash = _hash_pixels(decode_image(image))
+        else:
+            image_hash = self.image_hash(image)
+        return Item(
+            id=values.get("id", str(number)),
+            image=image,
+            question=values["question"],
+            answers=tuple(values["answers"]),
+            metric=values["metric"],
+            kind=values.get("kind"),
+            line=number,
+            image_hash=image_hash,
+        )
+
+
 def _read_lines(path: Path, lines: list[bytes]) -> tuple[list[Item], list[str]]:
     items: list[Item] = []
     problems: list[str] = []
-    ids: dict[str, int] = {}
-    contents: dict[str, int] = {}
-    hashes: dict[Path, str] = {}  # a picture with many questions is decoded once
+    checker = Checker(path.parent)
     for number, line in enumerate(lines, 1):
         try:
-            item = _read_item(line, number, path.parent, hashes)
-            for seen, key, what in (
-                (ids, item.id, f"the id {show(item.id)}"),
-                (contents, item.content_hash, "the image and question"),
-            ):
-                if seen.setdefault(key, number) != number:
-                    raise CalibrationError(f"{what} of line {seen[key]} once more")
-            items.append(item)
+            items.append(checker.add(_read_object(line), number))
         except CalibrationError as err:
             problems.append(f"{path}:{number}: {err}")
     return items, problems
 
 
-def _read_item(line: bytes, number: int, folder: Path, hashes: dict[Path, str]) -> Item:
-    values = _read_object(line)
+def _check_values(values: Mapping[str, Any]) -> None:
     missing = [key for key in REQUIRED if key not in values]
     unknown = sorted(values.keys() - {*REQUIRED, *OPTIONAL})
     if missing or unknown:
@@ -205,21 +245,6 @@ def _read_item(line: bytes, number: int, folder: Path, hashes: dict[Path, str]) 
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise CalibrationError(f"answers must be a list of texts, got {show(answers)}")
     check_metric(values["metric"], answers)
-    image = _locate(values["image"], folder)
-    if isinstance(image, bytes):
-        image_hash = _hash_pixels(decode_image(image))
-    elif (image_hash := hashes.get(image, "")) == "":
-        image_hash = hashes[image] = _hash_pixels(decode_image(_read(image)))
-    return Item(
-        id=values.get("id", str(number)),
-        image=image,
-        question=values["question"],
-        answers=tuple(answers),
-        metric=values["metric"],
-        kind=values.get("kind"),
-        line=number,
-        image_hash=image_hash,
-    )
 
 
 def _read_object(line: bytes) -> dict[str, Any]:

@@ -1,24 +1,27 @@
-"""Calibration files out of LLaVA-style JSON, VLMEvalKit's TSV, and the demo's own world."""
+"""Calibration files out of LLaVA-style JSON, VLMEvalKit's TSV, and the demo's own world.
+
+What is written, the search loads: every row goes through the checks of ``Dataset.load`` first, its
+image decoded, and one that does not pass is left out by name.
+"""
 
 import ast
 import base64
 import binascii
-import csv
-import json
 import os
 import string
-from collections import Counter, defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from vtr_vllm.demo import sample
 from vtr_vllm.errors import CalibrationError, InvalidMedia
-from vtr_vllm.image_files import decode_rgb, media_type
-from vtr_vllm.search.calibration import write_items
-from vtr_vllm.search.metrics import METRICS, check_metric
+from vtr_vllm.image_files import media_type
+from vtr_vllm.search.conversion import Conversion, Converter, Row, checked
+from vtr_vllm.search.llava import find_image, read_entries, read_row
+from vtr_vllm.search.metrics import METRICS
+from vtr_vllm.search.tsv import TsvRow, read_tsv
 
 CHOICE_INSTRUCTION = "Please select the correct answer from the options above."
 """What VLMEvalKit asks below the options."""
@@ -28,25 +31,6 @@ OPEN_INSTRUCTION = "Answer the question using a single word or phrase."
 _COLUMNS = ("index", "image", "question", "answer")
 _ABSENT = ("", "nan")  # a missing value as pandas writes it, or as text made of it
 _LONGEST_REFERENCE = 64  # VLMEvalKit: no longer an image field is the index of the row that has it
-_LARGEST_FIELD = 1 << 30
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """What became of a file's entries."""
-
-    written: int
-    skipped: Mapping[str, tuple[str, ...]]
-    """Reason to the ids of the entries left out for it."""
-
-    def __str__(self) -> str:
-        lines = [f"{self.written} items written"]
-        for reason, ids in self.skipped.items():
-            some = ", ".join(ids[:3]) + (", ..." if len(ids) > 3 else "")
-            lines.append(f"{len(ids)} left out: {reason} ({some})")
-        return "\n".join(lines)
 
 
 def from_llava(path: Path, image_root: Path, out: Path, metric: str) -> Conversion:
@@ -57,19 +41,16 @@ def from_llava(path: Path, image_root: Path, out: Path, metric: str) -> Conversi
     when no entry can be used.
     """
     _check_name(metric)
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as err:
-        raise CalibrationError(f"{path} cannot be read as JSON ({err})") from err
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise CalibrationError(f"{path} must hold a JSON list of objects, as LLaVA's files do")
-    conversion = _Converter(out)
-    for number, entry in enumerate(entries, 1):
-        name = str(entry.get("id", number))
+    conversion = Converter(out, path)
+    for number, entry in enumerate(read_entries(path), 1):
+        given = entry.get("id")
+        name = str(given) if isinstance(given, str | int | float) else ""
+        name = name if name.strip() else f"entry-{number}"
         try:
-            conversion.add(name, _llava_row(entry, image_root, out.parent, metric))
+            file = find_image(entry, image_root)
+            conversion.add(name, read_row(entry, metric), _relative(file, out))
         except CalibrationError as err:
-            conversion.skip(name, str(err))
+            conversion.skip(name, err)
     return conversion.write()
 
 
@@ -87,26 +68,21 @@ def from_vlmevalkit(
     of another form, an unknown metric, or when no row can be used.
     """
     _check_name(metric)
-    rows = _read_tsv(path)
-    images = {row["index"]: row["image"].strip() for row in rows}
-    folder = _image_folder(out)
-    conversion = _Converter(out)
+    columns, rows = read_tsv(path, _COLUMNS)
+    images = _Images(rows)
+    conversion = Converter(out, path)
     for row in rows:
+        index = row.values["index"].strip()
+        name = f"line-{row.line}" if index in _ABSENT else index
         try:
-            if not _given(row, "question"):
-                raise CalibrationError("no question")
-            options = {c: row[c] for c in string.ascii_uppercase if _given(row, c)}
-            if options:
-                item = _choice_item(row, options, choice_instruction)
-            else:
-                item = _open_item(row, metric, open_instruction)
-            encoded = _find_image(row["image"].strip(), images)
-            item["image"] = f"{folder.name}/{_write_image(folder, encoded)}"
-            if _given(row, "category"):
-                item["kind"] = row["category"]
-            conversion.add(row["index"], item)
+            if len(row.values) < len(columns) or row.surplus > 0:
+                much = "fewer" if row.surplus < 0 else "more"
+                raise CalibrationError(f"{much} fields than columns")
+            item = _tsv_row(row.values, metric, choice_instruction, open_instruction)
+            encoded = images.find(row.values["image"])
+            conversion.add(name, item, f"{_image_folder(out).name}/{_image_name(encoded)}", encoded)
         except CalibrationError as err:
-            conversion.skip(row["index"], str(err))
+            conversion.skip(name, err)
     return conversion.write()
 
 
@@ -115,104 +91,71 @@ def from_demo(split: str, count: int, out: Path) -> Conversion:
 
     Raises CalibrationError for an unknown split or a count that it does not have.
     """
-    folder = _image_folder(out)
-    conversion = _Converter(out)
+    conversion = Converter(out)
     for index in range(count):
         try:
             drawn = sample(split, index)
         except ValueError as err:
             raise CalibrationError(str(err)) from err
         name = f"{split}-{index}"
-        folder.mkdir(parents=True, exist_ok=True)
-        drawn.image.save(folder / f"{name}.png")
+        encoded = BytesIO()
+        drawn.image.save(encoded, "PNG")
         row = {
-            "image": f"{folder.name}/{name}.png",
             "question": drawn.question,
             "answers": [drawn.answer],
             "metric": "exact_match",
             "kind": drawn.kind,
         }
-        conversion.add(name, row)
+        conversion.add(name, row, f"{_image_folder(out).name}/{name}.png", encoded.getvalue())
     return conversion.write()
 
 
-class _Converter:
-    """Collects rows and the reasons for those left out, and writes the file at the end."""
-
-    def __init__(self, out: Path) -> None:
-        self._out = out
-        self._rows: list[Row] = []
-        self._skipped: dict[str, list[str]] = defaultdict(list)
-        self._names: Counter[str] = Counter()
-        self._contents: set[tuple[str, str]] = set()
-
-    def add(self, name: str, row: Row) -> None:
-        """Take a row under an id of its own; raises CalibrationError for a repeated question."""
-        content = (row["image"], " ".join(row["question"].split()))
-        if content in self._contents:
-            raise CalibrationError("image and question of an earlier entry")
-        self._contents.add(content)
-        self._names[name] += 1
-        again = self._names[name]  # LLaVA's own files repeat ids
-        self._rows.append({"id": name if again == 1 else f"{name}#{again}", **row})
-
-    def skip(self, name: str, reason: str) -> None:
-        """Leave an entry out."""
-        self._skipped[reason].append(name)
-
-    def write(self) -> Conversion:
-        """Write the file; raises CalibrationError when there is no row."""
-        skipped = {reason: tuple(names) for reason, names in self._skipped.items()}
-        report = Conversion(len(self._rows), skipped)
-        if not self._rows:
-            raise CalibrationError(f"nothing to write to {self._out}: {report}")
-        write_items(self._out, self._rows)
-        return report
+def _relative(file: Path, out: Path) -> str:
+    """The path of a resolved file from the folder that ``out`` really lies in."""
+    return Path(os.path.relpath(file, out.parent.resolve())).as_posix()
 
 
-def _llava_row(entry: Mapping[str, Any], image_root: Path, folder: Path, metric: str) -> Row:
-    image = entry.get("image")
-    if not image:
-        raise CalibrationError("no image")
-    if not isinstance(image, str):
-        raise CalibrationError("several images")
-    if not (image_root / image).is_file():
-        raise CalibrationError(f"no such image file under {image_root}")
-    match entry.get("conversations"):
-        case [{"from": "human", "value": str(asked)}, {"from": "gpt", "value": str(answer)}, *_]:
-            pass
-        case _:
-            raise CalibrationError("no question of a human with an answer")
-    if asked.count("<image>") > 1:
-        raise CalibrationError("several images")
-    question = asked.replace("<image>", "").strip()
-    if not question:
+class _Images:
+    """The image of each row of a TSV, which may be that of another row."""
+
+    def __init__(self, rows: Sequence[TsvRow]) -> None:
+        named = [(row.values["index"].strip(), row.values.get("image", "").strip()) for row in rows]
+        self._times = Counter(index for index, _ in named)
+        self._by_index = dict(named)
+
+    def find(self, cell: str) -> bytes:
+        """The encoded image that a cell has or refers to; raises CalibrationError."""
+        image = cell.strip()
+        if image in _ABSENT:
+            raise CalibrationError("no image")
+        if len(image) <= _LONGEST_REFERENCE:
+            if self._times[image] > 1:
+                raise CalibrationError("an image reference to an index that several rows have")
+            image = self._by_index.get(image, "")
+            if len(image) <= _LONGEST_REFERENCE:
+                raise CalibrationError("an image reference to a row without one")
+        if image.startswith("["):
+            listed = _read_list(image)
+            if listed is None or len(listed) != 1:
+                raise CalibrationError("several images")
+            image = listed[0]
+        try:
+            return base64.b64decode(image, validate=True)
+        except (binascii.Error, ValueError) as err:
+            raise CalibrationError("an image that is not valid base64") from err
+
+
+def _tsv_row(
+    row: Mapping[str, str], metric: str, choice_instruction: str, open_instruction: str
+) -> Row:
+    if not _given(row, "question"):
         raise CalibrationError("no question")
-    return {
-        "image": Path(os.path.relpath(image_root.resolve() / image, folder.resolve())).as_posix(),
-        **_checked(question, [answer.strip()], metric),
-    }
-
-
-def _read_tsv(path: Path) -> list[dict[str, str]]:
-    limit = csv.field_size_limit(_LARGEST_FIELD)  # the usual 128 KiB are less than an image
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file, delimiter="\t", restval="")
-            columns = reader.fieldnames or ()
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
-        raise CalibrationError(f"{path} cannot be read as TSV ({err})") from err
-    finally:
-        csv.field_size_limit(limit)
-    missing = [column for column in _COLUMNS if column not in columns]
-    if any(None in row for row in rows):
-        raise CalibrationError(f"{path} has rows with more fields than columns; quote their tabs")
-    if missing:
-        raise CalibrationError(
-            f"{path} has no column {', '.join(missing)}; a TSV of VLMEvalKit with images is needed"
-        )
-    return rows
+    options = {c: row[c] for c in string.ascii_uppercase if _given(row, c)}
+    if options:
+        item = _choice_item(row, options, choice_instruction)
+    else:
+        item = _open_item(row, metric, open_instruction)
+    return item | ({"kind": row["category"]} if _given(row, "category") else {})
 
 
 def _given(row: Mapping[str, str], column: str) -> bool:
@@ -226,53 +169,39 @@ def _choice_item(row: Mapping[str, str], options: Mapping[str, str], instruction
     lines = [f"Hint: {row['hint']}"] if _given(row, "hint") else []
     lines += [f"Question: {row['question']}", "Options:"]
     lines += [f"{letter}. {text}" for letter, text in options.items()]
-    return _checked("\n".join([*lines, instruction]).strip(), [answer], "option_letter")
+    return checked("\n".join([*lines, instruction]).strip(), [answer], "option_letter")
 
 
 def _open_item(row: Mapping[str, str], metric: str, instruction: str) -> Row:
     if not _given(row, "answer"):
         raise CalibrationError("no answer")
     question = f"{row['question']}\n{instruction}".strip()
-    return _checked(question, _read_answers(row["answer"]), metric)
+    return checked(question, _read_answers(row["answer"]), metric)
 
 
 def _read_answers(text: str) -> list[str]:
     """The answers out of a cell: one text, or a list as Python prints it."""
+    listed = _read_list(text)
+    return [text.strip()] if listed is None else listed
+
+
+def _read_list(text: str) -> list[str] | None:
+    """A list as Python prints it, each part as text; None for any other text."""
     text = text.strip()
     try:
-        value = ast.literal_eval(text) if text.startswith("[") else text
-    except (ValueError, SyntaxError):
-        return [text]
-    return [str(answer) for answer in value] if isinstance(value, list) else [text]
+        value = ast.literal_eval(text) if text.startswith("[") else None
+    except (ValueError, SyntaxError, RecursionError, MemoryError):
+        return None
+    return [str(part) for part in value] if isinstance(value, list) else None
 
 
-def _find_image(image: str, images: Mapping[str, str]) -> bytes:
-    """The encoded image of a cell, which may refer to another row; raises CalibrationError."""
-    if image in _ABSENT:
-        raise CalibrationError("no image")
-    if len(image) <= _LONGEST_REFERENCE:
-        image = images.get(image, "")
-        if len(image) <= _LONGEST_REFERENCE:
-            raise CalibrationError("an image reference to a row without one")
-    if image.startswith("["):
-        raise CalibrationError("several images")
+def _image_name(encoded: bytes) -> str:
+    """A file name made from an image's bytes."""
     try:
-        return base64.b64decode(image, validate=True)
-    except (binascii.Error, ValueError) as err:
-        raise CalibrationError("an image that is not valid base64") from err
-
-
-def _write_image(folder: Path, encoded: bytes) -> str:
-    """Write an image under a name made from its bytes, and return the name."""
-    try:
-        decode_rgb(encoded)
         kind = media_type(encoded).partition("/")[2]
     except InvalidMedia as err:
-        raise CalibrationError("an image that does not decode") from err
-    name = f"{sha256(encoded).hexdigest()[:32]}.{kind}"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_bytes(encoded)
-    return name
+        raise CalibrationError("an image that is not read") from err
+    return f"{sha256(encoded).hexdigest()[:32]}.{kind}"
 
 
 def _image_folder(out: Path) -> Path:
@@ -282,11 +211,3 @@ def _image_folder(out: Path) -> Path:
 def _check_name(metric: str) -> None:
     if metric not in METRICS:
         raise CalibrationError(f"unknown metric {metric!r}; there are {', '.join(METRICS)}")
-
-
-def _checked(question: str, answers: list[str], metric: str) -> Row:
-    try:
-        check_metric(metric, answers)
-    except CalibrationError as err:
-        raise CalibrationError(f"answers that {metric} cannot use") from err
-    return {"question": question, "answers": answers, "metric": metric}

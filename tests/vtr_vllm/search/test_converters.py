@@ -2,9 +2,12 @@ import base64
 import csv
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from vtr_vllm.demo import sample
@@ -14,9 +17,10 @@ from vtr_vllm.search.converters import from_demo, from_llava, from_vlmevalkit
 from vtr_vllm.search.metrics import score
 
 
-def encode(shade: int, form: str = "PNG", side: int = 4) -> bytes:
+def encode(shade: int, form: str = "PNG", side: int | tuple[int, int] = 4) -> bytes:
     buffer = io.BytesIO()
-    Image.new("RGB", (side, side), (shade, 0, 0)).save(buffer, form)
+    size = (side, side) if isinstance(side, int) else side
+    Image.new("RGB", size, (shade, 0, 0)).save(buffer, form)
     return buffer.getvalue()
 
 
@@ -57,7 +61,7 @@ def test_llava_takes_the_first_question(llava):
     assert (report.written, report.skipped) == (2, {})
     one, two = Dataset.load(out).items
     assert (one.id, one.question, one.answers) == ("a", "What is it?\nOne word.", ("Red",))
-    assert (two.id, two.question, two.answers) == ("2", "Size?", ("small",))
+    assert (two.id, two.question, two.answers) == ("entry-2", "Size?", ("small",))
     assert one.metric == two.metric == "exact_match"
     assert one.load_image().getpixel((0, 0)) == (1, 0, 0)
     assert two.data_uri().startswith("data:image/jpeg;base64,")
@@ -244,7 +248,7 @@ def test_tsv_reports_every_row_left_out(tsv):
         "an image reference to a row without one": ("2", "3"),
         "several images": ("4",),
         "an image that is not valid base64": ("5",),
-        "an image that does not decode": ("6",),
+        "an image that is not read": ("6",),
         "an answer that is none of the options": ("7", "8"),
         "no answer": ("9",),
         "answers that exact_match cannot use": ("10",),
@@ -264,12 +268,381 @@ def test_tsv_of_another_form_is_refused(tsv, tmp_path):
     broken = tmp_path / "broken.tsv"
     for content, reason in (
         (b"index\timage\tquestion\tanswer\n1\ta\tb\tc\td\n", "more fields than columns"),
-        (b"\xff\xfe", "cannot be read as TSV"),
+        (b"\xff\xfe", "cannot be read as TSV(.|\n)*in UTF-8"),
         (b"", "has no column index, image, question, answer"),
     ):
         broken.write_bytes(content)
         with pytest.raises(CalibrationError, match=reason):
             from_vlmevalkit(broken, tmp_path / "out.jsonl", "contains")
+
+
+def test_tsv_a_list_of_one_image_is_that_image(tsv):
+    out, _ = tsv({"image": f"['{cell(encode(1))}']", "question": "Q", "answer": "x"})
+    assert Dataset.load(out).items[0].load_image().getpixel((0, 0)) == (1, 0, 0)
+
+
+# A quote that opens a field and is not closed
+
+
+ROWS = 6
+
+
+def table(tmp_path: Path, spoilt: dict[int, str], *, columns=("question", "answer")) -> Path:
+    """Six rows, in some of which a question is replaced; written as an editor does, without quoting."""
+    lines = ["\t".join(("index", "image", *columns))]
+    for n in range(ROWS):
+        fields = {"question": spoilt.get(n, f"What is {n}?"), "answer": "box", "comment": "none"}
+        lines.append("\t".join([str(n), cell(encode(n)), *(fields[c] for c in columns)]))
+    path = tmp_path / "bench.tsv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("spoilt", "line"),
+    [
+        ({1: '"Where is the box?'}, 3),  # to the end of the file
+        ({5: '"Where is the box?'}, 7),  # in the last row
+        ({1: '"Where?', 4: 'stop" is written where?'}, 3),  # text behind the closing quote
+        ({1: '"Where?', 4: 'Who wrote "stop"'}, 3),  # closed at the end of a field: well-formed
+        ({1: '"Where?', 2: 'Who wrote "stop"'}, 3),  # the same, with no row between
+        ({2: '"stop" is written where?'}, 4),  # a quotation that opens a field
+    ],
+)
+@pytest.mark.parametrize("columns", [("question", "answer"), ("answer", "question", "comment")])
+def test_a_quote_that_is_not_closed_is_refused_with_its_line(tmp_path, spoilt, line, columns):
+    path = table(tmp_path, spoilt, columns=columns)
+    with pytest.raises(CalibrationError, match=rf"bench.tsv:{line}\b.*(close|double)"):
+        from_vlmevalkit(path, tmp_path / "out.jsonl", "exact_match")
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_quotes_inside_a_field_are_its_text(tmp_path):
+    path = table(tmp_path, {1: 'Is it 5" wide?', 3: 'Who wrote "stop"'})
+    from_vlmevalkit(path, tmp_path / "out.jsonl", "exact_match", open_instruction="")
+    items = Dataset.load(tmp_path / "out.jsonl").items
+    assert [item.question for item in items][1::2] == [
+        'Is it 5" wide?',
+        'Who wrote "stop"',
+        "What is 5?",
+    ]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_line_ends_and_a_byte_order_mark_change_nothing(tmp_path, end, mark):
+    path = table(tmp_path, {2: '"One line\nand ""another"", with\ta tab"'})
+    path.write_bytes(mark + path.read_text().replace("\n", end).encode() + end.encode())
+    from_vlmevalkit(path, tmp_path / "out.jsonl", "exact_match", open_instruction="")
+    items = Dataset.load(tmp_path / "out.jsonl").items
+    assert [item.id for item in items] == [str(n) for n in range(ROWS)]
+    assert items[2].question == f'One line{end}and "another", with\ta tab'
+
+
+def test_a_row_of_another_width_is_left_out(tmp_path):
+    path = table(tmp_path, {1: "What\tis it?", 3: "What\nis it?"})
+    report = from_vlmevalkit(path, tmp_path / "out.jsonl", "exact_match")
+    assert [item.id for item in Dataset.load(tmp_path / "out.jsonl").items] == ["0", "2", "4", "5"]
+    assert report.skipped == {
+        "more fields than columns": ("1",),
+        "fewer fields than columns": ("3", "is it?"),
+    }
+
+
+def test_columns_that_are_there_twice_are_refused(tmp_path):
+    path = table(tmp_path, {}, columns=("question", "answer", "question"))
+    with pytest.raises(CalibrationError, match="column question is there more than once"):
+        from_vlmevalkit(path, tmp_path / "out.jsonl", "exact_match")
+
+
+TEXT = st.text(
+    st.characters(codec="utf-8") | st.sampled_from("\t\n\r\"'\0\ufeff\u2028\x85"), max_size=12
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(
+        st.fixed_dictionaries(
+            {"index": TEXT, "question": TEXT, "answer": TEXT, "A": TEXT, "category": TEXT},
+            optional={"image": st.sampled_from(["", "0", "1", "nan"]) | TEXT},
+        ),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_of_any_table_that_is_written_right_every_row_is_written_or_named(rows):
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path, out = folder / "bench.tsv", folder / "bench.jsonl"
+        columns = ["index", "image", "question", "answer", "A", "category"]
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, columns, delimiter="\t")
+            writer.writeheader()
+            writer.writerows({"image": cell(encode(n)), **row} for n, row in enumerate(rows))
+        check_conversion(lambda: from_vlmevalkit(path, out, "contains"), out, len(rows))
+
+
+def check_conversion(convert, out: Path, count: int) -> None:
+    """What is written, the search loads; and every entry is written or named."""
+    try:
+        report = convert()
+    except CalibrationError:
+        assert not out.exists()
+        return
+    left_out = sum(len(ids) for ids in report.skipped.values())
+    assert report.written + left_out == count
+    assert len(Dataset.load(out)) == report.written
+    str(report).encode()
+
+
+# Ids
+
+
+@pytest.mark.parametrize(
+    ("given_ids", "written"),
+    [
+        (["a", "", "b"], ["a", "entry-2", "b"]),
+        ([None, None], ["entry-1", "entry-2"]),
+        (["a", "a", "a#2"], ["a", "a#2", "a#2#2"]),
+        (["a", "a#2", "a"], ["a", "a#2", "a#3"]),
+        (["entry-2", " "], ["entry-2", "entry-2#2"]),
+        ([7, "7", 7.0, True], ["7", "7#2", "7.0", "True"]),
+        ([[1], {"a": 1}], ["entry-1", "entry-2"]),
+        (["A", "a", "\u00e9", "e\u0301"], ["A", "a", "\u00e9", "e\u0301"]),  # case, Unicode form
+        (["a\nb", "a\0b", "#2", "../a"], ["a\nb", "a\0b", "#2", "../a"]),
+    ],
+)
+def test_llava_ids_are_made_where_there_are_none_and_told_apart(llava, given_ids, written):
+    entries = [
+        {"id": given_id, "image": "2.jpg", "conversations": turns(f"Is it {n}?", "yes")}
+        for n, given_id in enumerate(given_ids)
+    ]
+    out, report = llava(entries)
+    assert report.skipped == {}
+    assert [item.id for item in Dataset.load(out).items] == written
+
+
+def test_tsv_ids_are_made_where_there_are_none_and_told_apart(tsv):
+    rows = [
+        {"index": index, "image": cell(encode(n)), "question": "Q", "answer": "x"}
+        for n, index in enumerate(["0", "", "", "3-1", "nan", " 0 ", "line-3"])
+    ]
+    out, _ = tsv(*rows)
+    ids = [item.id for item in Dataset.load(out).items]
+    assert ids == ["0", "line-3", "line-4", "3-1", "line-6", "0#2", "line-3#2"]
+
+
+def test_tsv_a_reference_to_an_index_that_is_there_twice_is_left_out(tsv):
+    row = {"question": "Q", "answer": "x"}
+    _, report = tsv(
+        row | {"index": "a", "image": cell(encode(1))},
+        row | {"index": "a", "image": cell(encode(2))},
+        row | {"index": "b", "image": "a"},
+    )
+    assert report.skipped == {"an image reference to an index that several rows have": ("b",)}
+
+
+# LLaVA-style JSON as people have it
+
+
+def read(llava, *values: str, **entry) -> tuple[str, tuple[str, ...]]:
+    """The question and answers of one entry's conversation."""
+    out, report = llava([{"image": "2.jpg", "conversations": turns(*values)} | entry])
+    assert report.skipped == {}
+    [item] = Dataset.load(out).items
+    return item.question, item.answers
+
+
+def test_llava_an_image_in_a_list_of_one_is_that_image(llava):
+    assert read(llava, "<image>\nWhich?", "B", image=["2.jpg"]) == ("Which?", ("B",))
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        ([], "no image"),
+        ([""], "no image"),
+        ([None], "no image"),
+        (["2.jpg", "train/1.png"], "several images"),
+        ([["2.jpg"]], "an image that is no path"),
+        ({"path": "2.jpg"}, "an image that is no path"),
+        (7, "an image that is no path"),
+        ("train", "no such image file"),
+        ("2.jpg\0", "no such image file"),
+        ("x" * 5000, "no such image file"),
+        ("\ud800.jpg", "no such image file"),
+        ("http://example.org/2.jpg", "no such image file"),
+    ],
+)
+def test_llava_an_image_that_is_none_is_left_out_for_a_true_reason(llava, image, reason):
+    good = {"id": "good", "image": "2.jpg", "conversations": turns("<image>\nWhich?", "B")}
+    _, report = llava([good, {"id": "odd", "image": image, "conversations": turns("Q?", "A")}])
+    [(said, ids)] = report.skipped.items()
+    assert (said.startswith(reason), ids) == (True, ("odd",))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["with space.png", "\u00fcber 100%.png", "u\u0308ber.png", "../up.png", "a'\"b.png", "%20.png"],
+)
+@pytest.mark.parametrize("absolute", [False, True])
+def test_llava_paths_lead_to_their_file(llava, tmp_path, name, absolute):
+    (tmp_path / "coco" / name).write_bytes(encode(99))
+    image = str(tmp_path / "coco" / name) if absolute else name
+    out, _ = llava([{"image": image, "conversations": turns("<image>\nWhich?", "B")}])
+    [item] = Dataset.load(out).items
+    assert item.load_image().getpixel((0, 0)) == (99, 0, 0)
+
+
+def test_llava_a_path_through_a_link_leads_to_its_file(llava, tmp_path):
+    (tmp_path / "elsewhere" / "deep").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "beside.png").write_bytes(encode(98))
+    (tmp_path / "coco" / "link").symlink_to(tmp_path / "elsewhere" / "deep")
+    out, _ = llava([{"image": "link/../beside.png", "conversations": turns("Which?", "B")}])
+    assert Dataset.load(out).items[0].load_image().getpixel((0, 0)) == (98, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("values", "read_as"),
+    [
+        (("Hello!", "Hi!", "<image>\nWhat is in it?", "box"), ("What is in it?", "box")),
+        (("Hello!", "Hi!", "What is in it? <image>", "box"), ("What is in it?", "box")),
+        (("<image>\nUp?", "box", "And?", "no"), ("Up?", "box")),
+        (("Hint.\n<image>\nWhat?", "box"), ("Hint.\n\nWhat?", "box")),
+        (
+            ("Look at <image> and say what it is.", "box"),
+            ("Look at the image and say what it is.", "box"),
+        ),
+        (("What is in <image>?", "box"), ("What is in the image?", "box")),
+        (("What is here: <image>", "box"), ("What is here:", "box")),
+        (("What is it?", "box", "Why?", "So."), ("What is it?", "box")),
+    ],
+)
+def test_llava_asks_about_the_picture(llava, values, read_as):
+    question, answer = read_as
+    assert read(llava, *values) == (question, (answer,))
+
+
+def test_llava_a_system_turn_stands_before_the_question(llava):
+    conversations = [{"from": "system", "value": "Be brief."}, *turns("<image>\nWhat?", "box")]
+    assert read(llava, conversations=conversations) == ("Be brief.\nWhat?", ("box",))
+
+
+@pytest.mark.parametrize(
+    ("conversations", "reason"),
+    [
+        (turns("<image>\nA?", "a", "<image>\nB?", "b"), "several images"),
+        (turns("Hello!", "Hi!", "<image>\nWhat?"), "no question of a human"),
+        (turns("<image>\nWhat?", "<image>")[:1] * 2, "several images"),
+        ([{"from": "human", "value": ["<image>"]}, *turns("x")], "no question of a human"),
+        ([{"from": "human"}], "no question of a human"),
+        (["<image>\nWhat?", "box"], "no question of a human"),
+        ([], "no question of a human"),
+        ({"from": "human"}, "no question of a human"),
+        (turns("<image>", "box"), "no question"),
+        (turns("<image>\nWhat?", " "), "answers that exact_match cannot use"),
+        (turns("<image>\nWhat \ud800?", "box"), "what the search does not load"),
+    ],
+)
+def test_llava_other_conversations_are_left_out_by_name(llava, conversations, reason):
+    good = {"id": "good", "image": "2.jpg", "conversations": turns("<image>\nWhich?", "B")}
+    out, report = llava(
+        [good, {"id": "odd\ud800", "image": "2.jpg", "conversations": conversations}]
+    )
+    assert [item.id for item in Dataset.load(out).items] == ["good"]
+    [(said, ids)] = report.skipped.items()
+    assert (said.startswith(reason), ids) == (True, ("odd\ud800",))
+    assert r"odd\ud800" in str(report)
+
+
+def test_llava_pictures_that_the_search_would_refuse_are_left_out_with_the_first_cause(
+    llava, tmp_path
+):
+    for name, data in (
+        ("copy.png", encode(1)),  # the pixels of train/1.png, in another file
+        ("line.png", encode(5, side=(201, 1))),
+        ("cut.png", encode(5, side=300)[:200]),
+        ("deep.tiff", encode(5, "TIFF")),
+    ):
+        (tmp_path / "coco" / name).write_bytes(data)
+    out, report = llava(
+        [
+            {"id": image, "image": image, "conversations": turns("<image>\nWhich?", "B")}
+            for image in ("train/1.png", "copy.png", "line.png", "cut.png", "deep.tiff")
+        ]
+    )
+    assert [item.id for item in Dataset.load(out).items] == ["train/1.png"]
+    assert report.skipped == {
+        "image and question of an earlier entry": ("copy.png",),
+        "an image that is not read": ("line.png", "cut.png", "deep.tiff"),
+    }
+    assert "line.png: the image has 201 x 1 pixels" in str(report)
+
+
+def test_llava_with_a_byte_order_mark_is_read(tmp_path):
+    (tmp_path / "1.png").write_bytes(encode(1))
+    entries = [{"image": "1.png", "conversations": turns("<image>\nWhich?", "B")}]
+    source = tmp_path / "bom.json"
+    source.write_bytes(b"\xef\xbb\xbf" + json.dumps(entries).encode())
+    assert from_llava(source, tmp_path, tmp_path / "out.jsonl", "contains").written == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (json.dumps([{}]).encode("utf-16"), "in UTF-8"),
+        (b'[{"id": "caf\xe9"}]', "in UTF-8"),
+        (b"[{}]\0", "cannot be read as JSON"),
+        (b"{}\n{}\n", "one JSON list"),
+        (b'[{"image": "1.png", "image": "2.png"}]', "a key is given twice among image"),
+        (b"[" * 100_000, "cannot be read as JSON"),
+        (b'[{"id": ' + b"9" * 5000 + b"}]", "cannot be read as JSON"),
+    ],
+)
+def test_json_that_cannot_be_read_says_why(tmp_path, content, said):
+    (tmp_path / "odd.json").write_bytes(content)
+    with pytest.raises(CalibrationError, match=said):
+        from_llava(tmp_path / "odd.json", tmp_path, tmp_path / "out.jsonl", "contains")
+
+
+def test_a_file_is_not_converted_over_itself(llava, tsv, tmp_path):
+    llava([{"image": "2.jpg", "conversations": turns("Which?", "B")}])
+    source = tmp_path / "llava.json"
+    before = source.read_bytes()
+    (tmp_path / "same.json").symlink_to(source)
+    with pytest.raises(CalibrationError, match="is the file to be converted"):
+        from_llava(source, tmp_path / "coco", tmp_path / "same.json", "contains")
+    assert source.read_bytes() == before
+
+
+ANY = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+SAID = st.text(st.characters() | st.sampled_from(" \n\t.?\0"), max_size=8)
+MARKED = st.builds(lambda a, m, b: a + m + b, SAID, st.sampled_from(["<image>", "", "\n"]), SAID)
+TURN = st.fixed_dictionaries(
+    {"from": st.sampled_from(["human", "gpt", "system"]), "value": MARKED | ANY}
+)
+ENTRY = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": st.sampled_from(["a", "a#2", "", None]) | ANY,
+        "image": st.sampled_from(["1.png", ["1.png"], "../x/1.png", "copy.png"]) | ANY,
+        "conversations": st.lists(TURN, max_size=4) | st.just(turns("<image>\nWhat?", "B")) | ANY,
+    },
+)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.lists(ENTRY, max_size=6), st.sampled_from(["contains", "option_letter"]))
+def test_of_any_json_every_entry_is_written_or_named(entries, metric):
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name) / "x"
+        root.mkdir()
+        for file in ("1.png", "copy.png"):
+            (root / file).write_bytes(encode(1))
+        source, out = root / "llava.json", root / "out" / "items.jsonl"
+        source.write_text(json.dumps(entries))
+        check_conversion(lambda: from_llava(source, root, out, metric), out, len(entries))
 
 
 def test_the_demo_gives_its_samples(tmp_path):
