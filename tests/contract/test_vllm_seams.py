@@ -13,6 +13,7 @@ from types import CodeType, FunctionType
 
 import pytest
 import torch
+from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 from vllm.forward_context import ForwardContext
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
@@ -32,8 +33,12 @@ from vllm.model_executor.models import (
     qwen3_vl_moe,
 )
 from vllm.model_executor.models.interfaces import SupportsMultiModal, supports_multimodal
+from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.multimodal.registry import MultiModalRegistry
+from vllm.renderers import embed_utils
+from vllm.renderers.base import BaseRenderer
+from vllm.renderers.hf import HfRenderer
 from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from vllm.v1.core import kv_cache_utils
@@ -193,6 +198,11 @@ CALLS: list[tuple[Callable, str]] = [
     (AsyncLLM.add_request, "process_inputs"),
     (MultiModalRegistry.get_processing_info, "_create_processing_info"),
     (MultiModalRegistry._create_processing_info, "_processor_factory"),
+    (HfRenderer._process_tokens_async, "_process_tokens_async"),
+    (BaseRenderer._process_singleton_async, "_process_tokens_async"),
+    (BaseRenderer._process_multimodal, "_process_mm_uuids"),
+    (ServingTokens.serve_tokens, "mm_kwargs_from_features"),
+    (embed_utils.safe_load_prompt_embeds, "torch"),
 ]
 
 
@@ -312,6 +322,12 @@ def test_fields_of_an_engine_request() -> None:
     ("method", "arguments"),
     [
         (InputProcessor.process_inputs, ["self"]),
+        (BaseRenderer._process_tokens_async, ["self", "prompt", "skip_mm_cache"]),
+        (
+            BaseRenderer._process_mm_uuids,
+            ["self", "mm_data", "mm_data_items", "mm_uuid_items", "mm_req_id"],
+        ),
+        (MultiModalHasher.hash_kwargs, ["algorithm"]),
         (BlockPool.get_num_free_blocks, ["self"]),
         (AsyncMPClient.call_utility_all_async, ["self", "method", "args"]),
         (SyncMPClient.call_utility, ["self", "method", "args"]),
