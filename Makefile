@@ -159,7 +159,7 @@ soak: $(READY) ## load a server for half an hour and check its answers, memory, 
 	$(BIN)/python -m benchmarks.soak $(ARGS)
 
 docs: $(READY) ## build the documentation as a site, build/site/index.html
-	$(BIN)/python -m server.openapi
+	$(BIN)/python -m vtr_server.http.openapi
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 screenshots: $(READY) ## take the screenshots of docs/page.md again (needs a Chromium)

@@ -26,8 +26,8 @@ from benchmarks.open_loop import MODEL, Client, summary
 from benchmarks.run import machine, say
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import default_dtype
-from server.elastic import HOLD
 from tests.tiny import TinyShape, write_model_files
+from vtr_server.policy.elastic import HOLD
 
 SHAPE = TinyShape(
     layers=20,

@@ -45,14 +45,14 @@ takes. Every other flag goes to vLLM's batch runner as it is."""
 
 @dataclass(frozen=True)
 class Launch:
-    """A process to become: arguments of ``python -m server`` and what the environment gains."""
+    """A process to become: arguments of ``python -m vtr_server`` and what the environment gains."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
 
     def __str__(self) -> str:
         given = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*given, "python -m server", shlex.join(self.arguments)])
+        return " ".join([*given, "python -m vtr_server", shlex.join(self.arguments)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["search"]:
         return _search(arguments[1:])
     if arguments[:1] == ["keys"]:
-        from server.gate.cli import main as keys
+        from vtr_server.gate.cli import main as keys
 
         return keys(arguments[1:])
     if arguments[:1] == ["serve"] and any(part.startswith("--help=") for part in arguments):
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _search(arguments: Sequence[str]) -> int:
     """The search's own command line, or its service; neither is loaded for other commands."""
     if arguments[:1] == ["serve"]:
-        from server.jobs.cli import main as serve_jobs
+        from vtr_server.jobs.cli import main as serve_jobs
 
         return serve_jobs(arguments[1:])
     from vtr_vllm.search.cli import main as search
@@ -241,7 +241,7 @@ def _given(flag: str, rest: Sequence[str]) -> bool:
 def _become(launch: Launch) -> NoReturn:
     """Replace this process, so that signals and exit codes are vLLM's own."""
     print(f"vtr: {launch}", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "server", *launch.arguments]
+    command = [sys.executable, "-m", "vtr_server", *launch.arguments]
     os.execve(sys.executable, command, dict(os.environ) | dict(launch.environment))
 
 

@@ -15,7 +15,8 @@ def broken_entry_points(groups: dict[str, dict[str, str]], files: dict[str, str]
     for group, entries in groups.items():
         for name, target in entries.items():
             module, _, attribute = target.partition(":")
-            text = files.get(module.replace(".", "/") + ".py", "")
+            file = module.replace(".", "/") + ".py"
+            text = files.get(file) or files.get(f"server/{file}", "")
             if attribute not in top_level_names(text):
                 said.append(f"{group}: {name} = {target}")
     return said

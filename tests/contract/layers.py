@@ -37,10 +37,8 @@ PROCESSES: dict[str, set[str]] = {
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "vllm": (
         "vtr_vllm/engine/",
-        "server/engine.py",
-        "server/bodies.py",
-        "server/connector.py",
-        "server/batch.py",
+        "server/vtr_server/vllm_api/",
+        "server/vtr_server/media/connector.py",
         "vtr_vllm/search/vllm_evaluator.py",
         "benchmarks/",
     ),
@@ -72,7 +70,9 @@ def part_of(path: str) -> str:
 def part_imported(found: Import) -> str | None:
     """Return the part of ours that an import reaches, None for a library."""
     parts = found.name.split(".")
-    if parts[0] in ("server", "benchmarks"):
+    if parts[0] == "vtr_server":
+        return "server"
+    if parts[0] == "benchmarks":
         return parts[0]
     if parts[0] != "vtr_vllm":
         return None
@@ -113,6 +113,40 @@ def imports_of_other_processes(files: dict[str, str]) -> list[str]:
             if folder is not None and folder not in allowed:
                 said.append(f"{path}:{found.line} {parts[2]} imports {folder} ({found.name})")
     return said
+
+
+def cycles(files: dict[str, str]) -> list[list[str]]:
+    """Return every circle of modules that import each other, at their top or in functions."""
+    modules = {module_of(path): path for path in files}
+    graph = {
+        name: {found.name for found in imports(path, files[path])} & set(modules) - {name}
+        for name, path in modules.items()
+    }
+    # A package's own __init__ is imported with each of its modules: what it imports late is its way
+    # to name them, and no circle.
+    packages = {name for name, path in modules.items() if path.endswith("__init__.py")}
+    graph = {name: reached - packages for name, reached in graph.items() if name not in packages}
+    said = []
+    while True:
+        leaves = {name for name, reached in graph.items() if not reached & set(graph)}
+        if not leaves:
+            break
+        graph = {name: reached for name, reached in graph.items() if name not in leaves}
+    for name in sorted(graph):  # what is left lies on a circle or above one
+        trail = [name]
+        while trail[-1] not in trail[:-1]:
+            trail.append(min(graph[trail[-1]] & set(graph)))
+        circle = trail[trail.index(trail[-1]) :]
+        if name == min(circle):
+            said.append(circle)
+    return said
+
+
+def module_of(path: str) -> str:
+    """Return the dotted name of a file: `server/vtr_server/plugin.py` -> `vtr_server.plugin`."""
+    parts = PurePosixPath(path).with_suffix("").parts
+    parts = parts[1:] if parts[0] == "server" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def misplaced_libraries(files: dict[str, str]) -> list[str]:

@@ -6,6 +6,7 @@ import pytest
 
 from tests.contract.layers import (
     ALLOWED,
+    cycles,
     imports_of_other_processes,
     misplaced_libraries,
     part_of,
@@ -37,6 +38,21 @@ def test_an_import_of_another_process_is_found(path: str, text: str, found: bool
     assert bool(imports_of_other_processes({path: text})) is found
 
 
+def test_no_modules_import_each_other() -> None:
+    assert cycles(code_files()) == []
+
+
+def test_a_circle_is_found() -> None:
+    files = {
+        "vtr_vllm/a.py": "def late():\n    from vtr_vllm.b import x",
+        "vtr_vllm/b.py": "import vtr_vllm.c",
+        "vtr_vllm/c.py": "from vtr_vllm.a import y",
+        "vtr_vllm/d.py": "import vtr_vllm.a",
+    }
+    assert cycles(files) == [["vtr_vllm.a", "vtr_vllm.b", "vtr_vllm.c", "vtr_vllm.a"]]
+    assert cycles({"vtr_vllm/a.py": "import vtr_vllm.b", "vtr_vllm/b.py": ""}) == []
+
+
 def test_libraries_stay_in_their_places() -> None:
     assert misplaced_libraries(code_files()) == []
 
@@ -58,14 +74,14 @@ def test_every_file_belongs_to_a_part_with_a_rule() -> None:
             "if TYPE_CHECKING:\n    import vtr_vllm.engine.worker.model",
         ),
         ("vtr_vllm/reduction/plan.py", "importlib.import_module('vtr_vllm.engine.worker.model')"),
-        ("vtr_vllm/engine/worker/model.py", "import server.admission"),
+        ("vtr_vllm/engine/worker/model.py", "import vtr_server.admission"),
         ("vtr_vllm/engine/worker/model.py", "import vtr_vllm.search"),
         ("vtr_vllm/engine/worker/model.py", "import vtr_vllm.demo"),
         ("vtr_vllm/demo/train.py", "import vtr_vllm.engine"),
-        ("vtr_vllm/search/run.py", "import server"),
-        ("server/app.py", "from vtr_vllm.search import run"),
-        ("server/app.py", "from vtr_vllm import search"),
-        ("server/app.py", "import benchmarks.run"),
+        ("vtr_vllm/search/run.py", "import vtr_server"),
+        ("server/vtr_server/app.py", "from vtr_vllm.search import run"),
+        ("server/vtr_server/app.py", "from vtr_vllm import search"),
+        ("server/vtr_server/app.py", "import benchmarks.run"),
         ("vtr_vllm/unheard_of.py", "import vtr_vllm.errors"),
     ],
 )
@@ -85,8 +101,8 @@ def test_an_import_upwards_is_found(path: str, text: str) -> None:
             "from .compat import patch\nfrom ..reduction import plan",
         ),
         (
-            "server/app.py",
-            "import vtr_vllm.engine.common.request_view\nfrom server.metrics import Metrics",
+            "server/vtr_server/app.py",
+            "import vtr_vllm.engine.common.request_view\nfrom vtr_server.operations.metrics import Metrics",
         ),
         ("vtr_vllm/cli.py", "def search():\n    from vtr_vllm.search import run"),
     ],
@@ -100,8 +116,8 @@ def test_an_import_downwards_passes(path: str, text: str) -> None:
     [
         ("vtr_vllm/demo/export.py", "import vllm"),
         ("vtr_vllm/reduction/plan.py", "def late():\n    from vllm.config import VllmConfig"),
-        ("server/app.py", "from vllm import LLM"),
-        ("server/app.py", "__import__('vllm')"),
+        ("server/vtr_server/app.py", "from vllm import LLM"),
+        ("server/vtr_server/app.py", "__import__('vllm')"),
         ("vtr_vllm/search/g_search.py", "import vllm.outputs"),
         ("vtr_vllm/cli.py", "import fastapi"),
         ("vtr_vllm/schedules/cost.py", "import torch"),

@@ -12,7 +12,7 @@ MODULES = {
     "vtr_vllm/cli.py",
     "vtr_vllm/demo/world.py",
     "vtr_vllm/search/__init__.py",
-    "server/page/app.js",
+    "server/vtr_server/page/app.js",
 }
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
-from server.settings import Settings
 from tests.contract.source import ROOT
 from tests.deploy.tools import DEPLOY, RULES, run, tool
+from vtr_server.policy.settings import ServerSettings
 
 DOCKERFILES = sorted((DEPLOY / "docker").glob("Dockerfile.*"))
 COMPOSE = DEPLOY / "compose"
@@ -116,7 +116,7 @@ def test_compose_mounts_what_is_there() -> None:
 
 
 def test_prometheus_and_the_health_check_use_the_admin_port() -> None:
-    settings = Settings.load(COMPOSE / "settings.toml")
+    settings = ServerSettings.load(COMPOSE / "settings.toml")
     assert settings.admin is not None
     server = compose()["services"]["server"]
     assert server["environment"]["VTR_HEALTH_URL"].endswith(f":{settings.admin.port}/health")

@@ -14,10 +14,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from server.settings import Settings
 from tests.deploy.test_docker import DOCKERFILES, last
 from tests.deploy.test_prometheus import our_metrics
 from tests.deploy.tools import DEPLOY, run, tool
+from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.schedules import ModelGeometry, Schedule
 
@@ -124,7 +124,7 @@ def test_settings_load_and_open_the_admin_port(overlay: str, tmp_path: Path) -> 
     given = Path(flag(overlay, "--settings"))
     assert str(given.parent) == mounts["settings"]
     (tmp_path / given.name).write_text(config["data"][given.name])
-    settings = Settings.load(tmp_path / given.name)
+    settings = ServerSettings.load(tmp_path / given.name)
     ports = {port["name"]: port["containerPort"] for port in container(overlay)["ports"]}
     assert settings.admin is not None
     assert (settings.admin.host, settings.admin.port) == ("0.0.0.0", ports["admin"])
@@ -132,7 +132,7 @@ def test_settings_load_and_open_the_admin_port(overlay: str, tmp_path: Path) -> 
 
 @each
 def test_probes_hit_routes_of_the_admin_port(overlay: str) -> None:
-    from server.gate.scopes import is_for_admin_port, needed_scope
+    from vtr_server.gate.scopes import is_for_admin_port, needed_scope
 
     for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
         get = container(overlay)[probe]["httpGet"]
@@ -257,7 +257,7 @@ def test_keys_take_the_place_of_the_settings(overlay: str, tmp_path: Path) -> No
         "secret": {"secretName": found["Secret"]["metadata"]["name"]},
     }
     assert found["Secret"]["metadata"]["name"] == "vtr-settings-with-keys", "no hash: keys change"
-    example = Settings.load(FOLDER / "components" / "keys" / "settings.example.toml")
-    base = Settings.load(FOLDER / "base" / "settings.toml")
+    example = ServerSettings.load(FOLDER / "components" / "keys" / "settings.example.toml")
+    base = ServerSettings.load(FOLDER / "base" / "settings.toml")
     assert example.keys
     assert example.model_copy(update={"keys": ()}) == base, "keys are all that it adds"

@@ -6,10 +6,10 @@ import re
 
 import yaml
 
-from server import metrics
 from tests.contract.source import ROOT
 from tests.deploy import dashboards
 from tests.deploy.tools import DEPLOY, RULES, rules, run, tool
+from vtr_server.operations import metrics
 
 FOLDER = DEPLOY / "prometheus"
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.settings import Settings
 from tests.deploy.tools import DEPLOY, run, tool
+from vtr_server.policy.settings import ServerSettings
 
 FOLDER = DEPLOY / "systemd"
 EXPOSURE = 25
@@ -57,7 +57,7 @@ def test_the_command_has_what_it_names() -> None:
 
 
 def test_the_settings_load() -> None:
-    settings = Settings.load(FOLDER / "settings.toml")
+    settings = ServerSettings.load(FOLDER / "settings.toml")
     assert settings.admin is not None
     assert settings.admin.host == "127.0.0.1"
 

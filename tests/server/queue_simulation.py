@@ -9,8 +9,8 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from server.elastic import Elastic, Work
-from server.settings import ElasticSettings
+from vtr_server.policy.elastic import Elastic, Work
+from vtr_server.policy.settings import ElasticSettings
 
 LAYERS, TEXT, VISION = 24, 31, 576
 FULL_SECONDS = 0.25

@@ -14,7 +14,7 @@ pytest.importorskip("vllm")
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from server.plugin import VTREndpoints
+from vtr_server.plugin import VTREndpoints
 from vtr_vllm.errors import ConfigurationError
 
 OURS = ["/health", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/schedules"]

@@ -178,7 +178,7 @@ def test_help_loads_neither_vllm_nor_torch() -> None:
 
 def test_what_is_run_is_printed_as_a_command() -> None:
     launch = Launch(("serve", "a model", "--x"), {"VLLM_PLUGINS": "vtr"})
-    assert str(launch) == "VLLM_PLUGINS=vtr python -m server serve 'a model' --x"
+    assert str(launch) == "VLLM_PLUGINS=vtr python -m vtr_server serve 'a model' --x"
 
 
 def test_a_batch_gets_the_same_engine(launched: list[Launch], tmp_path: Path) -> None:

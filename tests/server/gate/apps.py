@@ -12,9 +12,9 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
-from server.gate.keys import hash_key
-from server.gate.middleware import CALLER, WATCHED, Gate, GateMiddleware
-from server.settings import KeySettings, Settings
+from vtr_server.gate.keys import hash_key
+from vtr_server.gate.middleware import CALLER, WATCHED, Gate, GateMiddleware
+from vtr_server.policy.settings import KeySettings, ServerSettings
 
 ALL_SCOPES = ("generate", "metrics", "admin", "jobs")
 
@@ -42,7 +42,7 @@ class Clock:
 class Place:
     """The application, its gate, and what its routes saw."""
 
-    settings: Settings = field(default_factory=Settings)
+    settings: ServerSettings = field(default_factory=ServerSettings)
     clock: Clock = field(default_factory=Clock)
     seen: list[Any] = field(default_factory=list)
     release: asyncio.Event = field(default_factory=asyncio.Event)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from server.gate.cli import main
-from server.gate.keys import Keyring
-from server.settings import Settings
+from vtr_server.gate.cli import main
+from vtr_server.gate.keys import Keyring
+from vtr_server.policy.settings import ServerSettings
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def test_the_printed_table_lets_the_printed_key_in(
     file = tmp_path / "settings.toml"
     file.write_text(table)
     assert secret not in table
-    found = Keyring(Settings.load(file).keys).find(f"Bearer {secret}".encode())
+    found = Keyring(ServerSettings.load(file).keys).find(f"Bearer {secret}".encode())
     assert found is not None
     assert (found.name, found.scopes) == ("team-a", scopes)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.gate.drain import drain_first
 from tests.server.conftest import START_SECONDS
 from tests.server.gate.apps import Place
+from vtr_server.gate.drain import drain_first
 from vtr_vllm.errors import EngineNotReady
 
 STREAMS = 4

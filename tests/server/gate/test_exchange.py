@@ -9,13 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from server.settings import Settings
 from tests.server.gate.apps import Place
 from tests.server.gate.test_middleware import code_of, post, run
+from vtr_server.policy.settings import ServerSettings
 
 
 def limited(**limits: Any) -> Place:
-    return Place(Settings.model_validate({"limits": limits}))
+    return Place(ServerSettings.model_validate({"limits": limits}))
 
 
 async def chunks(sizes: list[int], pause: float = 0.0) -> AsyncIterator[bytes]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.gate.keys import Keyring, hash_key, new_key
 from tests.server.gate.apps import key
+from vtr_server.gate.keys import Keyring, hash_key, new_key
 
 ONE, TWO = new_key(), new_key()
 RING = Keyring([key("one", ONE), key("two", TWO, scopes=("metrics", "admin"))])

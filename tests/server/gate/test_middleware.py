@@ -14,12 +14,12 @@ from prometheus_client import REGISTRY
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
-from server.gate.middleware import ADMIN_PORT, Gate, install
-from server.settings import LimitSettings, Settings
 from tests.server.gate.apps import ALL_SCOPES, Place, bearer, key
+from vtr_server.gate.middleware import ADMIN_PORT, Gate, install
+from vtr_server.policy.settings import LimitSettings, ServerSettings
 
 GUARDED = ("/v1/models", "/v1/jobs", "/metrics", "/admin/settings", "/reset_prefix_cache")
-KEYED = Settings(
+KEYED = ServerSettings(
     keys=(
         key("plain", "plain-key"),
         key("ops", "ops-key", scopes=("metrics", "admin")),
@@ -180,7 +180,7 @@ def test_an_open_server_has_no_admin() -> None:
 
 
 def test_what_moved_to_the_admin_port_is_gone_from_the_main_one() -> None:
-    place = Place(Settings.model_validate({**KEYED.model_dump(), "admin": {}}))
+    place = Place(ServerSettings.model_validate({**KEYED.model_dump(), "admin": {}}))
     for path in ("/health", "/live", "/ready", "/metrics", "/admin/settings"):
         assert get(place, path, headers=bearer("all-key")).status_code == 404, path
     assert get(place, "/v1/models", headers=bearer("all-key")).status_code == 200
@@ -189,15 +189,15 @@ def test_what_moved_to_the_admin_port_is_gone_from_the_main_one() -> None:
 @pytest.mark.parametrize(
     ("settings", "path", "status"),
     [
-        (Settings(admin={}), "/metrics", 200),  # type: ignore[arg-type]
-        (Settings(admin={}), "/admin/settings", 200),  # type: ignore[arg-type]
-        (Settings(admin={}, keys=(key("a", "a"),)), "/admin/settings", 200),  # type: ignore[arg-type]
-        (Settings(admin={}, keys=KEYED.keys), "/admin/settings", 401),  # type: ignore[arg-type]
-        (Settings(admin={}, keys=KEYED.keys), "/metrics", 200),  # type: ignore[arg-type]
+        (ServerSettings(admin={}), "/metrics", 200),  # type: ignore[arg-type]
+        (ServerSettings(admin={}), "/admin/settings", 200),  # type: ignore[arg-type]
+        (ServerSettings(admin={}, keys=(key("a", "a"),)), "/admin/settings", 200),  # type: ignore[arg-type]
+        (ServerSettings(admin={}, keys=KEYED.keys), "/admin/settings", 401),  # type: ignore[arg-type]
+        (ServerSettings(admin={}, keys=KEYED.keys), "/metrics", 200),  # type: ignore[arg-type]
     ],
 )
 def test_the_admin_port_asks_for_a_key_where_one_is_for_it(
-    settings: Settings, path: str, status: int
+    settings: ServerSettings, path: str, status: int
 ) -> None:
     place = Place(settings)
     app = place.app
@@ -214,7 +214,7 @@ def test_the_admin_port_asks_for_a_key_where_one_is_for_it(
 
 def test_requests_per_minute_of_a_key() -> None:
     place = Place(
-        Settings(
+        ServerSettings(
             keys=(key("slow", "slow", requests_per_minute=3), key("other", "other")),
         )
     )
@@ -234,7 +234,7 @@ def test_requests_per_minute_of_a_key() -> None:
 
 
 def test_requests_per_minute_without_keys_are_counted_by_address() -> None:
-    place = Place(Settings(limits={"requests_per_minute": 1}))  # type: ignore[arg-type]
+    place = Place(ServerSettings(limits={"requests_per_minute": 1}))  # type: ignore[arg-type]
 
     async def ask(address: str) -> int:
         transport = httpx.ASGITransport(place.app, client=(address, 1))
@@ -247,7 +247,7 @@ def test_requests_per_minute_without_keys_are_counted_by_address() -> None:
 
 
 def test_vision_tokens_are_owed_after_they_are_spent() -> None:
-    place = Place(Settings(keys=(key("a", "a", vision_tokens_per_minute=600),)))
+    place = Place(ServerSettings(keys=(key("a", "a", vision_tokens_per_minute=600),)))
     headers = bearer("a")
     assert post(place, "/v1/echo", headers=headers).status_code == 200
     place.gate.charge(place.seen[-1], 600)
@@ -262,14 +262,14 @@ def test_vision_tokens_are_owed_after_they_are_spent() -> None:
 
 
 def test_no_allowance_is_no_limit() -> None:
-    place = Place(Settings(keys=(key("a", "a"),)))
+    place = Place(ServerSettings(keys=(key("a", "a"),)))
     assert post(place, "/v1/echo", headers=bearer("a")).status_code == 200
     place.gate.charge(place.seen[-1], 1e12)
     assert post(place, "/v1/echo", headers=bearer("a")).status_code == 200
 
 
 def test_no_more_in_flight_than_allowed() -> None:
-    place = Place(Settings(limits={"in_flight": 2}))  # type: ignore[arg-type]
+    place = Place(ServerSettings(limits={"in_flight": 2}))  # type: ignore[arg-type]
 
     async def crowd() -> tuple[httpx.Response, httpx.Response, list[httpx.Response]]:
         async with place.client() as client:
@@ -389,7 +389,7 @@ CHAT = "/v1/chat/completions"
     ],
 )
 def test_every_request_is_counted_once_by_how_it_ended(body: bytes, outcome: str | None) -> None:
-    place = Place(Settings(limits=LimitSettings(body_bytes=1000)))
+    place = Place(ServerSettings(limits=LimitSettings(body_bytes=1000)))
     before = outcomes()
     with contextlib.suppress(KeyError):
         post(place, CHAT, content=body, headers={"Content-Type": "application/json"})

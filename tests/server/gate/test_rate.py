@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.gate.rate import MOST_BUCKETS, Buckets
 from tests.server.gate.apps import Clock
+from vtr_server.gate.rate import MOST_BUCKETS, Buckets
 
 STEPS = st.lists(st.tuples(st.sampled_from("ab"), st.floats(0, 30)), max_size=200)
 

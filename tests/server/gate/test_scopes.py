@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.gate.scopes import OPEN, is_for_admin_port, needed_scope
+from vtr_server.gate.scopes import OPEN, is_for_admin_port, needed_scope
 
 
 @pytest.mark.parametrize(

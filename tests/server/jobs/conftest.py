@@ -19,14 +19,14 @@ import httpx
 import pytest
 from fastapi.testclient import TestClient
 
-from server.jobs.app import Settings, create_app
-from server.jobs.protocol import JobSpec
-from server.jobs.sources import Sources
-from server.jobs.store import try_lock
+from vtr_server.jobs.app import JobServiceSettings, create_app
+from vtr_server.jobs.protocol import JobSpec
+from vtr_server.jobs.sources import Sources
+from vtr_server.jobs.store import try_lock
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("fake_search.py")))
 WAIT_SECONDS = 120  # a loaded machine of two cores
-SERVE = "import sys; from server.jobs.cli import main; main(sys.argv[3:], sys.argv[1:3])"
+SERVE = "import sys; from vtr_server.jobs.cli import main; main(sys.argv[3:], sys.argv[1:3])"
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ class Place:
     def sources(self) -> Sources:
         return Sources(self.folder / "data", servers=("http://one:8000", "http://two:8000"))
 
-    def settings(self, **changes: Any) -> Settings:
+    def settings(self, **changes: Any) -> JobServiceSettings:
         given = {"grace_seconds": 30.0, "publish": self.published, "command": COMMAND} | changes
-        return Settings(self.jobs, self.sources(), **given)
+        return JobServiceSettings(self.jobs, self.sources(), **given)
 
     def body(self, **changes: Any) -> dict[str, Any]:
         """A spec as a client sends it."""

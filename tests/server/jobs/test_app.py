@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from server.jobs.app import create_app
 from tests.server.jobs.conftest import (
     Place,
     create,
@@ -21,6 +20,7 @@ from tests.server.jobs.conftest import (
     wait_until,
 )
 from tests.server.jobs.fake_search import GEOMETRY
+from vtr_server.jobs.app import create_app
 from vtr_vllm.schedules import Schedule, fastv
 
 

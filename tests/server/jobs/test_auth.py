@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from fastapi.testclient import TestClient
 
-from server.jobs.app import create_app
 from tests.server.jobs.conftest import Place
+from vtr_server.jobs.app import create_app
 
 TOKEN = "sésame-1"
 

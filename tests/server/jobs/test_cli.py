@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from server.jobs.cli import main, parse
-from server.jobs.store import JobStore
 from tests.contract.source import ROOT
 from tests.server.jobs.conftest import Place
+from vtr_server.jobs.cli import main, parse
+from vtr_server.jobs.store import JobStore
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +62,7 @@ def test_a_folder_in_use_is_refused(place: Place, capsys: pytest.CaptureFixture[
 
 
 def test_the_service_is_a_module_and_loads_no_torch() -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "server.jobs", "--help"]
+    command = [sys.executable, "-X", "importtime", "-m", "vtr_server.jobs", "--help"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: vtr search serve")
     imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}

@@ -12,8 +12,8 @@ from fastapi.sse import ServerSentEvent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from server.jobs.events import check_offset, follow
-from server.jobs.protocol import Job, JobSpec
+from vtr_server.jobs.events import check_offset, follow
+from vtr_server.jobs.protocol import Job, JobSpec
 from vtr_vllm.errors import RequestError
 
 SPEC = JobSpec(kind="all", model="demo", data="items.jsonl", budgets=[0.5])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from server.jobs import guard
 from tests.server.jobs.conftest import is_alive, wait_until
+from vtr_server.jobs import guard
 
 SLEEP = "import time; time.sleep(600)"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from server.jobs.results import load_schedules, publish, report_file
 from tests.server.jobs.fake_search import GEOMETRY
+from vtr_server.jobs.results import load_schedules, publish, report_file
 from vtr_vllm.errors import GeometryMismatch, JobConflict, RequestError, ScheduleError
 from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook, fastv
 

@@ -8,9 +8,9 @@ import sys
 
 from fastapi.testclient import TestClient
 
-from server.jobs.app import create_app
-from server.jobs.store import JobStore, try_lock
 from tests.server.jobs.conftest import Place, is_alive, wait_for, wait_until
+from vtr_server.jobs.app import create_app
+from vtr_server.jobs.store import JobStore, try_lock
 
 
 def test_a_service_that_is_killed_leaves_no_process_and_its_jobs_go_on(place: Place) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.jobs.protocol import JobSpec
-from server.jobs.sources import Sources
+from vtr_server.jobs.protocol import JobSpec
+from vtr_server.jobs.sources import Sources
 from vtr_vllm.errors import RequestError
 
 

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.jobs.protocol import Job, JobSpec
-from server.jobs.store import JobStore, try_lock
 from tests.server.jobs.conftest import Place
+from vtr_server.jobs.protocol import Job, JobSpec
+from vtr_server.jobs.store import JobStore, try_lock
 from vtr_vllm.errors import ConfigurationError, UnknownJob
 
 
@@ -35,7 +35,7 @@ def test_ids_sort_by_creation_whatever_the_clock_says(
     place: Place, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ticks = iter([500, 500, 3, 501, 10**18])
-    monkeypatch.setattr("server.jobs.store.time.time_ns", lambda: next(ticks))
+    monkeypatch.setattr("vtr_server.jobs.store.time.time_ns", lambda: next(ticks))
     ids = [store.create(place.spec()).id for _ in range(5)]
     assert ids == sorted(set(ids))
 

@@ -17,14 +17,14 @@ import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from server import pages
-from server.choice import Chooser, describe
-from server.gate.middleware import install
-from server.jobs.app import create_app
-from server.pages import page_facts
-from server.settings import KeySettings, Settings
 from tests.server.jobs.conftest import Place
 from tests.server.jobs.conftest import place as place  # the fixture
+from vtr_server.gate.middleware import install
+from vtr_server.jobs.app import create_app
+from vtr_server.page import routes as pages
+from vtr_server.page.routes import page_data
+from vtr_server.policy.schedule_choice import ScheduleChooser, describe
+from vtr_server.policy.settings import KeySettings, ServerSettings
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.schedules import ModelGeometry, ScheduleBook
 
@@ -66,7 +66,7 @@ def offer() -> dict[str, Any]:
     text = json.loads((CHECKPOINT / "config.json").read_text())["text_config"]
     geometry = ModelGeometry.from_config(text)
     book = ScheduleBook.from_folder(geometry, CHECKPOINT.with_name("schedules"))
-    return describe(Chooser(book, Settings().tiers))
+    return describe(ScheduleChooser(book, ServerSettings().tiers))
 
 
 @contextmanager
@@ -93,10 +93,10 @@ def light(place: Place) -> Iterator[Light]:
     with ExitStack() as stack:
 
         def start(keys: tuple[KeySettings, ...] = (), **limits: int) -> str:
-            settings = Settings.model_validate({"limits": limits, "jobs": {}, "keys": keys})
+            settings = ServerSettings.model_validate({"limits": limits, "jobs": {}, "keys": keys})
             app = create_app(place.settings())
             app.include_router(pages.router)
-            app.state.page = page_facts(str(CHECKPOINT), {}, settings)
+            app.state.page = page_data(str(CHECKPOINT), {}, settings)
             app.add_api_route("/v1/models", lambda: {"data": [{"id": "demo"}]})
             app.add_api_route("/v1/schedules", offer)
             install(app, settings)

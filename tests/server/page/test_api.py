@@ -7,8 +7,8 @@ import hashlib
 import pytest
 from playwright.sync_api import expect
 
-from server.settings import KeySettings
 from tests.server.page.conftest import Light, OpenPage
+from vtr_server.policy.settings import KeySettings
 
 KEY = "a-key-of-the-tests"
 

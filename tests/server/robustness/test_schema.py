@@ -11,11 +11,11 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import content_type_conformance
 
-from server.openapi import describe_api
 from tests.server.conftest import NAME, Server
 from tests.server.robustness.bodies import bounded
 from tests.server.robustness.test_fuzz import is_error
 from tests.server.robustness.watching import Neighbour, settled
+from vtr_server.http.openapi import describe_api
 
 FEW, MANY = 12, 1000
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")

@@ -1,0 +1,57 @@
+"""SIGTERM: answer what is inside, then stop.
+
+vLLM stops its engine first and its HTTP server after, so an answer whose last tokens are still on
+their way is lost, and its connection never ends. Here the HTTP side is emptied before the engine
+is told anything. vLLM's own hook for that is ``engine_client.shutdown``, which it calls in a
+thread once SIGTERM or SIGINT has come.
+
+The same hook tells that the engine has died: vLLM then ends its server with exit status 0, which a
+supervisor that restarts on failure takes for the end of the work.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from vtr_server.gate.exchange import GRACE_SECONDS
+from vtr_server.gate.middleware import Gate
+from vtr_vllm.errors import EngineNotReady
+
+__all__ = ["drain_first"]
+
+
+def drain_first(engine_client: Any, gate: Gate) -> None:
+    """Make ``engine_client.shutdown(timeout)`` drain the gate for at most ``timeout`` seconds.
+
+    Must be called in the event loop that serves. ``timeout`` is vLLM's ``--shutdown-timeout``:
+    0, its default, aborts what is in flight. Where the engine has died before it was stopped, the
+    call on the server's way out raises EngineNotReady, and so the process ends with status 1.
+    """
+    loop = asyncio.get_running_loop()
+    stop = engine_client.shutdown
+    drained = stopped = died = False
+
+    def shutdown(timeout: float | None = None) -> None:
+        nonlocal drained, stopped, died
+        if timeout and not drained and not _inside(loop):
+            drained = True
+            end = time.monotonic() + timeout
+            drain = asyncio.run_coroutine_threadsafe(gate.drain(timeout), loop)
+            drain.result()
+            timeout = max(GRACE_SECONDS, end - time.monotonic())
+        if not stopped:
+            stopped, died = True, engine_client.errored
+        stop(timeout=timeout)
+        if died and _inside(loop):
+            died = False  # said once: vLLM calls once more when it forgets the client
+            raise EngineNotReady("the engine has died; start the server again")
+
+    engine_client.shutdown = shutdown
+
+
+def _inside(loop: asyncio.AbstractEventLoop) -> bool:
+    """Whether this is the thread of ``loop``, which must not wait for itself."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return not loop.is_running()

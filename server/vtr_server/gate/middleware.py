@@ -1,0 +1,301 @@
+"""The gate: what every request passes before a route sees it. Pure ASGI.
+
+All counts are of one API server process: with ``--api-server-count 4`` four times as much fits.
+"""
+
+import asyncio
+import logging
+import math
+import re
+import secrets
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vtr_server.gate.exchange import GRACE_SECONDS, Exchange, body_too_large
+from vtr_server.gate.keys import Keyring
+from vtr_server.gate.rate import Buckets
+from vtr_server.gate.scopes import COUNTED, is_for_admin_port, needed_scope
+from vtr_server.media.limits import expect_media
+from vtr_server.operations.metrics import (
+    UNKNOWN,
+    observe_in_flight,
+    observe_outcome,
+    observe_refusal,
+)
+from vtr_server.policy.settings import KeySettings, ServerSettings
+from vtr_vllm.errors import (
+    Draining,
+    Forbidden,
+    InvalidKey,
+    Overloaded,
+    RateLimited,
+    VTRError,
+)
+from vtr_vllm.schedules.strict_json import show
+
+__all__ = ["ADMIN_PORT", "WATCHED", "Caller", "Gate", "install"]
+
+logger = logging.getLogger("vllm.vtr")
+
+CALLER = "vtr_caller"
+EXCHANGE = "vtr_exchange"
+ADMIN_PORT = "vtr_admin_port"
+WATCHED = "vtr_watched"
+"""Keys of ``scope["state"]``. ADMIN_PORT is set by the admin port's server alone, WATCHED by a route
+that counts how its request ends; the gate counts the others."""
+
+DRAIN_RETRY_SECONDS = 30
+"""Retry-After while draining: about what a replacement needs to start."""
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
+_HEALTH = frozenset({"/health", "/ready", "/ping"})
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sent a request."""
+
+    key: KeySettings | None
+    """None on a server without keys, and for open routes."""
+    bucket: str
+    """Name of the allowance: the key's, or the address."""
+
+    @property
+    def name(self) -> str | None:
+        """The key's name."""
+        return self.key.name if self.key else None
+
+
+class Gate:
+    """The limits of one API server process, and what it counts for them."""
+
+    def __init__(
+        self, settings: ServerSettings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.settings = settings
+        self.draining = False
+        """Set and never unset: nothing new is taken; health is red."""
+        self.in_flight = 0
+        """Requests of scope ``generate`` inside."""
+        self._keys = Keyring(settings.keys)
+        self._requests = Buckets(clock)
+        self._vision_tokens = Buckets(clock)
+        self._open: set[Exchange] = set()
+
+    def charge(self, state: dict[str, Any], vision_tokens: float) -> None:
+        """Charge the caller of ``scope["state"]`` for kept vision tokens, once admitted."""
+        caller: Caller = state[CALLER]
+        per_minute = self._allowance(caller, "vision_tokens_per_minute")
+        if per_minute:
+            self._vision_tokens.charge(caller.bucket, per_minute, vision_tokens)
+
+    def why_cut_off(self, state: dict[str, Any]) -> VTRError | HTTPException | None:
+        """Why the gate ended a request that a route sees as a disconnect; None if it did not."""
+        exchange: Exchange | None = state.get(EXCHANGE)
+        return exchange.failure if exchange else None
+
+    async def drain(self, seconds: float) -> None:
+        """Take nothing new, wait until all is answered, and cut off what is not by ``seconds``."""
+        self.draining = True
+        loop = asyncio.get_running_loop()
+        end = loop.time() + seconds
+        logger.info("VTR drains: %d requests in flight, %g s for them", self.in_flight, seconds)
+        while self.in_flight and loop.time() < end:
+            await asyncio.sleep(0.05)
+        left = list(self._open)
+        for exchange in left:
+            exchange.cut_off(Draining("the server stops; send the request again"))
+        end = loop.time() + 2 * GRACE_SECONDS
+        while self._open and loop.time() < end:
+            await asyncio.sleep(0.05)
+        logger.info("VTR drained; %d requests were cut off", len(left))
+
+    def health(self, path: str) -> VTRError | None:
+        """Draining for a health route of a draining server."""
+        return self._draining_error() if self.draining and path in _HEALTH else None
+
+    def admit(self, scope: Scope, path: str, authorization: bytes | None) -> Caller:
+        """Who sends this request; raises the error that refuses it."""
+        needed = needed_scope(path)
+        on_admin_port = scope["state"].get(ADMIN_PORT, False)
+        if not on_admin_port and self._is_elsewhere(path):
+            raise HTTPException(404, "Not Found")  # as for a path that no route has
+        if self.draining and needed == "generate":
+            raise self._draining_error()
+        host = (scope.get("client") or ("-",))[0]
+        if needed == "open" or self._is_open(needed, on_admin_port):
+            return Caller(None, host)
+        key = self._keys.find(authorization)
+        if key is None:
+            raise InvalidKey(
+                "the API key is missing or unknown; send Authorization: Bearer KEY with a key of"
+                " this server"
+            )
+        if needed not in key.scopes:
+            raise Forbidden(
+                f"key {key.name} has the scopes {show(list(key.scopes))}, and {show(path)} needs"
+                f" {needed}; use a key that has it"
+            )
+        return Caller(key, f"key {key.name}")
+
+    def allow(self, caller: Caller) -> None:
+        """Count one request of scope ``generate`` as begun; raises Overloaded or RateLimited."""
+        limit = self.settings.limits.in_flight
+        if self.in_flight >= limit:
+            raise Overloaded(
+                f"{self.in_flight} requests are inside, the most that this server takes; send it"
+                " again later"
+            )
+        tokens = self._allowance(caller, "vision_tokens_per_minute")
+        if tokens and (wait := self._vision_tokens.wait(caller.bucket, tokens)):
+            raise _rate_limited("vision tokens", tokens, wait)
+        requests = self._allowance(caller, "requests_per_minute")
+        if requests and (wait := self._requests.take(caller.bucket, requests)):
+            raise _rate_limited("requests", requests, wait)
+
+    async def pass_through(
+        self, app: ASGIApp, exchange: Exchange, seconds: float | None = None
+    ) -> None:
+        """Run one request of a guarded route; with ``seconds`` it counts as in flight."""
+        self._open.add(exchange)
+        if seconds is None:
+            try:
+                await exchange.run(app, None)
+            finally:
+                self._open.discard(exchange)
+            return
+        self.in_flight += 1
+        observe_in_flight(1)
+        try:
+            await exchange.run(app, seconds)
+        finally:
+            self._open.discard(exchange)
+            self.in_flight -= 1
+            observe_in_flight(-1)
+
+    def _is_elsewhere(self, path: str) -> bool:
+        """Whether the main port does not have a path: the admin port does, or nobody may."""
+        if self.settings.admin:
+            return is_for_admin_port(path)
+        return path.startswith("/admin/") and not self._keys
+
+    def _is_open(self, needed: str, on_admin_port: bool) -> bool:
+        """Whether a guarded route needs no key on this server."""
+        if needed == "admin" and on_admin_port:
+            return "admin" not in self._keys.scopes
+        return not self._keys or (needed == "metrics" and on_admin_port)
+
+    def _allowance(self, caller: Caller, what: str) -> int:
+        per_minute: int = getattr(caller.key or self.settings.limits, what)
+        return per_minute
+
+    def _draining_error(self) -> Draining:
+        return Draining(
+            "the server finishes what it has and takes nothing new; send the request to another,"
+            " or again later",
+            retry_after=DRAIN_RETRY_SECONDS,
+        )
+
+
+class GateMiddleware:
+    """Puts a gate in front of an application."""
+
+    def __init__(self, app: ASGIApp, gate: Gate) -> None:
+        self._app = app
+        self._gate = gate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] not in ("http", "websocket"):
+            await self._app(scope, receive, send)
+            return
+        gate = self._gate
+        headers = _read(scope["headers"])
+        request_id = headers.get(b"x-request-id", b"")
+        if not _REQUEST_ID.fullmatch(request_id):
+            request_id = secrets.token_hex(16).encode()
+            others = [item for item in scope["headers"] if item[0] != b"x-request-id"]
+            scope["headers"] = [*others, (b"x-request-id", request_id)]
+        state = scope.setdefault("state", {})
+        limits = gate.settings.limits
+        exchange = Exchange(scope, receive, send, limits, request_id)
+        path = route_path(scope)
+        caller: Caller | None = None
+        needed = needed_scope(path)
+        try:
+            caller = gate.admit(scope, path, headers.get(b"authorization"))
+            if err := gate.health(path):
+                raise err
+            if needed == "generate":
+                gate.allow(caller)
+            _check_length(headers.get(b"content-length"), limits.body_bytes)
+        except (VTRError, HTTPException) as err:
+            _count(err, caller, needed)
+            await exchange.refuse(err)
+            return
+        state[CALLER] = caller
+        state[EXCHANGE] = exchange
+        if needed == "generate":
+            expect_media(limits.images)
+            try:
+                await gate.pass_through(self._app, exchange, limits.request_seconds)
+            finally:
+                outcome = exchange.outcome
+                ours = path in COUNTED or outcome in ("refused", "timeout")
+                if ours and WATCHED not in state:
+                    observe_outcome(outcome, key=caller.name or UNKNOWN)
+        elif needed == "open":
+            await exchange.run(self._app, None)
+        else:
+            await gate.pass_through(self._app, exchange)
+        if isinstance(exchange.failure, VTRError):
+            observe_refusal(exchange.failure)
+
+
+def install(app: FastAPI, settings: ServerSettings) -> Gate:
+    """Put a gate in front of ``app``; it is on ``app.state.vtr_gate`` too."""
+    gate = Gate(settings)
+    app.add_middleware(GateMiddleware, gate=gate)
+    app.state.vtr_gate = gate
+    return gate
+
+
+def route_path(scope: Scope) -> str:
+    """The path as the router sees it: without the prefix of ``--root-path``."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
+        return path[len(root) :]
+    return path
+
+
+def _read(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
+    """By name; of a repeated header the first counts, as in Starlette."""
+    return dict(reversed(headers))
+
+
+def _check_length(given: bytes | None, limit: int) -> None:
+    """Refuse a body that says itself that it is too large; a wrong number is the server's to see."""
+    if given is not None and given.isdigit() and int(given[:20]) > limit:
+        raise body_too_large(int(given[:20]), limit)
+
+
+def _rate_limited(what: str, per_minute: int, wait: float) -> RateLimited:
+    seconds = math.ceil(wait)
+    return RateLimited(
+        f"the allowance of {per_minute} {what} per minute is used up; send it again in {seconds} s",
+        retry_after=seconds,
+    )
+
+
+def _count(err: VTRError | HTTPException, caller: Caller | None, needed: str) -> None:
+    """A refusal in the metrics; ``needed`` is ``generate`` if no route saw the request."""
+    if isinstance(err, VTRError):
+        observe_refusal(err)
+    if needed == "generate":
+        observe_outcome("refused", key=(caller and caller.name) or UNKNOWN)

@@ -1,0 +1,258 @@
+"""What happens to one request: ask -> schedule -> vLLM's own handler -> its answer with the facts.
+
+The same for every endpoint that generates; ``vtr_server.http.routes`` says in what they differ.
+"""
+
+import asyncio
+import json
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from vtr_server.gate.middleware import CALLER, WATCHED, Caller, Gate
+from vtr_server.operations.metrics import Outcome
+from vtr_server.operations.request_observer import RequestObserver
+from vtr_server.policy.elastic import Elastic
+from vtr_server.policy.requested_budget import HEADER, Asked, Bounds, bounds, find_ask, split_alias
+from vtr_server.policy.schedule_choice import ChosenSchedule, ScheduleChooser
+from vtr_server.policy.schedule_folder import ScheduleFolder
+from vtr_server.policy.settings import KeySettings, ServerSettings
+from vtr_server.policy.vtr_answer import facts, headers, kept_per_layer, usage_details
+from vtr_server.policy.vtr_field import VTRAnswer, refuse_wire_keys
+from vtr_server.vllm_api.engine import (
+    Admitted,
+    Chunks,
+    Engine,
+    Failure,
+    Whole,
+    collect,
+    first_token,
+)
+from vtr_vllm.errors import EngineNotReady, UnsupportedRequest
+from vtr_vllm.schedules import TRACE_KEY
+
+__all__ = ["Endpoint", "GenerationService", "answer"]
+
+
+@dataclass(frozen=True)
+class GenerationService:
+    """What the routes need, on ``app.state.vtr``."""
+
+    engine: Engine
+    settings: ServerSettings
+    schedules: ScheduleFolder
+    elastic: Elastic | None
+    gate: Gate
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """In what the endpoints differ."""
+
+    serve: Callable[[Engine, Any, Request], Awaitable[Failure | Whole | Chunks]]
+    details: Callable[[Any], list[str]]
+    """The ``image_url.detail`` of each image of a request."""
+    usage: str
+    """Where usage says of what the prompt was made."""
+    closes: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+    """Of a parsed event: the object that the facts go into, None if the event ends nothing."""
+    may_close: tuple[str, ...]
+    """Texts of which one is in every event that ends something: the others are not parsed."""
+
+
+@dataclass
+class _Decision:
+    """How the schedule of each prompt is found; the choice is known once one was admitted."""
+
+    chooser: ScheduleChooser
+    asked: Asked
+    policy: Bounds
+    trace: str | None = None
+    """Under which name the engine keeps the trace; None where none was asked for."""
+    choice: ChosenSchedule | None = None
+    _prompts: int = 0
+
+    def __post_init__(self) -> None:
+        if self.asked.ask.max_flops_fraction is None:
+            choice = self.chooser.choose(self.asked.ask, self.policy)
+            self.choice = choice.with_floor(self.asked.per_image_floor)
+
+    def __call__(self, n_vision: int, n_text: int) -> Mapping[str, Any]:
+        """What the ``extra_args`` of a prompt gain; raises as ``ScheduleChooser`` does."""
+        self._prompts += 1
+        if self.trace is not None and self._prompts > 1:
+            raise UnsupportedRequest(
+                "trace is true and the request has several prompts; trace one prompt at a time"
+            )
+        fraction = self.asked.ask.max_flops_fraction
+        if fraction is not None:
+            choice = self.chooser.choose_by_flops(fraction, self.policy, n_vision, n_text)
+            self.choice = choice.with_floor(self.asked.per_image_floor)
+        assert self.choice is not None
+        return self.choice.wire | ({TRACE_KEY: self.trace} if self.trace else {})
+
+
+async def answer(
+    service: GenerationService, endpoint: Endpoint, request: Any, raw_request: Request
+) -> Response:
+    """Serve one request."""
+    state = raw_request.scope["state"]
+    caller: Caller = state[CALLER]
+    watch = RequestObserver(
+        tiers=service.settings.tiers,
+        bands=service.engine.band_starts,
+        geometry=service.engine.geometry,
+        key=caller.key,
+        elastic=service.elastic,
+        why_cut_off=lambda: service.gate.why_cut_off(state),
+    )
+    state[WATCHED] = True
+    try:
+        return await _serve(service, endpoint, request, raw_request, watch)
+    except BaseException as err:
+        watch.fail(err)
+        raise
+
+
+async def _serve(
+    service: GenerationService,
+    endpoint: Endpoint,
+    request: Any,
+    raw_request: Request,
+    watch: RequestObserver,
+) -> Response:
+    decide = _decide(service, endpoint, request, raw_request, watch.key)
+    if reason := await service.engine.why_not_in_place():
+        raise EngineNotReady(f"reduction is not in place: {reason}")
+    geometry = service.engine.geometry
+
+    def noted(prompt: Admitted) -> None:
+        assert decide.choice is not None
+        watch.prompt(prompt, decide.choice.auto)
+        kept = sum(kept_per_layer(prompt, geometry)) / geometry.layers
+        service.gate.charge(raw_request.scope["state"], kept)
+
+    with (
+        collect(decide, noted) as admitted,
+        # Of an answer in one piece vLLM shows nothing before its end.
+        first_token(watch.first_token) if request.stream else nullcontext(),
+    ):
+        found = await endpoint.serve(service.engine, request, raw_request)
+    if isinstance(found, Failure):
+        watch.end(_outcome(found))
+        return JSONResponse(found.body, status_code=found.status)
+    assert decide.choice is not None
+    known = facts(decide.choice, decide.asked.by, admitted, geometry)
+    watch.admitted(known)
+    tell = _Tell(service.engine, endpoint, known, decide.trace, admitted)
+    if isinstance(found, Whole):
+        await tell(found.body)
+        watch.end("ok")
+        return JSONResponse(found.body, headers=(found.headers or {}) | headers(known))
+    events = _stream(found.events, tell, watch)
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers(known))
+
+
+def _outcome(failure: Failure) -> Outcome:
+    """How a request ended that vLLM answered with an error."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        return "aborted"  # the client is gone: vLLM takes that for a request at fault
+    return "client_error" if failure.status < 500 else "error"
+
+
+def _decide(
+    service: GenerationService,
+    endpoint: Endpoint,
+    request: Any,
+    raw_request: Request,
+    key: KeySettings | None,
+) -> _Decision:
+    """Check what is asked, before anything is decoded or tokenised."""
+    request.model, alias = split_alias(request.model, service.engine.served_models())
+    asked = find_ask(
+        service.settings,
+        key,
+        request.vtr,
+        raw_request.headers.getlist(HEADER),
+        alias,
+        endpoint.details(request) if service.settings.detail else (),
+    )
+    refuse_wire_keys(request.vllm_xargs)
+    chooser = service.schedules.offer.chooser
+    trace = uuid.uuid4().hex if asked.trace else None
+    decision = _Decision(chooser, asked, bounds(service.settings, key), trace)
+    reduces = decision.choice is None or bool(decision.choice.wire)
+    if reduces and getattr(request, "use_beam_search", False):
+        raise UnsupportedRequest(
+            "use_beam_search is true and a budget below 1 was asked for; beam search runs at"
+            " full budget only: leave out one of them"
+        )
+    if getattr(request, "background", False):
+        raise UnsupportedRequest(
+            "background is true, and a response in the background has no answer that could say"
+            " what it ran with; leave it out"
+        )
+    if asked.trace and (getattr(request, "n", 1) or 1) > 1:
+        raise UnsupportedRequest(f"trace is true and n is {request.n}; trace one answer at a time")
+    return decision
+
+
+@dataclass
+class _Tell:
+    """Writes the facts into what the client gets; a trace is fetched when it is first wanted."""
+
+    engine: Engine
+    endpoint: Endpoint
+    known: VTRAnswer
+    trace: str | None
+    admitted: Sequence[Admitted]
+
+    async def __call__(self, holder: Any) -> None:
+        """Put the facts into ``holder``, and into its usage."""
+        if self.trace is not None and self.known.trace is None:
+            self.known.trace = await self.engine.trace(self.trace, self.admitted)
+        holder["vtr"] = self.known.model_dump(exclude={"trace"} if self.trace is None else None)
+        if usage := holder.get("usage"):
+            name = self.endpoint.usage
+            usage[name] = {**(usage.get(name) or {}), **usage_details(self.known)}
+
+    async def closing(self, event: str) -> str:
+        """The event with the facts in it, if it ends something."""
+        head, mark, data = event.partition("data: ")
+        body = json.loads(data)
+        holder = self.endpoint.closes(body)
+        if holder is None:
+            return event
+        await self(holder)
+        return f"{head}{mark}{json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+_FAILURES = ('data: {"error"', "event: error", "event: response.failed")
+"""How an event begins after which nothing comes."""
+
+
+async def _stream(
+    events: AsyncGenerator[str, None], tell: _Tell, watch: RequestObserver
+) -> AsyncIterator[str]:
+    """Pass events on, with the facts in those that end a choice and in the usage chunk."""
+    failed = False
+    try:
+        async for event in events:
+            failed = failed or event.startswith(_FAILURES)
+            if any(text in event for text in tell.endpoint.may_close):
+                yield await tell.closing(event)
+            else:
+                yield event
+        watch.end("error" if failed else "ok")
+    except BaseException as err:
+        watch.fail(err)
+        raise
+    finally:
+        # The client may be gone and this task cancelled: the engine must still hear of it.
+        await asyncio.shield(events.aclose())

@@ -1,0 +1,1 @@
+"""Images: what they may be, and where they may come from."""

@@ -1,0 +1,193 @@
+"""What an image may be and where it may come from, checked before it is decoded or fetched.
+
+An address is judged where it cannot lie any more: when a socket is made for it. So neither another
+spelling, a redirect, nor a name server that answers differently the second time leads elsewhere.
+"""
+
+import ipaddress
+import socket
+from contextvars import ContextVar
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+from PIL import Image
+from yarl import URL
+
+from vtr_server.policy.settings import MediaSettings
+from vtr_vllm.errors import InvalidMedia, TooManyImages
+from vtr_vllm.schedules.strict_json import show
+
+__all__ = ["MediaGuard", "admit_medium", "check_image_header", "expect_media", "is_public"]
+
+SCHEMES = ("http", "https")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+LONGEST = 200
+"""Sides' ratio of an image. Processors that scale the shorter side to a fixed length, CLIP's among
+them, make gigabytes of a line of pixels; Qwen's have this very bound."""
+
+_NOT_PUBLIC = tuple(
+    ipaddress.ip_network(text)
+    for text in (
+        "168.63.129.16/32",  # Azure's own services, at an address that is public by its number
+        "192.0.0.0/24",  # protocol assignments, Oracle's metadata among them; older Pythons: a /29
+        "64:ff9b:1::/48",  # NAT64 inside of a network
+    )
+)
+"""What Python's ``is_global`` takes for public."""
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_V4_COMPATIBLE = ipaddress.ip_network("::/96")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_allowed_media: ContextVar[list[int] | None] = ContextVar("vtr_allowed_media", default=None)
+"""[how many a request may load, how many it loaded]; None outside of a request."""
+
+
+def expect_media(limit: int) -> None:
+    """Begin to count what the request of this context loads."""
+    _allowed_media.set([limit, 0])
+
+
+def admit_medium() -> None:
+    """Count one image of the request; raises TooManyImages beyond its limit."""
+    count = _allowed_media.get()
+    if count is None:
+        return
+    count[1] += 1
+    if count[1] > count[0]:
+        raise TooManyImages(
+            f"the request has more than {count[0]} images, the most that this server takes; send"
+            " fewer, or in several requests"
+        )
+
+
+def check_image_header(data: bytes, most_pixels: int) -> None:
+    """Refuse an image by its header: another format, too many pixels, a line, several frames.
+
+    Nothing is decoded. Raises InvalidMedia.
+    """
+    try:
+        image = Image.open(BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as err:  # Pillow's own limit, for those who set none
+        raise InvalidMedia(
+            f"{err}; at most {most_pixels} pixels are allowed: scale it down"
+        ) from err
+    with image:
+        width, height = image.size
+        # MPO is a JPEG of a phone with a second picture behind it, which is not read.
+        animated = image.format != "MPO" and getattr(image, "is_animated", False)
+    if width * height > most_pixels:
+        raise InvalidMedia(
+            f"the image has {width} x {height} = {width * height} pixels; at most {most_pixels} are"
+            " allowed: scale it down"
+        )
+    if max(width, height) > LONGEST * min(width, height):
+        raise InvalidMedia(
+            f"the image has {width} x {height} pixels; one side may be at most {LONGEST} times the"
+            " other: cut it"
+        )
+    if animated:
+        raise InvalidMedia(f"the {image.format} image is animated; send one frame")
+
+
+def is_public(address: Address) -> bool:
+    """Whether an address is one of the public internet, also inside of an IPv6 address."""
+    inner = _embedded(address)
+    if inner is not None:
+        return is_public(inner)
+    special = (
+        address.is_multicast
+        or address.is_reserved
+        or address.is_unspecified
+        or address.is_link_local
+        or address.is_loopback
+        or address.is_private
+        or getattr(address, "is_site_local", False)
+    )
+    return address.is_global and not special and not any(address in net for net in _NOT_PUBLIC)
+
+
+def _embedded(address: Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that an IPv6 address leads to, where it is one of the known ways."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return None
+    if address.ipv4_mapped or address.sixtofour:
+        return address.ipv4_mapped or address.sixtofour
+    if address.teredo:
+        return address.teredo[1]
+    if address in _NAT64 or address in _V4_COMPATIBLE:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return None
+
+
+class MediaGuard:
+    """Where this server may fetch from, and how large an image may be."""
+
+    def __init__(self, media: MediaSettings, most_pixels: int) -> None:
+        self._domains = frozenset(_plain(domain) for domain in media.domains)
+        self._private = media.private_addresses
+        self._most_pixels = most_pixels
+
+    def check_image(self, data: bytes) -> None:
+        """As ``check_image_header``, with the limit of the settings."""
+        check_image_header(data, self._most_pixels)
+
+    def check_url(self, url: str) -> None:
+        """Refuse an address by what it says itself; raises InvalidMedia."""
+        try:
+            self._check(URL(url))
+        except ValueError as err:
+            raise InvalidMedia(f"address {show(url)} is malformed ({err})") from err
+
+    def session(self) -> aiohttp.ClientSession:
+        """A client whose every connection and redirect is checked; must be made in a loop.
+
+        Proxies of the environment would resolve names themselves, out of our sight: they are used
+        only where private addresses are allowed anyway. Clients share no cookies.
+        """
+        return aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(socket_factory=self._socket),
+            middlewares=(self._check_request,),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=self._private,
+        )
+
+    def check_address(self, host: str) -> None:
+        """Refuse a numeric address that is not public; raises InvalidMedia."""
+        if not self._private and not is_public(ipaddress.ip_address(host.partition("%")[0])):
+            raise InvalidMedia(
+                f"address {show(host)} is not of the public internet, and this server fetches from"
+                " there only; send the image as a data URL"
+            )
+
+    def _check(self, url: URL) -> None:
+        if url.scheme not in SCHEMES or not url.host:
+            raise InvalidMedia(
+                f"address {show(str(url))} is none of http(s)://HOST/...; send one, or a data URL"
+            )
+        if url.raw_user is not None or url.raw_password is not None:
+            raise InvalidMedia("the address names a user; send one without NAME@ before the host")
+        if self._domains and _plain(url.host) not in self._domains:
+            raise InvalidMedia(
+                f"host {show(url.host)} is none of those that this server fetches from:"
+                f" {show(sorted(self._domains))}"
+            )
+
+    async def _check_request(
+        self, request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        """Called for the first address and for each that a redirect leads to."""
+        self._check(request.url)
+        return await handler(request)
+
+    def _socket(self, address: Any) -> socket.socket:
+        """Called with what is connected to: (family, type, protocol, name, (host, port, ...))."""
+        family, kind, protocol, _, where = address
+        self.check_address(where[0])
+        return socket.socket(family, kind, protocol)
+
+
+def _plain(host: str) -> str:
+    """A host name in the one spelling that names are compared in."""
+    return host.lower().rstrip(".")

@@ -1,0 +1,1 @@
+"""What operators see and steer: metrics, health, admin routes, what runs beside requests."""

@@ -1,0 +1,1 @@
+"""The page at ``/``: its routes, and the static files that they serve."""

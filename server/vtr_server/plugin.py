@@ -1,0 +1,150 @@
+"""vLLM's way in: the entry point ``vtr`` of the group ``vllm.endpoint_plugins``."""
+
+import logging
+from argparse import Namespace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+import vtr_vllm
+from vtr_server.gate.drain import drain_first
+from vtr_server.gate.middleware import Gate, install
+from vtr_server.http.answer import GenerationService
+from vtr_server.http.routes import refuse, refuse_dead, refuse_http, router
+from vtr_server.jobs.app import JobService, JobServiceSettings, start_service
+from vtr_server.jobs.app import router as jobs_router
+from vtr_server.jobs.sources import Sources
+from vtr_server.jobs.store import JobStore
+from vtr_server.media.connector import install_media_connector
+from vtr_server.operations.admin import router as admin_router
+from vtr_server.operations.admin import start_admin
+from vtr_server.operations.background import Background, poll_engine
+from vtr_server.operations.metrics import observe_elastic, observe_elastic_step, observe_info
+from vtr_server.page.routes import page_data
+from vtr_server.page.routes import router as page_router
+from vtr_server.policy.elastic import Elastic
+from vtr_server.policy.schedule_choice import ScheduleChooser
+from vtr_server.policy.schedule_folder import ScheduleFolder
+from vtr_server.policy.settings import JobsSettings, ServerSettings
+from vtr_server.vllm_api.engine import LOAD, Engine, EngineDeadError
+from vtr_vllm.errors import ConfigurationError, VTRError
+from vtr_vllm.schedules import ScheduleBook
+
+__all__ = ["VTREndpoints"]
+
+logger = logging.getLogger("vllm.vtr")
+
+
+class VTREndpoints:
+    """Puts our routes in the place of vLLM's; see vLLM's ``EndpointPlugin`` protocol."""
+
+    name = "vtr"
+    required_tasks: ClassVar[tuple[str, ...]] = ("generate",)
+
+    def __init__(self) -> None:
+        self._settings = ServerSettings()
+        self._app: FastAPI | None = None
+        self._gate: Gate | None = None
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Phase A: routes, the gate before them, and the handlers of errors."""
+        self._settings = settings = _settings(app.state.args)
+        install_media_connector(settings.media, settings.limits.image_pixels)
+        app.include_router(router)
+        app.add_exception_handler(HTTPException, refuse_http)  # type: ignore[arg-type]
+        app.add_exception_handler(VTRError, refuse)  # type: ignore[arg-type]
+        app.add_exception_handler(EngineDeadError, refuse_dead)
+        if settings.page.enabled:
+            app.include_router(page_router)
+        if settings.jobs is not None:
+            app.include_router(jobs_router)
+        app.include_router(admin_router)
+        self._gate = install(app, settings)
+        self._app = app
+
+    async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
+        """Phase B: schedules, controller, jobs, and what runs beside the requests.
+
+        Raises ScheduleError for a bad schedule, ConfigurationError for settings that do not go
+        together with vLLM's.
+        """
+        settings = self._settings
+        gate = self._gate or Gate(settings)  # the batch runner has no routes
+        drain_first(engine_client, gate)
+        engine = Engine(engine_client, state)
+        elastic = _elastic(settings)
+        schedules = ScheduleFolder(
+            engine.geometry, engine.schedules, _chooser(engine, elastic, settings)
+        )
+        state.vtr = GenerationService(engine, settings, schedules, elastic, gate)
+        state.page = page_data(args.model, engine.image_processor, settings)
+        if settings.jobs is not None:
+            state.jobs = _jobs(engine, settings.jobs)
+        background = state.vtr_background = Background()
+        background.start(schedules.watch())
+        if elastic is not None:
+            background.start(elastic.run())
+        if engine.process_rank == 0:
+            background.start(poll_engine(engine))
+        if self._app is not None:
+            await start_admin(self._app, settings, engine.process_rank)
+        observe_info(vtr_vllm.__version__, engine.served_models()[0], engine.geometry.fingerprint)
+        reason = await engine.why_not_in_place()
+        logger.info(
+            "VTR serves %s; reduction %s",
+            engine.geometry.fingerprint,
+            f"is NOT in place: {reason}" if reason else "is in place",
+        )
+
+
+def _settings(args: Namespace) -> ServerSettings:
+    """The settings of the file that ``vtr serve --settings`` put into vLLM's configuration."""
+    config = getattr(args, "additional_config", None) or {}
+    path = config.get("vtr", {}).get("settings") if isinstance(config, dict) else None
+    if path is None:
+        return ServerSettings()
+    if not isinstance(path, str):
+        raise ConfigurationError(f"additional-config vtr settings is {path!r}; it must be a path")
+    return ServerSettings.load(Path(path))
+
+
+def _chooser(engine: Engine, elastic: Elastic | None, settings: ServerSettings) -> ScheduleChooser:
+    """A chooser without stored schedules."""
+    empty = ScheduleBook(engine.geometry)
+    if elastic is None:
+        return ScheduleChooser(empty, settings.tiers)
+    return ScheduleChooser(
+        empty,
+        settings.tiers,
+        lambda b: (elastic.controller.level, elastic.budget(b.minimum, b.maximum)),
+    )
+
+
+def _jobs(engine: Engine, settings: JobsSettings) -> JobService:
+    """Search jobs, whose schedules are published to the folder that this server watches."""
+    if engine.process_count > 1:
+        raise ConfigurationError(
+            f"[jobs] works with one API server process, and there are {engine.process_count};"
+            " start with --api-server-count 1, or run `vtr search serve` beside"
+        )
+    sources = Sources(
+        data_root=settings.data_root,
+        model_root=settings.model_root,
+        models=settings.models,
+        servers=settings.servers,
+    )
+    job_settings = JobServiceSettings(
+        root=settings.root,
+        sources=sources,
+        publish=engine.schedules,
+        workers=settings.workers,
+    )
+    return start_service(JobStore(settings.root), job_settings)
+
+
+def _elastic(settings: ServerSettings) -> Elastic | None:
+    if settings.elastic is None:
+        return None
+    return Elastic(settings.elastic, LOAD, observe_elastic, observe_elastic_step)

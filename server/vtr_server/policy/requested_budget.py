@@ -1,0 +1,130 @@
+"""Where a request may say what it wants, and which of these places wins.
+
+The body's ``vtr`` > the header > the model's alias > ``image_url.detail`` > the default of the
+API key > the default of the server. The first three are explicit: two that differ are refused.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vtr_server.policy.settings import AUTO, BudgetSettings, KeySettings, ServerSettings
+from vtr_server.policy.vtr_field import Ask, parse_field
+from vtr_vllm.errors import InvalidBudget, RequestError
+from vtr_vllm.schedules.strict_json import show
+
+__all__ = ["HEADER", "Asked", "Bounds", "bounds", "find_ask", "split_alias"]
+
+HEADER = "X-VTR-Budget"
+ALIAS = "@"
+
+_NUMBER = re.compile(r"[0-9]{0,4}\.?[0-9]{1,20}([eE]-?[0-9]{1,3})?", re.ASCII)
+_TIER = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
+
+_RANK = ("low", "auto", "high")
+"""Details of several images in one request: the most demanding one counts."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a request asks for, and which place said so."""
+
+    ask: Ask
+    by: str
+    trace: bool = False
+    per_image_floor: float | None = None
+    """None: the schedule's own."""
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """The least and the largest budget that a request may run with."""
+
+    minimum: float
+    maximum: float
+
+
+def bounds(settings: ServerSettings, key: KeySettings | None) -> Bounds:
+    """The policy for a caller: what the key says, else what the server says."""
+    own = key.budget if key else BudgetSettings()
+    return Bounds(
+        own.minimum or settings.budget.minimum or 0.0,
+        own.maximum or settings.budget.maximum or 1.0,
+    )
+
+
+def split_alias(model: str | None, served: Sequence[str]) -> tuple[str | None, str | None]:
+    """``demo@0.25`` -> (``demo``, ``0.25``), if ``demo`` is served and the whole name is not."""
+    if model is None or model in served:
+        return model, None
+    base, sign, wish = model.rpartition(ALIAS)
+    return (base, wish) if sign and base in served else (model, None)
+
+
+def find_ask(
+    settings: ServerSettings,
+    key: KeySettings | None,
+    field: object,
+    header: Sequence[str],
+    alias: str | None,
+    details: Sequence[str] = (),
+) -> Asked:
+    """What a request asks for; raises RequestError and its kin, as ``parse_field`` does."""
+    body, trace, floor = parse_field(field)
+    found = [
+        ("body", body),
+        ("header", _short(header, f"header {HEADER}") if header else None),
+        ("model", _short([alias], f"model alias {ALIAS}") if alias is not None else None),
+    ]
+    explicit = [(by, ask) for by, ask in found if ask is not None]
+    if any(ask != explicit[0][1] for _, ask in explicit[1:]):
+        said = " and ".join(f"the {by} asks for {_wish(ask)}" for by, ask in explicit)
+        raise RequestError(f"{said}; they differ: leave out all but one")
+    if explicit:
+        return Asked(explicit[0][1], explicit[0][0], trace, floor)
+    if meaning := _detail(settings, details):
+        return Asked(meaning, "detail", trace, floor)
+    if key and key.budget.default is not None:
+        return Asked(Ask(budget=key.budget.default), "key default", trace, floor)
+    default = _server_default(settings, bounds(settings, key))
+    return Asked(Ask(budget=default), "default", trace, floor)
+
+
+def _server_default(settings: ServerSettings, policy: Bounds) -> float | Literal["auto"]:
+    """What the server gives unasked, moved into the bounds of the key."""
+    default = settings.budget.default
+    if default == AUTO:
+        return default
+    wanted = policy.maximum if default is None else float(default)
+    return min(max(wanted, policy.minimum), policy.maximum)
+
+
+def _detail(settings: ServerSettings, details: Sequence[str]) -> Ask | None:
+    """What ``image_url.detail`` means here; None where it has no meaning."""
+    known = [detail for detail in details if detail in settings.detail]
+    if not known:
+        return None
+    meaning = settings.detail[max(known, key=_RANK.index)]
+    if isinstance(meaning, float):
+        return Ask(budget=meaning)
+    return Ask(budget=AUTO) if meaning == AUTO else Ask(tier=meaning)
+
+
+def _short(values: Sequence[str], place: str) -> Ask:
+    """The short form of an ask: a number, ``auto``, or the name of a tier."""
+    value = values[0] if len(values) == 1 else ""
+    if value == AUTO:
+        return Ask(budget=AUTO)
+    if _NUMBER.fullmatch(value) and 0 < float(value) <= 1:
+        return Ask(budget=float(value))
+    if _TIER.fullmatch(value):
+        return Ask(tier=value)
+    raise InvalidBudget(
+        f"{place} is {show(list(values))}; it must be one decimal number in (0, 1] such as 0.25,"
+        " the name of a tier, or auto"
+    )
+
+
+def _wish(ask: Ask) -> str:
+    return ", ".join(f"{name} {show(value)}" for name, value in vars(ask).items() if value)

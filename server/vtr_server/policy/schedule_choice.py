@@ -1,0 +1,249 @@
+"""From what was asked to a schedule, within the caller's policy."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self
+
+from vtr_server.policy.requested_budget import Bounds
+from vtr_server.policy.settings import AUTO
+from vtr_server.policy.vtr_field import Ask, AutoAnswer
+from vtr_vllm.errors import (
+    BudgetNotAllowed,
+    InvalidBudget,
+    UnknownSchedule,
+    UnknownTier,
+    UnsupportedRequest,
+)
+from vtr_vllm.schedules import (
+    FORMS,
+    ModelGeometry,
+    Schedule,
+    ScheduleBook,
+    explicit,
+    flops_fraction,
+    p_sigmoid,
+)
+from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.schedules.wire import Wire
+
+__all__ = ["ChosenSchedule", "ScheduleChooser", "describe"]
+
+_GRID = 128
+"""Steps of the grid in (0, 1]."""
+
+_EPS = 1e-9
+
+
+@dataclass(frozen=True)
+class ChosenSchedule:
+    """The schedule that a request runs with."""
+
+    budget: float
+    schedule: Schedule
+    source: str
+    tier: str | None = None
+    auto: AutoAnswer | None = None
+
+    @property
+    def wire(self) -> Wire:
+        """What travels to the engine; nothing at full budget, which is vLLM's own path."""
+        return {} if self.schedule.mean_keep == 1.0 else self.schedule.wire()
+
+    def with_floor(self, floor: float | None) -> Self:
+        """The same with another per-image floor than the schedule's own; None: that one."""
+        if floor is None:
+            return self
+        return replace(self, schedule=replace(self.schedule, per_image_floor=floor))
+
+
+@dataclass(frozen=True)
+class ScheduleChooser:
+    """Everything that a choice depends on beside the request."""
+
+    book: ScheduleBook
+    tiers: Mapping[str, float | str]
+    auto: Callable[[Bounds], tuple[float, float]] | None = None
+    """Bounds -> the controller's level, and the budget that it gives within them; None without a
+    controller."""
+
+    def choose(self, ask: Ask, policy: Bounds) -> ChosenSchedule:
+        """The choice for every way of asking but ``max_flops_fraction``.
+
+        Raises InvalidBudget, UnknownSchedule, UnknownTier or ScheduleError for what cannot be
+        met, UnsupportedRequest for ``auto`` without a controller, BudgetNotAllowed outside
+        ``policy``.
+        """
+        if ask.budget == AUTO:
+            return self._by_load(ask, policy)
+        if ask.tier is not None:
+            choice = self._of_tier(ask.tier)
+        elif ask.schedule is not None:
+            choice = self._named(ask.schedule)
+        elif ask.keep is not None and ask.rules is not None:
+            schedule = explicit(self.book.geometry, ask.keep, ask.rules, name="inline")
+            choice = ChosenSchedule(schedule.mean_keep, schedule, "inline")
+        else:
+            choice = self._of_budget(1.0 if ask.budget is None else float(ask.budget))
+        return _allowed(choice, policy)
+
+    def choose_by_flops(
+        self, fraction: float, policy: Bounds, n_vision: int, n_text: int
+    ) -> ChosenSchedule:
+        """The largest budget whose prefill costs at most ``fraction`` of no reduction.
+
+        A prompt without vision tokens has nothing to reduce. Raises InvalidBudget, with the
+        least share that this prompt can come to, where no budget within ``policy`` is enough.
+        """
+        if n_vision == 0:
+            return self._of_budget(policy.maximum)
+        inside = [each for each in self.grid if policy.minimum < each.budget < policy.maximum]
+        ends = {policy.minimum, policy.maximum} - {0.0}
+        choices = [*inside, *(self._of_budget(end) for end in ends)]
+        costs = {}
+        # Every one is looked at: of two schedules the one with the larger budget may cost less.
+        for choice in sorted(choices, key=lambda each: each.budget, reverse=True):
+            counts = choice.schedule.counts(n_vision)
+            costs[choice.budget] = flops_fraction(self.book.geometry, counts, n_vision, n_text)
+            if costs[choice.budget] <= fraction + _EPS:
+                return choice
+        least = min(costs, key=lambda budget: costs[budget])
+        raise InvalidBudget(
+            f"max_flops_fraction {fraction} cannot be met: this prompt has {n_vision} vision"
+            f" tokens and {n_text} others, and costs at least {costs[least]:.4f}, at budget"
+            f" {least:g}; ask for more"
+        )
+
+    @cached_property
+    def grid(self) -> list[ChosenSchedule]:
+        """The budgets that ``max_flops_fraction`` looks at; tens of milliseconds, once."""
+        return [self._of_budget(step / _GRID) for step in range(1, _GRID + 1)]
+
+    def offered_tiers(self) -> dict[str, float]:
+        """The tiers that can be asked for now, with the budgets that they come to."""
+        offered = {}
+        for name, meaning in self.tiers.items():
+            try:
+                offered[name] = self._of_meaning(meaning).budget
+            except UnknownSchedule:
+                continue
+        return offered
+
+    def aliases(self) -> list[str]:
+        """What may stand behind ``MODEL@``: the tiers, and the budgets of stored schedules."""
+        stored = [entry["budget"] for entry in self.book.describe() if entry["budget"] is not None]
+        numbers = sorted({f"{budget:g}" for budget in stored if budget != 1.0}, reverse=True)
+        return [*self.offered_tiers(), *numbers, *([AUTO] if self.auto else [])]
+
+    def _by_load(self, ask: Ask, policy: Bounds) -> ChosenSchedule:
+        if self.auto is None:
+            raise UnsupportedRequest(
+                'budget "auto" needs a controller, and this server runs without one; ask for a'
+                " number, or add [elastic] to the server's settings"
+            )
+        within = Bounds(
+            max(policy.minimum, ask.minimum or 0.0), min(policy.maximum, ask.maximum or 1.0)
+        )
+        if within.minimum > within.maximum:
+            raise BudgetNotAllowed(
+                f'budget "auto" between {ask.minimum} and {ask.maximum} lies outside'
+                f" {_range(policy)}; move the bounds"
+            )
+        level, budget = self.auto(within)
+        auto = AutoAnswer(level=level, minimum=within.minimum, maximum=within.maximum)
+        return replace(self._of_budget(budget), auto=auto)
+
+    def _of_budget(self, budget: float) -> ChosenSchedule:
+        selection = self.book.for_budget(budget)
+        return ChosenSchedule(budget, selection.schedule, selection.source)
+
+    def _named(self, name: str) -> ChosenSchedule:
+        schedule = self.book.by_name(name)
+        stored = schedule.name in self.book.names()
+        source = "full" if schedule.name == "full" else "searched" if stored else "built-in form"
+        budget = schedule.mean_keep if schedule.budget is None else schedule.budget
+        return ChosenSchedule(budget, schedule, source)
+
+    def _of_tier(self, name: str) -> ChosenSchedule:
+        meaning = self.tiers.get(name)
+        if meaning is None:
+            raise UnknownTier(
+                f"tier {show(name)} is unknown; there are {', '.join(self.offered_tiers())}"
+            )
+        try:
+            return replace(self._of_meaning(meaning), tier=name)
+        except UnknownSchedule as err:
+            raise UnknownTier(
+                f"tier {name} stands for schedule {meaning}, which is not stored; there are"
+                f" {', '.join(self.offered_tiers())}"
+            ) from err
+
+    def _of_meaning(self, meaning: float | str) -> ChosenSchedule:
+        """What a tier stands for; raises UnknownSchedule."""
+        return self._named(meaning) if isinstance(meaning, str) else self._of_budget(meaning)
+
+
+def _allowed(choice: ChosenSchedule, policy: Bounds) -> ChosenSchedule:
+    if not policy.minimum - _EPS <= choice.budget <= policy.maximum + _EPS:
+        raise BudgetNotAllowed(
+            f"budget {choice.budget:g} lies outside {_range(policy)}; ask for one inside"
+        )
+    return choice
+
+
+def _range(policy: Bounds) -> str:
+    return f"what you may ask for here, {policy.minimum:g} to {policy.maximum:g}"
+
+
+def describe(chooser: ScheduleChooser) -> dict[str, Any]:
+    """The body of GET /v1/schedules; the same as long as the book is."""
+    book = chooser.book
+    return {
+        "object": "list",
+        "data": book.describe(),
+        "forms": [_describe_form(book.geometry, form) for form in FORMS if form != "full"],
+        "inline": _describe_inline(book.geometry),
+        "budget": {
+            "exclusive_minimum": 0.0,
+            "maximum": 1.0,
+            "default": 1.0,
+            "means": "mean share of the vision tokens kept over all layers",
+        },
+        "tiers": chooser.offered_tiers(),
+        "auto": chooser.auto is not None,
+        "geometry": book.geometry.to_dict(),
+        "fingerprint": book.geometry.fingerprint,
+    }
+
+
+def _describe_form(geometry: ModelGeometry, form: str) -> dict[str, Any]:
+    return {
+        "name": f"{form}-<budget>",
+        "example": f"{form}-0.5",
+        "least_budget": _least_budget(geometry, form),
+        "description": inspect.getdoc(FORMS[form]),
+    }
+
+
+def _describe_inline(geometry: ModelGeometry) -> dict[str, Any]:
+    example = p_sigmoid(geometry, 0.5)
+    return {
+        "keep": f"{geometry.layers} keep rates in [0, 1], one per layer, never rising",
+        "rules": "one rank rule per cut, in depth order; empty where every rate is 1",
+        "example": {
+            "keep": list(example.keep),
+            "rules": [str(rule) for rule in example.rules],
+        },
+    }
+
+
+def _least_budget(geometry: ModelGeometry, form: str) -> float | None:
+    """The least budget of four decimals, as in a form's name, that this model allows."""
+    for step in range(1, 10_001):
+        try:
+            FORMS[form](geometry, step / 10_000)
+        except InvalidBudget:
+            continue
+        return step / 10_000
+    return None

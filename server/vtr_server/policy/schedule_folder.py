@@ -1,0 +1,136 @@
+"""The schedules in use, read again when their folder changes.
+
+Looked at, not notified: a folder may be a network mount or a Kubernetes volume, whose links change
+without an event. Requests hold the chooser that they began with, so a change never touches them.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vtr_server.operations.metrics import observe_reload, observe_schedules
+from vtr_server.policy.schedule_choice import ScheduleChooser, describe
+from vtr_vllm.errors import ScheduleError
+from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook
+
+__all__ = ["Offer", "ScheduleFolder"]
+
+logger = logging.getLogger("vllm.vtr")
+
+SECONDS = 1.0
+"""Between two looks at the folder."""
+
+Signature = dict[Path, tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class Offer:
+    """What can be asked for now, and how GET /v1/schedules describes it."""
+
+    chooser: ScheduleChooser
+    description: dict[str, Any]
+    aliases: list[str]
+    """What may stand behind ``MODEL@``."""
+
+    @classmethod
+    def of(cls, chooser: ScheduleChooser) -> "Offer":
+        _ = chooser.grid  # made here, beside the requests, not by the first one that needs it
+        return cls(chooser, describe(chooser), chooser.aliases())
+
+
+class ScheduleFolder:
+    """The schedules of one folder, or of none, as ``offer``.
+
+    Raises ScheduleError for a folder that is faulty at the start: a server that begins with half
+    of its schedules would answer otherwise than its operator expects.
+    """
+
+    def __init__(
+        self, geometry: ModelGeometry, folder: Path | None, template: ScheduleChooser
+    ) -> None:
+        """``template`` has everything but the book."""
+        self._geometry = geometry
+        self._folder = folder
+        self._template = template
+        self._good: dict[Path, Schedule] = {}
+        self._signature: Signature = {}
+        book = ScheduleBook(geometry)
+        if folder is not None:
+            self._signature = _signature(folder)
+            book = ScheduleBook.from_folder(geometry, folder)
+            self._good = {file: Schedule.load(file) for file in self._signature}
+        self._take(book)
+
+    async def watch(self) -> None:
+        """Reload for as long as the server runs."""
+        while self._folder is not None:
+            await asyncio.sleep(SECONDS)
+            await asyncio.to_thread(self.reload_if_changed)
+
+    def reload_if_changed(self) -> list[str]:
+        """Look at the folder; returns what was rejected. A good schedule stays until it is
+        replaced by a good one, or deleted."""
+        assert self._folder is not None
+        signature = _signature(self._folder)
+        if signature == self._signature:
+            return []
+        self._signature = signature
+        return self.reload()
+
+    def reload(self) -> list[str]:
+        """Read the folder whether or not it changed; returns what was rejected."""
+        if self._folder is None:
+            return []
+        if not self._folder.is_dir():
+            return self._reject([f"schedule folder {self._folder} is gone; bring it back"])
+        good, rejected = self._read(_signature(self._folder))
+        try:
+            book = ScheduleBook(self._geometry, good.values())
+        except ScheduleError as err:
+            # Each file is fine by itself: two share a name or a budget. Neither wins by chance.
+            rejected.append(str(err))
+        else:
+            self._good = good
+            self._take(book)
+        return self._reject(rejected)
+
+    def _reject(self, reasons: list[str]) -> list[str]:
+        for reason in reasons:
+            logger.error("VTR keeps what it had: %s", reason)
+        observe_reload("rejected" if reasons else "ok")
+        return reasons
+
+    def _read(self, files: Signature) -> tuple[dict[Path, Schedule], list[str]]:
+        good: dict[Path, Schedule] = {}
+        rejected = []
+        for file in files:
+            try:
+                schedule = Schedule.load(file)
+                schedule.check_fits(self._geometry)
+            except ScheduleError as err:
+                if file in self._good:
+                    good[file] = self._good[file]
+                rejected.append(f"{file}: {err}")
+            else:
+                good[file] = schedule
+        return good, rejected
+
+    def _take(self, book: ScheduleBook) -> None:
+        chooser = ScheduleChooser(book, self._template.tiers, self._template.auto)
+        self.offer = Offer.of(chooser)
+        observe_schedules(len(book.names()))
+        logger.info("VTR offers the schedules %s", ", ".join(book.names()))
+
+
+def _signature(folder: Path) -> Signature:
+    """What tells one state of a folder from the next; a file that vanishes meanwhile is left out."""
+    found: Signature = {}
+    for file in sorted(folder.glob("*.json")):
+        try:
+            status = file.stat()
+        except OSError:
+            continue
+        found[file] = (status.st_mtime_ns, status.st_size, status.st_ino)
+    return found

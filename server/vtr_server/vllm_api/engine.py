@@ -1,0 +1,191 @@
+"""vLLM's handlers and its engine client, as the routes see them."""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastapi import Request
+from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelPermission
+from vllm.entrypoints.serve.utils.api_utils import (
+    load_aware_call,
+    validate_json_request,
+    with_cancellation,
+)
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from vtr_server.vllm_api.answers import Chunks, Failure, Whole, as_sse, serve, tap_stream_errors
+from vtr_server.vllm_api.bodies import ChatRequest, CompletionRequest, ResponsesRequest
+from vtr_server.vllm_api.first_token import first_token, tap_first_tokens
+from vtr_vllm.engine.common.config import EngineSettings, band_starts, model_geometry
+from vtr_vllm.engine.common.kv_report import KVReport
+from vtr_vllm.engine.frontend.admission import Admitted, collect
+from vtr_vllm.engine.frontend.engine_queries import counters, kv_report, take_trace
+from vtr_vllm.engine.frontend.load_logger import LOAD
+from vtr_vllm.schedules import ModelGeometry
+
+__all__ = [
+    "LOAD",
+    "Admitted",
+    "ChatRequest",
+    "Chunks",
+    "CompletionRequest",
+    "Engine",
+    "EngineDeadError",
+    "Failure",
+    "ResponsesRequest",
+    "Whole",
+    "collect",
+    "first_token",
+    "load_aware_call",
+    "validate_json_request",
+    "with_cancellation",
+]
+
+logger = logging.getLogger("vllm.vtr")
+
+
+class Engine:
+    """vLLM's engine client and OpenAI handlers, seen from the routes."""
+
+    def __init__(self, client: Any, state: Any) -> None:
+        self._client = client
+        self._state = state
+        self._in_place = False
+        self.geometry: ModelGeometry = model_geometry(client.vllm_config)
+        folder = EngineSettings.of(client.vllm_config).schedules
+        self.schedules: Path | None = Path(folder) if folder else None
+        self.band_starts = band_starts(
+            self.geometry.layers, EngineSettings.of(client.vllm_config).bands
+        )
+        tap_first_tokens(client)
+        for handler in (state.openai_serving_chat, state.openai_serving_completion):
+            if handler is not None:
+                tap_stream_errors(handler)
+
+    @property
+    def process_rank(self) -> int:
+        """Which of several API server processes this is; 0 tells what the engine knows once."""
+        return int(self._client.vllm_config.parallel_config._api_process_rank)
+
+    @property
+    def process_count(self) -> int:
+        """How many API server processes there are."""
+        return int(self._client.vllm_config.parallel_config._api_process_count)
+
+    @property
+    def image_processor(self) -> dict[str, Any]:
+        """The Hugging Face configuration of the model's image processor; empty without one."""
+        config: dict[str, Any] = self._client.vllm_config.model_config.hf_image_processor_config
+        return config or {}
+
+    def served_models(self) -> list[str]:
+        """The names that requests may use: of the base model, and of LoRA adapters."""
+        models = self._state.openai_serving_models
+        names = [path.name for path in models.base_model_paths]
+        return [*names, *models.lora_requests]
+
+    async def models(self, aliases: Sequence[str]) -> dict[str, Any]:
+        """The body of GET /v1/models: vLLM's, and each base model behind each alias."""
+        listed = await self._state.openai_serving_models.show_available_models()
+        base = [card for card in listed.data if card.parent is None]
+        listed.data += [
+            ModelCard(
+                id=f"{card.id}@{alias}",
+                root=card.root,
+                parent=card.id,
+                max_model_len=card.max_model_len,
+                permission=[ModelPermission()],
+            )
+            for card in base
+            for alias in aliases
+        ]
+        return listed.model_dump()
+
+    async def why_unhealthy(self) -> str | None:
+        """None if vLLM is alive and reduces; the reason otherwise."""
+        try:
+            await self._client.check_health()
+        except EngineDeadError as err:
+            return str(err)
+        return await self.why_not_in_place()
+
+    async def why_not_in_place(self) -> str | None:
+        """None if every worker has the plugin loaded and its layers in place.
+
+        Yes is remembered, since nothing takes the plugin out again; no is asked anew.
+        """
+        if self._in_place:
+            return None
+        try:
+            workers = await self._client.collective_rpc("vtr_status")
+        except EngineDeadError as err:
+            return str(err)
+        except Exception as err:  # noqa: BLE001  a failed RPC arrives as a bare Exception
+            return (
+                f"the workers do not know vtr_status ({err}); start with --worker-cls"
+                " vtr_vllm.engine.worker.Worker"
+            )
+        reason = _first_reason(workers, self.geometry.layers)
+        self._in_place = reason is None
+        return reason
+
+    async def chat(self, request: ChatRequest, raw_request: Request) -> Failure | Whole | Chunks:
+        """vLLM's own chat completion."""
+        handler = self._state.openai_serving_chat
+        if handler is None:
+            raise NotImplementedError("The model does not support Chat Completions API")
+        return await serve(handler.create_chat_completion, request, raw_request)
+
+    async def complete(
+        self, request: CompletionRequest, raw_request: Request
+    ) -> Failure | Whole | Chunks:
+        """vLLM's own completion."""
+        handler = self._state.openai_serving_completion
+        if handler is None:
+            raise NotImplementedError("The model does not support Completions API")
+        return await serve(handler.create_completion, request, raw_request)
+
+    async def respond(
+        self, request: ResponsesRequest, raw_request: Request
+    ) -> Failure | Whole | Chunks:
+        """vLLM's own Responses API."""
+        handler = self._state.openai_serving_responses
+        if handler is None:
+            raise NotImplementedError("The model does not support Responses API")
+
+        async def create(request: Any, raw_request: Any) -> Any:
+            answer = await handler.create_responses(request, raw_request)
+            return as_sse(answer) if isinstance(answer, AsyncIterator) else answer
+
+        return await serve(create, request, raw_request)
+
+    async def report(self) -> tuple[KVReport, dict[str, float]]:
+        """KV blocks, and the workers' counters; raises EngineNotReady."""
+        return await kv_report(self._client), await counters(self._client)
+
+    async def trace(self, trace: str, admitted: Sequence[Admitted]) -> dict[str, Any]:
+        """Which vision tokens each cut kept, and where the images' tokens are."""
+        cuts = await take_trace(self._client, trace)
+        reduced = any(item.plan is not None for item in admitted)
+        return {
+            "images": [
+                {"grid": image.grid, "first": image.first, "tokens": image.tokens}
+                for item in admitted
+                for image in item.images
+            ],
+            "cuts": [{"layer": layer, "kept": kept} for layer, kept in cuts or ()],
+            "truncated": reduced and cuts is None,
+        }
+
+
+def _first_reason(workers: Sequence[dict[str, Any]], layers: int) -> str | None:
+    """Why reduction is not in place, from what each worker reports; None if it is."""
+    if not workers:
+        return "no worker answered vtr_status"
+    for rank, worker in enumerate(workers):
+        if not worker["loaded"]:
+            return f"worker {rank}: {worker['reason'] or 'the plugin is not loaded'}"
+        if worker["layers"] != layers:
+            return f"worker {rank} has {worker['layers']} of {layers} layers in place"
+    return None

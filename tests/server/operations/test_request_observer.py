@@ -1,0 +1,203 @@
+"""What metrics and controller are told of one request."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+
+from vtr_server.operations.request_observer import RequestObserver
+from vtr_server.policy.elastic import Elastic
+from vtr_server.policy.requested_budget import Bounds
+from vtr_server.policy.schedule_choice import ScheduleChooser
+from vtr_server.policy.settings import ElasticSettings, KeySettings
+from vtr_server.policy.vtr_answer import facts
+from vtr_server.policy.vtr_field import Ask, AutoAnswer, VTRAnswer
+from vtr_vllm.errors import EngineNotReady, InvalidBudget, RequestTimeout, ScheduleError
+from vtr_vllm.schedules import ModelGeometry, Plan, ScheduleBook, make_plan
+
+GEOMETRY = ModelGeometry(
+    layers=12, hidden_size=128, intermediate_size=320, heads=2, kv_heads=2, head_dim=64
+)
+TIERS = {"full": 1.0, "watched": 0.4}
+CHOICE = ScheduleChooser(ScheduleBook(GEOMETRY), TIERS).choose(
+    Ask(tier="watched"), Bounds(0.0, 1.0)
+)
+KEY = KeySettings(name="watch-test", sha256="0" * 64)
+PLAN = make_plan(CHOICE.schedule.keep, CHOICE.schedule.rules, 100)
+LABELS = {"tier": "watched", "source": "p-sigmoid-default", "key": "watch-test"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Stands for what the engine's admission hook reports."""
+
+    plan: Plan | None = PLAN
+    n_vision: int = 100
+    n_text: int = 20
+
+
+@dataclass
+class NoLoad:
+    """An engine that reports nothing."""
+
+    waiting: int = 0
+    running: int = 0
+    kv_usage: float = 0.0
+    first_tokens: tuple[tuple[float, float], ...] = ()
+
+
+def elastic(load: NoLoad) -> Elastic:
+    return Elastic(ElasticSettings(ttft_seconds=1.0), load, lambda *_: None, lambda _: None)
+
+
+def backlog(controller: Elastic) -> Any:
+    return controller.backlog.signals(controller.load, ())
+
+
+def watch(**more: Any) -> RequestObserver:
+    made = {"tiers": TIERS, "bands": (0, 6), "geometry": GEOMETRY, "key": KEY, "elastic": None}
+    return RequestObserver(**(made | more))
+
+
+def known(*prompts: Prompt) -> VTRAnswer:
+    return facts(CHOICE, "body", prompts or [Prompt()], GEOMETRY)
+
+
+def counted(name: str, **labels: str) -> float:
+    return REGISTRY.get_sample_value(name, labels) or 0.0
+
+
+def requests() -> dict[str, float]:
+    """Outcome -> how many requests of this file's key ended so, whatever else is counted."""
+    found: dict[str, float] = {}
+    for family in REGISTRY.collect():
+        for sample in family.samples:
+            if sample.name == "vtr_requests_total" and sample.labels["key"] == "watch-test":
+                outcome = sample.labels["outcome"]
+                found[outcome] = found.get(outcome, 0.0) + sample.value
+    return found
+
+
+def grown(before: dict[str, float]) -> dict[str, float]:
+    now = requests()
+    return {name: now[name] - before.get(name, 0) for name in now if now[name] != before.get(name)}
+
+
+@pytest.mark.parametrize(
+    ("error", "outcome"),
+    [
+        (asyncio.CancelledError(), "aborted"),
+        (GeneratorExit(), "aborted"),
+        (RequestTimeout("late"), "timeout"),
+        (InvalidBudget("no"), "refused"),
+        (ScheduleError("no"), "refused"),
+        (EngineNotReady("no"), "error"),
+        (ValueError("of vLLM's"), "client_error"),
+        (RuntimeError("of vLLM's"), "error"),
+    ],
+)
+def test_each_end_is_counted_once_under_its_outcome(error: BaseException, outcome: str) -> None:
+    before = requests()
+    one = watch()
+    one.fail(error)
+    one.fail(RuntimeError("again"))
+    one.end("ok")
+    assert grown(before) == {outcome: 1}
+
+
+def test_what_the_gate_cut_off_has_the_gates_reason() -> None:
+    before = requests()
+    watch(why_cut_off=lambda: RequestTimeout("late")).fail(asyncio.CancelledError())
+    assert grown(before) == {"timeout": 1}
+
+
+def test_an_answer_is_counted_with_its_tier_and_its_source() -> None:
+    before = counted("vtr_requests_total", outcome="ok", **LABELS)
+    seconds = counted("vtr_request_seconds_count", tier="watched")
+    vision = counted("vtr_vision_tokens_total")
+    one = watch()
+    one.admitted(known())
+    one.end("ok")
+    one.fail(asyncio.CancelledError())  # the client closes after the last byte
+    assert counted("vtr_requests_total", outcome="ok", **LABELS) == before + 1
+    assert counted("vtr_request_seconds_count", tier="watched") == seconds + 1
+    assert counted("vtr_vision_tokens_total") == vision + 100
+
+
+@pytest.mark.parametrize("first", ["token", "facts"])
+def test_the_first_token_is_noted_once_whenever_the_facts_come(first: str) -> None:
+    name = "vtr_time_to_first_token_seconds_count"
+    before = counted(name, tier="watched")
+    one = watch()
+    steps = [one.first_token, lambda: one.admitted(known()), one.first_token]
+    for step in steps[0 if first == "token" else 1 :]:
+        step()
+    one.end("ok")
+    assert counted(name, tier="watched") == before + 1
+
+
+def test_a_prompt_is_in_the_backlog_until_its_first_token() -> None:
+    controller = elastic(NoLoad())
+    one = watch(elastic=controller)
+    one.prompt(Prompt(), None)
+    seen = backlog(controller)
+    told = known()
+    assert seen.backlog == 12 * 20 + sum(told.kept_per_layer)
+    [work] = seen.arrived
+    assert (work.vision, work.spent) == (0, seen.backlog)
+    one.first_token()
+    one.admitted(told)
+    after = backlog(controller)
+    assert (after.backlog, after.finished, after.arrived) == (0, seen.backlog, [])
+    one.end("ok")
+    assert backlog(controller).finished == 0
+
+
+def test_the_controller_knows_what_it_may_change() -> None:
+    controller = elastic(NoLoad())
+    watch(elastic=controller).prompt(Prompt(), AutoAnswer(level=0.5, minimum=0.25, maximum=0.75))
+    [work] = backlog(controller).arrived
+    assert (work.vision, work.minimum, work.maximum) == (1200, 0.25, 0.75)
+    assert work.at((1.0, 0.5), 0.5) == 12 * 20 + 600
+
+
+def test_the_first_token_of_an_answer_in_one_piece_is_the_engines_to_report() -> None:
+    load = NoLoad()
+    controller = elastic(load)
+    one = watch(elastic=controller)
+    one.prompt(Prompt(), None)
+    load.first_tokens = ((time.monotonic(), 0.1),)
+    controller.tick()
+    assert controller.controller.state.backlog == 0
+    one.admitted(known())
+    one.end("ok")
+    assert backlog(controller).finished == 0, "not twice"
+
+
+@pytest.mark.parametrize("outcome", ["aborted", "error", "timeout"])
+def test_a_request_without_an_answer_leaves_the_backlog(outcome: Any) -> None:
+    controller = elastic(NoLoad())
+    one = watch(elastic=controller)
+    one.prompt(Prompt(), None)
+    one.prompt(Prompt(None, 0, 7), None)
+    assert backlog(controller).backlog > 0
+    one.end(outcome)
+    after = backlog(controller)
+    assert (after.backlog, after.finished) == (0, 0)
+
+
+def test_several_prompts_are_each_worked_on() -> None:
+    controller = elastic(NoLoad())
+    one = watch(elastic=controller)
+    for n_text in (5, 7):
+        one.prompt(Prompt(None, 0, n_text), None)
+    assert backlog(controller).backlog == 12 * 12
+    one.first_token()
+    assert backlog(controller).backlog == 12 * 7
+    one.end("ok")
+    assert backlog(controller).backlog == 0

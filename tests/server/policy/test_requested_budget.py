@@ -1,0 +1,241 @@
+"""Where a request says what it wants, and which place wins."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.server.bad_input import HEADERS
+from vtr_server.policy.requested_budget import Asked, Bounds, bounds, find_ask, split_alias
+from vtr_server.policy.settings import KeySettings, ServerSettings
+from vtr_server.policy.vtr_field import Ask
+from vtr_vllm.errors import InvalidBudget, RequestError
+
+SETTINGS = ServerSettings.model_validate(
+    {
+        "budget": {"default": 0.9, "minimum": 0.2},
+        "detail": {"low": "economy", "auto": 0.5, "high": "full"},
+    }
+)
+
+
+def key(**budget: Any) -> KeySettings:
+    return KeySettings.model_validate({"name": "k", "sha256": "0" * 64, "budget": budget})
+
+
+KEY = key(default=0.8, minimum=0.3)
+
+
+def find(
+    field: object = None,
+    header: tuple[str, ...] = (),
+    alias: str | None = None,
+    details: tuple[str, ...] = (),
+    caller: KeySettings | None = KEY,
+    settings: ServerSettings = SETTINGS,
+) -> Asked:
+    return find_ask(settings, caller, field, header, alias, details)
+
+
+PLACES: list[tuple[str, dict[str, Any], Ask]] = [
+    ("body", {"field": {"budget": 0.4}}, Ask(budget=0.4)),
+    ("header", {"header": ("0.4",)}, Ask(budget=0.4)),
+    ("model", {"alias": "0.4"}, Ask(budget=0.4)),
+    ("detail", {"details": ("low",)}, Ask(tier="economy")),
+    ("key default", {}, Ask(budget=0.8)),
+]
+
+
+@given(st.sets(st.sampled_from(range(4))))
+def test_the_first_place_that_says_anything_decides(spoken: set[int]) -> None:
+    """The explicit ones agree here: what they say when they differ is the next test."""
+    given_ = [PLACES[i] for i in sorted(spoken)] + [PLACES[-1]]
+    by, _, ask = given_[0]
+    asked = find(**{name: value for _, place, _ in given_ for name, value in place.items()})
+    assert asked == Asked(ask, by)
+
+
+def test_the_servers_default_comes_last_and_is_moved_into_the_keys_bounds() -> None:
+    assert find(caller=None) == Asked(Ask(budget=0.9), "default")
+    assert find(caller=key()) == Asked(Ask(budget=0.9), "default")
+    assert find(caller=key(maximum=0.5)) == Asked(Ask(budget=0.5), "default")
+    assert find(caller=key(minimum=0.95)) == Asked(Ask(budget=0.95), "default")
+    plain = ServerSettings()
+    assert find(caller=None, settings=plain) == Asked(Ask(budget=1.0), "default")
+    capped = ServerSettings.model_validate({"budget": {"maximum": 0.6}})
+    assert find(caller=None, settings=capped) == Asked(Ask(budget=0.6), "default")
+    elastic = ServerSettings.model_validate(
+        {"budget": {"default": "auto"}, "elastic": {"ttft_seconds": 1.0}}
+    )
+    assert find(caller=None, settings=elastic) == Asked(Ask(budget="auto"), "default")
+
+
+WISHES = ["0.25", "0.5", "economy", "auto"]
+
+
+@given(
+    body=st.none() | st.sampled_from(WISHES),
+    header=st.none() | st.sampled_from(WISHES),
+    alias=st.none() | st.sampled_from(WISHES),
+)
+def test_explicit_places_agree_or_are_refused(
+    body: str | None, header: str | None, alias: str | None
+) -> None:
+    def field(wish: str) -> dict[str, Any]:
+        if wish == "economy":
+            return {"tier": wish}
+        return {"budget": wish if wish == "auto" else float(wish)}
+
+    said = {wish for wish in (body, header, alias) if wish is not None}
+    arguments: dict[str, Any] = {
+        "field": field(body) if body else None,
+        "header": (header,) if header else (),
+        "alias": alias,
+        "details": ("high",),
+    }
+    if len(said) > 1:
+        with pytest.raises(RequestError, match="they differ: leave out all but one"):
+            find(**arguments)
+    elif said:
+        by = "body" if body else "header" if header else "model"
+        assert find(**arguments).by == by
+        assert find(**arguments).ask == find(field=field(said.pop())).ask
+    else:
+        assert find(**arguments).by == "detail"
+
+
+def test_a_refused_contradiction_names_the_places_and_their_wishes() -> None:
+    with pytest.raises(
+        RequestError,
+        match="the body asks for schedule 'full' and the header asks for tier 'economy'",
+    ):
+        find({"schedule": "full"}, ("economy",))
+
+
+def test_bounds_of_auto_are_part_of_what_is_asked() -> None:
+    auto = {"budget": "auto", "minimum": 0.5}
+    assert find(auto).ask == Ask(budget="auto", minimum=0.5)
+    with pytest.raises(RequestError, match="they differ"):
+        find(auto, ("auto",))
+
+
+def test_a_trace_is_asked_for_beside_any_place() -> None:
+    assert find({"trace": True}) == Asked(Ask(budget=0.8), "key default", trace=True)
+    assert find({"trace": True}, ("0.4",)) == Asked(Ask(budget=0.4), "header", trace=True)
+    assert find({"trace": True, "budget": 0.4}, ("0.4",)).by == "body"
+
+
+def test_a_floor_is_asked_for_beside_any_place() -> None:
+    floor: dict[str, Any] = {"per_image_floor": 0.5}
+    assert find(floor) == Asked(Ask(budget=0.8), "key default", per_image_floor=0.5)
+    assert find(floor, caller=None) == Asked(Ask(budget=0.9), "default", per_image_floor=0.5)
+    assert find(floor, details=("low",)).per_image_floor == 0.5
+    assert find(floor, ("0.4",)) == Asked(Ask(budget=0.4), "header", per_image_floor=0.5)
+    assert find(floor | {"budget": 0.4}, alias="0.4").per_image_floor == 0.5
+    assert find({"budget": 0.4}).per_image_floor is None
+
+
+@pytest.mark.parametrize(
+    ("details", "ask"),
+    [
+        (("low",), Ask(tier="economy")),
+        (("low", "low"), Ask(tier="economy")),
+        (("auto", "low"), Ask(budget=0.5)),
+        (("low", "high", "auto"), Ask(tier="full")),
+        (("nosuch", "low"), Ask(tier="economy")),
+        (("nosuch",), Ask(budget=0.8)),
+        ((), Ask(budget=0.8)),
+    ],
+)
+def test_the_most_demanding_detail_counts(details: tuple[str, ...], ask: Ask) -> None:
+    assert find(details=details).ask == ask
+
+
+def test_detail_means_nothing_where_it_is_not_configured() -> None:
+    for detail in ("low", "auto", "high"):
+        assert find(details=(detail,), settings=ServerSettings(), caller=None).by == "default"
+
+
+@pytest.mark.parametrize(
+    ("text", "ask"),
+    [
+        ("0.25", Ask(budget=0.25)),
+        (".25", Ask(budget=0.25)),
+        ("25e-2", Ask(budget=0.25)),
+        ("1", Ask(budget=1.0)),
+        ("auto", Ask(budget="auto")),
+        ("economy", Ask(tier="economy")),
+        ("nan", Ask(tier="nan")),  # a name like any other: no tier is called so
+    ],
+)
+def test_the_short_form(text: str, ask: Ask) -> None:
+    assert find(header=(text,)) == Asked(ask, "header")
+    assert find(alias=text) == Asked(ask, "model")
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_budget_a_tier_or_refused(text: str) -> None:
+    try:
+        ask = find(header=(text,)).ask
+    except InvalidBudget:
+        return
+    assert (ask.budget is None) != (ask.tier is None)
+    if ask.budget not in (None, "auto"):
+        assert 0 < float(ask.budget) <= 1
+    if ask.tier is not None:
+        assert text == ask.tier
+        assert text.isascii()
+
+
+@pytest.mark.parametrize("text", [text for text in HEADERS if not text.isalpha()])
+def test_what_is_neither_is_refused(text: str) -> None:
+    with pytest.raises(InvalidBudget, match="header X-VTR-Budget is"):
+        find(header=(text,))
+    with pytest.raises(InvalidBudget, match="model alias @ is"):
+        find(alias=text)
+
+
+def test_a_repeated_header_is_refused() -> None:
+    with pytest.raises(InvalidBudget, match="one decimal number"):
+        find(header=("0.5", "0.5"))
+
+
+NAMES = st.text("ab@/.", min_size=1, max_size=6)
+
+
+@given(NAMES, st.sets(NAMES, min_size=1, max_size=4), NAMES)
+def test_an_alias_is_split_off_exactly_where_the_rest_is_served(
+    model: str, served: set[str], wish: str
+) -> None:
+    names = sorted(served)
+    base, found = split_alias(model, names)
+    if model in served:
+        assert (base, found) == (model, None)
+    if found is None:
+        assert base == model
+    else:
+        assert (base in served, f"{base}@{found}") == (True, model)
+        assert "@" not in found
+    if "@" not in wish and f"{names[0]}@{wish}" not in served:
+        assert split_alias(f"{names[0]}@{wish}", names) == (names[0], wish)
+    assert split_alias(None, names) == (None, None)
+
+
+BUDGET = st.none() | st.floats(0.01, 1.0)
+
+
+@given(BUDGET, BUDGET, BUDGET, BUDGET)
+def test_a_key_says_its_own_bounds_and_leaves_the_rest_to_the_server(
+    low: float | None, high: float | None, own_low: float | None, own_high: float | None
+) -> None:
+    if (low or 0) > (high or 1) or (own_low or 0) > (own_high or 1):
+        return
+    settings = ServerSettings.model_validate({"budget": {"minimum": low, "maximum": high}})
+    assert bounds(settings, None) == Bounds(low or 0.0, high or 1.0)
+    assert bounds(settings, key()) == bounds(settings, None)
+    found = bounds(settings, key(minimum=own_low, maximum=own_high))
+    assert found.minimum == (own_low or low or 0.0)
+    assert found.maximum == (own_high or high or 1.0)

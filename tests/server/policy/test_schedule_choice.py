@@ -1,0 +1,291 @@
+"""From an ask to a schedule, within a policy."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from tests.server.bad_input import INLINE
+from vtr_server.policy.elastic import within
+from vtr_server.policy.requested_budget import Bounds
+from vtr_server.policy.schedule_choice import ChosenSchedule, ScheduleChooser, describe
+from vtr_server.policy.settings import ServerSettings
+from vtr_server.policy.vtr_field import Ask, AutoAnswer
+from vtr_vllm.errors import (
+    BudgetNotAllowed,
+    InvalidBudget,
+    ScheduleError,
+    UnknownSchedule,
+    UnknownTier,
+    UnsupportedRequest,
+)
+from vtr_vllm.schedules import (
+    ModelGeometry,
+    RankRule,
+    Schedule,
+    ScheduleBook,
+    fastv,
+    flops_fraction,
+    uniform,
+    vtw,
+)
+
+GEOMETRY = ModelGeometry(
+    layers=12, hidden_size=128, intermediate_size=320, heads=2, kv_heads=2, head_dim=64
+)
+SEARCHED = Schedule(
+    name="searched-half",
+    geometry=GEOMETRY,
+    keep=(1.0,) * 2 + (0.4,) * 10,
+    rules=(RankRule("last"),),
+    method="g-search",
+    budget=0.5,
+)
+BOOK = ScheduleBook(GEOMETRY, [SEARCHED])
+TIERS = ServerSettings().tiers | {"halved": "searched-half", "quick": "fastv-0.5"}
+OPEN = Bounds(0.0, 1.0)
+CHOOSER = ScheduleChooser(BOOK, TIERS)
+
+
+def choose(ask: Ask, policy: Bounds = OPEN) -> ChosenSchedule:
+    return CHOOSER.choose(ask, policy)
+
+
+def stored(form: Schedule, budget: float) -> Schedule:
+    """The same curve as a searched schedule has it."""
+    return replace(form, name=f"stored-{budget}", method="g-search", budget=budget)
+
+
+@pytest.mark.parametrize(
+    ("ask", "name", "source", "budget"),
+    [
+        (Ask(), "full", "full", 1.0),
+        (Ask(budget=1.0), "full", "full", 1.0),
+        (Ask(budget=0.5), "searched-half", "searched", 0.5),
+        (Ask(budget=0.25), "p-sigmoid-0.25", "p-sigmoid default", 0.25),
+        (Ask(budget=0.75), "interpolated-0.75", "interpolated", 0.75),
+        (Ask(tier="full"), "full", "full", 1.0),
+        (Ask(tier="economy"), "p-sigmoid-0.25", "p-sigmoid default", 0.25),
+        (Ask(tier="balanced"), "searched-half", "searched", 0.5),
+        (Ask(tier="halved"), "searched-half", "searched", 0.5),
+        (Ask(tier="quick"), "fastv-0.5", "built-in form", 0.5),
+        (Ask(schedule="full"), "full", "full", 1.0),
+        (Ask(schedule="searched-half"), "searched-half", "searched", 0.5),
+        (Ask(schedule="fastv-0.5"), "fastv-0.5", "built-in form", 0.5),
+        (Ask(keep=[1.0] * 6 + [0.5] * 6, rules=["last"]), "inline", "inline", 0.75),
+        (Ask(keep=[1] * 12, rules=[]), "inline", "inline", 1.0),
+        (Ask(keep=[0] * 12, rules=["random"]), "inline", "inline", 0.0),
+    ],
+)
+def test_the_schedule_and_where_it_comes_from(
+    ask: Ask, name: str, source: str, budget: float
+) -> None:
+    choice = choose(ask)
+    assert (choice.schedule.name, choice.source, choice.tier) == (name, source, ask.tier)
+    assert choice.budget == pytest.approx(budget)
+
+
+@pytest.mark.parametrize(
+    "ask", [Ask(), Ask(budget=1.0), Ask(schedule="full"), Ask(keep=[1.0] * 12, rules=[])]
+)
+def test_full_budget_puts_nothing_on_the_wire(ask: Ask) -> None:
+    assert choose(ask).wire == {}
+
+
+def test_a_reduced_choice_travels_as_flat_lists() -> None:
+    wire = choose(Ask(schedule="searched-half")).wire
+    assert wire == {"vtr_keep": [1.0] * 2 + [0.4] * 10, "vtr_rules": ["last"]}
+
+
+def test_an_inline_schedule_travels_as_it_came() -> None:
+    keep, rules = [1.0] * 4 + [0.5] * 4 + [0.0] * 4, ["last-norope", "previous"]
+    assert choose(Ask(keep=keep, rules=rules)).wire == {"vtr_keep": keep, "vtr_rules": rules}
+
+
+@pytest.mark.parametrize(
+    ("keep", "rules", "reason"),
+    [
+        ([1.0] * 11, [], "keep has 11 rates, the model has 12 layers"),
+        ([1.0] * 11 + [float("nan")], ["last"], r"keep\[11\] is nan"),
+        ([0.5] * 6 + [1.0] * 6, ["random"], r"keep\[6\] is 1.0, above keep\[5\] = 0.5"),
+        ([1.0] * 6 + [0.5] * 6, [], "0 rank rules for 1 cuts"),
+        ([1.0] * 6 + [0.5] * 6, ["first"], "rank rule 'first' is unknown"),
+    ],
+)
+def test_a_bad_inline_schedule_gets_the_schedules_own_reason(
+    keep: list[float], rules: list[str], reason: str
+) -> None:
+    with pytest.raises(ScheduleError, match=reason):
+        choose(Ask(keep=keep, rules=rules))
+
+
+@pytest.mark.parametrize("field", INLINE, ids=lambda value: f"{value!r:.40}")
+def test_every_malformed_inline_schedule_is_refused(field: dict[str, list[object]]) -> None:
+    with pytest.raises(ScheduleError) as caught:
+        choose(Ask(keep=field["keep"], rules=field["rules"]))
+    assert len(str(caught.value)) < 400
+
+
+def test_an_unknown_name_and_an_impossible_budget_are_refused() -> None:
+    with pytest.raises(UnknownSchedule, match="searched-half"):
+        choose(Ask(schedule="nosuch"))
+    with pytest.raises(InvalidBudget, match="fastv cannot meet"):
+        choose(Ask(schedule="fastv-0.01"))
+
+
+def test_the_list_names_schedules_forms_and_geometry() -> None:
+    listed = describe(CHOOSER)
+    assert [item["name"] for item in listed["data"]] == ["full", "searched-half"]
+    assert listed["geometry"] == GEOMETRY.to_dict()
+    assert listed["tiers"] == CHOOSER.offered_tiers()
+    assert listed["auto"] is False
+    least = {form["name"]: form["least_budget"] for form in listed["forms"]}
+    assert least["fastv-<budget>"] == 0.1667
+    assert least["vtw-<budget>"] == 0.0833
+    assert least["p-sigmoid-<budget>"] == 0.0001
+
+
+def test_the_listed_inline_example_can_be_asked_for() -> None:
+    choice = choose(Ask(**describe(CHOOSER)["inline"]["example"]))
+    assert (choice.source, choice.budget) == ("inline", pytest.approx(0.5))
+
+
+def test_every_listed_form_can_be_asked_for() -> None:
+    for form in describe(CHOOSER)["forms"]:
+        for name in (form["example"], form["name"].replace("<budget>", f"{form['least_budget']}")):
+            assert choose(Ask(schedule=name)).source == "built-in form"
+
+
+def test_a_tier_is_offered_while_its_schedule_is_stored() -> None:
+    assert set(TIERS) - set(CHOOSER.offered_tiers()) == {"lossless"}
+    with pytest.raises(UnknownTier, match="tier lossless stands for schedule lossless, which is"):
+        choose(Ask(tier="lossless"))
+    keep = (1.0,) * 8 + (0.9,) * 4
+    stored = Schedule("lossless", GEOMETRY, keep, (RankRule("last"),), method="g-search")
+    chooser = ScheduleChooser(ScheduleBook(GEOMETRY, [SEARCHED, stored]), TIERS)
+    choice = chooser.choose(Ask(tier="lossless"), OPEN)
+    assert (choice.tier, choice.schedule) == ("lossless", stored)
+    assert chooser.offered_tiers()["lossless"] == stored.mean_keep
+
+
+def test_an_unknown_tier_names_those_there_are() -> None:
+    with pytest.raises(UnknownTier, match="tier 'gold' is unknown; there are full, balanced, eco"):
+        choose(Ask(tier="gold"))
+
+
+def test_every_offered_tier_can_be_asked_for_and_comes_to_its_budget() -> None:
+    for name, budget in CHOOSER.offered_tiers().items():
+        assert choose(Ask(tier=name)).budget == budget
+
+
+def test_aliases_are_tiers_stored_budgets_and_auto() -> None:
+    names = ["full", "balanced", "economy", "halved", "quick", "0.5"]
+    assert CHOOSER.aliases() == names
+    assert ScheduleChooser(BOOK, TIERS, lambda _: (1.0, 1.0)).aliases() == [*names, "auto"]
+
+
+def allowed(policy: Bounds, budget: float) -> bool:
+    return policy.minimum - 1e-6 <= budget <= policy.maximum + 1e-6
+
+
+SHARES = st.floats(0.01, 1.0)
+POLICIES = st.tuples(SHARES, SHARES).map(lambda two: Bounds(min(two), max(two)))
+FLAT = st.integers(0, 11).map(lambda cut: [1.0] * cut + [0.5] * (12 - cut))
+ASKS = st.one_of(
+    st.builds(Ask, budget=SHARES),
+    st.builds(Ask, tier=st.sampled_from(sorted(TIERS))),
+    st.builds(Ask, schedule=st.sampled_from(["full", "searched-half", "fastv-0.5", "vtw-0.25"])),
+    st.builds(Ask, keep=FLAT, rules=st.just(["random"])),
+    POLICIES.map(lambda b: Ask(budget="auto", minimum=b.minimum, maximum=b.maximum)),
+)
+LEVELS = (1.0, 0.75, 0.5, 0.375, 0.25)
+
+
+@given(ASKS, POLICIES, st.sampled_from(LEVELS))
+def test_nothing_that_is_asked_leaves_the_policy(ask: Ask, policy: Bounds, level: float) -> None:
+    chooser = ScheduleChooser(
+        BOOK, TIERS, lambda b: (level, within(LEVELS, level, b.minimum, b.maximum))
+    )
+    try:
+        choice = chooser.choose(ask, policy)
+    except (BudgetNotAllowed, UnknownTier):
+        return  # as good as inside
+    assert allowed(policy, choice.budget)
+    if choice.auto is not None:
+        own = Bounds(ask.minimum or 0.0, ask.maximum or 1.0)
+        assert allowed(own, choice.budget)
+        assert choice.auto.minimum == max(own.minimum, policy.minimum)
+        assert choice.auto.maximum == min(own.maximum, policy.maximum)
+        assert choice.auto.level == level
+
+
+@pytest.mark.parametrize("ask", [Ask(budget=0.3), Ask(tier="economy"), Ask(schedule="vtw-0.25")])
+def test_what_lies_outside_is_refused_with_the_range(ask: Ask) -> None:
+    with pytest.raises(BudgetNotAllowed, match=r"what you may ask for here, 0\.5 to 0\.75"):
+        choose(ask, Bounds(0.5, 0.75))
+
+
+def test_the_ends_of_the_range_may_be_asked_for() -> None:
+    for budget in (0.5, 0.75):
+        assert choose(Ask(budget=budget), Bounds(0.5, 0.75)).budget == budget
+
+
+def test_auto_without_a_controller_or_outside_the_policy_is_refused() -> None:
+    with pytest.raises(UnsupportedRequest, match=r"add \[elastic\]"):
+        choose(Ask(budget="auto"))
+    chooser = ScheduleChooser(BOOK, TIERS, lambda b: (1.0, b.maximum))
+    with pytest.raises(BudgetNotAllowed, match=r"move the bounds"):
+        chooser.choose(Ask(budget="auto", maximum=0.25), Bounds(0.5, 1.0))
+    choice = chooser.choose(Ask(budget="auto", minimum=0.25), Bounds(0.1, 0.5))
+    assert choice.auto == AutoAnswer(level=1.0, minimum=0.25, maximum=0.5)
+    assert (choice.budget, choice.source) == (0.5, "searched")
+
+
+LADDERS = [
+    BOOK,
+    ScheduleBook(GEOMETRY),
+    # Of two curves the one with the larger budget may cost less: attention is quadratic.
+    ScheduleBook(GEOMETRY, [stored(uniform(GEOMETRY, 0.5), 0.5)]),
+    ScheduleBook(GEOMETRY, [stored(vtw(GEOMETRY, 0.25), 0.25), stored(fastv(GEOMETRY, 0.3), 0.3)]),
+]
+GRID = [step / 128 for step in range(1, 129)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(LADDERS),
+    SHARES,
+    st.just(OPEN) | POLICIES,
+    st.integers(1, 2000),
+    st.integers(1, 300),
+    st.booleans(),
+)
+@example(LADDERS[2], 64 / 128, OPEN, 2000, 10, True)
+@example(LADDERS[2], 63 / 128, Bounds(0.48, 0.5), 2000, 10, True)
+def test_a_share_of_the_flops_gives_the_largest_budget_on_the_grid_that_meets_it(
+    book: ScheduleBook, share: float, policy: Bounds, n_vision: int, n_text: int, exact: bool
+) -> None:
+    def cost(budget: float) -> float:
+        counts = book.for_budget(budget).schedule.counts(n_vision)
+        return flops_fraction(GEOMETRY, counts, n_vision, n_text)
+
+    fraction = cost(share) if exact else share
+    ends = [policy.maximum, *([policy.minimum] if policy.minimum else [])]
+    costs = {b: cost(b) for b in [*GRID, *ends] if policy.minimum <= b <= policy.maximum}
+    enough = [budget for budget, spent in costs.items() if spent <= fraction + 1e-9]
+    chooser = ScheduleChooser(book, TIERS)
+    if enough:
+        choice = chooser.choose_by_flops(fraction, policy, n_vision, n_text)
+        assert choice.budget == max(enough)
+        assert choice.schedule == book.for_budget(choice.budget).schedule
+    else:
+        with pytest.raises(InvalidBudget) as caught:
+            chooser.choose_by_flops(fraction, policy, n_vision, n_text)
+        assert f"costs at least {min(costs.values()):.4f}" in str(caught.value)
+
+
+def test_a_prompt_of_text_meets_any_share() -> None:
+    assert CHOOSER.choose_by_flops(0.01, Bounds(0.1, 0.5), 0, 9).budget == 0.5

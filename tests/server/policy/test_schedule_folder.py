@@ -1,0 +1,277 @@
+"""A folder of schedules that changes while it is read, and while a server runs."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client import REGISTRY
+
+from tests.server.bad_input import CHAT, chat_body
+from tests.server.conftest import NAME, Server
+from vtr_server.policy.requested_budget import Bounds
+from vtr_server.policy.schedule_choice import ScheduleChooser
+from vtr_server.policy.schedule_folder import ScheduleFolder
+from vtr_server.policy.vtr_field import Ask
+from vtr_vllm.errors import ScheduleError
+from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook, fastv
+
+GEOMETRY = ModelGeometry(
+    layers=12, hidden_size=128, intermediate_size=320, heads=2, kv_heads=2, head_dim=64
+)
+TEMPLATE = ScheduleChooser(
+    ScheduleBook(GEOMETRY), {"full": 1.0, "kept": "a"}, lambda b: (1.0, b.maximum)
+)
+OPEN = Bounds(0.0, 1.0)
+
+
+def schedule(name: str, budget: float, geometry: ModelGeometry = GEOMETRY) -> Schedule:
+    return replace(fastv(geometry, budget), name=name, method="g-search", budget=budget)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    schedule("a", 0.5).save(tmp_path / "a.json")
+    return tmp_path
+
+
+@pytest.fixture
+def folded(folder: Path) -> ScheduleFolder:
+    return ScheduleFolder(GEOMETRY, folder, TEMPLATE)
+
+
+def names(folded: ScheduleFolder) -> set[str]:
+    return set(folded.offer.chooser.book.names()) - {"full"}
+
+
+def reloads(outcome: str) -> float:
+    return REGISTRY.get_sample_value("vtr_schedule_reloads_total", {"outcome": outcome}) or 0.0
+
+
+def test_a_new_file_is_offered_everywhere(folded: ScheduleFolder, folder: Path) -> None:
+    before = reloads("ok")
+    assert folded.reload_if_changed() == []
+    assert reloads("ok") == before, "nothing changed, nothing read"
+    schedule("b", 0.25).save(folder / "b.json")
+    assert folded.reload_if_changed() == []
+    offer = folded.offer
+    assert names(folded) == {"a", "b"}
+    assert [each["name"] for each in offer.description["data"]] == ["a", "b", "full"]
+    assert offer.aliases == ["full", "kept", "0.5", "0.25", "auto"]
+    assert offer.chooser.choose(Ask(budget=0.25), OPEN).schedule.name == "b"
+    assert offer.chooser.choose(Ask(budget="auto"), OPEN).budget == 1.0
+    assert reloads("ok") == before + 1
+    assert REGISTRY.get_sample_value("vtr_schedules") == 3  # and full
+
+
+def test_a_request_keeps_the_offer_that_it_began_with(folded: ScheduleFolder, folder: Path) -> None:
+    begun = folded.offer
+    (folder / "a.json").unlink()
+    folded.reload_if_changed()
+    assert names(folded) == set()
+    assert "kept" not in folded.offer.aliases
+    assert begun.chooser.choose(Ask(tier="kept"), OPEN).schedule.name == "a"
+
+
+BROKEN = {
+    "nothing": b"",
+    "half a file": b'{"version": 1, "name": "a", "keep": [1.0, ',
+    "no text": b"\xff\xfe\x00",
+    "no object": b"[]",
+    "no schedule": b"{}",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN.values(), ids=list(BROKEN))
+def test_a_broken_file_leaves_the_schedule_that_it_was(
+    folded: ScheduleFolder, folder: Path, text: bytes
+) -> None:
+    before, rejected = folded.offer.description, reloads("rejected")
+    (folder / "a.json").write_bytes(text)
+    [reason] = folded.reload_if_changed()
+    assert "a.json" in reason
+    assert folded.offer.description == before
+    assert folded.reload_if_changed() == [], "said once"
+    assert reloads("rejected") == rejected + 1
+    schedule("a", 0.375).save(folder / "a.json")
+    assert folded.reload_if_changed() == []
+    assert folded.offer.chooser.book.by_name("a").budget == 0.375
+
+
+def test_a_broken_file_keeps_no_other_from_coming_or_going(
+    folded: ScheduleFolder, folder: Path
+) -> None:
+    schedule("b", 0.25).save(folder / "b.json")
+    folded.reload_if_changed()
+    (folder / "a.json").write_text("{")
+    (folder / "b.json").unlink()
+    schedule("c", 0.75).save(folder / "c.json")
+    assert len(folded.reload_if_changed()) == 1
+    assert names(folded) == {"a", "c"}
+
+
+def test_a_file_that_never_was_good_is_left_out(folded: ScheduleFolder, folder: Path) -> None:
+    (folder / "b.json").write_text("{")
+    schedule("c", 0.25, replace(GEOMETRY, layers=10)).save(folder / "c.json")
+    (folder / "d.json").mkdir()
+    (folder / "e.json").symlink_to("nowhere")
+    assert len(folded.reload_if_changed()) == 3
+    assert names(folded) == {"a"}
+
+
+@pytest.mark.parametrize("rival", [schedule("a", 0.25), schedule("b", 0.5)], ids=["name", "budget"])
+def test_of_two_that_claim_the_same_neither_wins(
+    folded: ScheduleFolder, folder: Path, rival: Schedule
+) -> None:
+    before = folded.offer
+    rival.save(folder / "0.json")
+    [reason] = folded.reload_if_changed()
+    assert "two schedules are named a" in reason or "both claim budget 0.5" in reason
+    assert folded.offer is before
+    (folder / "a.json").unlink()
+    assert folded.reload_if_changed() == []
+    assert names(folded) == {rival.name}
+
+
+def test_a_folder_that_vanishes_takes_nothing_with_it(folded: ScheduleFolder, folder: Path) -> None:
+    away = folder.with_name(f"{folder.name}-away")
+    folder.rename(away)
+    [reason] = folded.reload_if_changed()
+    assert "bring it back" in reason
+    assert names(folded) == {"a"}
+    schedule("b", 0.25).save(away / "b.json")
+    away.rename(folder)
+    assert folded.reload_if_changed() == []
+    assert names(folded) == {"a", "b"}
+
+
+def test_links_are_followed_when_they_are_turned(tmp_path: Path) -> None:
+    """As Kubernetes updates a mounted ConfigMap: the same names, another folder behind them."""
+    for version, budget in (("1", 0.5), ("2", 0.25)):
+        (tmp_path / version).mkdir()
+        schedule("a", budget).save(tmp_path / version / "a.json")
+    (tmp_path / "data").symlink_to("1")
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    (folder / "a.json").symlink_to("../data/a.json")
+    folded = ScheduleFolder(GEOMETRY, folder, TEMPLATE)
+    (tmp_path / "next").symlink_to("2")
+    (tmp_path / "next").replace(tmp_path / "data")
+    assert folded.reload_if_changed() == []
+    assert folded.offer.chooser.book.by_name("a").budget == 0.25
+
+
+def test_a_server_does_not_start_with_a_faulty_folder(folder: Path) -> None:
+    (folder / "b.json").write_text("{")
+    with pytest.raises(ScheduleError, match="b.json"):
+        ScheduleFolder(GEOMETRY, folder, TEMPLATE)
+    with pytest.raises(ScheduleError, match="is no folder"):
+        ScheduleFolder(GEOMETRY, folder / "none", TEMPLATE)
+
+
+def test_without_a_folder_there_is_nothing_to_read() -> None:
+    folded = ScheduleFolder(GEOMETRY, None, TEMPLATE)
+    assert folded.reload() == []
+    assert names(folded) == set()
+
+
+def test_whoever_reads_meanwhile_sees_a_complete_offer(
+    folded: ScheduleFolder, folder: Path
+) -> None:
+    done, wrong = threading.Event(), []
+
+    def read() -> None:
+        while not done.is_set():
+            offer = folded.offer
+            described = {each["name"] for each in offer.description["data"]}
+            if described != set(offer.chooser.book.names()) or "a" not in described:
+                wrong.append(described)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        for step in range(25):
+            file = folder / f"{step % 4}.json"
+            if step % 5 == 4:
+                (folder / "a.json").write_text("{" * step)
+            elif file.exists():
+                file.unlink()
+            else:
+                schedule(f"s{step}", 0.2 + step / 100).save(file)
+            folded.reload_if_changed()
+    finally:
+        done.set()
+        reader.join()
+    assert wrong == []
+    expected = {Schedule.load(file).name for file in folder.glob("[0-9].json")}
+    assert names(folded) == expected | {"a"}
+
+
+def test_a_file_of_the_same_size_and_time_is_seen_by_its_inode(
+    folded: ScheduleFolder, folder: Path
+) -> None:
+    file, status = folder / "a.json", (folder / "a.json").stat()
+    other = folder / "other"
+    other.write_text(file.read_text().replace('"a"', '"z"'))
+    os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
+    other.replace(file)
+    assert file.stat().st_size == status.st_size
+    folded.reload_if_changed()
+    assert names(folded) == {"z"}
+
+
+@contextmanager
+def client_and_file(server: Server) -> Iterator[tuple[httpx.Client, Path]]:
+    """Leaves the running server's folder, and its offer, as they were."""
+    file = server.schedules / "hot.json"
+    with server.client() as client:
+        offered = client.get("/v1/schedules").json()
+        try:
+            yield client, file
+        finally:
+            file.unlink(missing_ok=True)
+            wait(lambda: client.get("/v1/schedules").json() == offered)
+
+
+def wait(what: Callable[[], bool], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < end, "the server did not notice"
+        time.sleep(0.1)
+
+
+@pytest.mark.engine
+def test_a_running_server_takes_what_is_added_and_keeps_what_is_broken(server: Server) -> None:
+    def asked(client: httpx.Client) -> httpx.Response:
+        body = chat_body(NAME, vtr={"schedule": "hot"})
+        return client.post(CHAT, json=body)
+
+    with client_and_file(server) as (client, file):
+        assert asked(client).json()["error"]["code"] == "unknown_schedule"
+        stored = client.get("/v1/schedules").json()
+        geometry = ModelGeometry(**stored["geometry"])
+        schedule("hot", 0.25, geometry).save(file)
+        wait(lambda: asked(client).status_code == 200)
+        facts = asked(client).json()["vtr"]
+        assert (facts["schedule"], facts["source"], facts["budget"]) == ("hot", "searched", 0.25)
+        assert f"{NAME}@0.25" in {each["id"] for each in client.get("/v1/models").json()["data"]}
+
+        rejected = 'vtr_schedule_reloads_total{outcome="rejected"} '
+
+        def count() -> float:
+            text = client.get("/metrics").text
+            return float(text.partition(rejected)[2].partition("\n")[0])
+
+        before = count()
+        file.write_text('{"name": "hot", ')
+        wait(lambda: count() > before)
+        assert asked(client).json()["vtr"] == facts
+        file.unlink()
+        wait(lambda: asked(client).status_code == 400)

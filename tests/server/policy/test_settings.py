@@ -1,0 +1,116 @@
+"""The settings file: its defaults, and every way in which it can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vtr_server.policy.settings import ServerSettings
+from vtr_vllm.errors import ConfigurationError
+
+KEY = '[[keys]]\nname = "{name}"\nsha256 = "{hash}"\n'
+
+
+def load(folder: Path, text: str) -> ServerSettings:
+    file = folder / "settings.toml"
+    file.write_text(text)
+    return ServerSettings.load(file)
+
+
+def test_an_empty_file_is_the_defaults(tmp_path: Path) -> None:
+    settings = load(tmp_path, "")
+    assert settings == ServerSettings()
+    assert settings.tiers == {"full": 1.0, "lossless": "lossless", "balanced": 0.5, "economy": 0.25}
+    assert (settings.elastic, settings.admin, settings.jobs, settings.keys) == (
+        None,
+        None,
+        None,
+        (),
+    )
+
+
+def test_every_table_is_read(tmp_path: Path) -> None:
+    text = """
+        [budget]
+        default = "auto"
+        minimum = 0.125
+        [tiers]
+        quick = 0.2
+        [detail]
+        low = "quick"
+        high = 1
+        [elastic]
+        ttft_seconds = 1
+        levels = [1.0, 0.5]
+        [limits]
+        images = 2
+        [media]
+        domains = ["example.org"]
+        [admin]
+        port = 0
+        [page]
+        enabled = false
+        [jobs]
+        workers = 2
+        [[keys]]
+        name = "team-a"
+        sha256 = "%s"
+        scopes = ["generate", "admin"]
+        budget = { default = 0.5, maximum = 0.75 }
+    """ % ("a" * 64)
+    settings = load(tmp_path, text)
+    assert settings.budget.default == "auto"
+    assert settings.tiers == {"full": 1.0, "quick": 0.2}
+    assert settings.detail == {"low": "quick", "high": 1.0}
+    assert settings.elastic is not None
+    assert settings.elastic.levels == (1.0, 0.5)
+    assert settings.keys[0].budget.maximum == 0.75
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[budgit]\n", "budgit"),
+        ("[budget]\ndefault = 0.0\n", "budget.default"),
+        ("[budget]\ndefault = true\n", "budget.default"),
+        ("[budget]\ndefault = nan\n", "budget.default"),
+        ("[budget]\nminimum = 0.5\nmaximum = 0.2\n", "minimum 0.5 is above maximum 0.2"),
+        ("[budget]\nminimum = 0.5\ndefault = 0.2\n", "default 0.2 lies outside"),
+        ('[budget]\ndefault = "auto"\n', "there is no \\[elastic\\]"),
+        ("[tiers]\nfull = 0.5\n", "full is always 1.0"),
+        ("[tiers]\nauto = 0.5\n", "auto is no name"),
+        ("[tiers]\n'Big One' = 0.5\n", "tiers"),
+        ('[detail]\nlow = "cheap"\n', "no tier"),
+        ("[detail]\nmiddling = 0.5\n", "detail"),
+        ("[elastic]\n", "elastic.ttft_seconds"),
+        ("[elastic]\nttft_seconds = 1.0\nlevels = [0.5, 1.0]\n", "each below the one before"),
+        ("[limits]\nimages = true\n", "limits.images"),
+        ('[limits]\nbody_bytes = "1"\n', "limits.body_bytes"),
+        ("[limits]\nin_flight = 0\n", "limits.in_flight"),
+        (KEY.format(name="A b", hash="0" * 64), "keys.0.name"),
+        (KEY.format(name="a", hash="secret"), "keys.0.sha256"),
+        (KEY.format(name="a", hash="0" * 64) * 2, "the same name"),
+        (KEY.format(name="a", hash="0" * 64) + KEY.format(name="b", hash="0" * 64), "same sha256"),
+        (
+            "[budget]\nmaximum = 0.5\n"
+            + KEY.format(name="a", hash="0" * 64)
+            + "budget = { minimum = 0.75 }\n",
+            "budget of key a does not fit",
+        ),
+        (
+            KEY.format(name="a", hash="0" * 64)
+            + "budget = { maximum = 0.5 }\n[budget]\nminimum = 0.6\n",
+            "0.6 to 0.5",
+        ),
+        ("budget = \n", "is no TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, text: str, place: str) -> None:
+    with pytest.raises(ConfigurationError, match=place):
+        load(tmp_path, text)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"none\.toml cannot be read"):
+        ServerSettings.load(tmp_path / "none.toml")
