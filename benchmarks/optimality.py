@@ -41,7 +41,7 @@ def candidate(counts: Counts, starts: Sequence[int], layers: int, n_vision: int)
     by_layer = [n_vision] * starts[0]
     for count, (start, end) in zip(counts, pairwise([*starts, layers]), strict=True):
         by_layer += [count] * (end - start)
-    return Candidate.from_counts(by_layer, [RankRule("last")] * layers, n_vision)
+    return Candidate.from_counts(by_layer, [RankRule.parse("last")] * layers, n_vision)
 
 
 def evaluate_all(

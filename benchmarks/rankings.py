@@ -33,9 +33,8 @@ from vtr_vllm import demo
 from vtr_vllm.demo.evaluate import by_length, rounded
 from vtr_vllm.demo.model import vision_features
 from vtr_vllm.demo.world import KINDS, VISION_TOKENS
-from vtr_vllm.reduction.ranking import RankInputs, score_rows
-from vtr_vllm.reduction.request import reduced_request
-from vtr_vllm.schedules import FORMS, ModelGeometry, RankRule, Schedule, full, make_plan
+from vtr_vllm.ranking import RankInputs
+from vtr_vllm.schedules import FORMS, ModelGeometry, RankRule, Schedule, full
 from vtr_vllm.schedules.keep_rates import keep_counts
 
 Array = npt.NDArray[np.float64]
@@ -71,15 +70,16 @@ def blind_scores(embeddings: torch.Tensor, cls_attention: torch.Tensor) -> dict[
     embeddings: ``[n_vision, hidden]``. cls_attention: ``[n_vision]``.
     """
     tokens = len(embeddings)
-    plan = make_plan([1.0], [], tokens)
     inputs = RankInputs(
-        request=reduced_request(plan, [np.arange(tokens)], range(tokens + 1)),
         vision=torch.arange(tokens),
-        prompt_rows=tokens + 1,
+        prompt_rows=tokens,
+        instruction_rows=0,
+        image_sizes=[tokens],
+        seed=0,
         embeddings=embeddings,
         cls_attention=cls_attention,
     )
-    return {rule: score_rows(inputs, RankRule.parse(rule))[None] for rule in BLIND_RULES}
+    return {rule: RankRule.parse(rule).score(inputs)[None] for rule in BLIND_RULES}
 
 
 @torch.no_grad()
@@ -172,7 +172,7 @@ class Pair:
 
 def rank_once(schedule: Schedule) -> Schedule:
     """Return the schedule with the order of its first cut at every later one."""
-    rules = (schedule.rules[0], *[RankRule("previous")] * (len(schedule.rules) - 1))
+    rules = (schedule.rules[0], *[RankRule.parse("previous")] * (len(schedule.rules) - 1))
     return replace(schedule, name=f"{schedule.name}-once", rules=rules, method="explicit")
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 
 from tests.contract.layers import (
@@ -12,7 +15,7 @@ from tests.contract.layers import (
     part_of,
     upward_imports,
 )
-from tests.contract.source import code_files
+from tests.contract.source import ROOT, code_files
 
 
 def test_imports_go_down_only() -> None:
@@ -135,6 +138,20 @@ def test_a_second_user_of_a_library_is_found() -> None:
         "vtr_vllm/search/run.py": "import skopt",
     }
     assert len(misplaced_libraries(files)) == 1
+
+
+def test_schedules_and_the_names_of_rank_rules_are_read_without_torch() -> None:
+    script = """
+import sys
+sys.modules["torch"] = sys.modules["numpy"] = None  # importing either fails
+from vtr_vllm.schedules import RankRule, make_plan, parse_wire
+from vtr_vllm.ranking import RULES
+rules = [str(rule) for kind in RULES.values() for rule in kind.forms()]
+assert "last-norope-max" in rules
+assert [str(RankRule.parse(rule)) for rule in rules] == rules
+make_plan(*parse_wire({"vtr_keep": [0.5], "vtr_rules": ["saliency"]}, 1), 10)
+"""
+    subprocess.run([sys.executable, "-c", script], cwd=ROOT, check=True)
 
 
 def test_names_that_only_begin_alike_pass() -> None:

@@ -59,14 +59,15 @@ class ReducedRequest:
         return self.plan.n_vision - np.asarray(self.plan.counts, dtype=np.int64)
 
     @cached_property
-    def _image_sizes(self) -> list[int]:
+    def image_sizes(self) -> list[int]:
+        """[images] vision tokens of each image."""
         return np.bincount(self.image_of).tolist()
 
     def floors(self, kept: int) -> tuple[int, ...] | None:
         """Tokens that each image keeps for sure of ``kept``; None: the best of all images stay."""
-        if not self.per_image_floor or len(self._image_sizes) == 1:
+        if not self.per_image_floor or len(self.image_sizes) == 1:
             return None
-        floors = image_floors(self.per_image_floor, kept, self._image_sizes)
+        floors = image_floors(self.per_image_floor, kept, self.image_sizes)
         return floors if any(floors) else None
 
     @property

@@ -4,6 +4,7 @@ Pure Python: no torch, no vllm, no numpy, so that admission, the scheduler proce
 offline search can all use it.
 """
 
+from vtr_vllm.ranking import RankRule
 from vtr_vllm.schedules.book import ScheduleBook, Selection
 from vtr_vllm.schedules.cost import flops_fraction, kv_bytes, kv_tokens, prefill_flops
 from vtr_vllm.schedules.floors import check_floor, image_floors
@@ -23,7 +24,6 @@ from vtr_vllm.schedules.interpolation import interpolate
 from vtr_vllm.schedules.keep_rates import FIRST_ATTENTION_CUT, check_budget
 from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.plan import Plan, make_plan
-from vtr_vllm.schedules.rank_rule import RankRule
 from vtr_vllm.schedules.schedule import SCHEMA_VERSION, Schedule
 from vtr_vllm.schedules.wire import (
     FLOOR_KEY,

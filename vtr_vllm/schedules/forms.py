@@ -8,10 +8,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from vtr_vllm.errors import InvalidBudget
+from vtr_vllm.ranking import RankRule
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.keep_rates import FIRST_ATTENTION_CUT, check_budget, cut_layers, mean
 from vtr_vllm.schedules.p_sigmoid import p_sigmoid, solve_increasing
-from vtr_vllm.schedules.rank_rule import RankRule, Score
 from vtr_vllm.schedules.schedule import Schedule
 from vtr_vllm.schedules.strict_json import JSON
 
@@ -135,7 +135,7 @@ def form_by_name(geometry: ModelGeometry, name: str) -> Schedule | None:
     return FORMS[match["form"]](geometry, float(match["budget"])) if match else None
 
 
-def _one_cut(form: str, geometry: ModelGeometry, budget: float, score: Score) -> Schedule:
+def _one_cut(form: str, geometry: ModelGeometry, budget: float, rule: str) -> Schedule:
     budget = _check_reach(form, geometry, budget)
     rest = geometry.layers - FIRST_ATTENTION_CUT
     rate = 1.0
@@ -143,7 +143,7 @@ def _one_cut(form: str, geometry: ModelGeometry, budget: float, score: Score) ->
         # clamped: the least reachable budget may come out an ulp below 0
         rate = max(0.0, (budget * geometry.layers - FIRST_ATTENTION_CUT) / rest)
     keep = [1.0] * min(FIRST_ATTENTION_CUT, geometry.layers) + [rate] * rest
-    return _schedule(form, geometry, budget, keep, score, {"layer": 2, "rate": rate})
+    return _schedule(form, geometry, budget, keep, rule, {"layer": 2, "rate": rate})
 
 
 def _pyramid_boundaries(depth: int) -> tuple[int, int, int]:
@@ -180,7 +180,7 @@ def _schedule(
     geometry: ModelGeometry,
     budget: float,
     keep: Sequence[float],
-    score: Score,
+    rule: str,
     parameters: Mapping[str, JSON] | None = None,
     name: str | None = None,
 ) -> Schedule:
@@ -188,7 +188,7 @@ def _schedule(
         name=name or f"{form}-{budget!r}",
         geometry=geometry,
         keep=tuple(keep),
-        rules=(RankRule(score),) * len(cut_layers(keep, 1.0)),
+        rules=(RankRule.parse(rule),) * len(cut_layers(keep, 1.0)),
         method=form,
         parameters=parameters or {},
         budget=budget,

@@ -3,8 +3,9 @@
 from itertools import accumulate
 
 from vtr_vllm.errors import InvalidBudget, ScheduleError
+from vtr_vllm.ranking import RankRule
+from vtr_vllm.ranking.rules.previous import Previous
 from vtr_vllm.schedules.keep_rates import cut_layers
-from vtr_vllm.schedules.rank_rule import RankRule
 from vtr_vllm.schedules.schedule import Schedule
 
 
@@ -70,7 +71,7 @@ def _rules(
     current: _Order | None = None
     for cut in cuts:
         rule, _ = order = orders[cut]
-        rules.append(RankRule("previous") if order == current else rule)
+        rules.append(Previous() if order == current else rule)
         current = order
     return tuple(rules)
 
@@ -80,5 +81,5 @@ def _orders(schedule: Schedule) -> dict[int, _Order]:
     orders: dict[int, _Order] = {}
     for cut, rule in zip(schedule.cuts, schedule.rules, strict=True):
         # dictionaries keep their order: the last value is the previous cut's
-        orders[cut] = next(reversed(orders.values())) if rule.score == "previous" else (rule, cut)
+        orders[cut] = next(reversed(orders.values())) if isinstance(rule, Previous) else (rule, cut)
     return orders

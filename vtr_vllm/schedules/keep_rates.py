@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from vtr_vllm.errors import InvalidBudget, ScheduleError
-from vtr_vllm.schedules.rank_rule import RankRule
+from vtr_vllm.ranking import RULES, Need, RankRule
 from vtr_vllm.schedules.strict_json import show
 
 FIRST_ATTENTION_CUT = 2
@@ -18,6 +18,9 @@ layer but the first (arXiv 2412.00556, abstract and figure 1), so layers 0 and 1
 
 BUDGET_TOLERANCE = 1e-6
 """How far a schedule's mean keep may lie from the budget it states."""
+
+
+_BLIND = sorted(name for name, rule in RULES.items() if not rule.sees_question)
 
 
 def check_budget(value: object) -> float:
@@ -88,12 +91,12 @@ def check_keep_and_rules(
         if rule.needs_attention and layer < FIRST_ATTENTION_CUT:
             raise ScheduleError(
                 f"the cut before layer {layer} is ranked by {rule}; attention ranks from layer"
-                f" index {FIRST_ATTENTION_CUT} on: use saliency, cls or random, or cut later"
+                f" index {FIRST_ATTENTION_CUT} on: use {', '.join(_BLIND)}, or cut later"
             )
-        if rule.score == "previous" and order == 0:
+        if Need.PREVIOUS in rule.needs and order == 0:
             raise ScheduleError(
-                f"the first cut (before layer {layer}) is ranked by previous; there is no order"
-                " to reuse: name a score"
+                f"the first cut (before layer {layer}) is ranked by {rule}; there is no order"
+                " to reuse: name another rule"
             )
     return rates, parsed
 

@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, pairwise
 
 from vtr_vllm.errors import ScheduleError
+from vtr_vllm.ranking import RankRule
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.keep_rates import FIRST_ATTENTION_CUT, check_budget, cut_layers
-from vtr_vllm.schedules.rank_rule import RankRule
 from vtr_vllm.schedules.schedule import Schedule
 from vtr_vllm.schedules.strict_json import show
 
@@ -70,12 +70,12 @@ def p_sigmoid(
     keep = [first] * lead
     for rate, size in zip(rates, sizes, strict=True):
         keep += [rate] * size
-    given = {0: RankRule("saliency")} | dict(rules or {})
+    given = {0: RankRule.parse("saliency")} | dict(rules or {})
     return Schedule(
         name=f"p-sigmoid-{budget!r}",
         geometry=geometry,
         keep=tuple(keep),
-        rules=tuple(given.get(cut, RankRule("last")) for cut in cut_layers(keep, 1.0)),
+        rules=tuple(given.get(cut, RankRule.parse("last")) for cut in cut_layers(keep, 1.0)),
         method="p-sigmoid",
         parameters={"k": k, "alpha": alpha, "stages": list(bounds[:-1]), "first_rate": first},
         budget=budget,

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from vtr_vllm.ranking import RankRule
+from vtr_vllm.ranking.rules.previous import Previous
 from vtr_vllm.schedules.keep_rates import cut_layers, keep_counts, mean
-from vtr_vllm.schedules.rank_rule import RankRule
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def _resolve(scheduled: dict[int, RankRule], cuts: frozenset[int]) -> tuple[Rank
     inherited: RankRule | None = None  # the rule of a vanished cut that no later cut replaced
     for layer, rule in scheduled.items():
         if layer not in cuts:
-            inherited = inherited if rule.score == "previous" else rule
+            inherited = inherited if isinstance(rule, Previous) else rule
             continue
-        resolved.append(inherited if rule.score == "previous" and inherited else rule)
+        resolved.append(inherited if isinstance(rule, Previous) and inherited else rule)
         inherited = None
     return tuple(resolved)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vtr_vllm.errors import GeometryMismatch, ScheduleError
+from vtr_vllm.ranking import RankRule
 from vtr_vllm.schedules.floors import check_floor
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.keep_rates import (
@@ -18,7 +19,6 @@ from vtr_vllm.schedules.keep_rates import (
     keep_counts,
     mean,
 )
-from vtr_vllm.schedules.rank_rule import RankRule
 from vtr_vllm.schedules.strict_json import (
     JSON,
     MAX_JSON_BYTES,

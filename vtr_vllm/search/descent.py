@@ -128,7 +128,9 @@ def _schedule(
         name=f"descent-{start.budget!r}",
         geometry=start.geometry,
         keep=tuple(keep),
-        rules=tuple(settings.rules.get(cut, RankRule("last")) for cut in cut_layers(keep, 1.0)),
+        rules=tuple(
+            settings.rules.get(cut, RankRule.parse("last")) for cut in cut_layers(keep, 1.0)
+        ),
         method="descent",
         parameters=dict(parameters),
         budget=start.budget,

@@ -162,7 +162,7 @@ class _Stage:
 
 
 def _candidate(counts: Sequence[int], rules: Mapping[int, RankRule], n: int) -> Candidate:
-    by_layer = [rules.get(layer, RankRule("last")) for layer in range(len(counts))]
+    by_layer = [rules.get(layer, RankRule.parse("last")) for layer in range(len(counts))]
     return Candidate.from_counts(counts, by_layer, n)
 
 
@@ -173,7 +173,7 @@ def _check(settings: GSearch, layers: int) -> None:
             f"G-Search stages begin at {starts}; give rising layer indices in 0..{layers - 1}"
         )
     for start in starts:
-        blind = start in settings.rules and settings.rules[start].question_blind
+        blind = start in settings.rules and not settings.rules[start].sees_question
         if start < FIRST_ATTENTION_CUT and not blind:
             raise ConfigurationError(
                 f"G-Search has a stage at layer {start} without a question-blind rule; attention"

@@ -65,7 +65,7 @@ class HTTPEvaluator:
     def has_cls(self) -> bool:
         """Whether a request with the rank rule ``cls`` is served."""
         keep = (0.5,) * self.geometry.layers
-        task = Task(Candidate(keep, (RankRule("cls"),)), _probe_item())
+        task = Task(Candidate(keep, (RankRule.parse("cls"),)), _probe_item())
         name = "the probe for rank rule cls"
         request = Request(name, partial(self._body, task), partial(_is_served, name, task))
         return self._fleet.run([request]).answers[0]

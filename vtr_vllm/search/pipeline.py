@@ -92,9 +92,9 @@ def _paper(study: Study, settings: Settings, result: Result) -> None:
 
 def _beyond(study: Study, settings: Settings, result: Result) -> None:
     """Searched rules, a question-blind first cut, and descent on the counts."""
-    blind = [RankRule("saliency"), RankRule("random")]
+    blind = [RankRule.parse("saliency"), RankRule.parse("random")]
     if study.has_cls:
-        blind.insert(1, RankRule("cls"))
+        blind.insert(1, RankRule.parse("cls"))
     study.progress.begin("rules")
     table = search_rules(study, "rules", settings.rule_items, blind)
     result.rules = table

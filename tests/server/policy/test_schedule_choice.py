@@ -40,7 +40,7 @@ SEARCHED = Schedule(
     name="searched-half",
     geometry=GEOMETRY,
     keep=(1.0,) * 2 + (0.4,) * 10,
-    rules=(RankRule("last"),),
+    rules=(RankRule.parse("last"),),
     method="g-search",
     budget=0.5,
 )
@@ -164,7 +164,7 @@ def test_a_tier_is_offered_while_its_schedule_is_stored() -> None:
     with pytest.raises(UnknownTier, match="tier lossless stands for schedule lossless, which is"):
         choose(Ask(tier="lossless"))
     keep = (1.0,) * 8 + (0.9,) * 4
-    stored = Schedule("lossless", GEOMETRY, keep, (RankRule("last"),), method="g-search")
+    stored = Schedule("lossless", GEOMETRY, keep, (RankRule.parse("last"),), method="g-search")
     chooser = ScheduleChooser(ScheduleBook(GEOMETRY, [SEARCHED, stored]), TIERS)
     choice = chooser.choose(Ask(tier="lossless"), OPEN)
     assert (choice.tier, choice.schedule) == ("lossless", stored)

@@ -114,7 +114,7 @@ def test_stored_tokens_never_fall_as_tokens_come_and_never_rise_with_depth(reque
 
 
 def test_a_prompt_that_ends_with_a_vision_token_is_refused():
-    plan = make_plan(KEEP, [RankRule("last")], 4)
+    plan = make_plan(KEEP, [RankRule.parse("last")], 4)
     with pytest.raises(UnsupportedRequest, match="ends with a vision token"):
         reduced_request(plan, [np.arange(3, 7)], list(range(7)))
     assert reduced_request(plan, [np.arange(3, 7)], list(range(8))).instruction_len == 1
@@ -122,7 +122,7 @@ def test_a_prompt_that_ends_with_a_vision_token_is_refused():
 
 def test_the_seed_depends_on_the_prompt_only():
     def seed(prompt, keep=0.25, vision=range(1, 5)):
-        plan = make_plan([1, 1, keep, keep], [RankRule("random")], len(vision))
+        plan = make_plan([1, 1, keep, keep], [RankRule.parse("random")], len(vision))
         return reduced_request(plan, [np.asarray(vision)], prompt).seed
 
     prompt = [7, 5, 5, 5, 5, 8]

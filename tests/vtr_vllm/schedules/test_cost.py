@@ -68,7 +68,7 @@ def published(layers, rates):
         rate = rates.get(layer, rate)
         keep.append(rate)
     geometry = ModelGeometry(layers, 2048, 8192, 16, 8, 128)
-    return explicit(geometry, keep, [RankRule("last")] * len(rates))
+    return explicit(geometry, keep, [RankRule.parse("last")] * len(rates))
 
 
 @pytest.mark.parametrize(

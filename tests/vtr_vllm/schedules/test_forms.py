@@ -112,11 +112,13 @@ def test_vtw_names_the_nearest(budget, nearest):
 
 def test_explicit_takes_any_valid_curve():
     geometry = ModelGeometry(4, 8, 16, 1, 1, 8)
-    schedule = explicit(geometry, [1, 1, 0.5, 0], [RankRule("last"), RankRule("previous")])
+    schedule = explicit(
+        geometry, [1, 1, 0.5, 0], [RankRule.parse("last"), RankRule.parse("previous")]
+    )
     assert schedule.budget is None
     assert schedule.mean_keep == 0.625
     with pytest.raises(ScheduleError, match="never rise"):
-        explicit(geometry, [0.5, 1, 1, 1], [RankRule("cls")])
+        explicit(geometry, [0.5, 1, 1, 1], [RankRule.parse("cls")])
 
 
 @pytest.mark.parametrize(

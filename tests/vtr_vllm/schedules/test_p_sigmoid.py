@@ -93,7 +93,11 @@ def test_first_rate_caps_the_sigmoid():
 
 
 def test_rules_go_to_the_cuts_of_their_layers():
-    rules = {0: RankRule("cls"), 8: RankRule("instruction", rope=False), 9: RankRule("random")}
+    rules = {
+        0: RankRule.parse("cls"),
+        8: RankRule.parse("instruction-norope"),
+        9: RankRule.parse("random"),
+    }
     given_stages = {"stages": [2, 8, 16], "k": 0.1, "alpha": 8}
     schedule = p_sigmoid(LLAVA_7B, 0.15, first_rate=0.5, rules=rules, **given_stages)
     assert dict(zip(schedule.cuts, map(str, schedule.rules), strict=True)) == {
@@ -179,7 +183,7 @@ def test_the_whole_budget_cuts_nothing():
         ({"first_rate": math.nan}, "first_rate is nan"),
         ({"stages": [20], "first_rate": 0.9}, r"first_rate is 0.9; give a number in 0.5\.\.0.8"),
         (
-            {"stages": [2], "rules": {2: RankRule("previous")}},
+            {"stages": [2], "rules": {2: RankRule.parse("previous")}},
             "the first cut .before layer 2. is ranked by previous",
         ),
     ],

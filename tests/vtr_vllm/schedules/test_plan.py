@@ -14,7 +14,7 @@ def test_a_plan_of_one_cut():
     plan = plan_of([1, 1, 0.5, 0.5], ["last"], 9)
     assert plan.counts == (9, 9, 5, 5)
     assert plan.cuts == (2,)
-    assert plan.rule_at(2) == RankRule("last")
+    assert plan.rule_at(2) == RankRule.parse("last")
     assert [plan.dropped(layer) for layer in range(4)] == [0, 0, 4, 4]
     assert plan.reduces
     assert plan.mean_keep == pytest.approx(28 / 36)
@@ -72,7 +72,7 @@ def test_every_cut_of_a_plan_can_be_run(curve, n_vision):
     for layer in plan.cuts:
         assert plan.counts[layer] < (plan.counts[layer - 1] if layer else n_vision)
         assert layer >= 2 or not plan.rule_at(layer).needs_attention
-    assert not plan.rules or plan.rules[0].score != "previous"
+    assert not plan.rules or plan.rules[0].name != "previous"
     assert plan.reduces == (min(plan.counts) < n_vision)
     assert plan == make_plan(keep, rules, n_vision)
 

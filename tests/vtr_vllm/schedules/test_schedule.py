@@ -16,7 +16,7 @@ SCHEDULE = Schedule(
     name="pairs-0.625",
     geometry=GEOMETRY,
     keep=(1.0, 1.0, 0.25, 0.25),
-    rules=(RankRule("last"),),
+    rules=(RankRule.parse("last"),),
     method="g-search",
     parameters={"tolerance": 0.01},
     budget=0.625,
@@ -47,7 +47,7 @@ def test_lists_and_whole_numbers_are_taken_as_they_come():
     schedule = Schedule("a", GEOMETRY, [1, 1, 0, 0], ["last"], "explicit")
     assert schedule.keep == (1.0, 1.0, 0.0, 0.0)
     assert all(isinstance(rate, float) for rate in schedule.keep)
-    assert schedule.rules == (RankRule("last"),)
+    assert schedule.rules == (RankRule.parse("last"),)
     assert hash(schedule) == hash(replace(schedule))
 
 

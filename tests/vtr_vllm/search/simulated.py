@@ -152,10 +152,10 @@ class SimulatedEvaluator:
         rules = dict(zip(plan.cuts, plan.rules, strict=True))
         of_use = n_vision * candidate.image_scale
         margin = 100.0
-        rule = RankRule("random")
+        rule = RankRule.parse("random")
         for layer, count in enumerate(plan.counts):
             if layer in rules:
-                rule = rule if rules[layer].score == "previous" else rules[layer]
+                rule = rule if rules[layer].name == "previous" else rules[layer]
                 of_use = min(of_use, count * self.quality(rule, layer))
             needed = n_vision * law.first * (1 - layer / layers / law.until)
             if needed > 0:
@@ -164,7 +164,7 @@ class SimulatedEvaluator:
 
     def quality(self, rule: RankRule, layer: int) -> float:
         """Share of the tokens kept by ``rule`` before ``layer`` that are of use."""
-        base = QUALITY[str(rule).removesuffix("-max")] - 0.05 * (rule.heads == "max")
+        base = QUALITY[str(rule).removesuffix("-max")] - 0.05 * str(rule).endswith("-max")
         if rule.needs_attention and layer in self._poor:
             return base / 2
         return base + (1 - base) * layer / self.geometry.layers

@@ -15,7 +15,7 @@ from vtr_vllm.search.candidates import Candidate, scaled, unreduced
 
 LAYERS = 6
 GEOMETRY = ModelGeometry(LAYERS, 8, 16, 2, 1, 4)
-LAST, SALIENCY = RankRule("last"), RankRule("saliency")
+LAST, SALIENCY = RankRule.parse("last"), RankRule.parse("saliency")
 candidates = st.builds(
     lambda curve, scale: Candidate(*curve, scale), curves(LAYERS), st.floats(0.01, 1.0)
 )
@@ -36,7 +36,7 @@ def test_equal_candidates_and_no_others_share_a_key(one, other):
 
 def test_the_key_is_the_same_in_every_run():
     """Journals name candidates by it: a change orphans every row that is there."""
-    candidate = Candidate((1.0, 1.0, 0.5, 0.25), (LAST, RankRule("previous")), 0.5)
+    candidate = Candidate((1.0, 1.0, 0.5, 0.25), (LAST, RankRule.parse("previous")), 0.5)
     assert candidate.key == "61637794ddd16982caa5ec23"
 
 
@@ -66,7 +66,7 @@ def test_counts_become_what_keeps_them(data, n_vision):
 
 
 def test_rules_of_layers_without_a_cut_are_left_out():
-    rules = [RankRule("random"), SALIENCY, LAST, RankRule("instruction")]
+    rules = [RankRule.parse("random"), SALIENCY, LAST, RankRule.parse("instruction")]
     candidate = Candidate.from_counts((8, 8, 4, 4), rules, 8)
     assert candidate == Candidate((1.0, 1.0, 0.5, 0.5), (LAST,))
 

@@ -14,7 +14,7 @@ from vtr_vllm.search.descent import Descent, descend, level, neighbours
 
 LAYERS, N_VISION = 8, 24
 STARTS = (2, 4, 6)
-RULES = {0: RankRule("saliency"), **{start: RankRule("last") for start in STARTS}}
+RULES = {0: RankRule.parse("saliency"), **{start: RankRule.parse("last") for start in STARTS}}
 RUNGS = ((100, 4), (100, 2))
 
 sizes_of = st.lists(st.integers(1, 5), min_size=2, max_size=6)
@@ -141,9 +141,11 @@ def test_a_flat_curve_gets_better(searched):
 
 
 def test_without_a_rule_before_layer_0_the_first_stage_stays_full(searched):
-    rules = {start: RankRule("last") for start in STARTS}
+    rules = {start: RankRule.parse("last") for start in STARTS}
     keep = (1.0,) * 2 + (0.4,) * 6
-    start = Schedule("start", searched.geometry, keep, (RankRule("last"),), "hand", budget=0.55)
+    start = Schedule(
+        "start", searched.geometry, keep, (RankRule.parse("last"),), "hand", budget=0.55
+    )
     found = descend(searched, "descent", Descent(STARTS, rules, rungs=RUNGS), start)
     assert found.keep[:2] == (1.0, 1.0)
     assert found.keep != start.keep

@@ -145,6 +145,6 @@ def test_a_schedule_s_rules_are_kept(rows):
         row = by_name[f"searched-{budget}"]
         assert row["rules"] == [str(rule) for rule in schedule.rules]
         assert row["keep"] == list(schedule.keep)
-    assert by_name["uniform-0.25"]["rules"] == [str(RankRule("saliency"))]
+    assert by_name["uniform-0.25"]["rules"] == [str(RankRule.parse("saliency"))]
     assert by_name["uniform-0.25"]["keep"] == list(uniform(GEOMETRY, 0.25).keep)
     assert by_name["full"]["keep"] == list(unreduced(GEOMETRY).keep)

@@ -51,7 +51,7 @@ def by_layer(counts):
 
 
 def candidate(counts):
-    return Candidate.from_counts(by_layer(counts), [RankRule("last")] * LAYERS, N_VISION)
+    return Candidate.from_counts(by_layer(counts), [RankRule.parse("last")] * LAYERS, N_VISION)
 
 
 def passing(searched, vectors, tolerance):
@@ -173,7 +173,7 @@ def test_the_greater_lambda_the_fewer_tokens(make):
 
 def test_a_stage_at_layer_0_takes_its_rule(make):
     searched = make()
-    rules = {0: RankRule("saliency"), 2: RankRule("instruction", rope=False)}
+    rules = {0: RankRule.parse("saliency"), 2: RankRule.parse("instruction-norope")}
     schedule, steps = search(searched, GSearch((0, 2, 4), rules, 0.4), "g-search")
     assert [step.layer for step in steps] == [0, 2, 4]
     assert schedule.cuts == (0, 2, 4)
@@ -197,7 +197,7 @@ def test_label_free_search_keeps_the_answers(make):
         ({"starts": (2, 6)}, r"stages begin at \[2, 6\]"),
         ({"starts": (-1, 2)}, r"stages begin at \[-1, 2\]"),
         ({"starts": (0, 2)}, "a stage at layer 0 without a question-blind rule"),
-        ({"starts": (1,), "rules": {1: RankRule("last")}}, "a stage at layer 1 without"),
+        ({"starts": (1,), "rules": {1: RankRule.parse("last")}}, "a stage at layer 1 without"),
         ({"tolerance": -0.1}, "tolerance is -0.1"),
         ({"grain": 0}, "grain 0"),
     ],

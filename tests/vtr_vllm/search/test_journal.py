@@ -20,7 +20,7 @@ from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.journal import Begun, EvaluationRow, Journal, Key, Measured
 
 WHOLE = Candidate((1.0,) * 4)
-CUT = Candidate((1.0, 1.0, 0.5, 0.5), (RankRule("last"),))
+CUT = Candidate((1.0, 1.0, 0.5, 0.5), (RankRule.parse("last"),))
 BEGUN = [Begun(WHOLE, "items-a", 0, 2), Begun(CUT, "items-a", 0, 2)]
 FOUND = [
     Measured(

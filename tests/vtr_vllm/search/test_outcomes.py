@@ -187,7 +187,7 @@ def test_utilities_are_at_most_the_best() -> None:
 
 def test_an_outcome_is_the_three_of_them(tmp_path) -> None:
     evaluator = SimulatedEvaluator()
-    cut = Candidate.from_counts((16, 16, 2, 2, 2), [RankRule("last")] * 5, 16)
+    cut = Candidate.from_counts((16, 16, 2, 2, 2), [RankRule.parse("last")] * 5, 16)
     met = set()
     for item in items(tmp_path, 30).items:
         whole = evaluator.answer(Task(unreduced(evaluator.geometry), item))

@@ -5,7 +5,7 @@ from vtr_vllm.schedules import RankRule
 from vtr_vllm.search.rule_search import ATTENTION_RULES, search_rules
 
 LAYERS, N_VISION = 8, 24
-BLIND = (RankRule("saliency"), RankRule("cls"), RankRule("random"))
+BLIND = (RankRule.parse("saliency"), RankRule.parse("cls"), RankRule.parse("random"))
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_right_rule_wins_at_each_layer(table):
     qualities = model()
     for layer in (6, 7):
         won = qualities.quality(table.rules[layer], layer)
-        assert won >= qualities.quality(RankRule("last"), layer)
+        assert won >= qualities.quality(RankRule.parse("last"), layer)
 
 
 class Confused(SimulatedEvaluator):

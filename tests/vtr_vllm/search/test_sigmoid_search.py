@@ -21,7 +21,11 @@ from vtr_vllm.search.sigmoid_search import (
 N_VISION, LAYERS = 24, 8
 GEOMETRY = ModelGeometry(12, 128, 320, 2, 2, 64)
 PAPER = Family(range(2, LAYERS), {}, blind=False)
-RULES = {0: RankRule("saliency"), 2: RankRule("instruction", rope=False), 5: RankRule("last")}
+RULES = {
+    0: RankRule.parse("saliency"),
+    2: RankRule.parse("instruction-norope"),
+    5: RankRule.parse("last"),
+}
 BLIND = Family((2, 5), RULES, blind=True)
 
 budgets = st.floats(0.02, 1.0)
@@ -57,7 +61,9 @@ def test_the_papers_family_meets_the_budget(budget, k, alpha):
 
 @given(budgets, shares, shares, shares)
 def test_a_blind_first_cut_meets_the_budget(budget, k, alpha, first):
-    family = Family((2, 6, 9), {0: RankRule("cls"), 6: RankRule("instruction")}, blind=True)
+    family = Family(
+        (2, 6, 9), {0: RankRule.parse("cls"), 6: RankRule.parse("instruction")}, blind=True
+    )
     point = at(family.dimensions(12), (k, alpha, first))
     schedule = family.schedule(GEOMETRY, budget, point)
     assert schedule.mean_keep == pytest.approx(budget, abs=1e-9)

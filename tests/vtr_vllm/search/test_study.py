@@ -25,7 +25,7 @@ from vtr_vllm.search.study import TOGETHER, Evaluation, Study
 BLOCK, COUNT = 10, 35
 LAYERS, VISION = 5, 16
 WHOLE = Candidate((1.0,) * LAYERS)
-RULES = [RankRule("saliency")] * 2 + [RankRule("last")] * (LAYERS - 2)
+RULES = [RankRule.parse("saliency")] * 2 + [RankRule.parse("last")] * (LAYERS - 2)
 
 
 def kept(*counts: int) -> Candidate:

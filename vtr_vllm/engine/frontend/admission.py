@@ -23,6 +23,7 @@ from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens, image_tokens
 from vtr_vllm.engine.frontend.sender_cache import note_sent
 from vtr_vllm.errors import PromptTooLong, UnsupportedRequest
+from vtr_vllm.ranking import Need
 from vtr_vllm.reduction.request import ReducedRequest
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, Plan
 
@@ -170,7 +171,8 @@ def _check_features(request: EngineCoreRequest, params: SamplingParams) -> None:
 
 
 def _check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
-    if not any(rule.score == "cls" for rule in reduced.plan.rules):
+    rule = next((rule for rule in reduced.plan.rules if Need.TOWER in rule.needs), None)
+    if rule is None:
         return
     model = vllm_config.model_config
     tower = getattr(model.hf_config, "vision_config", None)
@@ -178,13 +180,13 @@ def _check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
     multimodal = model.multimodal_config
     if model.architecture not in CLS_ARCHITECTURES or tower_type != "clip_vision_model":
         raise UnsupportedRequest(
-            "rank rule cls needs vision tokens that are the patches of a tower with a CLS token"
+            f"rank rule {rule} needs vision tokens that are the patches of a tower with a CLS token"
             f" (CLIP in {', '.join(CLS_ARCHITECTURES)}), and this is {model.architecture} with"
             f" {tower_type}; choose a schedule with another rule, such as saliency"
         )
     if multimodal is not None and multimodal.enable_mm_embeds:
         raise UnsupportedRequest(
-            "rank rule cls needs images that the tower sees, and this server takes ready-made"
+            f"rank rule {rule} needs images that the tower sees, and this server takes ready-made"
             " embeddings (--enable-mm-embeds); choose a schedule with another rule"
         )
 

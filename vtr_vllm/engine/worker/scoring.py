@@ -1,7 +1,7 @@
 """Gives the rank rules what they look at: queries and keys of a rank layer, embeddings."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from vllm.distributed import (
 from vtr_vllm.engine.worker.attention import Step
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
 from vtr_vllm.engine.worker.rope import unrotate
+from vtr_vllm.ranking import Attention, Need, RankInputs
 from vtr_vllm.reduction.batch import RequestCut
-from vtr_vllm.reduction.ranking import Attention, RankInputs, score_rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,19 +76,23 @@ class Scorer:
         ``layer`` is the rank layer's index and ``rank_layer`` what was captured there, None where
         no rule of the cut needs attention.
         """
-        needs = cut.rule.score
+        needs, request = cut.rule.needs, cut.request
         inputs = RankInputs(
-            request=cut.request,
             vision=vision,
             prompt_rows=cut.prompt_rows,
-            attention=self._attention(cut, layer, rank_layer) if cut.rule.needs_attention else None,
-            embeddings=self._of_tokens(cut, self._embeddings) if needs == "saliency" else None,
-            cls_attention=self._of_tokens(cut, self._cls_attention) if needs == "cls" else None,
-            previous=self._previous.get(cut.index),
+            instruction_rows=request.instruction_len,
+            image_sizes=request.image_sizes,
+            seed=request.seed,
+            attention=self._attention(cut, layer, rank_layer) if Need.ATTENTION in needs else None,
+            embeddings=self._of_tokens(cut, self._embeddings) if Need.EMBEDDINGS in needs else None,
+            cls_attention=self._of_tokens(cut, self._cls_attention)
+            if Need.TOWER in needs
+            else None,
+            previous=self._previous[cut.index] if Need.PREVIOUS in needs else None,
         )
-        scores = score_rows(inputs, cut.rule)
-        if any(rule.score == "previous" for rule in cut.request.plan.rules):
-            self._previous[cut.index] = _by_token(scores, vision, cut.request.plan.n_vision)
+        scores = cut.rule.score(inputs)
+        if any(Need.PREVIOUS in rule.needs for rule in request.plan.rules):
+            self._previous[cut.index] = _by_token(scores, vision, request.plan.n_vision)
         return scores
 
     def _of_tokens(self, cut: RequestCut, values: torch.Tensor | None) -> torch.Tensor:
@@ -104,19 +108,22 @@ class Scorer:
         prefix = self._stored(cut, layer, cut.computed) if cut.computed else key[:0]
         if self._prefix_keys.rounds:
             key = self._stored(cut, layer, cut.computed + cut.num_rows)[cut.computed :]
-        if not cut.rule.rope:
-            rotary = self._blocks[layer].rotary_emb
-            positions = rank_layer.positions[..., rows]
-            query, key = unrotate(rotary, positions, query), unrotate(rotary, positions, key)
+
+        def unrotated() -> Attention:
+            rotary, positions = self._blocks[layer].rotary_emb, rank_layer.positions[..., rows]
             before = torch.arange(cut.computed, device=positions.device)
-            prefix = unrotate(rotary, before, prefix)
-        return Attention(
+            keys = [unrotate(rotary, before, prefix), unrotate(rotary, positions, key)]
+            return replace(rotated, query=unrotate(rotary, positions, query), key=torch.cat(keys))
+
+        rotated = Attention(
             query=query,
             key=torch.cat([prefix, key]),
             prefix=cut.computed,
             scale=attention.impl.scale,
             combine=combine_heads,
+            unrotated=unrotated,
         )
+        return rotated
 
     def _stored(self, cut: RequestCut, layer: int, count: int) -> torch.Tensor:
         """The first ``count`` keys [count, kv_heads, head_dim] of the request in the KV cache: what

@@ -19,7 +19,7 @@ from vtr_vllm.schedules import RankRule, make_plan
 
 KEEP = [1.0, 1.0, 0.5, 0.25]
 ASKED = {"vtr_keep": KEEP, "vtr_rules": ["last", "previous"]}
-PLAN = make_plan(KEEP, [RankRule("last"), RankRule("previous")], 4)
+PLAN = make_plan(KEEP, [RankRule.parse("last"), RankRule.parse("previous")], 4)
 
 
 class TextConfig:
@@ -154,7 +154,7 @@ CLS = {"vtr_keep": KEEP, "vtr_rules": ["cls", "previous"]}
 
 
 def test_the_cls_rule_needs_a_tower_with_a_cls_token():
-    assert admit(request(CLS), config()).plan.rules[0] == RankRule("cls")
+    assert admit(request(CLS), config()).plan.rules[0] == RankRule.parse("cls")
     for tower in ("siglip_vision_model", None):
         with pytest.raises(UnsupportedRequest, match=f"with {tower}"):
             admit(request(CLS), config(tower=tower))

@@ -72,7 +72,7 @@ def test_a_layer_without_full_attention_is_refused_by_name(stock):
 
 
 # 6 words, 10 vision tokens, 4 words; bands begin at layers 0, 2, 4 and keep 10, 5, 1.
-PLAN = make_plan([1, 1, 0.5, 0.5, 0.1, 0], [RankRule("last")] * 3, 10)
+PLAN = make_plan([1, 1, 0.5, 0.5, 0.1, 0], [RankRule.parse("last")] * 3, 10)
 REQUEST = reduced_request(PLAN, [np.arange(6, 16)], list(range(20)))
 
 

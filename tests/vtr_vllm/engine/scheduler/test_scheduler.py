@@ -285,7 +285,7 @@ def test_waiting_for_one_image_does_not_hold_another_for_ever() -> None:
         assert cache.can_allocate(earlier, i, 2048, 0)
         cache.allocate(earlier, i)
     cache.free(earlier)
-    plan = make_plan([1, 1, 0.5], [RankRule("last")], 1800)
+    plan = make_plan([1, 1, 0.5], [RankRule.parse("last")], 1800)
     spans = [np.arange(10, 910), np.arange(920, 1820)]
     held = Scheduler.__new__(Scheduler)
     held.encoder_cache_manager = cache

@@ -1,19 +1,18 @@
 """What a rank rule may look at."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-
-from vtr_vllm.reduction.request import ReducedRequest
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Queries and keys of one request at a rank layer, on this rank's heads.
-
-    With or without rotary positions: the rule of the cut decides which are put here.
-    """
+    """Queries and keys of one request at a rank layer, on this rank's heads."""
 
     query: torch.Tensor
     """[rows, heads, head_dim]"""
@@ -24,25 +23,36 @@ class Attention:
     scale: float
     combine: Callable[[torch.Tensor, str], torch.Tensor]
     """Merge a per-rank aggregate over heads across tensor-parallel ranks: (x, "mean"|"max")."""
+    unrotated: Callable[[], Attention]
+    """The same without rotary positions, computed when asked for."""
 
 
 @dataclass(frozen=True)
 class RankInputs:
     """One request at one cut. ``rows`` are its rows just before the cut."""
 
-    request: ReducedRequest
     vision: torch.Tensor
     """[rows] int64: vision-token number, -1 for text."""
     prompt_rows: int
     """Rows of the prompt; rows behind them are generated tokens and never ask."""
+    instruction_rows: int
+    """The last of them: text behind the last vision token."""
+    image_sizes: Sequence[int]
+    """[images] vision tokens of each image before any cut, in the order of their numbers."""
+    seed: int
+    """The same for the same prompt, whatever runs beside it."""
     attention: Attention | None = None
-    """Only where the rule needs it."""
+    """This and the others: only where the rule needs it."""
     embeddings: torch.Tensor | None = None
     """[n_vision, hidden] input embeddings of the vision tokens."""
     cls_attention: torch.Tensor | None = None
     """[n_vision] attention of the vision tower's CLS token."""
     previous: torch.Tensor | None = None
     """[n_vision] scores of the previous cut."""
+
+    @property
+    def n_vision(self) -> int:
+        return sum(self.image_sizes)
 
     def of_tokens(self, scores: torch.Tensor) -> torch.Tensor:
         """Spread scores [n_vision] over the rows."""

@@ -1,0 +1,10 @@
+from tests.vtr_vllm.ranking.given import PREFIX, inputs
+from vtr_vllm.ranking.rules.previous import Previous
+
+
+def test_scores_that_are_given_are_read_by_token():
+    given = inputs(prefix=PREFIX)
+    scores = Previous().score(given)
+    for row, number in enumerate(given.vision.tolist()):
+        if number >= 0:
+            assert scores[row] == given.previous[number]

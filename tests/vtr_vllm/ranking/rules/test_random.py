@@ -1,0 +1,17 @@
+from dataclasses import replace
+
+import torch
+
+from tests.vtr_vllm.ranking.given import inputs
+from vtr_vllm.ranking.rules.random import Random
+from vtr_vllm.reduction.gather import keep_best
+
+
+def test_it_is_fixed_by_the_seed_and_nests():
+    given, rule = inputs(), Random()
+    scores = rule.score(given)
+    assert not torch.equal(scores, rule.score(replace(given, seed=given.seed + 1)))
+    first = keep_best(scores, given.vision, 12 + 5)
+    left = given.vision[first]
+    second = first[keep_best(rule.score(replace(given, vision=left)), left, 12 + 2)]
+    assert second.tolist() == keep_best(scores, given.vision, 12 + 2).tolist()

@@ -1,0 +1,77 @@
+"""What a rank rule is called, and what it takes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from vtr_vllm.errors import ScheduleError
+from vtr_vllm.ranking import RULES, Need, RankRule
+from vtr_vllm.ranking.rules.instruction import Instruction
+from vtr_vllm.ranking.rules.last import Last
+
+
+def test_the_text_of_a_rule_that_schedules_hold():
+    """Stored schedules name these; none may change its text."""
+    texts = {str(rule) for kind in RULES.values() for rule in kind.forms()}
+    options = ["", "-norope", "-max", "-norope-max"]
+    attention = {rule + option for rule in ("last", "instruction") for option in options}
+    assert attention | {"saliency", "cls", "random", "previous"} <= texts
+
+
+def test_parsed_fields():
+    assert RankRule.parse("last-norope-max") == Last(rope=False, heads="max")
+    assert RankRule.parse("instruction") == Instruction(rope=True, heads="mean")
+    assert RankRule.parse("last") != RankRule.parse("instruction")
+    assert RankRule.parse("cls") != RankRule.parse("random")
+    assert len({RankRule.parse(name) for name in RULES for _ in range(2)}) == len(RULES)
+
+
+@pytest.mark.parametrize("text", ["last-norope", "cls"])
+def test_a_rule_crosses_processes(text):
+    rule = RankRule.parse(text)
+    assert pickle.loads(pickle.dumps(rule)) == rule
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["", "Last", "last-", "last-max-norope", "last-norope-norope", "saliency-max", "-"],
+        *["cls-norope", "previous-max", " last", "last\n", "x" * 10**5, "last" + "-" * 10**5],
+        *["rules", "__init__", "os", "vtr_vllm.ranking"],
+        *[None, 1, ["last"], b"last"],
+    ],
+)
+def test_other_text_is_refused(text):
+    with pytest.raises(ScheduleError, match=r"is unknown; known are .*last\[-norope\]\[-max\]"):
+        RankRule.parse(text)
+
+
+def test_a_refusal_is_short():
+    with pytest.raises(ScheduleError) as caught:
+        RankRule.parse("x" * 10**5)
+    assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("values", [{"heads": "min"}, {"rope": 1}, {"rope": None}])
+def test_other_values_are_refused(values):
+    with pytest.raises(ScheduleError, match="rope is True or False, heads is 'mean' or 'max'"):
+        Last(**values)
+
+
+def test_two_rules_of_one_name_are_refused():
+    with pytest.raises(TypeError, match="two rank rules are named last"):
+        type("Other", (RankRule,), {"name": "last"})
+
+
+def test_what_a_rule_needs():
+    needs = {name: {need.value for need in rule.needs} for name, rule in RULES.items()}
+    blind = {name for name, rule in RULES.items() if not rule.sees_question}
+    assert needs["last"] == needs["instruction"] == {"attention"}
+    assert (needs["saliency"], needs["cls"], needs["random"]) == ({"embeddings"}, {"tower"}, set())
+    assert RankRule.parse("last").needs_attention
+    assert not RankRule.parse("previous").needs_attention
+    assert RULES["previous"].needs == {Need.PREVIOUS}
+    assert {"saliency", "cls", "random"} <= blind
+    assert not {"last", "instruction", "previous"} & blind

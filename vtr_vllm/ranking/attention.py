@@ -1,0 +1,58 @@
+"""Rules by attention: the part that they share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
+
+from vtr_vllm.errors import ScheduleError
+from vtr_vllm.ranking.rule import Need, RankRule
+
+if TYPE_CHECKING:
+    import torch
+
+    from vtr_vllm.ranking.inputs import RankInputs
+
+Heads = Literal["mean", "max"]
+
+
+@dataclass(frozen=True)
+class AttentionRule(RankRule):
+    """Attention probability from the last rows of the prompt: softmax over every key that they see.
+
+    ``rope=False`` scores without rotary positions: with them the bottom of the image is favoured
+    (FEATHER, arXiv 2412.13180). ``heads`` says how attention heads are merged: ``mean`` as FastV,
+    ``max`` as FitPrune (arXiv 2409.10197).
+    """
+
+    rope: bool = True
+    heads: Heads = "mean"
+
+    needs = frozenset({Need.ATTENTION})
+    sees_question = True
+    options: ClassVar[Mapping[str, tuple[str, object]]] = {
+        "norope": ("rope", False),
+        "max": ("heads", "max"),
+    }
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rope, bool) or self.heads not in get_args(Heads):
+            raise ScheduleError(
+                f"rank rule {self.name} with rope={self.rope!r}, heads={self.heads!r};"
+                " rope is True or False, heads is 'mean' or 'max'"
+            )
+
+    @abstractmethod
+    def asking_rows(self, inputs: RankInputs) -> int:
+        """How many of the prompt's last rows ask."""
+
+    def score(self, inputs: RankInputs) -> torch.Tensor:
+        from vtr_vllm.ranking.probabilities import attention_received
+
+        attention = inputs.attention
+        assert attention is not None
+        if not self.rope:
+            attention = attention.unrotated()
+        return attention_received(inputs, attention, self.asking_rows(inputs), self.heads)

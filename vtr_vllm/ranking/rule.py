@@ -1,0 +1,100 @@
+"""What a rank rule is, and the text that names one."""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import reprlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from vtr_vllm.errors import ScheduleError
+
+if TYPE_CHECKING:
+    import torch
+
+    from vtr_vllm.ranking.inputs import RankInputs
+
+_MAX_TEXT = 64
+
+
+class Need(enum.Enum):
+    """What a rank rule looks at; the engine gathers it, in ``RankInputs``, where a rule needs it."""
+
+    ATTENTION = "attention"
+    """Queries and keys of the layer before the cut; such a cut is never before layer index 2."""
+    EMBEDDINGS = "embeddings"
+    """Input embeddings of the vision tokens."""
+    TOWER = "tower"
+    """Attention of the vision tower's CLS token."""
+    PREVIOUS = "previous"
+    """Scores of the cut before; such a rule is never a schedule's first."""
+
+
+RULES: dict[str, type[RankRule]] = {}
+"""Name -> class, of all rules."""
+
+
+@dataclass(frozen=True)
+class RankRule(ABC):
+    """One way to order the vision tokens at a cut; the best-ranked are kept.
+
+    A rule is one subclass in one file of ``vtr_vllm.ranking.rules``. Options are fields with
+    defaults: a subclass that has some is a frozen dataclass. torch is imported inside of ``score``.
+    Raises ScheduleError for an option out of range.
+    """
+
+    name: ClassVar[str]
+    """What schedules write: lower-case letters, digits and ``_``, as the file."""
+    needs: ClassVar[frozenset[Need]] = frozenset()
+    sees_question: ClassVar[bool]
+    """False where the order depends on the images alone: such a cut may be before layer 0."""
+    options: ClassVar[Mapping[str, tuple[str, Any]]] = {}
+    """Suffix of the short text -> (field, its value then); written in this order."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "name" in vars(cls):
+            if cls.name in RULES:
+                raise TypeError(f"two rank rules are named {cls.name}: {RULES[cls.name]}, {cls}")
+            RULES[cls.name] = cls
+
+    @abstractmethod
+    def score(self, inputs: RankInputs) -> torch.Tensor:
+        """Scores [rows] float32 of one request's rows; only those of vision tokens mean something.
+
+        The same on every tensor-parallel rank, and for the same request in any batch. Must not wait
+        for the device. Equal scores go to the earlier token.
+        """
+
+    @property
+    def needs_attention(self) -> bool:
+        return Need.ATTENTION in self.needs
+
+    @classmethod
+    def forms(cls) -> list[RankRule]:
+        """The rule with every set of its options."""
+        choices = itertools.product(*([{}, dict([set_to])] for set_to in cls.options.values()))
+        return [cls(**{k: v for part in chosen for k, v in part.items()}) for chosen in choices]
+
+    @staticmethod
+    def parse(text: object) -> RankRule:
+        """Read the short form, such as ``last-norope-max``; raises ScheduleError."""
+        if isinstance(text, str) and len(text) <= _MAX_TEXT:
+            kind = RULES.get(text.partition("-")[0])
+            for rule in kind.forms() if kind else ():
+                if str(rule) == text:
+                    return rule
+        known = ", ".join(
+            "".join([name, *(f"[-{option}]" for option in RULES[name].options)])
+            for name in sorted(RULES)
+        )
+        raise ScheduleError(f"rank rule {reprlib.repr(text)} is unknown; known are {known}")
+
+    def __str__(self) -> str:
+        set_ones = [
+            s for s, (field, value) in self.options.items() if getattr(self, field) == value
+        ]
+        return "-".join([self.name, *set_ones])

@@ -1,0 +1,19 @@
+"""Attention from the last prompt token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtr_vllm.ranking.attention import AttentionRule
+
+if TYPE_CHECKING:
+    from vtr_vllm.ranking.inputs import RankInputs
+
+
+class Last(AttentionRule):
+    """Attention from the last prompt token (FastV, arXiv 2403.06764: what its code ranks by)."""
+
+    name = "last"
+
+    def asking_rows(self, inputs: RankInputs) -> int:
+        return 1

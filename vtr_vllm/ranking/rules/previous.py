@@ -1,0 +1,24 @@
+"""The order of the previous cut once more."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vtr_vllm.ranking.rule import Need, RankRule
+
+if TYPE_CHECKING:
+    import torch
+
+    from vtr_vllm.ranking.inputs import RankInputs
+
+
+class Previous(RankRule):
+    """The order of the previous cut once more: rank once, cut often."""
+
+    name = "previous"
+    needs = frozenset({Need.PREVIOUS})
+    sees_question = True  # as the rule that it repeats may
+
+    def score(self, inputs: RankInputs) -> torch.Tensor:
+        assert inputs.previous is not None
+        return inputs.of_tokens(inputs.previous)
