@@ -55,5 +55,7 @@ class RankInputs:
         return sum(self.image_sizes)
 
     def of_tokens(self, scores: torch.Tensor) -> torch.Tensor:
-        """Spread scores [n_vision] over the rows."""
-        return scores[self.vision.clamp(min=0)]
+        """Spread scores [n_vision], from the device or the host, over the rows."""
+        from vtr_vllm.upload import upload
+
+        return upload(scores, self.vision.device)[self.vision.clamp(min=0)]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from vtr_vllm.reduction.batch import BatchPlan, RequestCut
+from vtr_vllm.upload import upload
 
 ScoreRows = Callable[[RequestCut, torch.Tensor], torch.Tensor]
 """(cut, vision numbers [rows of the request]) -> scores [rows of the request], float32."""
@@ -20,11 +21,11 @@ class Rows:
         assert plan.vision is not None
         self.original = torch.arange(plan.num_rows, device=device)
         """[rows] int64: where each row stood before any cut."""
-        self.vision = torch.from_numpy(plan.vision).to(device, non_blocking=True)
+        self.vision = upload(plan.vision, device)
         """[rows] int64: vision-token number within its request, -1 for text."""
         self._image: torch.Tensor | None = None
         if plan.image is not None:
-            self._image = torch.from_numpy(plan.image).to(device, non_blocking=True)
+            self._image = upload(plan.image, device)
 
     def cut(self, members: Sequence[RequestCut], score: ScoreRows) -> torch.Tensor:
         """Drop rows; return the selection [rows left] int64, ascending, into the rows before."""
@@ -75,7 +76,7 @@ def keep_best_of_each(
     order = _order(scores, image)
     # Group the ranked rows by image, text first, to see each one's place within its own.
     group, member = torch.sort(image[order] + 1, stable=True)
-    limits = torch.tensor([len(image), *floors]).to(image.device, non_blocking=True)
+    limits = upload(torch.tensor([len(image), *floors]), image.device)
     sizes = torch.zeros_like(limits).scatter_add_(0, group, torch.ones_like(group))
     place = torch.arange(len(group), device=group.device) - (sizes.cumsum(0) - sizes)[group]
     sure = torch.empty_like(group)

@@ -1,6 +1,6 @@
 """Attention metadata and slots of a planned step: what both runners' adapters share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,7 +10,25 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.utils import AttentionGroup
 
 from vtr_vllm.engine.common.band_spec import BandSpec
+from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.batch import BatchPlan, Segment
+from vtr_vllm.upload import upload
+
+BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
+"""Attention backends whose metadata of one step stays true when the builder makes the next: it is
+built for all segments of a band before the first of them runs. Others keep one plan a builder
+(FlashInfer) or were never looked at."""
+
+
+def check_backends(names: Collection[str]) -> None:
+    """Refuse, by name, backends that are not in ``BACKENDS``; raises ConfigurationError."""
+    unknown = sorted(set(names) - set(BACKENDS))
+    if unknown:
+        raise ConfigurationError(
+            f"attention backend {', '.join(unknown)} is not known to keep the segments of a reduced"
+            f" step apart; VTR runs with {', '.join(BACKENDS)}: start with --attention-backend"
+            " FLASH_ATTN or TRITON_ATTN, or set VLLM_PLUGINS='' to serve this model without VTR"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +84,9 @@ def build_step(
         for name in names:
             group = group_of[name]
             if id(group) not in built:
-                built[id(group)] = group.build_metadata(common)
+                # Fast: without a plan of the kernel's work ahead. A builder keeps one such
+                # plan, and the segments of a band, which share it, run after all are built.
+                built[id(group)] = group.build_metadata(common, fast_build=True)
             step.metadata[name] = built[id(group)]
             step.slots[name] = common.slot_mapping
     return step
@@ -75,13 +95,12 @@ def build_step(
 def _common_metadata(segment: Segment, bands: BandTables) -> CommonAttentionMetadata:
     table = bands.tables[segment.band]
     device = table.device
-    query_start = torch.from_numpy(segment.query_start.astype(np.int32))
-    seq_lens = torch.from_numpy(segment.seq_len.astype(np.int32))
+    query_start, seq_lens = segment.query_start.astype(np.int32), segment.seq_len.astype(np.int32)
     return CommonAttentionMetadata(
-        query_start_loc=query_start.to(device, non_blocking=True),
-        query_start_loc_cpu=query_start,
-        seq_lens=seq_lens.to(device, non_blocking=True),
-        seq_lens_cpu_upper_bound=seq_lens,
+        query_start_loc=upload(query_start, device),
+        query_start_loc_cpu=torch.from_numpy(query_start),
+        seq_lens=upload(seq_lens, device),
+        seq_lens_cpu_upper_bound=torch.from_numpy(seq_lens),
         num_reqs=len(segment.seq_len),
         num_actual_tokens=segment.num_rows,
         max_query_len=int(segment.query_len.max()),
@@ -95,8 +114,8 @@ def _common_metadata(segment: Segment, bands: BandTables) -> CommonAttentionMeta
 def _slots(segment: Segment, table: torch.Tensor, block_size: int) -> torch.Tensor:
     """[rows] int64: where each row's key and value go."""
     request, position = segment.storage()
-    rows = torch.from_numpy(np.stack([request, position // block_size, position % block_size]))
-    rows = rows.to(table.device, non_blocking=True)
+    rows = np.stack([request, position // block_size, position % block_size])
+    rows = upload(rows, table.device)
     return table[rows[0], rows[1]].long() * block_size + rows[2]
 
 

@@ -19,6 +19,7 @@ from vllm.v1.worker.utils import AttentionGroup
 from vtr_vllm.engine.worker.attention import BandTables, groups_by_layer
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import IntArray
+from vtr_vllm.upload import upload
 
 logger = logging.getLogger("vllm.vtr")
 
@@ -112,9 +113,8 @@ class DecodeBuffers:
         count = len(seq_lens)
         gone = np.zeros((len(dropped), count), dtype=np.int32)
         gone[:, : dropped.shape[1]] = dropped
-        device = seq_lens.device
         lengths = self.lengths[:, :count]
-        torch.sub(seq_lens, torch.from_numpy(gone).to(device, non_blocking=True), out=lengths)
+        torch.sub(seq_lens, upload(gone, seq_lens.device), out=lengths)
         for band, (first, end) in enumerate(self._bands):
             table, block_size = tables.tables[band], tables.block_sizes[band]
             new = lengths[first:end].T.long() - 1

@@ -10,7 +10,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vtr_vllm.engine.common.band_spec import put_into_band
 from vtr_vllm.engine.common.config import EngineSettings, band_starts, model_geometry
-from vtr_vllm.engine.worker.attention import Step, band_groups
+from vtr_vllm.engine.worker.attention import Step, band_groups, check_backends
 from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.decode_graphs import limit_graphs
 from vtr_vllm.engine.worker.decoder import ReducibleDecoder
@@ -26,9 +26,9 @@ class Reduction:
         self.geometry = model_geometry(vllm_config)
         self.band_starts = band_starts(self.geometry.layers, EngineSettings.of(vllm_config).bands)
         self.decoder = ReducibleDecoder(decoder, self.geometry.layers, LayerRunner(vllm_config))
-        limit_graphs(
-            vllm_config, {layer.attn_backend.get_name() for layer in self.decoder.attentions}
-        )
+        backends = {layer.attn_backend.get_name() for layer in self.decoder.attentions}
+        check_backends(backends)
+        limit_graphs(vllm_config, backends)
         self.ready = False
         self.cls_rows: torch.Tensor | None = None
         """[rows of the step] attention of the vision tower's CLS token at vision rows."""

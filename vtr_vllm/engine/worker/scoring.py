@@ -17,6 +17,7 @@ from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
 from vtr_vllm.engine.worker.rope import unrotate
 from vtr_vllm.ranking import Attention, Need, RankInputs
 from vtr_vllm.reduction.batch import RequestCut
+from vtr_vllm.upload import upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ class Scorer:
 
     def _of_tokens(self, cut: RequestCut, values: torch.Tensor | None) -> torch.Tensor:
         assert values is not None
-        return values[torch.from_numpy(cut.vision_rows).to(values.device, non_blocking=True)]
+        return values[upload(cut.vision_rows, values.device)]
 
     def _attention(self, cut: RequestCut, layer: int, rank_layer: RankLayer | None) -> Attention:
         assert rank_layer is not None

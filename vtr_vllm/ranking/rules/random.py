@@ -26,5 +26,4 @@ class Random(RankRule):
 
         # Drawn on the host: the same tokens on every device and every tensor-parallel rank.
         generator = torch.Generator().manual_seed(inputs.seed)
-        scores = torch.rand(inputs.n_vision, generator=generator)
-        return inputs.of_tokens(scores.to(inputs.vision.device))
+        return inputs.of_tokens(torch.rand(inputs.n_vision, generator=generator))
