@@ -17,7 +17,7 @@ ALLOWED: dict[str, set[str]] = {
     "image_files": {"errors"},
     "reduction": {"errors", "ranking", "schedules", "upload"},
     "engine": {"errors", "ranking", "schedules", "reduction", "upload"},
-    "demo": {"errors", "ranking", "schedules", "reduction"},
+    "demo": {"errors", "schedules", "reduction"},
     "search": {"errors", "image_files", "ranking", "schedules", "reduction", "engine", "demo"},
     "server": {"errors", "image_files", "ranking", "schedules", "reduction", "engine", "demo"},
     "cli": {"errors", "schedules", "reduction", "engine", "demo", "search", "server", "vtr_vllm"},

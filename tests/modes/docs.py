@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tests.modes.refusals import refusal_of
 from tests.modes.table import REFUSED, REFUSED_REQUESTS, UNTESTED, WORKS
+from vtr_vllm.engine.worker.attention import BACKENDS, check_backends
+from vtr_vllm.errors import ConfigurationError
 
 PAGE = Path(__file__).parents[2] / "docs" / "support.md"
 
@@ -47,10 +49,21 @@ def table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def backend_refusal() -> tuple[str, str, str]:
+    """The line of an attention backend that is not let through."""
+    flags = f"`--attention-backend`, all but {', '.join(f'`{name}`' for name in BACKENDS)}"
+    why = "its builder may keep one plan for all segments of a band"
+    try:
+        check_backends({"FLASHINFER"})
+    except ConfigurationError as err:
+        return flags, why, str(err)
+    raise AssertionError("FLASHINFER is not refused")
+
+
 def page() -> str:
     """The whole page."""
     works = [(line.name, line.flags, f"`{line.proof}`", line.note) for line in WORKS]
-    refused = [(line.flags, line.why, refusal_of(line)) for line in REFUSED]
+    refused = [(line.flags, line.why, refusal_of(line)) for line in REFUSED] + [backend_refusal()]
     requests = [(line.name, line.why, f"`{line.proof}`") for line in REFUSED_REQUESTS]
     untested = [(line.name, line.flags, line.why) for line in UNTESTED]
     parts = [

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
+from unittest.mock import patch
 
 from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
@@ -45,7 +47,8 @@ def refused_config(line: Refused) -> VllmConfig:
 def refusal_of(line: Refused) -> str:
     """The error; raises AssertionError when there is none."""
     try:
-        check_vllm_config(refused_config(line))
+        with patch.dict(os.environ, line.environment):
+            check_vllm_config(refused_config(line))
     except ConfigurationError as err:
         return str(err)
     raise AssertionError(f"{line.name} is not refused")

@@ -37,6 +37,7 @@ class Refused:
     """Of ``vllm.EngineArgs``."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Fields of the finished configuration, where the CPU build does not let the flag through."""
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,13 @@ REFUSED: tuple[Refused, ...] = (
         "`--compilation-config.mode 1`",
         "torch would trace the plan of one step into the model",
         {"compilation_config": {"mode": 1}},
+    ),
+    Refused(
+        "breakable CUDA graphs (VLLM_USE_BREAKABLE_CUDAGRAPH; VLLM_BATCH_INVARIANT sets it for some"
+        " models unless it is 0)",
+        "`VLLM_USE_BREAKABLE_CUDAGRAPH=1`",
+        "the whole model is replayed then, and no step reaches its plan",
+        environment={"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"},
     ),
     Refused(
         "enable-return-routed-experts",

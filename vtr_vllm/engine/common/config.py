@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import vllm.envs as envs
 from vllm.config import CompilationMode, VllmConfig
 from vllm.utils.torch_utils import is_quantized_kv_cache
 
@@ -130,6 +131,11 @@ _REFUSED: tuple[tuple[str, Callable[[VllmConfig], bool]], ...] = (
     (
         "compilation mode 1 (STOCK_TORCH_COMPILE)",
         lambda c: c.compilation_config.mode == CompilationMode.STOCK_TORCH_COMPILE,
+    ),
+    (
+        "breakable CUDA graphs (VLLM_USE_BREAKABLE_CUDAGRAPH; VLLM_BATCH_INVARIANT sets it for some"
+        " models unless it is 0)",
+        lambda _: bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH),
     ),
     ("enable-return-routed-experts", lambda c: bool(c.aux_output_config.enabled)),
     ("sleep mode (enable-sleep-mode)", lambda c: bool(c.model_config.enable_sleep_mode)),

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm.config import CompilationMode
+from vllm.config import CompilationMode, VllmConfig
 from vllm.v1.core import kv_cache_utils
 
 from vtr_vllm.engine.common.band_spec import BandSpec
@@ -241,6 +241,53 @@ UNSUPPORTED = {
     "sleep mode": ("model_config.enable_sleep_mode", True),
     "disable-hybrid-kv-cache-manager": ("scheduler_config.disable_hybrid_kv_cache_manager", True),
 }
+
+
+@pytest.fixture
+def environment(monkeypatch):
+    """Nothing is set, and what vLLM sets is taken back."""
+    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "0")
+    monkeypatch.delenv("VLLM_USE_BREAKABLE_CUDAGRAPH")
+    return monkeypatch
+
+
+def test_breakable_cuda_graphs_are_refused(environment):
+    """They replay the whole model, decoder and all: no reduced step would be one."""
+    check_vllm_config(config())
+    environment.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
+    with pytest.raises(ConfigurationError, match="VLLM_USE_BREAKABLE_CUDAGRAPH"):
+        check_vllm_config(config())
+    environment.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "0")
+    check_vllm_config(config())
+
+
+@pytest.mark.parametrize(
+    ("asks", "also"),
+    [
+        ("_uses_breakable_cudagraph_by_default", {}),
+        ("_uses_breakable_cudagraph_for_batch_invariance", {"VLLM_BATCH_INVARIANT": "1"}),
+    ],
+)
+def test_also_where_vllm_turns_them_on_by_itself(asks, also, environment):
+    """For some models, and for some where batches are to be invariant; a 0 keeps them off."""
+    for name, value in also.items():
+        environment.setenv(name, value)
+    for asked, refused in ((None, True), ("0", False)):
+        environment.delenv("VLLM_USE_BREAKABLE_CUDAGRAPH", raising=False)
+        if asked is not None:
+            environment.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", asked)
+        VllmConfig._maybe_enable_breakable_cudagraph(
+            SimpleNamespace(
+                compilation_config=SimpleNamespace(mode=None),
+                _uses_breakable_cudagraph_by_default=lambda: asks.endswith("default"),
+                _uses_breakable_cudagraph_for_batch_invariance=lambda: True,
+            )
+        )
+        if refused:
+            with pytest.raises(ConfigurationError, match="VLLM_BATCH_INVARIANT sets it"):
+                check_vllm_config(config())
+        else:
+            check_vllm_config(config())
 
 
 def set_at(target, path, value):

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from vllm.config import CUDAGraphMode, set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.attention.backends import flash_attn
@@ -27,8 +27,14 @@ from tests.vtr_vllm.reduction.strategies import (
     step_requests,
     steps,
 )
-from vtr_vllm.engine.worker.attention import BACKENDS, BandTables, build_step, check_backends, padded
 from vtr_vllm.engine.common.band_spec import BandSpec
+from vtr_vllm.engine.worker.attention import (
+    BACKENDS,
+    BandTables,
+    build_step,
+    check_backends,
+    padded,
+)
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.batch import StepRequest, plan_batch
 
@@ -96,27 +102,44 @@ def tables_of(bands, count: int) -> BandTables:
     return BandTables([*tables], [BLOCK] * len(bands))
 
 
-def built(requests, bands, backend, config):
-    """The step, and per layer the metadata that a new builder makes of its rows alone."""
-    plan = plan_batch(requests, LAYERS, bands)
-    assume(plan is not None)
-    tables = tables_of(bands, len(requests))
-    ends = [*bands[1:], LAYERS]
-    groups = [
-        group_of(backend, config, NAMES[first:end], band, first)
-        for band, (first, end) in enumerate(zip(bands, ends, strict=True))
-    ]
-    step = build_step(plan, tables, NAMES, [groups])
-    alone = {}
-    for segment in plan.segments:
-        single = type(plan)(plan.num_rows, (segment,), plan.cuts, plan.vision, plan.image)
-        own = group_of(backend, config, NAMES)
-        alone |= build_step(single, tables, NAMES, [[own]]).metadata
-    return step, alone, tables
+class Watched:
+    """A group that keeps what each metadata held when it was made."""
+
+    def __init__(self, group: AttentionGroup) -> None:
+        self._group = group
+        self.layer_names = group.layer_names
+        self.made: list[tuple[object, dict[str, object]]] = []
+
+    def build_metadata(self, common, **how):
+        made = self._group.build_metadata(common, **how)
+        self.made.append((made, {f.name: copied(getattr(made, f.name)) for f in fields(made)}))
+        return made
+
+
+def copied(value):
+    return value.clone() if isinstance(value, torch.Tensor) else value
 
 
 def check(requests, bands, backend, config):
-    step, alone, tables = built(requests, bands, backend, config)
+    plan = plan_batch(requests, LAYERS, bands)
+    if plan is None:
+        return
+    tables = tables_of(bands, len(requests))
+    groups = [
+        Watched(group_of(backend, config, NAMES[first:end], band, first))
+        for band, (first, end) in enumerate(pairwise((*bands, LAYERS)))
+    ]
+    step = build_step(plan, tables, NAMES, [groups])
+    assert sum(len(group.made) for group in groups) == len(plan.segments)
+    for made, then in (pair for group in groups for pair in group.made):
+        for name, value in then.items():
+            now = getattr(made, name)
+            if name in SCRATCH:
+                continue
+            if isinstance(value, torch.Tensor):
+                assert torch.equal(now, value), name
+            else:
+                assert now == value, name
     kept = [drawn_order(request, 0) for request in requests]
     for layer, name in enumerate(NAMES):
         made = step.metadata[name]
@@ -133,14 +156,6 @@ def check(requests, bands, backend, config):
             for place in one.storage(layer).tolist()
         ]
         assert step.slots[name].tolist() == made.slot_mapping.tolist() == slots
-        for field in fields(made):
-            ours, own = (getattr(one, field.name) for one in (made, alone[name]))
-            if field.name in SCRATCH:
-                continue
-            if isinstance(own, torch.Tensor):
-                assert torch.equal(ours, own), field.name
-            else:
-                assert ours == own, field.name
 
 
 CURVE = [1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.0]
@@ -167,27 +182,26 @@ def test_any_step(config, requests, one_more, bands):
 
 
 def test_flash_attention_3_keeps_one_plan_a_builder(config, monkeypatch):
-    """Why it must not plan ahead: without ``fast_build`` the second plan overwrites the first."""
+    """Why nothing is planned ahead: the plan of a segment would be gone once the next is built."""
     monkeypatch.setattr(flash_attn, "get_flash_attn_version", lambda *a, **k: 3)
     monkeypatch.setattr(flash_attn, "get_scheduler_metadata", plan_of, raising=False)
     group = group_of(FlashAttentionBackend, config, NAMES)
-    seen = []
+    segments = []
 
-    class Keep:
+    class Planned:
         layer_names = NAMES
 
         @staticmethod
         def build_metadata(common, **how):
-            seen.append((common, how))
-            return group.build_metadata(common, **how)
+            assert how == {"fast_build": True}
+            made = group.build_metadata(common)
+            segments.append((common, made.scheduler_metadata.clone(), made.scheduler_metadata))
+            return made
 
-    step = build_step(plan_batch(MIXED, LAYERS, (0,)), tables_of((0,), 4), NAMES, [[Keep]])
-    assert len(seen) > 3
-    assert all(made.scheduler_metadata is None for made in step.metadata.values())
-    planned = [group.build_metadata(common).scheduler_metadata for common, _ in seen]
-    places = {plan.data_ptr() for plan in planned}
-    assert len(places) == 1
-    assert all(torch.equal(one, other) for one, other in pairwise(planned))
+    build_step(plan_batch(MIXED, LAYERS, (0,)), tables_of((0,), len(MIXED)), NAMES, [[Planned]])
+    assert len(segments) > 3
+    assert len({plan.data_ptr() for _, _, plan in segments}) == 1
+    assert not torch.equal(segments[0][1], segments[0][2])
 
 
 @pytest.mark.parametrize("name", BACKENDS)
