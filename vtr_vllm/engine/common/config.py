@@ -173,4 +173,13 @@ def is_active(vllm_config: VllmConfig) -> bool:
 
 
 def _dotted(cls: object) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}" if isinstance(cls, type) else str(cls)
+    """The name of a class, which may be given as one; of ours, that by which their folders offer them."""
+    if not isinstance(cls, type):
+        return str(cls)
+    package = cls.__module__.rpartition(".")[0]
+    offered = f"{package}.{cls.__qualname__}"
+    return (
+        offered
+        if offered in (SCHEDULER_CLS, WORKER_CLS)
+        else f"{cls.__module__}.{cls.__qualname__}"
+    )
