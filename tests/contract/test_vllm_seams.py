@@ -43,6 +43,7 @@ from vllm.v1.attention.backend import AttentionMetadataBuilder, CommonAttentionM
 from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackendImpl
 from vllm.v1.core import kv_cache_utils
 from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
 from vllm.v1.core.kv_cache_manager import KVCacheManager
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -91,7 +92,7 @@ WORKER_METHODS = {"vtr_status", "vtr_counters", "vtr_take_trace", "_vtr_reductio
 
 # Our class, vLLM's class, and the methods of ours that vLLM does not know.
 OVERRIDES = [
-    (Scheduler, AsyncScheduler, {"_end_block_hashes"}),
+    (Scheduler, AsyncScheduler, {"_end_block_hashes", "_unpin", "_admit_nobody_before"}),
     (BandManager, FullAttentionManager, {"bind", "stored_tokens"}),
     (BandSpec, FullAttentionSpec, set()),
     (
@@ -174,6 +175,11 @@ CALLS: list[tuple[Callable, str]] = [
     (KVCacheCoordinator.get_num_blocks_to_allocate, "get_num_blocks_to_allocate"),
     (KVCacheCoordinator.allocate_new_blocks, "allocate_new_blocks"),
     (KVCacheCoordinator.cache_blocks, "cache_blocks"),
+    (KVCacheCoordinator.free, "free"),
+    (FullAttentionManager.free, "pop_blocks_for_free"),
+    (KVCacheCoordinator.pop_blocks_for_free, "pop_blocks_for_free"),
+    (EngineCore.step, "schedule"),
+    (EngineCore.step_with_batch_queue, "schedule"),
     (kv_cache_utils.is_kv_cache_spec_uniform, "merge"),
     (kv_cache_utils._get_kv_cache_groups_uniform_page_size, "merge"),
     (GPUModelRunner._update_states, "_on_request_state_removed"),
@@ -218,10 +224,20 @@ def test_both_queues_of_the_scheduler_ask_for_encoder_inputs() -> None:
     assert inspect.getsource(StockScheduler.schedule).count("_try_schedule_encoder_inputs(") == 2
 
 
+def test_a_pause_set_while_the_running_are_scheduled_keeps_the_queue_out() -> None:
+    """The queue is let in, request by request, after the running ones and while nothing is paused."""
+    running, _, waiting = inspect.getsource(StockScheduler.schedule).partition(
+        "# Next, schedule the WAITING requests."
+    )
+    assert running.count("_try_schedule_encoder_inputs(") == 1
+    assert "self._pause_state == PauseState.UNPAUSED:\n" in waiting
+
+
 @pytest.mark.parametrize(
     ("cls", "attributes"),
     [
-        (StockScheduler, ["vllm_config", "requests", "kv_cache_manager"]),
+        (StockScheduler, ["vllm_config", "requests", "kv_cache_manager", "encoder_cache_manager"]),
+        (StockScheduler, ["_pause_state", "policy", "waiting"]),
         (KVCacheManager, ["coordinator", "block_pool"]),
         (KVCacheCoordinator, ["single_type_managers"]),
         (BlockPool, ["hash_block_size", "num_gpu_blocks", "null_block"]),
@@ -329,6 +345,8 @@ def test_fields_of_an_engine_request() -> None:
         ),
         (MultiModalHasher.hash_kwargs, ["algorithm"]),
         (BlockPool.get_num_free_blocks, ["self"]),
+        (EncoderCacheManager.get_cached_input_ids, ["self", "request"]),
+        (EncoderCacheManager.free_encoder_input, ["self", "request", "input_id"]),
         (AsyncMPClient.call_utility_all_async, ["self", "method", "args"]),
         (SyncMPClient.call_utility, ["self", "method", "args"]),
         (EngineCore.collective_rpc, ["self", "method", "timeout", "args", "kwargs"]),

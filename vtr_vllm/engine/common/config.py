@@ -16,7 +16,9 @@ SCHEDULER_CLS = "vtr_vllm.engine.scheduler.Scheduler"
 FP8_DTYPES = ("fp8", "fp8_e4m3", "fp8_e5m2")
 """Values of --kv-cache-dtype that store a key as rounded numbers, with a scale a layer or a head."""
 
-_PREFERRED_BANDS = (6, 7, 8, 5, 4, 9, 10, 3, 2)
+DEFAULT_BANDS = range(4, 10)
+"""How many bands a model gets that names no number: enough to follow a schedule, and few enough that
+their metadata is cheap. Models that cannot be split so (fewer than 4 layers, and 11) get one a layer."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +26,9 @@ class EngineSettings:
     """``--additional-config '{"vtr": {...}}'``; unknown keys are refused."""
 
     bands: int | None = None
-    """Number of KV-cache groups that the decoder layers are split into; None picks about six.
-    More bands free memory closer to the schedule; each costs its own metadata at every step."""
+    """Number of KV-cache groups that the decoder layers are split into; None picks four to nine, by
+    the number of layers. More bands free memory closer to the schedule; each costs its own metadata
+    at every step."""
     schedules: str | None = None
     """Folder of schedule files that the server offers."""
     settings: str | None = None
@@ -67,30 +70,41 @@ def model_geometry(vllm_config: VllmConfig) -> ModelGeometry:
 
 
 def band_starts(num_layers: int, bands: int | None) -> tuple[int, ...]:
-    """First layer of each band: equal bands, of which only the last may be shorter.
+    """First layer of each band; bands differ by at most one layer, the larger ones come first.
 
-    vLLM pads KV-cache groups to the size of the largest as long as the smallest is more than two
-    thirds of it (``_get_kv_cache_groups_uniform_page_size``), and splits them otherwise; so a
-    shorter last band must stay above that. Raises ConfigurationError with the counts that work.
+    None picks, of the counts in ``DEFAULT_BANDS``, the one of which vLLM pads the fewest layers, and
+    of several the one nearest to six. Raises ConfigurationError with the counts that work.
     """
-    possible = {
-        len(starts): starts
-        for size in range(1, num_layers + 1)
-        if _fits(num_layers, starts := tuple(range(0, num_layers, size)), size)
-    }
-    if bands is not None:
-        if bands not in possible:
-            raise ConfigurationError(
-                f"additional-config vtr bands is {bands}, and {num_layers} layers can be split"
-                f" into {sorted(possible)} bands"
-            )
-        return possible[bands]
-    return next(possible[n] for n in (*_PREFERRED_BANDS, 1, num_layers) if n in possible)
+    possible = [count for count in range(1, num_layers + 1) if _stay_whole(num_layers, count)]
+    if bands is None:
+        bands = _default_bands(num_layers, possible)
+    elif bands not in possible:
+        raise ConfigurationError(
+            f"additional-config vtr bands is {bands}, and {num_layers} layers can be split"
+            f" into {possible} bands"
+        )
+    size, larger = divmod(num_layers, bands)
+    return tuple(band * size + min(band, larger) for band in range(bands))
 
 
-def _fits(num_layers: int, starts: tuple[int, ...], size: int) -> bool:
-    last = num_layers - starts[-1]
-    return size < 1.5 * last
+def padded_layers(num_layers: int, bands: int) -> int:
+    """Layers without content for which vLLM reserves KV, since it makes all groups equally large."""
+    return -num_layers % bands
+
+
+def _default_bands(num_layers: int, possible: list[int]) -> int:
+    counts = [count for count in possible if count in DEFAULT_BANDS] or [num_layers]
+    return min(counts, key=lambda n: (padded_layers(num_layers, n), abs(n - 6), -n))
+
+
+def _stay_whole(num_layers: int, bands: int) -> bool:
+    """Whether vLLM makes one KV-cache group of each band.
+
+    It pads groups to the size of the largest as long as that is less than one and a half times the
+    smallest, and splits them otherwise (``_get_kv_cache_groups_uniform_page_size``).
+    """
+    smallest, larger = divmod(num_layers, bands)
+    return larger == 0 or smallest + 1 < 1.5 * smallest
 
 
 def _has_quantised_kv(config: VllmConfig) -> bool:

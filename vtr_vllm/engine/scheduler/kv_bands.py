@@ -5,14 +5,19 @@ vLLM lets a plugin register a KV-cache spec with a manager of its own
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from vllm.v1.core.kv_cache_utils import KVCacheBlock
-from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.core.single_type_kv_cache_manager import (
+    FullAttentionManager,
+    SingleTypeKVCacheManager,
+)
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
 from vtr_vllm.engine.common.band_spec import BandSpec
+from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import ReducedRequest
 
 
@@ -20,10 +25,13 @@ class BandManager(FullAttentionManager):
     """Gives a reduced request the blocks of what the band keeps; others as in stock vLLM."""
 
     reduced: Mapping[str, ReducedRequest]
-    """By request id; the scheduler's own table, bound after construction."""
+    """By request id."""
+    bands: Sequence["BandManager"]
+    """The managers of all bands, this one included."""
 
-    def bind(self, reduced: Mapping[str, ReducedRequest]) -> None:
+    def bind(self, reduced: Mapping[str, ReducedRequest], bands: Sequence["BandManager"]) -> None:
         self.reduced = reduced
+        self.bands = bands
 
     def stored_tokens(self, request_id: str, num_tokens: int) -> int:
         """Tokens that this band stores once ``num_tokens`` positions are computed."""
@@ -58,6 +66,36 @@ class BandManager(FullAttentionManager):
             # Behind the first vision token the KV depends on the schedule and on the question.
             num_tokens = min(num_tokens, reduced.first_vision)
         super().cache_blocks(request, num_tokens, *args, **kwargs)
+
+    def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
+        """The request's blocks in all bands, by position; whichever band is asked first has them.
+
+        vLLM frees group by group, and evicts in the order in which it freed. A hit needs a block of
+        every group, so an eviction that takes one group's head first leaves the others' blocks of
+        no use. In order of position the tail goes first in every band, as in a model of one group.
+        """
+        of_bands = [super(BandManager, band).pop_blocks_for_free(request_id) for band in self.bands]
+        return [
+            block for position in zip_longest(*of_bands) for block in position if block is not None
+        ]
+
+
+def bind_bands(
+    managers: Sequence[SingleTypeKVCacheManager], reduced: Mapping[str, ReducedRequest]
+) -> None:
+    """Let the managers of all bands know each other, and ``reduced``: the reduced requests by id.
+
+    Raises ConfigurationError where vLLM manages bands as ordinary groups.
+    """
+    banded = [manager for manager in managers if isinstance(manager.kv_cache_spec, BandSpec)]
+    bands = [manager for manager in banded if isinstance(manager, BandManager)]
+    if len(bands) < len(banded):
+        raise ConfigurationError(
+            "the scheduler's process did not load VTR's plugin, so vLLM manages its"
+            " KV bands as ordinary groups; name vtr in VLLM_PLUGINS, or unset it"
+        )
+    for band in bands:
+        band.bind(reduced, bands)
 
 
 def register_band_spec() -> None:

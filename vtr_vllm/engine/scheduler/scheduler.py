@@ -1,16 +1,18 @@
 """The scheduler: keeps the range of a reduced request in one step, and its KV out of the cache."""
 
+from functools import partial
 from typing import Any
 
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
-from vllm.v1.request import Request
+from vllm.v1.core.sched.interface import PauseState
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.request import Request, RequestStatus
 
-from vtr_vllm.engine.common.band_spec import BandSpec
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, model_geometry
 from vtr_vllm.engine.common.request_view import read_request
 from vtr_vllm.engine.scheduler import kv_usage
-from vtr_vllm.engine.scheduler.kv_bands import BandManager
-from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.engine.scheduler.kv_bands import bind_bands
 from vtr_vllm.reduction.request import ReducedRequest
 
 
@@ -23,14 +25,7 @@ class Scheduler(AsyncScheduler):
         super().__init__(*args, **kwargs)
         self._num_layers = model_geometry(self.vllm_config).layers
         self.reduced: dict[str, ReducedRequest] = {}
-        for manager in self.kv_cache_manager.coordinator.single_type_managers:
-            if isinstance(manager.kv_cache_spec, BandSpec):
-                if not isinstance(manager, BandManager):
-                    raise ConfigurationError(
-                        "the scheduler's process did not load VTR's plugin, so vLLM manages its"
-                        " KV bands as ordinary groups; name vtr in VLLM_PLUGINS, or unset it"
-                    )
-                manager.bind(self.reduced)
+        bind_bands(self.kv_cache_manager.coordinator.single_type_managers, self.reduced)
         kv_usage.install()
 
     def add_request(self, request: Request) -> None:
@@ -58,6 +53,14 @@ class Scheduler(AsyncScheduler):
         super()._free_blocks(request)
         self.reduced.pop(request.request_id, None)
 
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        """vLLM's; where a range waits, nobody is admitted (``_admit_nobody_before``)."""
+        pause = self._pause_state
+        try:
+            return super().schedule(throttle_prefills)
+        finally:
+            self._pause_state = pause
+
     def _try_schedule_encoder_inputs(
         self,
         request: Request,
@@ -67,20 +70,51 @@ class Scheduler(AsyncScheduler):
         shift_computed_tokens: int = 0,
     ) -> tuple[list[int], int, int, list[int], list[int]]:
         """Roll a step back to before the first vision token unless it holds the whole range."""
-        reduced = self.reduced.get(request.request_id)
-        wanted = num_new_tokens
-        if reduced is not None:
-            wanted = reduced.clip(num_computed_tokens, num_new_tokens)
-        scheduled = super()._try_schedule_encoder_inputs(
-            request, num_computed_tokens, wanted, encoder_compute_budget, shift_computed_tokens
+        schedule = partial(
+            super()._try_schedule_encoder_inputs,
+            request,
+            num_computed_tokens,
+            encoder_compute_budget=encoder_compute_budget,
+            shift_computed_tokens=shift_computed_tokens,
         )
+        reduced = self.reduced.get(request.request_id)
         if reduced is None:
-            return scheduled
+            return schedule(num_new_tokens)
+        scheduled = schedule(reduced.clip(num_computed_tokens, num_new_tokens))
         # An image that does not fit the encoder's budget or cache can still shorten the step.
         granted = reduced.clip(num_computed_tokens, scheduled[1])
-        if granted == scheduled[1]:
-            return scheduled
-        # vLLM has pinned those of its images that are cached. Held while it waits for the others,
-        # they could keep them out for ever: two such requests would wait for each other.
-        self.encoder_cache_manager.free(request)
-        return [], granted, encoder_compute_budget, [], []
+        if granted < scheduled[1]:
+            scheduled = schedule(granted)
+        if num_computed_tokens + scheduled[1] <= reduced.first_vision:
+            self._unpin(request, reduced.first_vision)
+            waits = scheduled[1] == 0 < num_new_tokens
+            if waits and request.status == RequestStatus.RUNNING:
+                self._admit_nobody_before(request)
+        return scheduled
+
+    def _unpin(self, request: Request, first_vision: int) -> None:
+        """Let go of the cached images of a range that does not run yet; vLLM pins what a step sees.
+
+        Held while the range waits for the others, they could keep these out for ever: two such
+        requests would wait for each other.
+        """
+        for index in tuple(self.encoder_cache_manager.get_cached_input_ids(request)):
+            position = request.mm_features[index].mm_position
+            if position.offset + position.length > first_vision:
+                self.encoder_cache_manager.free_encoder_input(request, index)
+
+    def _admit_nobody_before(self, waiting: Request) -> None:
+        """For this step, leave the queue alone: a running request's range did not fit.
+
+        vLLM passes over a running request that gets nothing and admits others, whose images may
+        take the encoder's cache again before the range, which needs all of its images at once, gets
+        its turn: for ever, under load. At the head of the queue the same request would let nobody
+        pass; so it is here. More urgent requests still go first.
+        """
+        urgent = (
+            self.policy == SchedulingPolicy.PRIORITY
+            and self.waiting
+            and self.waiting.peek_request().priority < waiting.priority
+        )
+        if self._pause_state == PauseState.UNPAUSED and not urgent:
+            self._pause_state = PauseState.PAUSED_NEW

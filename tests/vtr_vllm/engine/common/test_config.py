@@ -16,11 +16,12 @@ from vtr_vllm.engine.common.config import (
     check_vllm_config,
     is_active,
     model_geometry,
+    padded_layers,
 )
 from vtr_vllm.engine.scheduler.kv_bands import register_band_spec
 from vtr_vllm.errors import ConfigurationError, UnsupportedModel
 
-LAYER_COUNTS = range(1, 65)
+LAYER_COUNTS = range(1, 129)
 
 
 def possible(layers):
@@ -39,13 +40,14 @@ def lengths(starts, layers):
 
 
 @pytest.mark.parametrize("layers", LAYER_COUNTS)
-def test_bands_are_equal_but_for_a_shorter_last(layers):
+def test_bands_differ_by_one_layer_at_most_the_larger_first(layers):
     for bands, starts in possible(layers).items():
-        *full, last = lengths(starts, layers)
+        sizes = lengths(starts, layers)
         assert len(starts) == bands
         assert starts[0] == 0
-        assert len({*full}) <= 1
-        assert 0 < last <= max(full, default=last)
+        assert sizes == sorted(sizes, reverse=True)
+        assert sizes[0] - sizes[-1] <= 1 <= sizes[-1]
+        assert padded_layers(layers, bands) == bands * sizes[0] - layers
 
 
 @pytest.mark.parametrize("layers", LAYER_COUNTS)
@@ -55,22 +57,33 @@ def test_one_band_and_a_band_per_layer_always_work(layers):
 
 
 @pytest.mark.parametrize("layers", LAYER_COUNTS)
-def test_the_default_is_about_six(layers):
-    """Within two of it, or as near as these layers allow; one band only for one layer."""
-    starts = band_starts(layers, None)
-    assert starts in possible(layers).values()
-    distance = min(abs(bands - 6) for bands in possible(layers) if bands != 1 or layers == 1)
-    assert abs(len(starts) - 6) <= max(distance, 2)
+def test_the_default_pads_as_little_as_four_to_nine_bands_can(layers):
+    counts = [bands for bands in possible(layers) if 4 <= bands <= 9]
+    chosen = len(band_starts(layers, None))
+    if not counts:
+        assert layers in (1, 2, 3, 11)
+        assert chosen == layers, "a band a layer, which pads nothing"
+        return
+    assert chosen in counts
+    least = min(padded_layers(layers, bands) for bands in counts)
+    assert padded_layers(layers, chosen) == least
+    as_good = [bands for bands in counts if padded_layers(layers, bands) == least]
+    assert abs(chosen - 6) == min(abs(bands - 6) for bands in as_good)
 
 
 @pytest.mark.parametrize(
-    ("layers", "bands"), [(1, 1), (6, 6), (8, 8), (12, 6), (24, 6), (28, 7), (32, 8), (40, 6)]
+    ("layers", "bands"),
+    [
+        *[(1, 1), (6, 6), (8, 8), (12, 6), (24, 6), (27, 9), (28, 7), (32, 8), (36, 6)],
+        *[(40, 5), (48, 6), (60, 6), (64, 8), (80, 5)],
+    ],
 )
-def test_the_default_of_known_models(layers, bands):
+def test_known_models_are_not_padded_at_all(layers, bands):
     assert len(band_starts(layers, None)) == bands
+    assert padded_layers(layers, bands) == 0
 
 
-@pytest.mark.parametrize(("layers", "bands"), [(32, 0), (32, 33), (32, 6), (8, 5), (7, 3)])
+@pytest.mark.parametrize(("layers", "bands"), [(32, 0), (32, 33), (32, 12), (8, 5), (7, 3)])
 def test_a_refusal_lists_what_works(layers, bands):
     with pytest.raises(ConfigurationError) as caught:
         band_starts(layers, bands)
@@ -94,8 +107,7 @@ GROUPING = SimpleNamespace(
 )
 
 
-def vllm_groups(starts, layers):
-    """Layer names of each group that vLLM makes of so many layers in these bands."""
+def band_specs(starts, layers):
     specs = {}
     for band, (first, length) in enumerate(zip(starts, lengths(starts, layers), strict=True)):
         for layer in range(first, first + length):
@@ -107,13 +119,18 @@ def vllm_groups(starts, layers):
                 band=band,
                 first_layer=first,
             )
-    groups = kv_cache_utils.get_kv_cache_groups(GROUPING, specs)
+    return specs
+
+
+def vllm_groups(starts, layers):
+    """Layer names of each group that vLLM makes of so many layers in these bands."""
+    groups = kv_cache_utils.get_kv_cache_groups(GROUPING, band_specs(starts, layers))
     return [sorted(group.layer_names) for group in groups]
 
 
 @pytest.mark.parametrize("layers", LAYER_COUNTS)
 def test_vllm_makes_one_group_of_each_band(registered, layers):
-    """At most it pads the last one, which costs blocks of no use but no group."""
+    """At most it pads some of them, which costs memory but makes no group."""
     ours = possible(layers).values() if layers in (7, 24, 40) else [band_starts(layers, None)]
     for starts in ours:
         ends = (*starts[1:], layers)
@@ -125,8 +142,21 @@ def test_vllm_makes_one_group_of_each_band(registered, layers):
 
 
 def test_vllm_splits_the_bands_that_we_refuse(registered):
-    """32 layers by 6 leave a last band of 2: vLLM would make three groups of each band of 6."""
-    assert len(vllm_groups(tuple(range(0, 32, 6)), 32)) == 5 * 3 + 1
+    """32 layers in 12 bands are 8 of 3 and 4 of 2: vLLM would make two groups of each band of 3."""
+    starts = (*range(0, 24, 3), *range(24, 32, 2))
+    assert len(vllm_groups(starts, 32)) == 8 * 2 + 4
+
+
+@pytest.mark.parametrize("layers", LAYER_COUNTS)
+def test_vllm_reserves_what_padded_layers_says(registered, layers):
+    """In bytes: a block of every band holds so many layers more than the model has."""
+    starts = band_starts(layers, None)
+    bands = len(starts)
+    groups = kv_cache_utils.get_kv_cache_groups(GROUPING, band_specs(starts, layers))
+    layout = GROUPING.cache_config.get_resolved_kv_cache_layout()
+    reserved = bands * kv_cache_utils._get_kv_cache_bytes_per_block(groups, layout)
+    page = groups[0].kv_cache_spec.page_size_bytes
+    assert reserved == (layers + padded_layers(layers, bands)) * page
 
 
 def with_additional(given):

@@ -1,17 +1,29 @@
 """Bands as KV-cache specs, and what their managers allocate."""
 
+from collections import deque
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
 from vllm.v1.core.block_pool import BlockPool
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
-from vllm.v1.kv_cache_interface import FullAttentionSpec, SlidingWindowSpec
+from vllm.v1.kv_cache_interface import (
+    FullAttentionSpec,
+    KVCacheConfig,
+    KVCacheGroupSpec,
+    SlidingWindowSpec,
+)
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+from vllm.v1.request import Request
 
 from vtr_vllm.engine.common.band_spec import BandSpec, put_into_band
-from vtr_vllm.engine.scheduler.kv_bands import BandManager, register_band_spec
+from vtr_vllm.engine.common.config import band_starts, padded_layers
+from vtr_vllm.engine.scheduler.kv_bands import BandManager, bind_bands, register_band_spec
 from vtr_vllm.errors import UnsupportedModel
 from vtr_vllm.reduction.request import reduced_request
 from vtr_vllm.schedules import RankRule, make_plan
@@ -85,7 +97,7 @@ def manager(band, blocks=64):
         kv_cache_group_id=band,
         scheduler_block_size=4,
     )
-    made.bind({"reduced": REQUEST})
+    made.bind({"reduced": REQUEST}, [made])
     return made
 
 
@@ -116,7 +128,7 @@ def test_blocks_are_counted_and_given_for_what_is_stored(band, stored):
 def test_a_request_that_is_bound_later_is_seen():
     table = {}
     made = manager(1)
-    made.bind(table)
+    made.bind(table, [made])
     assert made.stored_tokens("reduced", 20) == 20
     table["reduced"] = REQUEST
     assert made.stored_tokens("reduced", 20) == 15
@@ -138,3 +150,106 @@ def test_nothing_behind_the_first_vision_token_is_cached(monkeypatch):
             replay_boundaries=(1,),
         )
     assert cached == [(6, 7, (1,)), (3, 7, (1,)), (20, 7, (1,))]
+
+
+# Prefix caching beside stock vLLM: the real manager of a scheduler, in one group or in bands.
+TOKENS = 16
+init_none_hash(sha256)
+HASHER = get_request_block_hasher(TOKENS, sha256)
+
+
+def cache(num_blocks, layers, bands):
+    """A KV cache of as many bytes as ``num_blocks`` blocks of all ``layers``; bands None: stock."""
+    sizes = SIZES | {"block_size": TOKENS}
+    names = [f"layers.{layer}" for layer in range(layers)]
+    if bands is None:
+        groups = [KVCacheGroupSpec(names, FullAttentionSpec(**sizes))]
+    else:
+        starts = band_starts(layers, bands)
+        groups = [
+            KVCacheGroupSpec(names[first:end], BandSpec(**sizes, band=band, first_layer=first))
+            for band, (first, end) in enumerate(zip(starts, (*starts[1:], layers), strict=True))
+        ]
+    largest = max(len(group.layer_names) for group in groups)
+    register_band_spec()
+    manager = KVCacheManager(
+        KVCacheConfig(num_blocks * layers // largest, [], groups),
+        max_model_len=4096,
+        scheduler_block_size=TOKENS,
+        hash_block_size=TOKENS,
+    )
+    bind_bands(manager.coordinator.single_type_managers, {})
+    return manager
+
+
+def conversations(seed, turns):
+    """Turns (prompt, answer) of conversations in random order, each turn with all before it."""
+    rng = np.random.default_rng(seed)
+    system = rng.integers(0, 1000, 100).tolist()
+    open_ones = [[] for _ in range(5)]
+    for _ in range(turns):
+        index = rng.integers(len(open_ones))
+        said = open_ones[index]
+        said += rng.integers(0, 1000, rng.integers(20, 200)).tolist()
+        answer = rng.integers(0, 1000, rng.integers(5, 40)).tolist()
+        yield system + said, answer
+        open_ones[index] = [] if len(said) > 900 else said + answer
+
+
+def hits(manager, requests, at_once):
+    """Prompt tokens that the cache had, over all requests; ``at_once`` of them hold their blocks."""
+    running, found = deque(), 0
+
+    def finish():
+        request, answer = running.popleft()
+        for token in answer:
+            request.append_output_token_ids(token)
+            assert manager.allocate_slots(request, 1) is not None
+            request.num_computed_tokens += 1
+        manager.free(request)
+
+    for number, (prompt, answer) in enumerate(requests):
+        if len(running) == at_once:
+            finish()
+        params = SamplingParams(max_tokens=99)
+        request = Request(str(number), prompt, params, None, block_hasher=HASHER)
+        blocks, computed, _ = manager.get_computed_blocks(request)
+        new = request.num_tokens - computed
+        assert manager.allocate_slots(request, new, computed, blocks) is not None
+        found += computed
+        request.num_computed_tokens = request.num_tokens
+        running.append((request, answer))
+    while running:
+        finish()
+    assert manager.usage == 0
+    return found
+
+
+SPLITS = [(32, 8), (40, 5), (36, 6), (12, 12), (26, 7)]
+
+
+@pytest.mark.parametrize(("layers", "bands"), SPLITS)
+@pytest.mark.parametrize(("num_blocks", "at_once"), [(100, 1), (170, 2)])
+def test_prefix_caching_under_eviction_hits_as_stock_vllm_does(layers, bands, num_blocks, at_once):
+    """The same requests, the same bytes, a cache too small for them."""
+    requests = list(conversations(0, 150))
+    # Padding costs bytes, so it leaves the blocks of a smaller cache; nothing else may cost hits.
+    filled = num_blocks * layers // (layers + padded_layers(layers, bands))
+    stock = hits(cache(filled, layers, None), requests, at_once)
+    assert 0.3 < stock / sum(len(prompt) for prompt, _ in requests) < 0.8, "a cache too small"
+    assert hits(cache(num_blocks, layers, bands), requests, at_once) >= 0.97 * stock
+
+
+@pytest.mark.parametrize(("layers", "bands"), SPLITS)
+def test_what_is_evicted_first_is_the_tail_in_every_band(layers, bands):
+    """A request of 60 blocks is freed, and of a full cache of 61 so many are taken again."""
+    prompt = list(range(60 * TOKENS + 1))
+    for taken in (1, 10, 30, 59):
+        manager = cache(
+            -(-61 * (layers + padded_layers(layers, bands)) // layers) + 1, layers, bands
+        )
+        hits(manager, [(prompt, [])], 1)
+        pool = manager.block_pool
+        pool.get_new_blocks(pool.get_num_free_blocks() - (60 - taken) * bands)
+        again = Request("again", prompt, SamplingParams(), None, block_hasher=HASHER)
+        assert manager.get_computed_blocks(again)[1] == (60 - taken) * TOKENS
