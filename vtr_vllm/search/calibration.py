@@ -23,7 +23,9 @@ from vtr_vllm.schedules.strict_json import show
 from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.metrics import check_metric
 
-REQUIRED = ("image", "question", "answers", "metric")
+REQUIRED = ("image", "question")
+ANSWERED = ("answers", "metric")
+"""Both or neither, and alike in all lines of a file: a search without them is ``label-free``."""
 OPTIONAL = ("id", "kind")
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
@@ -42,9 +44,9 @@ class Item:
     question: str
     """The full text sent to the model."""
     answers: tuple[str, ...]
-    """At least one; the first is the reference answer."""
-    metric: str
-    """A name out of ``metrics.METRICS``."""
+    """The first is the reference answer; none in a file without answers."""
+    metric: str | None
+    """A name out of ``metrics.METRICS``, None in a file without answers."""
     kind: str | None
     """A group to report scores for, such as the type of question."""
     line: int
@@ -80,11 +82,21 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.items)
 
+    @property
+    def answered(self) -> bool:
+        """Whether the right answers are known: of all items or of none."""
+        return bool(self.items[0].answers)
+
     @cached_property
     def sha256(self) -> str:
         """Over content, answers and metric of every item, in order, in hex."""
         rows = [[item.content_hash, item.answers, item.metric] for item in self.items]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """Which data something was measured on, as plain JSON."""
+        facts = {"path": str(self.path), "sha256": self.sha256, "n": len(self)}
+        return facts | {"answered": self.answered}
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -174,6 +186,7 @@ class Checker:
         self._folder = folder
         self._ids: dict[str, int] = {}
         self._contents: dict[str, int] = {}
+        self._answered: bool | None = None
         self._hashes: dict[Path, str] = {}  # a picture with many questions is decoded once
 
     def image_hash(self, path: Path, encoded: bytes | None = None) -> str:
@@ -189,6 +202,14 @@ class Checker:
     def add(self, values: Mapping[str, Any], number: int) -> Item:
         """Check a line's object, the ``number``-th; raises CalibrationError and leaves it out."""
         item = self._item(values, number)
+        if self._answered is None:
+            self._answered = bool(item.answers)
+        if self._answered != bool(item.answers):
+            has, first = ("answers", "none") if item.answers else ("no answers", "some")
+            raise CalibrationError(
+                f"{has}, where the first good line has {first}; give every line answers and metric,"
+                " or none for a label-free search"
+            )
         for seen, key, what in (
             (self._ids, item.id, f"the id {show(item.id)}"),
             (self._contents, item.content_hash, "the image and question"),
@@ -208,8 +229,8 @@ class Checker:
             id=values.get("id", str(number)),
             image=image,
             question=values["question"],
-            answers=tuple(values["answers"]),
-            metric=values["metric"],
+            answers=tuple(values.get("answers", ())),
+            metric=values.get("metric"),
             kind=values.get("kind"),
             line=number,
             image_hash=image_hash,
@@ -229,18 +250,22 @@ def _read_lines(path: Path, lines: list[bytes]) -> tuple[list[Item], list[str]]:
 
 
 def _check_values(values: Mapping[str, Any]) -> None:
-    missing = [key for key in REQUIRED if key not in values]
-    unknown = sorted(values.keys() - {*REQUIRED, *OPTIONAL})
+    answered = any(key in values for key in ANSWERED)
+    wanted = (*REQUIRED, *ANSWERED) if answered else REQUIRED
+    missing = [key for key in wanted if key not in values]
+    unknown = sorted(values.keys() - {*REQUIRED, *ANSWERED, *OPTIONAL})
     if missing or unknown:
         parts = [f"missing {', '.join(missing)}"] if missing else []
         parts += [f"unknown {show(unknown)}"] if unknown else []
         raise CalibrationError(
-            f"{' and '.join(parts)}; required are {', '.join(REQUIRED)}, "
-            f"optional {', '.join(OPTIONAL)}"
+            f"{' and '.join(parts)}; required are {', '.join(REQUIRED)}, where there are right"
+            f" answers also {', '.join(ANSWERED)}, optional {', '.join(OPTIONAL)}"
         )
     for key in values.keys() - {"answers"}:
         if not isinstance(values[key], str) or not values[key].strip():
             raise CalibrationError(f"{key} must be a text, not blank, got {show(values[key])}")
+    if not answered:
+        return
     answers = values["answers"]
     if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
         raise CalibrationError(f"answers must be a list of texts, got {show(answers)}")

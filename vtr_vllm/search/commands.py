@@ -16,7 +16,14 @@ from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.pipeline import Settings
 from vtr_vllm.search.progress import Progress, duration
 from vtr_vllm.search.report_data import read_frontier, read_search
-from vtr_vllm.search.session import Backend, Session, open_session, report_folder, split
+from vtr_vllm.search.session import (
+    Backend,
+    Session,
+    check_answers,
+    open_session,
+    report_folder,
+    split,
+)
 from vtr_vllm.search.statistics import sample_size_report
 from vtr_vllm.search.study import BLOCK, Study
 
@@ -48,6 +55,7 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
     first, rest = split(data)
     heldout = [("heldout", options.heldout)] if options.heldout else []
     others = _load_heldout(heldout, data)
+    check_answers(options.objective, data, *others.values())
     settings = _settings(options)
     backend = _backend(options, options.model)
     with open_session(
@@ -96,6 +104,7 @@ def _compare_again(options: argparse.Namespace, progress: Progress) -> None:
             " back, so that an overlap with the held-out data can be ruled out"
         )
     others = _load_heldout(options.splits, calibration)
+    check_answers(record["meta"]["objective"], *others.values())
     backend = _backend(options, record["meta"]["model"])
     with open_session(
         backend,
@@ -190,7 +199,7 @@ def _meta(options: argparse.Namespace, study: Study, data: Dataset) -> dict[str,
         "model": options.model,
         "fingerprint": study.geometry.fingerprint,
         "n_vision": study.n_vision,
-        "data": {"path": str(options.data), "sha256": data.sha256, "n": len(data)},
+        "data": data.facts(),
         "seed": options.seed,
         "objective": options.objective,
         "tolerance": options.tolerance,

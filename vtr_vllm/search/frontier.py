@@ -128,12 +128,5 @@ def meta(studies: Mapping[str, Study], geometry: ModelGeometry) -> dict[str, Any
     return {
         "fingerprint": geometry.fingerprint,
         "level": LEVEL,
-        "splits": {
-            name: {
-                "path": str(study.dataset.path),
-                "sha256": study.dataset.sha256,
-                "n": len(study.dataset),
-            }
-            for name, study in studies.items()
-        },
+        "splits": {name: study.dataset.facts() for name, study in studies.items()},
     }

@@ -68,9 +68,9 @@ def read_row(entry: Mapping[str, Any], metric: str) -> Row:
         raise CalibrationError("several images")
     # without a mark the picture belongs to the first question
     about = [pair for pair in pairs if _IMAGE in pair[0]] or pairs[:1]
-    if not about or about[0][1] is None:
+    asked, answer = about[0] if about else ("", None)
+    if answer is None:
         raise CalibrationError("no question of a human with an answer")
-    [(asked, answer)] = about
     question = _without_mark(asked)
     if not question:
         raise CalibrationError("no question")

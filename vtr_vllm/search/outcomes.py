@@ -24,9 +24,9 @@ class Outcome:
     """What one item says about one candidate."""
 
     score: float
-    """The item's metric, in [0, 1]."""
+    """The item's metric, in [0, 1]; without right answers whether this is the unreduced one."""
     logprob: float
-    """See ``reference_logprob``; in [LEAST_LOGPROB, 0]."""
+    """See ``reference_logprob``; in [LEAST_LOGPROB, 0]. Without right answers of the unreduced one."""
     divergence: float
     """See ``divergence``; in [0, ln 2] nats."""
 
@@ -43,10 +43,20 @@ def best_utility(objective: Objective) -> float:
 
 
 def outcome(item: Item, answer: Answer, unreduced: Sequence[Step]) -> Outcome:
-    """Judge an answer; ``unreduced`` are the steps of the unreduced model's answer."""
+    """Judge an answer; ``unreduced`` are the steps of the unreduced model's answer.
+
+    Where the right answers are not known, the unreduced model's takes their place: the score is 1
+    when the two are the same, token for token.
+    """
+    if item.metric is None:
+        scored = float([s.token for s in answer.steps] == [s.token for s in unreduced])
+        reference = "".join(step.token for step in unreduced)
+    else:
+        scored = score(item.metric, answer.text, item.answers)
+        reference = item.answers[0]
     return Outcome(
-        score=score(item.metric, answer.text, item.answers),
-        logprob=reference_logprob(answer.steps, item.answers[0]),
+        score=scored,
+        logprob=reference_logprob(answer.steps, reference),
         divergence=divergence(unreduced, answer.steps),
     )
 

@@ -29,7 +29,7 @@ class Each:
     form: Form
 
 
-_DATA = {"path": str, "sha256": str, "n": int}
+_DATA = {"path": str, "sha256": str, "n": int, "answered": Maybe(bool)}
 _BETWEEN = {"low": float, "high": float}
 
 SEARCH: Form = {

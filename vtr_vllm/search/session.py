@@ -110,6 +110,19 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
     return dataset.take(first), Dataset(dataset.path, dataset.items[first:])
 
 
+def check_answers(objective: Objective, *datasets: Dataset) -> None:
+    """Refuse data without right answers for an objective that scores by them.
+
+    Raises ConfigurationError.
+    """
+    for dataset in datasets:
+        if objective == "accuracy" and not dataset.answered:
+            raise ConfigurationError(
+                f"{dataset.path} has no answers, and the objective accuracy scores by them; search"
+                " with --objective label-free, or give every line answers and metric"
+            )
+
+
 def report_folder(folder: Path) -> Path:
     """Where a search's report lies."""
     return folder / REPORT

@@ -62,11 +62,17 @@ class Needs:
     """What is answered instead of the right answer."""
 
 
+def right_answer(item: Item) -> str:
+    """What the law holds for right, also where the file does not say it."""
+    number = int(item.id.removeprefix("item-"))
+    return item.answers[0] if item.answers else _ANSWERS[number % len(_ANSWERS)]
+
+
 @cache
 def needs(item: Item) -> Needs:
     """The law of one item."""
     draw = random.Random(hashlib.sha256(item.id.encode()).digest())
-    others = [answer for answer in _ANSWERS if answer != item.answers[0]]
+    others = [answer for answer in _ANSWERS if answer != right_answer(item)]
     return Needs(
         first=draw.uniform(0.05, 0.95) ** 2,
         until=draw.uniform(0.2, 1.0),
@@ -123,7 +129,7 @@ class SimulatedEvaluator:
         n_vision = self._n_vision[item.line % len(self._n_vision)]
         sure = self._right(task.candidate, item, n_vision)
         words, steps = [], []
-        right, wrong = item.answers[0].split(), needs(item).wrong.split()
+        right, wrong = right_answer(item).split(), needs(item).wrong.split()
         said = right if sure >= _SURE / 2 else wrong
         alike = True  # as far as the right answer and the wrong one are the same
         for place, word in enumerate([*said, "</s>"]):
@@ -176,9 +182,13 @@ def _token(words: Sequence[str], place: int) -> str:
     return words[place] if place == 0 or words[place] == "</s>" else f" {words[place]}"
 
 
-def items(folder: Path, count: int, first: int = 0, name: str = "items.jsonl") -> Dataset:
+def items(
+    folder: Path, count: int, first: int = 0, name: str = "items.jsonl", answered: bool = True
+) -> Dataset:
     """``count`` items in a file of ``folder``; different ``first`` for data without overlap."""
-    write_items(folder / name, (_row(number) for number in range(first, first + count)))
+    left_out = () if answered else ("answers", "metric")
+    rows = (_row(number) for number in range(first, first + count))
+    write_items(folder / name, ({k: v for k, v in r.items() if k not in left_out} for r in rows))
     return Dataset.load(folder / name)
 
 

@@ -94,6 +94,20 @@ def test_a_last_line_needs_no_end(tmp_path):
     assert len(Dataset.load(path)) == 1
 
 
+def test_answers_may_be_left_out_of_a_whole_file(tmp_path):
+    without = {"answers": None, "metric": None}
+    data = load(tmp_path, row(1, **without), row(2, **without))
+    assert not data.answered
+    assert [(item.answers, item.metric) for item in data.items] == [((), None)] * 2
+    answered = load(tmp_path, row(1), row(2))
+    assert answered.answered
+    assert data.sha256 != answered.sha256
+    assert refusal(tmp_path, row(1, **without), row(2), row(3, **without)) == [
+        "2: answers, where the first good line has none; give every line answers and metric, or"
+        " none for a label-free search"
+    ]
+
+
 def test_the_data_uri_has_the_true_type(tmp_path):
     jpeg = encode(picture(), "JPEG")
     item = load(tmp_path, row(image=uri(jpeg, kind="png"))).items[0]
@@ -114,8 +128,14 @@ BROKEN = encode(Image.effect_noise((64, 64), 50))
         ('{"id": NaN}', "NaN is no JSON number"),
         ("[" * 100_000, "not valid JSON"),
         (json.dumps(row(question="\ud800")), "not valid JSON"),
-        (row(question=None), "missing question; required are image, question, answers, metric"),
+        (
+            row(question=None),
+            "missing question; required are image, question, where there are right answers also answers",
+        ),
         (row(image=None, metric=None), "missing image, metric"),
+        (row(metric=None), "missing metric; required are"),
+        (row(answers=None), "missing answers; required are"),
+        (row(answers=None, metric=None), "no answers, where the first good line has some"),
         (row(answer="red"), r"unknown \['answer'\]"),
         (row(metric="bleu"), "unknown metric 'bleu'; there are exact_match"),
         (row(metric=3), "metric must be a text"),

@@ -112,6 +112,14 @@ class TestRefusals:
             for line in (1, 2, 3)
         ]
 
+    def test_data_without_answers(self, tmp_path, capsys, data):
+        without = items(tmp_path, 200, first=300, answered=False)
+        said = self.search(capsys, tmp_path / "out", without.path)
+        assert f"{without.path} has no answers" in said
+        assert "--objective label-free" in said
+        said = self.search(capsys, tmp_path / "out", data.path, "--heldout", without.path)
+        assert f"{without.path} has no answers" in said
+
     def test_a_folder_that_is_a_file(self, tmp_path, capsys, data):
         (tmp_path / "out").write_text("")
         assert str(tmp_path / "out") in self.search(capsys, tmp_path / "out", data.path)
@@ -158,7 +166,7 @@ def test_a_search_leaves_schedules_a_record_and_a_report(tmp_path, data, engines
     book = ScheduleBook.from_folder(engine.geometry, out)
     assert book.for_budget(0.5).source == "searched"
     record = read_search(out / "report")
-    assert record["meta"]["data"] == {"path": str(data.path), "sha256": data.sha256, "n": 200}
+    assert record["meta"]["data"] == data.facts()
     assert record["meta"]["command"].startswith("vtr search p-sigmoid --out")
     assert record["meta"]["n_vision"] == 16
     assert {s["method"] for s in record["schedules"]} == {"g-search", "p-sigmoid", "searched"}
@@ -169,6 +177,25 @@ def test_a_search_leaves_schedules_a_record_and_a_report(tmp_path, data, engines
     assert {event["kind"] for event in said} == {"progress", "step", "done"}
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"search: wrote g-search, searched-0.5 to {out}"
+
+
+def test_a_label_free_search_needs_no_answers(tmp_path, engines):
+    data = items(tmp_path, 200, answered=False)
+    held = items(tmp_path, 20, first=1000, name="held.jsonl", answered=False)
+    out = tmp_path / "out"
+    flags = ("--objective", "label-free", "--heldout", str(held.path))
+    assert search("p-sigmoid", out, data, *flags) == 0
+    assert {p.name for p in out.glob("*.json")} == {"g-search.json", "searched-0.5.json"}
+    record = read_search(out / "report")
+    assert record["meta"]["data"]["answered"] is False
+    assert record["meta"]["unreduced"]["accuracy"] == 1.0  # each answer is its own
+    found = [s["accuracy"] for s in record["schedules"]]
+    assert all(0 < accuracy <= 1 for accuracy in found)
+    assert min(found) < 1
+    page = (out / "report" / "index.html").read_text()
+    assert "questions have no answers" in page
+    assert page.count("without answers: a score is the share") == 2
+    assert "of the\ncalibration questions right" not in page
 
 
 def test_the_same_command_again_asks_nothing(tmp_path, data, engines):
@@ -194,11 +221,7 @@ def test_held_out_data_is_compared_at_once_or_later(tmp_path, data, engines):
     out = tmp_path / "out"
     assert search("p-sigmoid", out, data, "--heldout", str(held.path)) == 0
     frontier = read_frontier(out / "report")
-    assert frontier["meta"]["splits"]["heldout"] == {
-        "path": str(held.path),
-        "sha256": held.sha256,
-        "n": 30,
-    }
+    assert frontier["meta"]["splits"]["heldout"] == held.facts()
     rows = {(row["method"], row["budget"]): row for row in frontier["rows"]}
     assert rows["full", 1.0]["splits"]["heldout"]["n"] == 30
     assert {"searched", "p-sigmoid", "g-search", "fastv", "random", "downsample"} <= {

@@ -203,3 +203,19 @@ def test_an_outcome_is_the_three_of_them(tmp_path) -> None:
 def test_an_empty_answer_scores_nothing(tmp_path) -> None:
     (item,) = items(tmp_path, 1).items
     assert outcome(item, Answer("", (), 16, 5), steps(END)) == Outcome(0.0, LEAST_LOGPROB, 0.0)
+
+
+def test_without_right_answers_the_unreduced_one_takes_their_place(tmp_path) -> None:
+    evaluator = SimulatedEvaluator()
+    cut = Candidate.from_counts((16, 16, 2, 2, 2), [RankRule("last")] * 5, 16)
+    met = set()
+    for item in items(tmp_path, 30, answered=False).items:
+        whole = evaluator.answer(Task(unreduced(evaluator.geometry), item))
+        assert outcome(item, whole, whole.steps).score == 1.0
+        answer = evaluator.answer(Task(cut, item))
+        found = outcome(item, answer, whole.steps)
+        assert found.score == float(answer.text == whole.text)
+        assert found.logprob <= outcome(item, whole, whole.steps).logprob
+        assert found.divergence == divergence(whole.steps, answer.steps)
+        met.add(found.score)
+    assert met == {0.0, 1.0}
