@@ -19,7 +19,7 @@ def search_record(seed: int = 0) -> dict[str, Any]:
             "model": "demo",
             "fingerprint": FINGERPRINT,
             "n_vision": 144,
-            "data": {"path": "calibration.jsonl", "sha256": "ab" * 32, "n": 300},
+            "data": {"path": "calibration.jsonl", "sha256": "ab" * 32, "n": 300, "answered": True},
             "seed": 7,
             "objective": "accuracy",
             "tolerance": 0.01,
@@ -61,7 +61,7 @@ def frontier_record(seed: int = 0) -> dict[str, Any]:
             "fingerprint": FINGERPRINT,
             "level": 0.95,
             "splits": {
-                name: {"path": f"{name}.jsonl", "sha256": "cd" * 32, "n": 1000}
+                name: {"path": f"{name}.jsonl", "sha256": "cd" * 32, "n": 1000, "answered": True}
                 for name in ("test", "shifted")
             },
             "command": "vtr search compare",
