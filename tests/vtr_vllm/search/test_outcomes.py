@@ -207,7 +207,7 @@ def test_an_empty_answer_scores_nothing(tmp_path) -> None:
 
 def test_without_right_answers_the_unreduced_one_takes_their_place(tmp_path) -> None:
     evaluator = SimulatedEvaluator()
-    cut = Candidate.from_counts((16, 16, 2, 2, 2), [RankRule("last")] * 5, 16)
+    cut = Candidate.from_counts((16, 16, 2, 2, 2), [RankRule.parse("last")] * 5, 16)
     met = set()
     for item in items(tmp_path, 30, answered=False).items:
         whole = evaluator.answer(Task(unreduced(evaluator.geometry), item))
