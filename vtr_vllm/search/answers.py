@@ -13,7 +13,7 @@ TOP_LOGPROBS = 20
 
 
 @dataclass(frozen=True)
-class Step:
+class GeneratedToken:
     """One generated token."""
 
     token: str
@@ -26,7 +26,7 @@ class Answer:
     """One greedy answer."""
 
     text: str
-    steps: tuple[Step, ...]
+    steps: tuple[GeneratedToken, ...]
     n_vision: int
     """Vision tokens in the prompt."""
     n_text: int

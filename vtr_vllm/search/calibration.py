@@ -21,7 +21,7 @@ from vtr_vllm.errors import CalibrationError, InvalidMedia
 from vtr_vllm.image_files import decode_rgb, media_type
 from vtr_vllm.schedules.strict_json import show
 from vtr_vllm.schedules.whole_file import whole_file
-from vtr_vllm.search.metrics import check_metric
+from vtr_vllm.search.answer_metrics import check_metric
 
 REQUIRED = ("image", "question")
 ANSWERED = ("answers", "metric")

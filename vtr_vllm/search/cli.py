@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from vtr_vllm.errors import VTRError
 from vtr_vllm.search import commands
-from vtr_vllm.search.metrics import METRICS
+from vtr_vllm.search.answer_metrics import METRICS
 from vtr_vllm.search.pipeline import KINDS
 
 _BUDGETS = "0.75,0.5,0.375,0.25,0.1875"

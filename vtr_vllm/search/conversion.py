@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vtr_vllm.errors import CalibrationError, InvalidMedia
+from vtr_vllm.search.answer_metrics import check_metric
 from vtr_vllm.search.calibration import Checker, write_items
-from vtr_vllm.search.metrics import check_metric
 
 __all__ = ["Conversion", "Converter", "Row", "checked"]
 

@@ -18,9 +18,9 @@ from pathlib import Path
 from vtr_vllm.demo import sample
 from vtr_vllm.errors import CalibrationError, InvalidMedia
 from vtr_vllm.image_files import media_type
+from vtr_vllm.search.answer_metrics import METRICS
 from vtr_vllm.search.conversion import Conversion, Converter, Row, checked
 from vtr_vllm.search.llava import find_image, read_entries, read_row
-from vtr_vllm.search.metrics import METRICS
 from vtr_vllm.search.tsv import TsvRow, read_tsv
 
 CHOICE_INSTRUCTION = "Please select the correct answer from the options above."

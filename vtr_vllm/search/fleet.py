@@ -27,7 +27,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Request(Generic[R]):
+class FleetRequest(Generic[R]):
     """One chat completion."""
 
     name: str
@@ -76,7 +76,7 @@ class Fleet:
         self._down: dict[str, str] = {}  # server -> why, at the end of the last run
         self.served = asyncio.run(self._agree())
 
-    def run(self, requests: Sequence[Request[R]]) -> Replies[R]:
+    def run(self, requests: Sequence[FleetRequest[R]]) -> Replies[R]:
         """Send every request to whichever server has room.
 
         Raises EvaluationFailed when a request failed TRIES times, or when all servers are down for
@@ -84,7 +84,7 @@ class Fleet:
         """
         return asyncio.run(self._run(requests))
 
-    async def _run(self, requests: Sequence[Request[R]]) -> Replies[R]:
+    async def _run(self, requests: Sequence[FleetRequest[R]]) -> Replies[R]:
         servers = [_Server(url, self._down.get(url)) for url in self._urls]
         async with self._client() as client:
             run = _Run(client, servers, self.served, self._in_flight, self._patience)
@@ -165,7 +165,7 @@ class _Run:
         self._busy = self._room = 0.0
         self._last = monotonic()
 
-    async def finish(self, requests: Sequence[Request[R]]) -> Replies[R]:
+    async def finish(self, requests: Sequence[FleetRequest[R]]) -> Replies[R]:
         """Answer all; the first exception of any part ends every other."""
         answers: dict[int, R] = {}
 
@@ -195,7 +195,9 @@ class _Run:
             await asyncio.gather(*parts, return_exceptions=True)
         return Replies(tuple(answers[i] for i in range(len(requests))), self._busy, self._room)
 
-    async def _ask(self, server: _Server, index: int, request: Request[R]) -> httpx.Response | None:
+    async def _ask(
+        self, server: _Server, index: int, request: FleetRequest[R]
+    ) -> httpx.Response | None:
         """The answer; None if there was none and the request is in the queue once more."""
         body = await asyncio.to_thread(request.body)
         with self._counted(server):

@@ -25,7 +25,7 @@ BAYES_TRIALS = 12
 
 
 @dataclass(frozen=True)
-class Step:
+class GreedyStage:
     """What one stage came to."""
 
     layer: int
@@ -60,7 +60,7 @@ class GSearch:
     """Items to evaluate on; None: all."""
 
 
-def search(study: Study, settings: GSearch, name: str) -> tuple[Schedule, list[Step]]:
+def search(study: Study, settings: GSearch, name: str) -> tuple[Schedule, list[GreedyStage]]:
     """Run G-Search; returns the schedule and the steps to it.
 
     Raises ConfigurationError for settings out of range, EvaluationFailed as the study.
@@ -75,7 +75,7 @@ def search(study: Study, settings: GSearch, name: str) -> tuple[Schedule, list[S
         find = finder.bisect if settings.inner == "bisection" else finder.optimise
         count, found = find()
         counts[start:] = [count] * (layers - start)
-        step = Step(
+        step = GreedyStage(
             layer=start,
             count=count,
             keep=count / n,
@@ -186,7 +186,7 @@ def _check(settings: GSearch, layers: int) -> None:
         )
 
 
-def _parameters(settings: GSearch, steps: Sequence[Step]) -> dict[str, Any]:
+def _parameters(settings: GSearch, steps: Sequence[GreedyStage]) -> dict[str, Any]:
     parameters: dict[str, Any] = {
         "starts": list(settings.starts),
         "inner": settings.inner,

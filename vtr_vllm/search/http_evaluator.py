@@ -17,10 +17,10 @@ from PIL import Image
 
 from vtr_vllm.errors import EvaluationFailed
 from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan
-from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, Step, Task, messages
+from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, GeneratedToken, Task, messages
 from vtr_vllm.search.calibration import Item, data_uri
 from vtr_vllm.search.candidates import Candidate, scaled
-from vtr_vllm.search.fleet import Fleet, Request
+from vtr_vllm.search.fleet import Fleet, FleetRequest
 from vtr_vllm.search.servers import error_of, error_text
 
 
@@ -67,7 +67,7 @@ class HTTPEvaluator:
         keep = (0.5,) * self.geometry.layers
         task = Task(Candidate(keep, (RankRule.parse("cls"),)), _probe_item())
         name = "the probe for rank rule cls"
-        request = Request(name, partial(self._body, task), partial(_is_served, name, task))
+        request = FleetRequest(name, partial(self._body, task), partial(_is_served, name, task))
         return self._fleet.run([request]).answers[0]
 
     @property
@@ -87,8 +87,8 @@ class HTTPEvaluator:
     def close(self) -> None:
         """Nothing: no connection outlives ``run``."""
 
-    def _request(self, name: str, task: Task) -> Request[Answer]:
-        return Request(name, partial(self._body, task), partial(_answer, name, task))
+    def _request(self, name: str, task: Task) -> FleetRequest[Answer]:
+        return FleetRequest(name, partial(self._body, task), partial(_answer, name, task))
 
     def _body(self, task: Task) -> bytes:
         image = {"type": "image_url", "image_url": {"url": _image_uri(task)}}
@@ -152,7 +152,7 @@ def _answer(name: str, task: Task, response: httpx.Response) -> Answer:
         body = response.json()
         choice = body["choices"][0]
         steps = tuple(
-            Step(step["token"], _by_token(step["top_logprobs"]))
+            GeneratedToken(step["token"], _by_token(step["top_logprobs"]))
             for step in choice["logprobs"]["content"]
         )
         n_vision, kept = body["vtr"]["vision_tokens"], list(body["vtr"]["kept_per_layer"])

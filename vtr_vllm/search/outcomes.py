@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vtr_vllm.search.answers import Answer, Step
+from vtr_vllm.search.answer_metrics import score
+from vtr_vllm.search.answers import Answer, GeneratedToken
 from vtr_vllm.search.calibration import Item
-from vtr_vllm.search.metrics import score
 
 Objective = Literal["accuracy", "label-free"]
 
@@ -42,7 +42,7 @@ def best_utility(objective: Objective) -> float:
     return 0.0 if objective == "label-free" else 1.0
 
 
-def outcome(item: Item, answer: Answer, unreduced: Sequence[Step]) -> Outcome:
+def outcome(item: Item, answer: Answer, unreduced: Sequence[GeneratedToken]) -> Outcome:
     """Judge an answer; ``unreduced`` are the steps of the unreduced model's answer.
 
     Where the right answers are not known, the unreduced model's takes their place: the score is 1
@@ -61,7 +61,7 @@ def outcome(item: Item, answer: Answer, unreduced: Sequence[Step]) -> Outcome:
     )
 
 
-def reference_logprob(steps: Sequence[Step], reference: str) -> float:
+def reference_logprob(steps: Sequence[GeneratedToken], reference: str) -> float:
     """Mean log-probability of the reference answer's tokens, as far as one answer shows them.
 
     That is up to and with the first token at which the model's own greedy answer leaves the
@@ -93,7 +93,7 @@ def reference_logprob(steps: Sequence[Step], reference: str) -> float:
     return max(LEAST_LOGPROB, min(0.0, math.fsum(seen) / len(seen)))
 
 
-def divergence(first: Sequence[Step], second: Sequence[Step]) -> float:
+def divergence(first: Sequence[GeneratedToken], second: Sequence[GeneratedToken]) -> float:
     """Mean Jensen-Shannon divergence of the next-token distributions, in [0, ln 2] nats.
 
     Over the answer's positions up to and with the first at which the two answers differ. Only

@@ -51,7 +51,7 @@ class Result:
 
     schedules: dict[str, list[Schedule]] = field(default_factory=dict)
     """By method. A P-Sigmoid's, rule P-Sigmoid's and descent's budgets are the settings'."""
-    steps: dict[str, list[g_search.Step]] = field(default_factory=dict)
+    steps: dict[str, list[g_search.GreedyStage]] = field(default_factory=dict)
     """Of the G-Searches, by method."""
     trials: dict[str, list[Trial]] = field(default_factory=dict)
     """Of the Bayesian optimisations, by method."""

@@ -9,7 +9,7 @@ from time import monotonic
 
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.schedules import ModelGeometry
-from vtr_vllm.search.answers import Answer, Evaluator, Step, Task
+from vtr_vllm.search.answers import Answer, Evaluator, GeneratedToken, Task
 from vtr_vllm.search.calibration import Dataset, Item
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.journal import Begun, Journal, Key, Measured
@@ -109,7 +109,7 @@ class Study:
             for first, last in pairwise(edges)
         ]
         self._seen: set[Key] = set()
-        self._steps: dict[str, list[tuple[Step, ...]]] = {}
+        self._steps: dict[str, list[tuple[GeneratedToken, ...]]] = {}
 
     @property
     def geometry(self) -> ModelGeometry:
@@ -276,12 +276,13 @@ class Study:
             measured.append(Measured(outcomes, kept, *facts))
         self._journal.finish(ids, measured)
 
-    def _unreduced_steps(self, block: "_Block") -> list[tuple[Step, ...]]:
+    def _unreduced_steps(self, block: "_Block") -> list[tuple[GeneratedToken, ...]]:
         if block.sha256 not in self._steps:
             measured = self._find(unreduced(self.geometry), block)
             packed = (measured.answers if measured else None) or []
             self._steps[block.sha256] = [
-                tuple(Step(token, logprobs) for token, logprobs in steps) for steps, _, _ in packed
+                tuple(GeneratedToken(token, logprobs) for token, logprobs in steps)
+                for steps, _, _ in packed
             ]
         return self._steps[block.sha256]
 
@@ -294,7 +295,7 @@ class _Block:
 
 
 def _judge(
-    items: Sequence[Item], answers: Sequence[Answer], steps: Sequence[tuple[Step, ...]]
+    items: Sequence[Item], answers: Sequence[Answer], steps: Sequence[tuple[GeneratedToken, ...]]
 ) -> list[list[float]]:
     judged = [outcome(*triple) for triple in zip(items, answers, steps, strict=True)]
     return [[o.score, o.logprob, o.divergence] for o in judged]

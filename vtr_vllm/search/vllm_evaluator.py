@@ -22,7 +22,15 @@ from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.engine.frontend.admission import collect
 from vtr_vllm.errors import EvaluationFailed, VTRError
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry
-from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, EngineOptions, Step, Task, messages
+from vtr_vllm.search.answers import (
+    TOP_LOGPROBS,
+    Answer,
+    Batch,
+    EngineOptions,
+    GeneratedToken,
+    Task,
+    messages,
+)
 from vtr_vllm.search.candidates import Candidate, scaled
 
 _DEMO_ARGS: Mapping[str, Any] = {
@@ -148,7 +156,7 @@ class VLLMEvaluator:
 def _answer(output: Any, n_vision: int) -> Answer:
     completion = output.outputs[0]
     steps = tuple(
-        Step(
+        GeneratedToken(
             step[token].decoded_token,
             # of tokens with the same text the likeliest, which comes first
             {entry.decoded_token: entry.logprob for entry in reversed(step.values())},

@@ -20,7 +20,7 @@ from PIL import Image
 
 from vtr_vllm.errors import EvaluationFailed
 from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan
-from vtr_vllm.search.answers import Answer, Batch, Step, Task
+from vtr_vllm.search.answers import Answer, Batch, GeneratedToken, Task
 from vtr_vllm.search.calibration import Dataset, Item, write_items
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.journal import Journal
@@ -139,7 +139,7 @@ class SimulatedEvaluator:
                 listed = {one: sure, other: _SURE - sure}
                 alike = False
             logprobs = {token: math.log(p) for token, p in (listed | _REST).items()}
-            steps.append(Step(_token([*said, "</s>"], place), logprobs))
+            steps.append(GeneratedToken(_token([*said, "</s>"], place), logprobs))
             words.append(word)
         return Answer(" ".join(words[:-1]), tuple(steps), n_vision, 5 + len(item.question.split()))
 

@@ -12,9 +12,9 @@ from PIL import Image
 
 from vtr_vllm.demo import sample
 from vtr_vllm.errors import CalibrationError
+from vtr_vllm.search.answer_metrics import score
 from vtr_vllm.search.calibration import Dataset, check_disjoint
 from vtr_vllm.search.converters import from_demo, from_llava, from_vlmevalkit
-from vtr_vllm.search.metrics import score
 
 
 def encode(shade: int, form: str = "PNG", side: int | tuple[int, int] = 4) -> bytes:

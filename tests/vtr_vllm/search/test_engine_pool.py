@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from tests.vtr_vllm.search.conftest import MAX_TOKENS
 from vtr_vllm.errors import EvaluationFailed
 from vtr_vllm.schedules import RankRule, fastv
+from vtr_vllm.search.answer_metrics import score
 from vtr_vllm.search.answers import EngineOptions, Task
 from vtr_vllm.search.calibration import Item
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.engine_pool import EnginePool, share
-from vtr_vllm.search.metrics import score
 
 
 def item(name: str) -> Item:

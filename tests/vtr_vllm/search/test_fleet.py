@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.vtr_vllm.search.stub_server import Reply, Stub, refusal, stub_server
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.search import fleet
-from vtr_vllm.search.fleet import TRIES, Fleet, Replies, Request
+from vtr_vllm.search.fleet import TRIES, Fleet, FleetRequest, Replies
 
 
 @pytest.fixture(autouse=True)
@@ -49,13 +49,13 @@ def send(fleet: Fleet, count: int) -> Replies[int]:
     return fleet.run([request(f"request {i}", i) for i in range(count)])
 
 
-def request(name: str, number: int) -> Request[int]:
+def request(name: str, number: int) -> FleetRequest[int]:
     def read(response: httpx.Response) -> int:
         if response.status_code != 200:
             raise EvaluationFailed(f"{name}: {response.text}")
         return int(response.json()["is"])
 
-    return Request(name, json.dumps({"i": number}).encode, read)
+    return FleetRequest(name, json.dumps({"i": number}).encode, read)
 
 
 def failing(times: Callable[[int], int], how: Reply) -> Callable[[Any], Reply]:

@@ -20,7 +20,7 @@ from tests.vtr_vllm.search.stub_server import (
 )
 from vtr_vllm.errors import EvaluationFailed
 from vtr_vllm.schedules import fastv, p_sigmoid
-from vtr_vllm.search.answers import Answer, Batch, EngineOptions, Evaluator, Step, Task
+from vtr_vllm.search.answers import Answer, Batch, EngineOptions, Evaluator, GeneratedToken, Task
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.converters import from_demo
@@ -156,7 +156,7 @@ class TestStubs:
         with stub_server(chat) as stub:
             evaluator = HTTPEvaluator([stub.url], 7, in_flight=1)
             batch = evaluator.run([Task(whole, item), Task(half, item)])
-        assert batch.answers[0] == Answer("red", (Step("red", {"red": -0.5}),), 3, 2)
+        assert batch.answers[0] == Answer("red", (GeneratedToken("red", {"red": -0.5}),), 3, 2)
         for body in seen:
             assert body["model"] == "stub"
             assert question(body) == item.question

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.schedules import RankRule
-from vtr_vllm.search.answers import Answer, Step, Task
+from vtr_vllm.search.answers import Answer, GeneratedToken, Task
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.outcomes import (
     LEAST_LOGPROB,
@@ -22,10 +22,12 @@ from vtr_vllm.search.outcomes import (
 )
 
 
-def steps(*listed: Mapping[str, float]) -> list[Step]:
+def steps(*listed: Mapping[str, float]) -> list[GeneratedToken]:
     """Greedy steps with these probabilities; the likeliest token is the one said."""
     return [
-        Step(max(tokens, key=lambda t: tokens[t]), {t: math.log(p) for t, p in tokens.items()})
+        GeneratedToken(
+            max(tokens, key=lambda t: tokens[t]), {t: math.log(p) for t, p in tokens.items()}
+        )
         for tokens in listed
     ]
 
@@ -34,7 +36,7 @@ END = {"</s>": 0.9, " the": 0.01}
 
 
 @st.composite
-def answers(draw: st.DrawFn) -> list[Step]:
+def answers(draw: st.DrawFn) -> list[GeneratedToken]:
     """Any answer of few tokens, whose likeliest one is said, over few texts so that they meet."""
     texts = ["red", "re", "d", " red", "▁Red", "Ġ", "", " ", "\n", "blue", "</s>"]
     found = []
@@ -132,18 +134,20 @@ def test_a_hopeless_item_is_bounded() -> None:
 
 
 @given(answers(), st.sampled_from(["red", "Red", "red red", "blue", "bluered", "none"]))
-def test_a_log_probability_is_bounded(said: list[Step], reference: str) -> None:
+def test_a_log_probability_is_bounded(said: list[GeneratedToken], reference: str) -> None:
     assert LEAST_LOGPROB <= reference_logprob(said, reference) <= 0
 
 
 @given(answers(), answers())
-def test_divergence_is_bounded_and_symmetric(one: list[Step], other: list[Step]) -> None:
+def test_divergence_is_bounded_and_symmetric(
+    one: list[GeneratedToken], other: list[GeneratedToken]
+) -> None:
     assert 0 <= divergence(one, other) <= math.log(2)
     assert divergence(one, other) == divergence(other, one)
 
 
 @given(answers())
-def test_an_answer_does_not_diverge_from_itself(said: list[Step]) -> None:
+def test_an_answer_does_not_diverge_from_itself(said: list[GeneratedToken]) -> None:
     assert divergence(said, said) == 0
 
 

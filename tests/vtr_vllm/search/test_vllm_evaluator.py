@@ -8,9 +8,9 @@ import pytest
 from tests.vtr_vllm.search.conftest import MAX_TOKENS
 from vtr_vllm.errors import EvaluationFailed
 from vtr_vllm.schedules import fastv, random, uniform
+from vtr_vllm.search.answer_metrics import score
 from vtr_vllm.search.answers import TOP_LOGPROBS, Task
 from vtr_vllm.search.candidates import Candidate, unreduced
-from vtr_vllm.search.metrics import score
 
 pytestmark = pytest.mark.engine
 

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtr_vllm.errors import CalibrationError
-from vtr_vllm.search.metrics import (
+from vtr_vllm.search.answer_metrics import (
     METRICS,
     check_metric,
     levenshtein,
