@@ -17,7 +17,7 @@ from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.schedule import Schedule
 from vtr_vllm.schedules.strict_json import JSON, show
 
-Source = Literal["full", "searched", "interpolated", "p-sigmoid default"]
+Source = Literal["full", "searched", "interpolated", "p-sigmoid-default"]
 
 _SAME_BUDGET = 1e-9
 
@@ -92,7 +92,7 @@ class ScheduleBook:
             return Selection(stored, "searched")
         above = bisect_left(self._budgets, value)
         if above == 0:
-            return Selection(p_sigmoid(self.geometry, value), "p-sigmoid default")
+            return Selection(p_sigmoid(self.geometry, value), "p-sigmoid-default")
         upper = self._ladder[above] if above < len(self._ladder) else full(self.geometry)
         return Selection(interpolate(self._ladder[above - 1], upper, value), "interpolated")
 

@@ -200,7 +200,7 @@ def observe_outcome(
     ``tier`` comes from ``tier_label`` and ``source`` from the facts; ``key`` is the name of a key
     of the settings. ``seconds``, since the request arrived, counts where the outcome is ok.
     """
-    _REQUESTS.labels(tier, source.replace(" ", "-"), key, outcome).inc()
+    _REQUESTS.labels(tier, source, key, outcome).inc()
     if seconds is not None and outcome == "ok":
         _REQUEST_SECONDS.labels(tier).observe(seconds)
 

@@ -86,7 +86,7 @@ def find_ask(
     if meaning := _detail(settings, details):
         return Asked(meaning, "detail", trace, floor)
     if key and key.budget.default is not None:
-        return Asked(Ask(budget=key.budget.default), "key default", trace, floor)
+        return Asked(Ask(budget=key.budget.default), "key-default", trace, floor)
     default = _server_default(settings, bounds(settings, key))
     return Asked(Ask(budget=default), "default", trace, floor)
 

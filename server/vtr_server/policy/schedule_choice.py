@@ -161,7 +161,7 @@ class ScheduleChooser:
     def _named(self, name: str) -> ChosenSchedule:
         schedule = self.book.by_name(name)
         stored = schedule.name in self.book.names()
-        source = "full" if schedule.name == "full" else "searched" if stored else "built-in form"
+        source = "full" if schedule.name == "full" else "searched" if stored else "built-in-form"
         budget = schedule.mean_keep if schedule.budget is None else schedule.budget
         return ChosenSchedule(budget, schedule, source)
 

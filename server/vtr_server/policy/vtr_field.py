@@ -130,13 +130,13 @@ class VTRAnswer(BaseModel):
     schedule: str
     """Name of the schedule that ran."""
     source: str
-    """``full``, ``searched``, ``interpolated`` (between two searched schedules), ``p-sigmoid
-    default`` (no searched schedule has this budget or a lower one), ``built-in form`` or
+    """``full``, ``searched``, ``interpolated`` (between two searched schedules),
+    ``p-sigmoid-default`` (no searched schedule has this budget or a lower one), ``built-in-form`` or
     ``inline``."""
     tier: str | None = None
     """The tier that was asked for."""
     asked_by: str = "default"
-    """What decided: ``body``, ``header``, ``model``, ``detail``, ``key default``, ``default``."""
+    """What decided: ``body``, ``header``, ``model``, ``detail``, ``key-default``, ``default``."""
     auto: AutoAnswer | None = None
     """Only with budget ``auto``."""
     per_image_floor: float = 0.0

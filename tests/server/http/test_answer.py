@@ -56,7 +56,7 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, str], str, dict[str, Any]]] = {
     "nothing": ({}, {}, "", {"asked_by": "default", "schedule": "full"}),
     "body number": ({"budget": 0.25}, {}, "", {"asked_by": "body", "budget": 0.25}),
     "body tier": ({"tier": "economy"}, {}, "", {"tier": "economy", "budget": 0.25}),
-    "body schedule": ({"schedule": "fastv-0.4"}, {}, "", {"source": "built-in form"}),
+    "body schedule": ({"schedule": "fastv-0.4"}, {}, "", {"source": "built-in-form"}),
     "stored tier": ({"tier": "halved"}, {}, "", {"schedule": "stored-half", "tier": "halved"}),
     "body flops": ({"max_flops_fraction": 0.6}, {}, "", {"asked_by": "body"}),
     "header number": ({}, {"X-VTR-Budget": "0.25"}, "", {"asked_by": "header", "budget": 0.25}),

@@ -47,7 +47,7 @@ def test_without_a_budget_nothing_is_reduced(client: openai.OpenAI) -> None:
 def test_a_budget_reduces_the_deeper_layers(client: openai.OpenAI) -> None:
     answer = ask(client, {"budget": 0.25})
     facts = facts_of(answer)
-    assert facts["source"] == "p-sigmoid default"
+    assert facts["source"] == "p-sigmoid-default"
     assert facts["kept_per_layer"] == sorted(facts["kept_per_layer"], reverse=True)
     assert facts["mean_keep"] == pytest.approx(0.25, abs=0.02)
     assert 0 < facts["flops_fraction"] < 0.5

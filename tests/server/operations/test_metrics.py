@@ -34,7 +34,7 @@ def value(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
 
-def told(budget: float, source: str = "p-sigmoid default", vision_tokens: int = 100) -> VTRAnswer:
+def told(budget: float, source: str = "p-sigmoid-default", vision_tokens: int = 100) -> VTRAnswer:
     return VTRAnswer(
         budget=budget,
         schedule=f"p-sigmoid-{budget}",
@@ -107,8 +107,8 @@ def test_every_budget_has_one_of_few_tiers(budget: float, schedule: str) -> None
         ("searched", "p-sigmoid-0.3"),  # a stored name, whatever it is
         ("interpolated", "interpolated"),
         ("inline", "inline"),
-        ("built-in form", "form"),
-        ("p-sigmoid default", "form"),
+        ("built-in-form", "form"),
+        ("p-sigmoid-default", "form"),
     ],
 )
 def test_names_that_clients_can_make_up_share_a_label(source: str, label: str) -> None:
@@ -122,7 +122,7 @@ def test_a_request_is_counted_at_its_end() -> None:
     names = [("vtr_requests_total", labels | {"outcome": end}) for end in ("ok", "timeout")]
     names += [("vtr_request_seconds_sum", {"tier": "0.25"})]
     before = [value(name, **given) for name, given in names]
-    asked = {"tier": "0.25", "source": "built-in form", "key": "team-a"}
+    asked = {"tier": "0.25", "source": "built-in-form", "key": "team-a"}
     metrics.observe_outcome("ok", seconds=2.5, **asked)
     metrics.observe_outcome("timeout", seconds=600, **asked)
     grown = [value(name, **given) - old for (name, given), old in zip(names, before, strict=True)]

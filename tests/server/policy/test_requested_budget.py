@@ -45,7 +45,7 @@ PLACES: list[tuple[str, dict[str, Any], Ask]] = [
     ("header", {"header": ("0.4",)}, Ask(budget=0.4)),
     ("model", {"alias": "0.4"}, Ask(budget=0.4)),
     ("detail", {"details": ("low",)}, Ask(tier="economy")),
-    ("key default", {}, Ask(budget=0.8)),
+    ("key-default", {}, Ask(budget=0.8)),
 ]
 
 
@@ -123,14 +123,14 @@ def test_bounds_of_auto_are_part_of_what_is_asked() -> None:
 
 
 def test_a_trace_is_asked_for_beside_any_place() -> None:
-    assert find({"trace": True}) == Asked(Ask(budget=0.8), "key default", trace=True)
+    assert find({"trace": True}) == Asked(Ask(budget=0.8), "key-default", trace=True)
     assert find({"trace": True}, ("0.4",)) == Asked(Ask(budget=0.4), "header", trace=True)
     assert find({"trace": True, "budget": 0.4}, ("0.4",)).by == "body"
 
 
 def test_a_floor_is_asked_for_beside_any_place() -> None:
     floor: dict[str, Any] = {"per_image_floor": 0.5}
-    assert find(floor) == Asked(Ask(budget=0.8), "key default", per_image_floor=0.5)
+    assert find(floor) == Asked(Ask(budget=0.8), "key-default", per_image_floor=0.5)
     assert find(floor, caller=None) == Asked(Ask(budget=0.9), "default", per_image_floor=0.5)
     assert find(floor, details=("low",)).per_image_floor == 0.5
     assert find(floor, ("0.4",)) == Asked(Ask(budget=0.4), "header", per_image_floor=0.5)

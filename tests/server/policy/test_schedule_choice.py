@@ -65,16 +65,16 @@ def stored(form: Schedule, budget: float) -> Schedule:
         (Ask(), "full", "full", 1.0),
         (Ask(budget=1.0), "full", "full", 1.0),
         (Ask(budget=0.5), "searched-half", "searched", 0.5),
-        (Ask(budget=0.25), "p-sigmoid-0.25", "p-sigmoid default", 0.25),
+        (Ask(budget=0.25), "p-sigmoid-0.25", "p-sigmoid-default", 0.25),
         (Ask(budget=0.75), "interpolated-0.75", "interpolated", 0.75),
         (Ask(tier="full"), "full", "full", 1.0),
-        (Ask(tier="economy"), "p-sigmoid-0.25", "p-sigmoid default", 0.25),
+        (Ask(tier="economy"), "p-sigmoid-0.25", "p-sigmoid-default", 0.25),
         (Ask(tier="balanced"), "searched-half", "searched", 0.5),
         (Ask(tier="halved"), "searched-half", "searched", 0.5),
-        (Ask(tier="quick"), "fastv-0.5", "built-in form", 0.5),
+        (Ask(tier="quick"), "fastv-0.5", "built-in-form", 0.5),
         (Ask(schedule="full"), "full", "full", 1.0),
         (Ask(schedule="searched-half"), "searched-half", "searched", 0.5),
-        (Ask(schedule="fastv-0.5"), "fastv-0.5", "built-in form", 0.5),
+        (Ask(schedule="fastv-0.5"), "fastv-0.5", "built-in-form", 0.5),
         (Ask(keep=[1.0] * 6 + [0.5] * 6, rules=["last"]), "inline", "inline", 0.75),
         (Ask(keep=[1] * 12, rules=[]), "inline", "inline", 1.0),
         (Ask(keep=[0] * 12, rules=["random"]), "inline", "inline", 0.0),
@@ -156,7 +156,7 @@ def test_the_listed_inline_example_can_be_asked_for() -> None:
 def test_every_listed_form_can_be_asked_for() -> None:
     for form in describe(CHOOSER)["forms"]:
         for name in (form["example"], form["name"].replace("<budget>", f"{form['least_budget']}")):
-            assert choose(Ask(schedule=name)).source == "built-in form"
+            assert choose(Ask(schedule=name)).source == "built-in-form"
 
 
 def test_a_tier_is_offered_while_its_schedule_is_stored() -> None:

@@ -48,7 +48,7 @@ def test_facts_of_a_reduced_prompt() -> None:
     assert prompt.plan is not None
     assert told.kept_per_layer == list(prompt.plan.counts)
     assert (told.vision_tokens, told.asked_by, told.budget) == (100, "header", 0.5)
-    assert (told.schedule, told.source) == ("fastv-0.5", "built-in form")
+    assert (told.schedule, told.source) == ("fastv-0.5", "built-in-form")
     assert told.mean_keep == pytest.approx(0.5, abs=0.01)
     assert told.flops_fraction == flops_fraction(GEOMETRY, prompt.plan.counts, 100, 20)
     assert (told.tier, told.auto, told.trace) == (None, None, None)
@@ -122,7 +122,7 @@ def test_the_names_in_headers_are_those_of_the_facts() -> None:
     told = VTRAnswer(
         budget=0.25,
         schedule="fastv-0.25",
-        source="built-in form",
+        source="built-in-form",
         vision_tokens=4,
         kept_per_layer=[1],
         mean_keep=0.25,
@@ -131,7 +131,7 @@ def test_the_names_in_headers_are_those_of_the_facts() -> None:
     assert headers(told) == {
         "X-VTR-Budget": "0.25",
         "X-VTR-Schedule": "fastv-0.25",
-        "X-VTR-Source": "built-in form",
+        "X-VTR-Source": "built-in-form",
         "X-VTR-Vision-Tokens": "4",
         "X-VTR-Mean-Keep": "0.25",
         "X-VTR-Flops-Fraction": "0.5",

@@ -50,7 +50,7 @@ def test_a_form_beyond_its_reach_says_so(book):
         (0.5, "interpolated-0.5", "interpolated"),  # lossless promises no budget
         (0.2501, "interpolated-0.2501", "interpolated"),
         (1 - 1e-6, "interpolated-0.999999", "interpolated"),
-        (0.2499, "p-sigmoid-0.2499", "p-sigmoid default"),  # nothing stored is lower
+        (0.2499, "p-sigmoid-0.2499", "p-sigmoid-default"),  # nothing stored is lower
     ],
 )
 def test_a_budget_chooses_a_schedule(book, budget, name, source):
