@@ -79,7 +79,7 @@ class _Decision:
 
     def __post_init__(self) -> None:
         if self.asked.ask.max_flops_fraction is None:
-            choice = self.chooser.choose(self.asked.ask, self.policy)
+            choice = self.chooser.choose(self.asked.ask, self.policy, movable=not self.asked.explicit)
             self.choice = choice.with_floor(self.asked.per_image_floor)
 
     def __call__(self, n_vision: int, n_text: int) -> Mapping[str, Any]:

@@ -1,13 +1,13 @@
 """Where a request may say what it wants, and which of these places wins.
 
 The body's ``vtr`` > the header > the model's alias > ``image_url.detail`` > the default of the
-API key > the default of the server. The first three are explicit: two that differ are refused.
+API key > the default of the server. The first three are explicit: two that mean something else are
+refused, and so is what lies outside of the caller's bounds. What the others say is moved into them.
 """
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from vtr_server.policy.settings import AUTO, BudgetSettings, KeySettings, ServerSettings
 from vtr_server.policy.vtr_field import Ask, parse_field
@@ -18,6 +18,8 @@ __all__ = ["HEADER", "Asked", "Bounds", "bounds", "find_ask", "split_alias"]
 
 HEADER = "X-VTR-Budget"
 ALIAS = "@"
+FULL = "full"
+"""The tier and the schedule that are budget 1.0 on every server."""
 
 _NUMBER = re.compile(r"[0-9]{0,4}\.?[0-9]{1,20}([eE]-?[0-9]{1,3})?", re.ASCII)
 _TIER = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
@@ -32,6 +34,10 @@ class Asked:
 
     ask: Ask
     by: str
+    """The place, as answers name it."""
+    explicit: bool = True
+    """Whether the client asked for just this: it is then refused outside of the bounds, and never
+    moved."""
     trace: bool = False
     per_image_floor: float | None = None
     """None: the schedule's own."""
@@ -78,26 +84,33 @@ def find_ask(
         ("model", _short([alias], f"model alias {ALIAS}") if alias is not None else None),
     ]
     explicit = [(by, ask) for by, ask in found if ask is not None]
-    if any(ask != explicit[0][1] for _, ask in explicit[1:]):
+    if len({_meaning(settings, ask) for _, ask in explicit}) > 1:
         said = " and ".join(f"the {by} asks for {_wish(ask)}" for by, ask in explicit)
         raise RequestError(f"{said}; they differ: leave out all but one")
     if explicit:
-        return Asked(explicit[0][1], explicit[0][0], trace, floor)
-    if meaning := _detail(settings, details):
-        return Asked(meaning, "detail", trace, floor)
+        by, ask = explicit[0]
+        return Asked(ask, by, True, trace, floor)
+    if detail := _detail(settings, details):
+        return Asked(detail, "detail", False, trace, floor)
     if key and key.budget.default is not None:
-        return Asked(Ask(budget=key.budget.default), "key-default", trace, floor)
-    default = _server_default(settings, bounds(settings, key))
-    return Asked(Ask(budget=default), "default", trace, floor)
+        return Asked(Ask(budget=key.budget.default), "key-default", False, trace, floor)
+    default = 1.0 if settings.budget.default is None else settings.budget.default
+    return Asked(Ask(budget=default), "default", False, trace, floor)
 
 
-def _server_default(settings: ServerSettings, policy: Bounds) -> float | Literal["auto"]:
-    """What the server gives unasked, moved into the bounds of the key."""
-    default = settings.budget.default
-    if default == AUTO:
-        return default
-    wanted = policy.maximum if default is None else float(default)
-    return min(max(wanted, policy.minimum), policy.maximum)
+def _meaning(settings: ServerSettings, ask: Ask) -> tuple[object, ...]:
+    """Equal for asks that come to the same: a tier is what the settings say that it stands for.
+
+    The bounds of ``auto`` are no part of it: only the body can name them, and they hold then.
+    """
+    meaning = settings.tiers.get(ask.tier, ask.tier) if ask.tier is not None else ask.schedule
+    budget: object = 1.0 if meaning == FULL else ask.budget
+    if isinstance(meaning, float):
+        budget = meaning
+    schedule = meaning if isinstance(meaning, str) and meaning != FULL else None
+    unknown = ask.tier is not None and ask.tier not in settings.tiers
+    inline = None if ask.keep is None else repr((ask.keep, ask.rules))
+    return budget, schedule, unknown, ask.max_flops_fraction, inline
 
 
 def _detail(settings: ServerSettings, details: Sequence[str]) -> Ask | None:

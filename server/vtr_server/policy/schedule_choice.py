@@ -68,9 +68,10 @@ class ScheduleChooser:
     """Bounds -> the controller's level, and the budget that it gives within them; None without a
     controller."""
 
-    def choose(self, ask: Ask, policy: Bounds) -> ChosenSchedule:
+    def choose(self, ask: Ask, policy: Bounds, *, movable: bool = False) -> ChosenSchedule:
         """The choice for every way of asking but ``max_flops_fraction``.
 
+        What is ``movable``, a default or a detail, is moved to the bound of ``policy`` next to it.
         Raises InvalidBudget, UnknownSchedule, UnknownTier or ScheduleError for what cannot be
         met, UnsupportedRequest for ``auto`` without a controller, BudgetNotAllowed outside
         ``policy``.
@@ -86,7 +87,13 @@ class ScheduleChooser:
             choice = ChosenSchedule(schedule.mean_keep, schedule, "inline")
         else:
             choice = self._of_budget(1.0 if ask.budget is None else float(ask.budget))
-        return _allowed(choice, policy)
+        if _is_inside(choice.budget, policy):
+            return choice
+        if not movable:
+            raise BudgetNotAllowed(
+                f"budget {choice.budget:g} lies outside {_range(policy)}; ask for one inside"
+            )
+        return self._of_budget(min(max(choice.budget, policy.minimum), policy.maximum))
 
     def choose_by_flops(
         self, fraction: float, policy: Bounds, n_vision: int, n_text: int
@@ -147,8 +154,7 @@ class ScheduleChooser:
         )
         if within.minimum > within.maximum:
             raise BudgetNotAllowed(
-                f'budget "auto" between {ask.minimum} and {ask.maximum} lies outside'
-                f" {_range(policy)}; move the bounds"
+                f'budget "auto" {_between(ask)} lies outside {_range(policy)}; move the bounds'
             )
         level, budget = self.auto(within)
         auto = AutoAnswer(level=level, minimum=within.minimum, maximum=within.maximum)
@@ -184,12 +190,15 @@ class ScheduleChooser:
         return self._named(meaning) if isinstance(meaning, str) else self._of_budget(meaning)
 
 
-def _allowed(choice: ChosenSchedule, policy: Bounds) -> ChosenSchedule:
-    if not policy.minimum - _EPS <= choice.budget <= policy.maximum + _EPS:
-        raise BudgetNotAllowed(
-            f"budget {choice.budget:g} lies outside {_range(policy)}; ask for one inside"
-        )
-    return choice
+def _is_inside(budget: float, policy: Bounds) -> bool:
+    return policy.minimum - _EPS <= budget <= policy.maximum + _EPS
+
+
+def _between(ask: Ask) -> str:
+    """The bounds that a request sets for ``auto``: one, or both."""
+    if ask.minimum is None or ask.maximum is None:
+        return f"up to {ask.maximum}" if ask.minimum is None else f"of at least {ask.minimum}"
+    return f"between {ask.minimum} and {ask.maximum}"
 
 
 def _range(policy: Bounds) -> str:

@@ -220,9 +220,11 @@ def _check_bounds(asked: VTRField) -> None:
     if asked.minimum is None and asked.maximum is None:
         return
     if asked.budget != AUTO:
+        given = {"minimum": asked.minimum, "maximum": asked.maximum}
+        said = " and ".join(f"{name} {value}" for name, value in given.items() if value is not None)
         raise RequestError(
-            f"vtr has minimum {asked.minimum} and maximum {asked.maximum}; they bound budget"
-            ' "auto" only: leave them out or ask for budget "auto"'
+            f'vtr has {said}, which bounds budget "auto" only; leave it out or ask for budget'
+            ' "auto"'
         )
     if (asked.minimum or 0.0) > (asked.maximum or 1.0):
         raise InvalidBudget(

@@ -55,41 +55,40 @@ def test_the_first_place_that_says_anything_decides(spoken: set[int]) -> None:
     given_ = [PLACES[i] for i in sorted(spoken)] + [PLACES[-1]]
     by, _, ask = given_[0]
     asked = find(**{name: value for _, place, _ in given_ for name, value in place.items()})
-    assert asked == Asked(ask, by)
+    assert asked == Asked(ask, by, explicit=by in ("body", "header", "model"))
 
 
-def test_the_servers_default_comes_last_and_is_moved_into_the_keys_bounds() -> None:
-    assert find(caller=None) == Asked(Ask(budget=0.9), "default")
-    assert find(caller=key()) == Asked(Ask(budget=0.9), "default")
-    assert find(caller=key(maximum=0.5)) == Asked(Ask(budget=0.5), "default")
-    assert find(caller=key(minimum=0.95)) == Asked(Ask(budget=0.95), "default")
-    plain = ServerSettings()
-    assert find(caller=None, settings=plain) == Asked(Ask(budget=1.0), "default")
-    capped = ServerSettings.model_validate({"budget": {"maximum": 0.6}})
-    assert find(caller=None, settings=capped) == Asked(Ask(budget=0.6), "default")
+def test_the_servers_default_comes_last() -> None:
+    """As it is: the chooser moves it into the bounds of the caller."""
+    for caller in (None, key(), key(maximum=0.5), key(minimum=0.95)):
+        assert find(caller=caller) == Asked(Ask(budget=0.9), "default", explicit=False)
+    assert find(caller=None, settings=ServerSettings()).ask == Ask(budget=1.0)
     elastic = ServerSettings.model_validate(
         {"budget": {"default": "auto"}, "elastic": {"ttft_seconds": 1.0}}
     )
-    assert find(caller=None, settings=elastic) == Asked(Ask(budget="auto"), "default")
+    assert find(caller=None, settings=elastic).ask == Ask(budget="auto")
 
 
-WISHES = ["0.25", "0.5", "economy", "auto"]
+WISHES = {"0.25": "0.25", ".250": "0.25", "economy": "0.25", "0.5": "0.5", "1": "1", "full": "1"}
+WISHES |= {"auto": "auto", "lossless": "lossless", "gold": "gold"}
+"""What each asks for, as the settings have it; gold is no tier."""
 
 
 @given(
-    body=st.none() | st.sampled_from(WISHES),
-    header=st.none() | st.sampled_from(WISHES),
-    alias=st.none() | st.sampled_from(WISHES),
+    body=st.none() | st.sampled_from(sorted(WISHES)),
+    header=st.none() | st.sampled_from(sorted(WISHES)),
+    alias=st.none() | st.sampled_from(sorted(WISHES)),
 )
 def test_explicit_places_agree_or_are_refused(
     body: str | None, header: str | None, alias: str | None
 ) -> None:
     def field(wish: str) -> dict[str, Any]:
-        if wish == "economy":
+        if wish in ("economy", "full", "lossless", "gold"):
             return {"tier": wish}
         return {"budget": wish if wish == "auto" else float(wish)}
 
-    said = {wish for wish in (body, header, alias) if wish is not None}
+    first = body or header or alias
+    said = {WISHES[wish] for wish in (body, header, alias) if wish is not None}
     arguments: dict[str, Any] = {
         "field": field(body) if body else None,
         "header": (header,) if header else (),
@@ -99,10 +98,10 @@ def test_explicit_places_agree_or_are_refused(
     if len(said) > 1:
         with pytest.raises(RequestError, match="they differ: leave out all but one"):
             find(**arguments)
-    elif said:
+    elif first:
         by = "body" if body else "header" if header else "model"
         assert find(**arguments).by == by
-        assert find(**arguments).ask == find(field=field(said.pop())).ask
+        assert find(**arguments).ask == find(field=field(first)).ask
     else:
         assert find(**arguments).by == "detail"
 
@@ -110,28 +109,47 @@ def test_explicit_places_agree_or_are_refused(
 def test_a_refused_contradiction_names_the_places_and_their_wishes() -> None:
     with pytest.raises(
         RequestError,
-        match="the body asks for schedule 'full' and the header asks for tier 'economy'",
+        match="the body asks for schedule 'full' and the header asks for tier 'economy'; they differ",
     ):
         find({"schedule": "full"}, ("economy",))
 
 
-def test_bounds_of_auto_are_part_of_what_is_asked() -> None:
+def test_bounds_of_auto_hold_beside_a_place_that_cannot_name_them() -> None:
     auto = {"budget": "auto", "minimum": 0.5}
-    assert find(auto).ask == Ask(budget="auto", minimum=0.5)
-    with pytest.raises(RequestError, match="they differ"):
-        find(auto, ("auto",))
+    for places in ({}, {"header": ("auto",)}, {"alias": "auto"}):
+        assert find(auto, **places).ask == Ask(budget="auto", minimum=0.5)
+
+
+@pytest.mark.parametrize(
+    ("field", "header", "same"),
+    [
+        ({"schedule": "lossless"}, "lossless", True),  # the tier stands for the schedule
+        ({"schedule": "full"}, "1.0", True),
+        ({"schedule": "full"}, "full", True),
+        ({"schedule": "economy"}, "economy", False),  # a schedule of a tier's name is another thing
+        ({"schedule": "fastv-0.25"}, "0.25", False),
+        ({"max_flops_fraction": 0.25}, "0.25", False),
+        ({"keep": [1.0, 1.0], "rules": []}, "1", False),
+    ],
+)
+def test_names_count_by_what_they_stand_for(field: Any, header: str, same: bool) -> None:
+    if same:
+        assert find(field, (header,)).by == "body"
+    else:
+        with pytest.raises(RequestError, match="they differ"):
+            find(field, (header,))
 
 
 def test_a_trace_is_asked_for_beside_any_place() -> None:
-    assert find({"trace": True}) == Asked(Ask(budget=0.8), "key-default", trace=True)
+    assert find({"trace": True}) == Asked(Ask(budget=0.8), "key-default", False, trace=True)
     assert find({"trace": True}, ("0.4",)) == Asked(Ask(budget=0.4), "header", trace=True)
     assert find({"trace": True, "budget": 0.4}, ("0.4",)).by == "body"
 
 
 def test_a_floor_is_asked_for_beside_any_place() -> None:
     floor: dict[str, Any] = {"per_image_floor": 0.5}
-    assert find(floor) == Asked(Ask(budget=0.8), "key-default", per_image_floor=0.5)
-    assert find(floor, caller=None) == Asked(Ask(budget=0.9), "default", per_image_floor=0.5)
+    assert find(floor) == Asked(Ask(budget=0.8), "key-default", False, per_image_floor=0.5)
+    assert find(floor, caller=None).per_image_floor == 0.5
     assert find(floor, details=("low",)).per_image_floor == 0.5
     assert find(floor, ("0.4",)) == Asked(Ask(budget=0.4), "header", per_image_floor=0.5)
     assert find(floor | {"budget": 0.4}, alias="0.4").per_image_floor == 0.5

@@ -228,6 +228,24 @@ def test_what_lies_outside_is_refused_with_the_range(ask: Ask) -> None:
         choose(ask, Bounds(0.5, 0.75))
 
 
+@given(ASKS, POLICIES)
+def test_a_default_or_a_detail_is_moved_to_the_next_bound(ask: Ask, policy: Bounds) -> None:
+    """One rule for both: what the client did not ask for itself never gets it a refusal."""
+    chooser = Chooser(BOOK, TIERS, lambda b: (1.0, b.maximum))
+    try:
+        plain = chooser.choose(ask, OPEN).budget
+    except (BudgetNotAllowed, UnknownTier):
+        return
+    if ask.budget == "auto":
+        return  # chooses within the policy anyway
+    moved = chooser.choose(ask, policy, movable=True)
+    if allowed(policy, plain):
+        assert moved == chooser.choose(ask, policy)
+    else:
+        assert moved.budget == (policy.minimum if plain < policy.minimum else policy.maximum)
+        assert moved.tier is None, "it is not what the tier stands for"
+
+
 def test_the_ends_of_the_range_may_be_asked_for() -> None:
     for budget in (0.5, 0.75):
         assert choose(Ask(budget=budget), Bounds(0.5, 0.75)).budget == budget
@@ -237,8 +255,13 @@ def test_auto_without_a_controller_or_outside_the_policy_is_refused() -> None:
     with pytest.raises(UnsupportedRequest, match=r"add \[elastic\]"):
         choose(Ask(budget="auto"))
     chooser = ScheduleChooser(BOOK, TIERS, lambda b: (1.0, b.maximum))
-    with pytest.raises(BudgetNotAllowed, match=r"move the bounds"):
-        chooser.choose(Ask(budget="auto", maximum=0.25), Bounds(0.5, 1.0))
+    for own, policy, said in (
+        ({"maximum": 0.25}, Bounds(0.5, 1.0), r"up to 0\.25 lies outside .*, 0\.5 to 1; move"),
+        ({"minimum": 0.75}, Bounds(0.1, 0.5), r"of at least 0\.75 lies outside"),
+        ({"minimum": 0.6, "maximum": 0.75}, Bounds(0.1, 0.5), r"between 0\.6 and 0\.75 lies"),
+    ):
+        with pytest.raises(BudgetNotAllowed, match=said):
+            chooser.choose(Ask(budget="auto", **own), policy)
     choice = chooser.choose(Ask(budget="auto", minimum=0.25), Bounds(0.1, 0.5))
     assert choice.auto == AutoAnswer(level=1.0, minimum=0.25, maximum=0.5)
     assert (choice.budget, choice.source) == (0.5, "searched")

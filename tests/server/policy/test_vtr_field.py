@@ -96,7 +96,7 @@ def test_two_ways_at_once_are_refused(one: str, other: str) -> None:
 @pytest.mark.parametrize("way", [way for way in WAYS if way != "auto"])
 @pytest.mark.parametrize("bound", ["minimum", "maximum"])
 def test_only_auto_has_bounds(way: str, bound: str) -> None:
-    with pytest.raises(RequestError, match='bound budget "auto" only'):
+    with pytest.raises(RequestError, match=f'vtr has {bound} 0.5, which bounds budget "auto" only'):
         parse_field(WAYS[way] | {bound: 0.5})
 
 
