@@ -10,13 +10,12 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vtr_server.gate.context import Caller, RequestContext
 from vtr_server.gate.exchange import GRACE_SECONDS, Exchange, body_too_large
 from vtr_server.gate.keys import Keyring
 from vtr_server.gate.rate import Buckets
@@ -28,7 +27,7 @@ from vtr_server.operations.metrics import (
     observe_outcome,
     observe_refusal,
 )
-from vtr_server.policy.settings import KeySettings, ServerSettings
+from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.errors import (
     Draining,
     Forbidden,
@@ -39,37 +38,15 @@ from vtr_vllm.errors import (
 )
 from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["ADMIN_PORT", "WATCHED", "Caller", "Gate", "install"]
+__all__ = ["Gate", "GateMiddleware", "install", "route_path"]
 
 logger = logging.getLogger("vllm.vtr")
-
-CALLER = "vtr_caller"
-EXCHANGE = "vtr_exchange"
-ADMIN_PORT = "vtr_admin_port"
-WATCHED = "vtr_watched"
-"""Keys of ``scope["state"]``. ADMIN_PORT is set by the admin port's server alone, WATCHED by a route
-that counts how its request ends; the gate counts the others."""
 
 DRAIN_RETRY_SECONDS = 30
 """Retry-After while draining: about what a replacement needs to start."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _HEALTH = frozenset({"/health", "/ready", "/ping"})
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who sent a request."""
-
-    key: KeySettings | None
-    """None on a server without keys, and for open routes."""
-    bucket: str
-    """Name of the allowance: the key's, or the address."""
-
-    @property
-    def name(self) -> str | None:
-        """The key's name."""
-        return self.key.name if self.key else None
 
 
 class Gate:
@@ -88,17 +65,11 @@ class Gate:
         self._vision_tokens = Buckets(clock)
         self._open: set[Exchange] = set()
 
-    def charge(self, state: dict[str, Any], vision_tokens: float) -> None:
-        """Charge the caller of ``scope["state"]`` for kept vision tokens, once admitted."""
-        caller: Caller = state[CALLER]
+    def charge(self, caller: Caller, vision_tokens: float) -> None:
+        """Charge a caller for kept vision tokens, once admitted."""
         per_minute = self._allowance(caller, "vision_tokens_per_minute")
         if per_minute:
             self._vision_tokens.charge(caller.bucket, per_minute, vision_tokens)
-
-    def why_cut_off(self, state: dict[str, Any]) -> VTRError | HTTPException | None:
-        """Why the gate ended a request that a route sees as a disconnect; None if it did not."""
-        exchange: Exchange | None = state.get(EXCHANGE)
-        return exchange.failure if exchange else None
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, wait until all is answered, and cut off what is not by ``seconds``."""
@@ -120,10 +91,11 @@ class Gate:
         """Draining for a health route of a draining server."""
         return self._draining_error() if self.draining and path in _HEALTH else None
 
-    def admit(self, scope: Scope, path: str, authorization: bytes | None) -> Caller:
+    def admit(
+        self, scope: Scope, path: str, authorization: bytes | None, *, on_admin_port: bool = False
+    ) -> Caller:
         """Who sends this request; raises the error that refuses it."""
         needed = needed_scope(path)
-        on_admin_port = scope["state"].get(ADMIN_PORT, False)
         if not on_admin_port and self._is_elsewhere(path):
             raise HTTPException(404, "Not Found")  # as for a path that no route has
         if self.draining and needed == "generate":
@@ -221,14 +193,19 @@ class GateMiddleware:
             request_id = secrets.token_hex(16).encode()
             others = [item for item in scope["headers"] if item[0] != b"x-request-id"]
             scope["headers"] = [*others, (b"x-request-id", request_id)]
-        state = scope.setdefault("state", {})
+        context = RequestContext.of(scope)
         limits = gate.settings.limits
-        exchange = Exchange(scope, receive, send, limits, request_id)
+        exchange = context.exchange = Exchange(scope, receive, send, limits, request_id)
         path = route_path(scope)
         caller: Caller | None = None
         needed = needed_scope(path)
         try:
-            caller = gate.admit(scope, path, headers.get(b"authorization"))
+            caller = context.caller = gate.admit(
+                scope,
+                path,
+                headers.get(b"authorization"),
+                on_admin_port=context.on_admin_port,
+            )
             if err := gate.health(path):
                 raise err
             if needed == "generate":
@@ -238,8 +215,6 @@ class GateMiddleware:
             _count(err, caller, needed)
             await exchange.refuse(err)
             return
-        state[CALLER] = caller
-        state[EXCHANGE] = exchange
         if needed == "generate":
             expect_media(limits.images)
             try:
@@ -247,7 +222,7 @@ class GateMiddleware:
             finally:
                 outcome = exchange.outcome
                 ours = path in COUNTED or outcome in ("refused", "timeout")
-                if ours and WATCHED not in state:
+                if ours and not context.counted:
                     observe_outcome(outcome, key=caller.name or UNKNOWN)
         elif needed == "open":
             await exchange.run(self._app, None)

@@ -14,7 +14,8 @@ from typing import Any
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from vtr_server.gate.middleware import CALLER, WATCHED, Caller, Gate
+from vtr_server.gate.context import RequestContext
+from vtr_server.gate.middleware import Gate
 from vtr_server.operations.metrics import Outcome
 from vtr_server.operations.request_observer import RequestObserver
 from vtr_server.policy.elastic import Elastic
@@ -79,7 +80,9 @@ class _Decision:
 
     def __post_init__(self) -> None:
         if self.asked.ask.max_flops_fraction is None:
-            choice = self.chooser.choose(self.asked.ask, self.policy, movable=not self.asked.explicit)
+            choice = self.chooser.choose(
+                self.asked.ask, self.policy, movable=not self.asked.explicit
+            )
             self.choice = choice.with_floor(self.asked.per_image_floor)
 
     def __call__(self, n_vision: int, n_text: int) -> Mapping[str, Any]:
@@ -101,17 +104,16 @@ async def answer(
     service: GenerationService, endpoint: Endpoint, request: Any, raw_request: Request
 ) -> Response:
     """Serve one request."""
-    state = raw_request.scope["state"]
-    caller: Caller = state[CALLER]
+    context = RequestContext.of(raw_request.scope)
     watch = RequestObserver(
         tiers=service.settings.tiers,
         bands=service.engine.band_starts,
         geometry=service.engine.geometry,
-        key=caller.key,
+        key=context.caller.key,
         elastic=service.elastic,
-        why_cut_off=lambda: service.gate.why_cut_off(state),
+        why_cut_off=lambda: context.cut_off,
     )
-    state[WATCHED] = True
+    context.counted = True
     try:
         return await _serve(service, endpoint, request, raw_request, watch)
     except BaseException as err:
@@ -135,7 +137,7 @@ async def _serve(
         assert decide.choice is not None
         watch.prompt(prompt, decide.choice.auto)
         kept = sum(kept_per_layer(prompt, geometry)) / geometry.layers
-        service.gate.charge(raw_request.scope["state"], kept)
+        service.gate.charge(RequestContext.of(raw_request.scope).caller, kept)
 
     with (
         collect(decide, noted) as admitted,

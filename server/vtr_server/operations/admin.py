@@ -17,7 +17,8 @@ from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from vtr_server.gate.middleware import ADMIN_PORT, Gate, route_path
+from vtr_server.gate.context import RequestContext
+from vtr_server.gate.middleware import Gate, route_path
 from vtr_server.gate.scopes import is_for_admin_port
 from vtr_server.http.errors import http_error_body
 from vtr_server.http.routes import health
@@ -100,7 +101,7 @@ class AdminPort:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if is_for_admin_port(route_path(scope)):
-            marked = {**scope, "state": {**scope.get("state", {}), ADMIN_PORT: True}}
+            marked = RequestContext(on_admin_port=True).put_into(scope)
             await self._app(marked, receive, send)
             return
         await JSONResponse(http_error_body(404, "Not Found"), 404)(scope, receive, send)

@@ -40,7 +40,7 @@ from vllm.usage.usage_lib import UsageContext
 from vllm.utils import random_uuid
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from vtr_server.gate.middleware import CALLER, Caller
+from vtr_server.gate.context import Caller, RequestContext
 from vtr_server.http.errors import error_body
 from vtr_vllm.errors import ConfigurationError, RequestError, VTRError
 from vtr_vllm.schedules.strict_json import show
@@ -195,8 +195,8 @@ def _as_operator(app: ASGIApp) -> ASGIApp:
     """What the gate would tell the routes: the caller has no key, and policy holds for all."""
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["state"] = {CALLER: Caller(None, "batch")}
-        await app(scope, receive, send)
+        context = RequestContext(Caller(None, "batch"))
+        await app(context.put_into(scope), receive, send)
 
     return run
 

@@ -12,8 +12,9 @@ from fastapi import FastAPI, Request, WebSocket
 from fastapi.responses import JSONResponse, StreamingResponse
 from vllm.entrypoints.serve.utils.api_utils import with_cancellation
 
+from vtr_server.gate.context import RequestContext
 from vtr_server.gate.keys import hash_key
-from vtr_server.gate.middleware import CALLER, WATCHED, Gate, GateMiddleware
+from vtr_server.gate.middleware import Gate, GateMiddleware
 from vtr_server.policy.settings import KeySettings, ServerSettings
 
 ALL_SCOPES = ("generate", "metrics", "admin", "jobs")
@@ -72,13 +73,13 @@ class Place:
     async def echo(self, raw_request: Request) -> JSONResponse:
         """What the routes of the server see of a request."""
         body = await raw_request.body()
-        caller = raw_request.scope["state"][CALLER]
-        self.seen.append(raw_request.scope["state"])
+        context = RequestContext.of(raw_request.scope)
+        self.seen.append(context)
         return JSONResponse(
             {
                 "bytes": len(body),
                 "request_id": raw_request.headers["x-request-id"],
-                "caller": caller.name,
+                "caller": context.caller.name,
             }
         )
 
@@ -120,7 +121,7 @@ class Place:
         """A route that counts its requests, once it has read them."""
         status = body["status"]
         if body.get("watched"):
-            raw_request.scope["state"][WATCHED] = True
+            RequestContext.of(raw_request.scope).counted = True
         return JSONResponse({"fine": True}, status)
 
     async def talk(self, socket: WebSocket) -> None:

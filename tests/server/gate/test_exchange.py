@@ -11,6 +11,7 @@ import pytest
 
 from tests.server.gate.apps import Place
 from tests.server.gate.test_middleware import code_of, post, run
+from vtr_server.gate.context import RequestContext
 from vtr_server.policy.settings import ServerSettings
 
 
@@ -129,7 +130,7 @@ def test_a_client_that_reads_nothing_is_given_up() -> None:
     }
     asyncio.run(asyncio.wait_for(place.app(scope, receive, send), 30))
     assert place.gate.in_flight == 0
-    assert place.gate.why_cut_off(scope["state"]).code == "request_timeout"  # type: ignore[arg-type, union-attr]
+    assert RequestContext.of(scope).cut_off.code == "request_timeout"  # type: ignore[union-attr]
 
 
 def test_a_client_that_leaves_is_not_answered() -> None:

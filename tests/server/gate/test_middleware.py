@@ -15,7 +15,8 @@ from starlette.testclient import TestClient
 from starlette.websockets import WebSocketDisconnect
 
 from tests.server.gate.apps import ALL_SCOPES, Place, bearer, key
-from vtr_server.gate.middleware import ADMIN_PORT, Gate, install
+from vtr_server.gate.context import RequestContext
+from vtr_server.gate.middleware import Gate, install
 from vtr_server.policy.settings import LimitSettings, ServerSettings
 
 GUARDED = ("/v1/models", "/v1/jobs", "/metrics", "/admin/settings", "/reset_prefix_cache")
@@ -203,7 +204,8 @@ def test_the_admin_port_asks_for_a_key_where_one_is_for_it(
     app = place.app
 
     async def on_admin_port(scope: Any, receive: Any, send: Any) -> None:
-        await app({**scope, "state": {ADMIN_PORT: True}}, receive, send)
+        marked = RequestContext(on_admin_port=True).put_into(scope)
+        await app(marked, receive, send)  # type: ignore[arg-type]
 
     place.app = on_admin_port  # type: ignore[assignment]
     assert get(place, path).status_code == status
@@ -250,9 +252,9 @@ def test_vision_tokens_are_owed_after_they_are_spent() -> None:
     place = Place(ServerSettings(keys=(key("a", "a", vision_tokens_per_minute=600),)))
     headers = bearer("a")
     assert post(place, "/v1/echo", headers=headers).status_code == 200
-    place.gate.charge(place.seen[-1], 600)
+    place.gate.charge(place.seen[-1].caller, 600)
     assert post(place, "/v1/echo", headers=headers).status_code == 200, "used up, not in debt"
-    place.gate.charge(place.seen[-1], 50)
+    place.gate.charge(place.seen[-1].caller, 50)
     refused = post(place, "/v1/echo", headers=headers)
     assert refused.status_code == 429
     assert refused.headers["retry-after"] == "5"
@@ -264,7 +266,7 @@ def test_vision_tokens_are_owed_after_they_are_spent() -> None:
 def test_no_allowance_is_no_limit() -> None:
     place = Place(ServerSettings(keys=(key("a", "a"),)))
     assert post(place, "/v1/echo", headers=bearer("a")).status_code == 200
-    place.gate.charge(place.seen[-1], 1e12)
+    place.gate.charge(place.seen[-1].caller, 1e12)
     assert post(place, "/v1/echo", headers=bearer("a")).status_code == 200
 
 

@@ -231,7 +231,7 @@ def test_what_lies_outside_is_refused_with_the_range(ask: Ask) -> None:
 @given(ASKS, POLICIES)
 def test_a_default_or_a_detail_is_moved_to_the_next_bound(ask: Ask, policy: Bounds) -> None:
     """One rule for both: what the client did not ask for itself never gets it a refusal."""
-    chooser = Chooser(BOOK, TIERS, lambda b: (1.0, b.maximum))
+    chooser = ScheduleChooser(BOOK, TIERS, lambda b: (1.0, b.maximum))
     try:
         plain = chooser.choose(ask, OPEN).budget
     except (BudgetNotAllowed, UnknownTier):
