@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
-from starlette.exceptions import HTTPException
 
 import vtr_vllm
 from vtr_server.gate.drain import drain_first
 from vtr_server.gate.middleware import Gate, install
 from vtr_server.http.answer import GenerationService
-from vtr_server.http.routes import refuse, refuse_dead, refuse_http, router
+from vtr_server.http.error_handlers import install_error_handlers
+from vtr_server.http.routes import refuse_dead, router
 from vtr_server.jobs.app import JobService, JobServiceSettings, start_service
 from vtr_server.jobs.app import router as jobs_router
 from vtr_server.jobs.sources import Sources
@@ -29,7 +29,7 @@ from vtr_server.policy.schedule_choice import ScheduleChooser
 from vtr_server.policy.schedule_folder import ScheduleFolder
 from vtr_server.policy.settings import JobsSettings, ServerSettings
 from vtr_server.vllm_api.engine import LOAD, Engine, EngineDeadError
-from vtr_vllm.errors import ConfigurationError, VTRError
+from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ScheduleBook
 
 __all__ = ["VTREndpoints"]
@@ -53,8 +53,7 @@ class VTREndpoints:
         self._settings = settings = _settings(app.state.args)
         install_media_connector(settings.media, settings.limits.image_pixels)
         app.include_router(router)
-        app.add_exception_handler(HTTPException, refuse_http)  # type: ignore[arg-type]
-        app.add_exception_handler(VTRError, refuse)  # type: ignore[arg-type]
+        install_error_handlers(app)
         app.add_exception_handler(EngineDeadError, refuse_dead)
         if settings.page.enabled:
             app.include_router(page_router)

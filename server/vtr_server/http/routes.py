@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
-from starlette.exceptions import HTTPException
 
 from vtr_server.http.answer import Endpoint, GenerationService, answer
-from vtr_server.http.errors import engine_died, error_response, http_error_body
-from vtr_server.operations.metrics import observe_ready, observe_refusal
+from vtr_server.http.error_handlers import refuse
+from vtr_server.http.errors import engine_died, error_response
+from vtr_server.operations.metrics import observe_ready
 from vtr_server.vllm_api.engine import (
     ChatRequest,
     CompletionRequest,
@@ -20,9 +20,9 @@ from vtr_server.vllm_api.engine import (
     validate_json_request,
     with_cancellation,
 )
-from vtr_vllm.errors import EngineNotReady, VTRError
+from vtr_vllm.errors import EngineNotReady
 
-__all__ = ["refuse", "refuse_dead", "refuse_http", "router"]
+__all__ = ["refuse_dead", "router"]
 
 router = APIRouter()
 
@@ -84,20 +84,9 @@ async def health(raw_request: Request) -> Response:
     return error_response(EngineNotReady(reason))
 
 
-async def refuse(_: Request, err: VTRError) -> JSONResponse:
-    """The exception handler of every error of ours."""
-    observe_refusal(err)
-    return error_response(err)
-
-
 async def refuse_dead(request: Request, _: Exception) -> JSONResponse:
     """A dead engine in the same form, on those routes too that stayed vLLM's."""
     return await refuse(request, engine_died())
-
-
-async def refuse_http(_: Request, err: HTTPException) -> JSONResponse:
-    """Starlette's own errors (a body nested too deep, no such route) in OpenAI's form."""
-    return JSONResponse(http_error_body(err.status_code, err.detail), err.status_code)
 
 
 _CHUNK_ENDS = ('"finish_reason":"', '"choices":[]')

@@ -5,16 +5,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
-from vtr_server.http.errors import error_body, http_error_body
-from vtr_server.jobs.auth import BearerToken
+from vtr_server.gate.keys import hash_key
+from vtr_server.gate.middleware import install
+from vtr_server.http.error_handlers import CheckedRoute, install_error_handlers
+from vtr_server.http.errors import http_error_body
 from vtr_server.jobs.events import check_offset, follow
 from vtr_server.jobs.protocol import (
     Job,
@@ -31,7 +32,8 @@ from vtr_server.jobs.results import load_schedules, publish, report_file
 from vtr_server.jobs.runner import Runner
 from vtr_server.jobs.sources import Sources
 from vtr_server.jobs.store import JobStore
-from vtr_vllm.errors import JobConflict, RequestError, VTRError
+from vtr_server.policy.settings import KeySettings, ServerSettings
+from vtr_vllm.errors import JobConflict
 from vtr_vllm.schedules.strict_json import show
 
 __all__ = ["SEARCH_COMMAND", "JobServiceSettings", "create_app", "router", "start_service"]
@@ -81,12 +83,17 @@ def create_app(settings: JobServiceSettings) -> FastAPI:
     app = FastAPI(title="VTR search jobs", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.get("/health")(health)
     app.include_router(router)
-    app.add_exception_handler(VTRError, _refuse)
-    app.add_exception_handler(RequestValidationError, _refuse_invalid)
-    app.add_exception_handler(HTTPException, _refuse_http)
-    if settings.token is not None:
-        app.add_middleware(BearerToken, token=settings.token)
+    install_error_handlers(app)
+    install(app, _gate_settings(settings.token))
     return app
+
+
+def _gate_settings(token: str | None) -> ServerSettings:
+    """The gate of a service that has a token: one key, for jobs."""
+    if token is None:
+        return ServerSettings()
+    digest = hash_key(token.strip().encode())
+    return ServerSettings(keys=(KeySettings(name="jobs", sha256=digest, scopes=("jobs",)),))
 
 
 def start_service(store: JobStore, settings: JobServiceSettings) -> JobService:
@@ -107,7 +114,7 @@ def _service(request: Request) -> JobService:
 
 
 ServiceOf = Annotated[JobService, Depends(_service)]
-router = APIRouter()
+router = APIRouter(route_class=CheckedRoute)
 
 
 async def health(service: ServiceOf) -> JSONResponse:
@@ -220,25 +227,3 @@ async def publish_schedules(job_id: str, wanted: PublishRequest, service: Servic
     return Published(
         data=[PublishedSchedule(name=name, file=path.name) for name, path in files.items()]
     )
-
-
-async def _refuse(_: Request, err: Exception) -> JSONResponse:
-    """Every error of ours in OpenAI's form, under its own status."""
-    assert isinstance(err, VTRError)
-    return JSONResponse(error_body(err), err.http_status)
-
-
-async def _refuse_invalid(request: Request, err: Exception) -> JSONResponse:
-    """What a model refused: the first fault, with its place and the value."""
-    assert isinstance(err, RequestValidationError)
-    fault: dict[str, Any] = err.errors()[0]
-    place = ".".join(map(str, fault["loc"]))
-    return await _refuse(
-        request, RequestError(f"{place}: {fault['msg']}; got {show(fault['input'])}")
-    )
-
-
-async def _refuse_http(_: Request, err: Exception) -> JSONResponse:
-    """FastAPI's own errors, such as for a route that does not exist."""
-    assert isinstance(err, HTTPException)
-    return JSONResponse(http_error_body(err.status_code, err.detail), err.status_code, err.headers)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -337,3 +338,49 @@ def test_a_service_whose_slot_stopped_is_unhealthy(place: Place, monkeypatch: An
         place.control()
         wait_until(lambda: client.get("/health").status_code == 503)
         assert "a worker slot stopped" in error(client.get("/health"), 503, 503)
+
+
+# The token, which is a key of the same gate that stands before the server's routes
+
+TOKEN = "sésame-1"
+
+
+@pytest.fixture
+def guarded(place: Place) -> Iterator[TestClient]:
+    with TestClient(create_app(place.settings(token=TOKEN))) as client:
+        yield client
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, "", "Bearer", "Bearer ", TOKEN, f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer sésame"],
+)
+@pytest.mark.parametrize("path", ["/v1/jobs", "/nosuch", "/metrics"])
+def test_nothing_without_the_token(guarded: TestClient, given: str | None, path: str) -> None:
+    headers = {} if given is None else {"Authorization": given.encode()}
+    for answer in (
+        guarded.get(path, headers=headers),
+        guarded.post(path, content="{", headers=headers),
+    ):
+        error(answer, 401, "invalid_api_key")
+        assert answer.headers["www-authenticate"] == "Bearer"
+        assert TOKEN not in answer.text
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer"])
+def test_every_job_with_it(guarded: TestClient, scheme: str) -> None:
+    headers = {"Authorization": f"{scheme} {TOKEN}".encode()}
+    assert guarded.get("/v1/jobs", headers=headers).status_code == 200
+    assert guarded.get("/nosuch", headers=headers).status_code == 403
+
+
+def test_health_needs_none(guarded: TestClient) -> None:
+    assert guarded.get("/health").status_code == 200
+
+
+def test_answers_are_marked_as_the_servers_are(client: TestClient) -> None:
+    for answer in (client.get("/v1/jobs"), client.get("/nosuch"), client.put("/v1/jobs")):
+        assert answer.headers["x-request-id"]
+        assert answer.headers["x-content-type-options"] == "nosniff"
+    assert client.get("/nosuch").json()["error"]["code"] == 404
+    assert set(client.put("/v1/jobs").headers["allow"].split(", ")) <= {"GET", "POST"}
