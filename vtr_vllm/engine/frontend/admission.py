@@ -22,7 +22,7 @@ from vtr_vllm.engine.common.request_view import read_request
 from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens, image_tokens
 from vtr_vllm.engine.frontend.sender_cache import note_sent
-from vtr_vllm.errors import PromptTooLong, UnsupportedRequest
+from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
 from vtr_vllm.ranking import Need
 from vtr_vllm.reduction.request import ReducedRequest
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, Plan
@@ -80,6 +80,14 @@ def has_admitted() -> bool:
     return collector is not None and bool(collector.admitted)
 
 
+def decisions_only(processor: InputProcessor) -> None:
+    """Have ``processor`` refuse vision tokens for which nobody decides, and keys that a client sent.
+
+    A server's policy holds for what passes its own routes; vLLM has others that lead to the engine.
+    """
+    processor.vtr_decisions_only = True
+
+
 def install() -> None:
     """Wrap vLLM's input processor; safe to call again."""
     stock = InputProcessor.process_inputs
@@ -92,7 +100,8 @@ def install() -> None:
         collector = _collector.get()
         decide = collector.decide if collector is not None else None
         cache = self.renderer.mm_processor_cache
-        admitted = admit(request, self.vllm_config, decide, cache)
+        guarded = getattr(self, "vtr_decisions_only", False)
+        admitted = admit(request, self.vllm_config, decide, cache, guarded=guarded)
         if collector is not None:
             collector.admitted.append(admitted)
             if collector.noted is not None:
@@ -109,16 +118,21 @@ def admit(
     vllm_config: VllmConfig,
     decide: Decide | None = None,
     cache: Any = None,
+    *,
+    guarded: bool = False,
 ) -> Admitted:
     """Check one request; raises RequestError with the value, the limit and the next step.
 
-    ``cache`` is the renderer's, for the grids of images that the engine has already.
+    ``cache`` is the renderer's, for the grids of images that the engine has already. ``guarded``: see
+    ``decisions_only``.
     """
     images = image_tokens(request.mm_features or (), vllm_config.model_config.hf_config, cache)
     n_vision = sum(image.tokens for image in images)
     n_prompt = len(request.prompt_token_ids or ())
     plan = None
     params = request.sampling_params
+    if guarded:
+        _check_decided(params, decide, n_vision)
     if params is not None and decide is not None:
         wire = decide(n_vision, n_prompt - n_vision)
         params.extra_args = {**(params.extra_args or {}), **wire}
@@ -139,7 +153,25 @@ def admit(
 
 
 def _asks(params: SamplingParams) -> bool:
-    return any(isinstance(key, str) and key.startswith("vtr_") for key in params.extra_args or ())
+    return bool(_wire_keys(params))
+
+
+def _wire_keys(params: SamplingParams) -> list[str]:
+    return [key for key in params.extra_args or () if isinstance(key, str) and key[:4] == "vtr_"]
+
+
+def _check_decided(params: SamplingParams | None, decide: Decide | None, n_vision: int) -> None:
+    """Refuse what would run past the policy of a server, whichever route it came by."""
+    if params is not None and (sent := _wire_keys(params)):
+        raise RequestError(
+            f"the sampling parameters have {', '.join(sorted(sent))}; keys that start with vtr_ belong"
+            ' to the server: ask by the vtr object of the body, such as {"vtr": {"budget": 0.25}}'
+        )
+    if decide is None and n_vision:
+        raise UnsupportedRequest(
+            f"the prompt has {n_vision} vision tokens, and this route takes no vision-token budget;"
+            " send images to one that does, such as /v1/chat/completions or /v1/messages"
+        )
 
 
 def _check_engine(vllm_config: VllmConfig) -> None:

@@ -12,7 +12,14 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
-from vtr_vllm.engine.frontend.admission import Admitted, admit, collect, has_admitted, install
+from vtr_vllm.engine.frontend.admission import (
+    Admitted,
+    admit,
+    collect,
+    decisions_only,
+    has_admitted,
+    install,
+)
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens
 from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
 from vtr_vllm.schedules import RankRule, make_plan
@@ -291,6 +298,33 @@ def test_tasks_collect_for_whoever_started_them(processor):
         return await asyncio.gather(handler("a"), handler("b"), submit("nobody's"))
 
     assert asyncio.run(server()) == [["a0", "a1", "a2"], ["b0", "b1", "b2"], None]
+
+
+def test_a_server_runs_no_vision_token_for_which_nothing_is_decided(processor):
+    """The routes of vLLM's that go round ours: text passes, there is nothing to decide of it."""
+    decisions_only(processor)
+    words = request(None, images=())
+    assert processor.process_inputs("0", words) is words
+    for undecided in (request(None), request(None, sampling_params=None), request(ASKED)):
+        with pytest.raises(RequestError, match="no vision-token budget|belong to the server"):
+            processor.process_inputs("1", undecided)
+    with collect(), pytest.raises(UnsupportedRequest, match="4 vision tokens, and this route"):
+        processor.process_inputs("2", request(None))
+    with collect(lambda *_: ASKED) as admitted:
+        processor.process_inputs("3", request(None))
+    assert [one.plan for one in admitted] == [PLAN]
+
+
+@pytest.mark.parametrize(
+    "sent", [ASKED, {"vtr_rules": []}, {"vtr_floor": 0.0, "other": 1}, {"vtr_": 1}]
+)
+@pytest.mark.parametrize("images", [(), ((2, 4),)])
+def test_a_server_takes_keys_of_the_wire_from_no_client(processor, sent, images):
+    decisions_only(processor)
+    for decide in (None, lambda *_: {}, lambda *_: ASKED):
+        with collect(decide) as admitted, pytest.raises(RequestError, match="belong to the server"):
+            processor.process_inputs("0", request(sent, images=images))
+        assert admitted == []
 
 
 def test_max_num_scheduled_tokens_limits_a_step_too():
