@@ -41,6 +41,8 @@ class RequestContext:
     on_admin_port: bool = False
     counted: bool = False
     """A route counts how the request ends: the gate must not."""
+    charged: bool = False
+    """A prompt of it was charged for: the others follow, whatever the allowance is by then."""
 
     @classmethod
     def of(cls, scope: MutableMapping[str, Any]) -> "RequestContext":

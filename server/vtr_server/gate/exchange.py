@@ -7,7 +7,7 @@ is gone. Cancellation comes after GRACE_SECONDS, or at once where nothing listen
 
 import asyncio
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -72,7 +72,9 @@ class Exchange:
         self._gone = _GONE[scope["type"]]
         self._begun = 0.0
         self._seconds: float | None = None
-        self._body_done = scope["type"] != "http"
+        self.has_body = scope["type"] == "http" and has_body(scope.get("headers", ()))
+        self._on_body: Callable[[], None] = lambda: None
+        self._body_done = not self.has_body
         self._body_bytes = 0
         self._waiting: set[asyncio.Timeout] = set()
         self._task: asyncio.Task[None] | None = None
@@ -98,8 +100,14 @@ class Exchange:
             return "error"
         return "client_error" if self._status >= 400 else "ok"
 
-    async def run(self, app: ASGIApp, seconds: float | None) -> None:
-        """Let ``app`` answer, within ``seconds`` where they are given."""
+    async def run(
+        self, app: ASGIApp, seconds: float | None, on_body: Callable[[], None] = lambda: None
+    ) -> None:
+        """Let ``app`` answer, within ``seconds`` where they are given.
+
+        ``on_body`` is called when the whole body is here; a VTRError that it raises ends the request.
+        """
+        self._on_body = on_body
         self._task = asyncio.current_task()
         self._begun = self._loop.time()
         self._seconds = seconds
@@ -150,9 +158,19 @@ class Exchange:
             if self._body_bytes > self._limits.body_bytes:
                 self.failure = body_too_large(self._body_bytes, self._limits.body_bytes)
                 return self._gone
-            self._body_done = not message.get("more_body", False)
+            if not message.get("more_body", False) and not self._body_done:
+                return self._body_is_here(message)
         elif message["type"].endswith(".disconnect"):
             self._left = self._left or not self._finished
+        return message
+
+    def _body_is_here(self, message: Message) -> Message:
+        self._body_done = True
+        try:
+            self._on_body()
+        except VTRError as err:
+            self.failure = err
+            return self._gone
         return message
 
     async def send(self, message: Message) -> None:
@@ -246,6 +264,12 @@ def body_too_large(size: int, limit: int) -> BodyTooLarge:
         f"the body has {size} bytes or more; at most {limit} are allowed: send smaller images, or"
         " fewer"
     )
+
+
+def has_body(headers: Headers) -> bool:
+    """Whether a body follows the head of a request (RFC 9112, section 6.3)."""
+    lengths = [value for name, value in headers if name == b"content-length"]
+    return lengths not in ([], [b"0"]) or any(name == b"transfer-encoding" for name, _ in headers)
 
 
 def with_missing(

@@ -18,21 +18,16 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from vtr_server.gate.context import Caller, RequestContext
 from vtr_server.gate.exchange import GRACE_SECONDS, Exchange, body_too_large
 from vtr_server.gate.keys import Keyring
+from vtr_server.gate.occupancy import Occupancy, Place
 from vtr_server.gate.rate import Buckets
 from vtr_server.gate.scopes import COUNTED, is_for_admin_port, needed_scope
 from vtr_server.media.limits import expect_media
-from vtr_server.operations.metrics import (
-    UNKNOWN,
-    observe_in_flight,
-    observe_outcome,
-    observe_refusal,
-)
+from vtr_server.operations.metrics import UNKNOWN, observe_outcome, observe_refusal
 from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.errors import (
     Draining,
     Forbidden,
     InvalidKey,
-    Overloaded,
     RateLimited,
     VTRError,
 )
@@ -58,26 +53,36 @@ class Gate:
         self.settings = settings
         self.draining = False
         """Set and never unset: nothing new is taken; health is red."""
-        self.in_flight = 0
-        """Requests of scope ``generate`` inside."""
+        self.occupancy = Occupancy(settings.limits)
+        """Who is inside of requests of scope ``generate``."""
         self._keys = Keyring(settings.keys)
         self._requests = Buckets(clock)
         self._vision_tokens = Buckets(clock)
         self._open: set[Exchange] = set()
 
-    def charge(self, caller: Caller, vision_tokens: float) -> None:
-        """Charge a caller for kept vision tokens, once admitted."""
+    def charge(self, context: RequestContext, vision_tokens: float) -> None:
+        """Charge for the kept vision tokens of a prompt, which the engine gets if this returns.
+
+        Raises RateLimited where requests that came at the same time have used up the allowance: it is
+        overdrawn by one request at most. The first prompt of a request decides for all of them.
+        """
+        caller = context.caller
         per_minute = self._allowance(caller, "vision_tokens_per_minute")
-        if per_minute:
-            self._vision_tokens.charge(caller.bucket, per_minute, vision_tokens)
+        if not per_minute:
+            return
+        if not context.charged:
+            self._check_vision_tokens(caller, per_minute)
+            context.charged = True
+        self._vision_tokens.charge(caller.bucket, per_minute, vision_tokens)
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, wait until all is answered, and cut off what is not by ``seconds``."""
         self.draining = True
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
-        logger.info("VTR drains: %d requests in flight, %g s for them", self.in_flight, seconds)
-        while self.in_flight and loop.time() < end:
+        inside = self.occupancy
+        logger.info("VTR drains: %d requests in flight, %g s for them", inside.in_flight, seconds)
+        while (inside.in_flight or inside.uploads) and loop.time() < end:
             await asyncio.sleep(0.05)
         left = list(self._open)
         for exchange in left:
@@ -116,40 +121,35 @@ class Gate:
             )
         return Caller(key, f"key {key.name}")
 
-    def allow(self, caller: Caller) -> None:
-        """Count one request of scope ``generate`` as begun; raises Overloaded or RateLimited."""
-        limit = self.settings.limits.in_flight
-        if self.in_flight >= limit:
-            raise Overloaded(
-                f"{self.in_flight} requests are inside, the most that this server takes; send it"
-                " again later"
-            )
-        tokens = self._allowance(caller, "vision_tokens_per_minute")
-        if tokens and (wait := self._vision_tokens.wait(caller.bucket, tokens)):
-            raise _rate_limited("vision tokens", tokens, wait)
-        requests = self._allowance(caller, "requests_per_minute")
-        if requests and (wait := self._requests.take(caller.bucket, requests)):
-            raise _rate_limited("requests", requests, wait)
-
-    async def pass_through(
-        self, app: ASGIApp, exchange: Exchange, seconds: float | None = None
-    ) -> None:
-        """Run one request of a guarded route; with ``seconds`` it counts as in flight."""
-        self._open.add(exchange)
-        if seconds is None:
-            try:
-                await exchange.run(app, None)
-            finally:
-                self._open.discard(exchange)
-            return
-        self.in_flight += 1
-        observe_in_flight(1)
+    def let_in(self, caller: Caller, *, has_body: bool) -> Place:
+        """Give one request of scope ``generate`` a place; raises Overloaded or RateLimited."""
+        most = self._allowance(caller, "in_flight", of_all="in_flight_per_caller")
+        place = self.occupancy.arrive(caller.bucket, most, has_body=has_body)
         try:
-            await exchange.run(app, seconds)
+            if tokens := self._allowance(caller, "vision_tokens_per_minute"):
+                self._check_vision_tokens(caller, tokens)
+            requests = self._allowance(caller, "requests_per_minute")
+            if requests and (wait := self._requests.take(caller.bucket, requests)):
+                raise _rate_limited("requests", requests, wait)
+        except RateLimited:
+            self.occupancy.leave(place)
+            raise
+        return place
+
+    async def pass_through(self, app: ASGIApp, exchange: Exchange, place: Place | None) -> None:
+        """Run one request of a guarded route; one with a place has a bounded time."""
+        self._open.add(exchange)
+        try:
+            if place is None:
+                await exchange.run(app, None)
+                return
+            await exchange.run(
+                app, self.settings.limits.request_seconds, lambda: self.occupancy.begin(place)
+            )
         finally:
             self._open.discard(exchange)
-            self.in_flight -= 1
-            observe_in_flight(-1)
+            if place is not None:
+                self.occupancy.leave(place)
 
     def _is_elsewhere(self, path: str) -> bool:
         """Whether the main port does not have a path: the admin port does, or nobody may."""
@@ -163,9 +163,15 @@ class Gate:
             return "admin" not in self._keys.scopes
         return not self._keys or (needed == "metrics" and on_admin_port)
 
-    def _allowance(self, caller: Caller, what: str) -> int:
-        per_minute: int = getattr(caller.key or self.settings.limits, what)
-        return per_minute
+    def _allowance(self, caller: Caller, what: str, of_all: str | None = None) -> int:
+        """What the caller's key says, else what the limits of all say, there as ``of_all``."""
+        own: int | None = getattr(caller.key, what, None)
+        of_each: int = getattr(self.settings.limits, of_all or what)
+        return of_each if own is None else own
+
+    def _check_vision_tokens(self, caller: Caller, per_minute: int) -> None:
+        if wait := self._vision_tokens.wait(caller.bucket, per_minute):
+            raise _rate_limited("vision tokens", per_minute, wait)
 
     def _draining_error(self) -> Draining:
         return Draining(
@@ -198,6 +204,7 @@ class GateMiddleware:
         exchange = context.exchange = Exchange(scope, receive, send, limits, request_id)
         path = route_path(scope)
         caller: Caller | None = None
+        place: Place | None = None
         needed = needed_scope(path)
         try:
             caller = context.caller = gate.admit(
@@ -208,9 +215,9 @@ class GateMiddleware:
             )
             if err := gate.health(path):
                 raise err
-            if needed == "generate":
-                gate.allow(caller)
             _check_length(headers.get(b"content-length"), limits.body_bytes)
+            if needed == "generate":
+                place = gate.let_in(caller, has_body=exchange.has_body)
         except (VTRError, HTTPException) as err:
             _count(err, caller, needed)
             await exchange.refuse(err)
@@ -218,7 +225,7 @@ class GateMiddleware:
         if needed == "generate":
             expect_media(limits.images)
             try:
-                await gate.pass_through(self._app, exchange, limits.request_seconds)
+                await gate.pass_through(self._app, exchange, place)
             finally:
                 outcome = exchange.outcome
                 ours = path in COUNTED or outcome in ("refused", "timeout")
@@ -227,7 +234,7 @@ class GateMiddleware:
         elif needed == "open":
             await exchange.run(self._app, None)
         else:
-            await gate.pass_through(self._app, exchange)
+            await gate.pass_through(self._app, exchange, None)
         if isinstance(exchange.failure, VTRError):
             observe_refusal(exchange.failure)
 

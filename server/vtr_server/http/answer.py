@@ -135,9 +135,9 @@ async def _serve(
 
     def noted(prompt: Admitted) -> None:
         assert decide.choice is not None
-        watch.prompt(prompt, decide.choice.auto)
         kept = sum(kept_per_layer(prompt, geometry)) / geometry.layers
-        service.gate.charge(RequestContext.of(raw_request.scope).caller, kept)
+        service.gate.charge(RequestContext.of(raw_request.scope), kept)
+        watch.prompt(prompt, decide.choice.auto)
 
     with (
         collect(decide, noted) as admitted,

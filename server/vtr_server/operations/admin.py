@@ -64,7 +64,7 @@ async def reload_schedules(request: Request) -> dict[str, list[str]]:
 async def drain(gate: GateOf) -> dict[str, Any]:
     """Take nothing new from now on; what is in flight finishes. Only a restart takes it back."""
     gate.draining = True
-    return {"draining": True, "in_flight": gate.in_flight}
+    return {"draining": True, "in_flight": gate.occupancy.in_flight}
 
 
 @router.get("/live", response_class=Response)

@@ -42,7 +42,7 @@ Budget = Annotated[float, Field(gt=0, le=1, strict=True)]
 Asked = Budget | Literal["auto"]
 Seconds = Annotated[float, Field(gt=0, strict=True)]
 Count = Annotated[int, Field(ge=1, strict=True)]
-Allowance = Annotated[int, Field(ge=0, strict=True, description="per minute; 0 is no limit")]
+Allowance = Annotated[int, Field(ge=0, strict=True, description="0 is no limit")]
 
 
 class _Table(BaseModel):
@@ -87,13 +87,19 @@ class ElasticSettings(_Table):
 
 
 class LimitSettings(_Table):
-    """What one request may take, and how many may be inside. Per API server process."""
+    """What one request may take, and how many may be inside. Per API server process.
+
+    What is per minute or per caller is of each address, and of each key that does not say otherwise.
+    """
 
     body_bytes: Count = 32 * 2**20
     body_seconds: Seconds = 30.0
     images: Count = 16
     image_pixels: Count = 4096 * 4096
     in_flight: Count = 512
+    in_flight_per_caller: Allowance = 0
+    uploads: Count = 1024
+    uploads_per_caller: Count = 512
     request_seconds: Seconds = 600.0
     requests_per_minute: Allowance = 0
     vision_tokens_per_minute: Allowance = 0
@@ -138,9 +144,11 @@ class KeySettings(_Table):
     """Label of the metrics."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     scopes: tuple[Scope, ...] = ("generate",)
-    requests_per_minute: Allowance = 0
-    vision_tokens_per_minute: Allowance = 0
+    requests_per_minute: Allowance | None = None
+    vision_tokens_per_minute: Allowance | None = None
+    in_flight: Allowance | None = None
     budget: BudgetSettings = BudgetSettings()
+    """Like the three above: what a key leaves out is the server's."""
 
 
 _TierName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,31}$")]

@@ -34,7 +34,7 @@ class Engine:
         self.errored = False
 
     def shutdown(self, timeout: float | None = None) -> None:
-        self.stopped.append((self.place.gate.in_flight, timeout))
+        self.stopped.append((self.place.gate.occupancy.in_flight, timeout))
 
 
 def stop_while_busy(timeout: float | None, release: bool) -> tuple[Engine, httpx.Response]:
@@ -47,7 +47,7 @@ def stop_while_busy(timeout: float | None, release: bool) -> tuple[Engine, httpx
         loop = asyncio.get_running_loop()
         async with place.client() as client:
             asked = asyncio.create_task(client.post("/v1/slow"))
-            while not place.gate.in_flight:
+            while not place.gate.occupancy.in_flight:
                 await asyncio.sleep(0.001)
             stopped = loop.run_in_executor(None, lambda: engine.shutdown(timeout=timeout))
             await asyncio.sleep(0.05)

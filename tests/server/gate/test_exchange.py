@@ -51,7 +51,7 @@ def test_a_body_that_turns_out_too_large_is_refused() -> None:
     answer = post(place, "/v1/echo", content=endless())
     assert (answer.status_code, code_of(answer)) == (413, "body_too_large")
     assert sent <= 120, "reading stops at the limit"
-    assert place.gate.in_flight == 0
+    assert place.gate.occupancy.in_flight == 0
 
 
 @pytest.mark.parametrize("length", ["-1", "abc", "1e3", ""])
@@ -65,7 +65,7 @@ def test_a_slow_body_is_refused() -> None:
     place = limited(body_seconds=0.1)
     answer = post(place, "/v1/echo", content=chunks([1] * 1000, pause=0.01))
     assert (answer.status_code, code_of(answer)) == (408, "body_timeout")
-    assert place.gate.in_flight == 0
+    assert place.gate.occupancy.in_flight == 0
     assert place.seen == []
 
 
@@ -88,7 +88,7 @@ def test_an_answer_that_takes_too_long_is_aborted(path: str) -> None:
     answer = post(place, path, content=b"x")
     assert (answer.status_code, code_of(answer)) == (504, "request_timeout")
     assert place.seen == ["aborted"]
-    assert place.gate.in_flight == 0
+    assert place.gate.occupancy.in_flight == 0
 
 
 def test_a_stream_that_takes_too_long_ends_with_an_error() -> None:
@@ -129,7 +129,7 @@ def test_a_client_that_reads_nothing_is_given_up() -> None:
         "server": ("test", 80),
     }
     asyncio.run(asyncio.wait_for(place.app(scope, receive, send), 30))
-    assert place.gate.in_flight == 0
+    assert place.gate.occupancy.in_flight == 0
     assert RequestContext.of(scope).cut_off.code == "request_timeout"  # type: ignore[union-attr]
 
 
@@ -139,14 +139,14 @@ def test_a_client_that_leaves_is_not_answered() -> None:
     async def leave() -> None:
         async with place.client() as client:
             asked = asyncio.create_task(client.post("/v1/deaf"))
-            while not place.gate.in_flight:
+            while not place.gate.occupancy.in_flight:
                 await asyncio.sleep(0.001)
             asked.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await asked
 
     run(leave())
-    assert place.gate.in_flight == 0
+    assert place.gate.occupancy.in_flight == 0
     assert place.seen == ["aborted"]
 
 
@@ -159,7 +159,7 @@ def test_an_application_that_fails_fails_as_before() -> None:
     place.app.add_api_route("/v1/broken", broken, methods=["POST"])
     with pytest.raises(RuntimeError, match="broken"):
         post(place, "/v1/broken")
-    assert place.gate.in_flight == 0
+    assert place.gate.occupancy.in_flight == 0
 
 
 def test_neighbours_are_unharmed() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import re
 from collections import Counter
+from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
@@ -18,6 +19,7 @@ from tests.server.gate.apps import ALL_SCOPES, Place, bearer, key
 from vtr_server.gate.context import RequestContext
 from vtr_server.gate.middleware import Gate, install
 from vtr_server.policy.settings import LimitSettings, ServerSettings
+from vtr_vllm.errors import RateLimited
 
 GUARDED = ("/v1/models", "/v1/jobs", "/metrics", "/admin/settings", "/reset_prefix_cache")
 KEYED = ServerSettings(
@@ -252,9 +254,9 @@ def test_vision_tokens_are_owed_after_they_are_spent() -> None:
     place = Place(ServerSettings(keys=(key("a", "a", vision_tokens_per_minute=600),)))
     headers = bearer("a")
     assert post(place, "/v1/echo", headers=headers).status_code == 200
-    place.gate.charge(place.seen[-1].caller, 600)
+    place.gate.charge(place.seen[-1], 600)
     assert post(place, "/v1/echo", headers=headers).status_code == 200, "used up, not in debt"
-    place.gate.charge(place.seen[-1].caller, 50)
+    place.gate.charge(place.seen[-1], 50)
     refused = post(place, "/v1/echo", headers=headers)
     assert refused.status_code == 429
     assert refused.headers["retry-after"] == "5"
@@ -266,8 +268,133 @@ def test_vision_tokens_are_owed_after_they_are_spent() -> None:
 def test_no_allowance_is_no_limit() -> None:
     place = Place(ServerSettings(keys=(key("a", "a"),)))
     assert post(place, "/v1/echo", headers=bearer("a")).status_code == 200
-    place.gate.charge(place.seen[-1].caller, 1e12)
+    place.gate.charge(place.seen[-1], 1e12)
     assert post(place, "/v1/echo", headers=bearer("a")).status_code == 200
+
+
+def test_requests_that_come_together_overdraw_by_one_of_them() -> None:
+    """All of them pass the gate, which knows no costs; what each costs is known at admission."""
+    place = Place(ServerSettings(keys=(key("a", "a", vision_tokens_per_minute=600),)))
+    for _ in range(8):
+        assert post(place, "/v1/echo", headers=bearer("a")).status_code == 200
+    charged, refused = 0, []
+    for context in place.seen:
+        try:
+            place.gate.charge(context, 250)  # as admission does, prompt by prompt
+            charged += 250
+        except RateLimited as err:
+            refused.append(err.retry_after)
+    assert charged == 750, "600, and what one request cost beyond it"
+    assert refused == [15] * 5
+    place.gate.charge(place.seen[2], 250)  # another prompt of one that was let in
+    with pytest.raises(RateLimited):
+        place.gate.charge(place.seen[3], 250)
+
+
+@pytest.mark.parametrize("own", [None, 0, 1, 5])
+@pytest.mark.parametrize("of_each", [0, 2])
+def test_what_a_key_leaves_out_is_the_servers(own: int | None, of_each: int) -> None:
+    given = {} if own is None else {"requests_per_minute": own}
+    limits = {"requests_per_minute": of_each}
+    place = Place(ServerSettings(keys=(key("a", "a", **given),), limits=limits))  # type: ignore[arg-type]
+    allowed = of_each if own is None else own
+    statuses = [get(place, "/v1/models", headers=bearer("a")).status_code for _ in range(7)]
+    passed = min(allowed, 7) if allowed else 7
+    assert statuses == [200] * passed + [429] * (7 - passed)
+
+
+async def trickle(until: asyncio.Event) -> AsyncIterator[bytes]:
+    """A body that goes on until it is told to end."""
+    yield b"x"
+    await until.wait()
+    yield b"x"
+
+
+def test_bodies_that_never_end_block_nobody() -> None:
+    """More of them than may be in flight: another caller is answered all the same."""
+    keys = (key("slow", "slow"), key("other", "other"))
+    limits = {"in_flight": 2, "uploads": 6, "uploads_per_caller": 4}
+    place = Place(ServerSettings(keys=keys, limits=limits))  # type: ignore[arg-type]
+
+    async def crowd() -> tuple[list[httpx.Response], list[httpx.Response], list[httpx.Response]]:
+        end = asyncio.Event()
+        async with place.client() as client:
+
+            def upload(who: str) -> asyncio.Task[httpx.Response]:
+                body = trickle(end)
+                return asyncio.create_task(
+                    client.post("/v1/echo", content=body, headers=bearer(who))
+                )
+
+            slow = [upload("slow") for _ in range(4)]
+            while place.gate.occupancy.uploads < 4:
+                await asyncio.sleep(0.001)
+            refused = [await client.post("/v1/echo", content=b"x", headers=bearer("slow"))]
+            others = [
+                await client.post("/v1/echo", content=b"x", headers=bearer("other"))
+                for _ in range(3)
+            ]
+            end.set()
+            return refused, others, await asyncio.gather(*slow)
+
+    refused, others, slow = run(crowd())
+    assert [(a.status_code, code_of(a)) for a in refused] == [(429, "overloaded")]
+    assert [a.status_code for a in others] == [200, 200, 200]
+    assert [a.status_code for a in slow] == [200] * 4
+    occupancy = place.gate.occupancy
+    assert (occupancy.uploads, occupancy.in_flight) == (0, 0)
+
+
+def test_a_body_that_ends_when_all_places_are_taken_is_refused() -> None:
+    place = Place(ServerSettings(limits={"in_flight": 1}))  # type: ignore[arg-type]
+
+    async def crowd() -> tuple[httpx.Response, httpx.Response]:
+        end = asyncio.Event()
+        async with place.client() as client:
+            late = asyncio.create_task(client.post("/v1/echo", content=trickle(end)))
+            while not place.gate.occupancy.uploads:
+                await asyncio.sleep(0.001)
+            inside = asyncio.create_task(client.post("/v1/slow"))
+            while not place.gate.occupancy.in_flight:
+                await asyncio.sleep(0.001)
+            end.set()
+            refused = await late
+            place.release.set()
+            return refused, await inside
+
+    refused, inside = run(crowd())
+    assert (refused.status_code, code_of(refused)) == (429, "overloaded")
+    assert refused.headers["retry-after"] == "1"
+    assert inside.status_code == 200
+    assert place.seen == [], "the route saw nothing of it"
+    assert place.gate.occupancy.in_flight == place.gate.occupancy.uploads == 0
+
+
+def test_a_key_may_have_a_bound_of_its_own() -> None:
+    keys = (key("a", "a", in_flight=1), key("b", "b"), key("c", "c", in_flight=0))
+    limits = {"in_flight_per_caller": 2}
+    place = Place(ServerSettings(keys=keys, limits=limits))  # type: ignore[arg-type]
+
+    async def most(who: str) -> int:
+        """How many of four requests of a key are inside at once."""
+        place.release.clear()
+        before = place.gate.occupancy.in_flight
+        async with place.client() as client:
+            asked = [
+                asyncio.create_task(client.post("/v1/slow", headers=bearer(who))) for _ in range(4)
+            ]
+            await asyncio.sleep(0.05)
+            inside = place.gate.occupancy.in_flight - before
+            place.release.set()
+            answers = await asyncio.gather(*asked)
+        statuses = Counter(answer.status_code for answer in answers)
+        assert (statuses[200], statuses[429]) == (inside, 4 - inside)
+        return inside
+
+    async def each() -> list[int]:
+        return [await most(who) for who in "abc"]
+
+    assert run(each()) == [1, 2, 4]
 
 
 def test_no_more_in_flight_than_allowed() -> None:
@@ -276,7 +403,7 @@ def test_no_more_in_flight_than_allowed() -> None:
     async def crowd() -> tuple[httpx.Response, httpx.Response, list[httpx.Response]]:
         async with place.client() as client:
             inside = [asyncio.create_task(client.post("/v1/slow")) for _ in range(2)]
-            while place.gate.in_flight < 2:
+            while place.gate.occupancy.in_flight < 2:
                 await asyncio.sleep(0.001)
             refused = await client.post("/v1/slow")
             health = await client.get("/health")
@@ -288,7 +415,7 @@ def test_no_more_in_flight_than_allowed() -> None:
     assert int(refused.headers["retry-after"]) >= 1
     assert health.status_code == 200
     assert [a.status_code for a in inside] == [200, 200]
-    assert place.gate.in_flight == 0
+    assert place.gate.occupancy.in_flight == 0
     assert post(place, "/v1/echo").status_code == 200
 
 
@@ -301,7 +428,7 @@ def test_a_draining_server_finishes_and_takes_nothing_new() -> None:
     async def drain() -> tuple[list[httpx.Response], httpx.Response]:
         async with place.client() as client:
             begun = asyncio.create_task(client.post("/v1/stream"))
-            while not place.gate.in_flight:
+            while not place.gate.occupancy.in_flight:
                 await asyncio.sleep(0.001)
             drained = asyncio.create_task(place.gate.drain(30))
             await asyncio.sleep(0)
@@ -326,7 +453,7 @@ def test_a_drain_ends_even_if_a_request_does_not() -> None:
     async def drain() -> httpx.Response:
         async with place.client() as client:
             begun = asyncio.create_task(client.post("/v1/slow"))
-            while not place.gate.in_flight:
+            while not place.gate.occupancy.in_flight:
                 await asyncio.sleep(0.001)
             await place.gate.drain(0.05)
             return await begun
@@ -356,7 +483,7 @@ def test_a_websocket_with_a_key_works() -> None:
     with client.websocket_connect("/v1/realtime", headers=bearer("plain-key")) as socket:
         socket.send_text("hello")
         assert socket.receive_text() == "hello"
-        assert place.gate.in_flight == 1
+        assert place.gate.occupancy.in_flight == 1
     place.release.set()
 
 

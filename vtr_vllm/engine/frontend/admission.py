@@ -64,7 +64,7 @@ def collect(decide: Decide | None = None, noted: Noted | None = None) -> Iterato
     """Collect what is admitted inside the context, in the tasks that it starts too.
 
     ``decide`` is asked for the schedule of each prompt, once its length is known; ``noted`` is
-    told of each prompt when it is admitted.
+    told of each prompt that is about to be admitted. Both may raise, and refuse it so.
     """
     admitted: list[Admitted] = []
     token = _collector.set(_Collector(admitted, decide, noted))
@@ -103,9 +103,9 @@ def install() -> None:
         guarded = getattr(self, "vtr_decisions_only", False)
         admitted = admit(request, self.vllm_config, decide, cache, guarded=guarded)
         if collector is not None:
-            collector.admitted.append(admitted)
             if collector.noted is not None:
                 collector.noted(admitted)
+            collector.admitted.append(admitted)
         note_sent(cache, request.mm_features or ())
         return request
 
