@@ -20,6 +20,7 @@
     │   └── GeometryMismatch     422  geometry_mismatch     made for another model
     ├── CalibrationError         422  invalid_calibration   calibration data that cannot be used
     ├── EvaluationFailed         502  evaluation_failed     an engine did not answer the search
+    ├── TimeLimitReached         504  time_limit_reached    a search may not run any longer
     ├── EngineNotReady           503  engine_not_ready      up, but without reduction in place
     ├── RequestTimeout           504  request_timeout       took longer than a request may
     ├── RetryLater               503  retry_later           goes with Retry-After
@@ -58,6 +59,7 @@ __all__ = [
     "RequestTimeout",
     "RetryLater",
     "ScheduleError",
+    "TimeLimitReached",
     "TooManyImages",
     "UnknownJob",
     "UnknownSchedule",
@@ -201,6 +203,13 @@ class EvaluationFailed(VTRError):
 
     http_status = 502
     code = "evaluation_failed"
+
+
+class TimeLimitReached(VTRError):
+    """A search is at the end of its time; what it found until then is written."""
+
+    http_status = 504
+    code = "time_limit_reached"
 
 
 class EngineNotReady(VTRError):

@@ -15,11 +15,18 @@ ALLOWED: dict[str, set[str]] = {
     "ranking": {"errors", "upload"},
     "schedules": {"errors", "ranking"},
     "image_files": {"errors"},
+    "search_options": {"errors", "schedules"},
     "reduction": {"errors", "ranking", "schedules", "upload"},
     "engine": {"errors", "ranking", "schedules", "reduction", "upload"},
     "demo": {"errors", "schedules", "reduction"},
-    "search": {"errors", "image_files", "ranking", "schedules", "reduction", "engine", "demo"},
-    "server": {"errors", "image_files", "ranking", "schedules", "reduction", "engine", "demo"},
+    "search": {
+        *("errors", "image_files", "ranking", "schedules", "search_options"),
+        *("reduction", "engine", "demo"),
+    },
+    "server": {
+        *("errors", "image_files", "ranking", "schedules", "search_options"),
+        *("reduction", "engine", "demo"),
+    },
     "cli": {"errors", "schedules", "reduction", "engine", "demo", "search", "server", "vtr_vllm"},
     "benchmarks": {
         "errors",
@@ -66,6 +73,7 @@ WITHOUT_TORCH = (
     "vtr_vllm/errors.py",
     "vtr_vllm/image_files.py",
     "vtr_vllm/schedules/",
+    "vtr_vllm/search_options.py",
     "vtr_vllm/demo/__init__.py",
 )
 

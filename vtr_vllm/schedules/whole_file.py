@@ -5,9 +5,9 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
-__all__ = ["whole_file"]
+__all__ = ["whole_file", "whole_file_of_bytes"]
 
 
 @contextmanager
@@ -16,13 +16,27 @@ def whole_file(path: Path) -> Iterator[TextIO]:
 
     A reader sees the old file or the new one. OSError passes through.
     """
+    with _replacing(path) as temporary, temporary.open("x", encoding="utf-8", newline="\n") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def whole_file_of_bytes(path: Path) -> Iterator[BinaryIO]:
+    """As ``whole_file``, for what is no text."""
+    with _replacing(path) as temporary, temporary.open("xb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
     # hidden and with a suffix of its own: whoever lists the folder for files never takes it for one
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("x", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
+        yield temporary
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

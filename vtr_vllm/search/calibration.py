@@ -95,7 +95,7 @@ class Dataset:
 
     def facts(self) -> dict[str, Any]:
         """Which data something was measured on, as plain JSON."""
-        facts = {"path": str(self.path), "sha256": self.sha256, "n": len(self)}
+        facts = {"path": str(self.path.resolve()), "sha256": self.sha256, "n": len(self)}
         return facts | {"answered": self.answered}
 
     @classmethod

@@ -2,30 +2,28 @@
 
 import argparse
 import datetime
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
-from vtr_vllm.errors import ConfigurationError, VTRError
+from vtr_vllm.errors import ConfigurationError, TimeLimitReached, VTRError
 from vtr_vllm.schedules import ScheduleBook, p_sigmoid
 from vtr_vllm.search import converters, frontier, pipeline, records
 from vtr_vllm.search.answers import EngineOptions
 from vtr_vllm.search.calibration import Dataset, check_disjoint
 from vtr_vllm.search.candidates import Candidate, unreduced
-from vtr_vllm.search.pipeline import Settings
+from vtr_vllm.search.output import Output, write_report
+from vtr_vllm.search.pipeline import Selection, Settings
 from vtr_vllm.search.progress import Progress, duration
+from vtr_vllm.search.records import report_folder
 from vtr_vllm.search.report_data import read_frontier, read_search
-from vtr_vllm.search.session import (
-    Backend,
-    Session,
-    check_answers,
-    open_session,
-    report_folder,
-    split,
-)
+from vtr_vllm.search.session import Backend, Session, check_answers, open_session, split
 from vtr_vllm.search.statistics import sample_size_report
 from vtr_vllm.search.study import BLOCK, Study
+from vtr_vllm.search_options import BackendOptions, SearchOptions
 
 Splits = Sequence[tuple[str, Path]]
 
@@ -51,42 +49,56 @@ def _progress(options: argparse.Namespace) -> Iterator[Progress]:
 
 
 def _search(options: argparse.Namespace, progress: Progress) -> None:
-    data = Dataset.load(options.data)
+    asked: SearchOptions = options.asked
+    until = math.inf if asked.max_minutes is None else monotonic() + 60 * asked.max_minutes
+    data = Dataset.load(Path(asked.data))
     first, rest = split(data)
-    heldout = [("heldout", options.heldout)] if options.heldout else []
+    if asked.items is not None:
+        first = first.take(min(asked.items, len(first)))
+    heldout = [("heldout", Path(asked.heldout))] if asked.heldout is not None else []
     others = _load_heldout(heldout, data)
-    check_answers(options.objective, data, *others.values())
-    settings = _settings(options)
-    backend = _backend(options, options.model)
+    check_answers(asked.objective, data, *others.values())
+    settings = _settings(asked)
+    backend = _backend(asked, asked.model)
     with open_session(
-        backend, options.out, options.journal, options.objective, options.seed, progress
+        backend, options.out, options.journal, asked.objective, asked.seed, progress
     ) as session:
-        study, selection = session.study(first), session.study(rest)
+        study, selection = session.study(first, until), session.study(rest)
         plan = pipeline.plan(settings, study.geometry.layers, study.n_vision, len(first), len(rest))
         if options.dry_run:
             print(_estimate(study, plan))
             return
         progress.plan(plan)
-        result = pipeline.run(study, settings)
-        chosen = pipeline.select(selection, result)
-        schedules = [records.served(scored, selection, settings, data) for scored in chosen]
-        records.write_schedules(options.out, schedules)
-        record = records.search_record(
-            _meta(options, study, data),
-            study,
-            selection,
-            result,
-            schedules,
-            session.journal.states(),
+        meta = _meta(options, study, data)
+        output = Output(
+            options.out, meta, data.sha256, study, Selection(selection), session.journal
         )
-        records.write_json(report_folder(options.out) / "search.json", record)
-        sizes = sample_size_report([o.score for o in selection.unreduced().outcomes])
-        progress.step(f"sample size: {sizes}")
-        if others:
+        finished = _run(study, settings, output)
+        if finished and others:
+            record = read_search(report_folder(options.out))
             _compare(options, session, record, others)
-    _report(options.out)
-    names = ", ".join(schedule.name for schedule in schedules)
-    progress.end("done", f"wrote {names} to {options.out}")
+            write_report(options.out)
+    names = ", ".join(output.schedules) or "nothing yet"
+    if finished:
+        progress.end("done", f"wrote {names} to {options.out}")
+        return
+    progress.end(
+        "done",
+        f"the time limit of {asked.max_minutes:g} minutes is reached; wrote {names} to"
+        f" {options.out}: the same command goes on from here",
+    )
+
+
+def _run(study: Study, settings: Settings, output: Output) -> bool:
+    """Search and write; False where the time did not suffice."""
+    try:
+        result = pipeline.run(study, settings, output.write)
+    except TimeLimitReached:
+        return False
+    output.write(result, finished=True)
+    scores = [outcome.score for outcome in output.selection.unreduced.outcomes]
+    study.progress.step(f"sample size: {sample_size_report(scores)}")
+    return True
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -97,15 +109,21 @@ def compare(options: argparse.Namespace) -> None:
 
 def _compare_again(options: argparse.Namespace, progress: Progress) -> None:
     record = read_search(report_folder(options.out))
-    calibration = Dataset.load(Path(record["meta"]["data"]["path"]))
+    path = options.data or Path(record["meta"]["data"]["path"])
+    if not path.exists():
+        raise ConfigurationError(
+            f"the calibration data of {options.out} is not at {path}; say with --data FILE where it"
+            " lies now, so that an overlap with the held-out data can be ruled out"
+        )
+    calibration = Dataset.load(path)
     if calibration.sha256 != record["meta"]["data"]["sha256"]:
         raise ConfigurationError(
-            f"{calibration.path} is not the data that {options.out} was searched on; put that file"
-            " back, so that an overlap with the held-out data can be ruled out"
+            f"{calibration.path} is not the data that {options.out} was searched on; name that with"
+            " --data FILE, so that an overlap with the held-out data can be ruled out"
         )
     others = _load_heldout(options.splits, calibration)
     check_answers(record["meta"]["objective"], *others.values())
-    backend = _backend(options, record["meta"]["model"])
+    backend = _backend(options.asked, record["meta"]["model"])
     with open_session(
         backend,
         options.out,
@@ -115,7 +133,7 @@ def _compare_again(options: argparse.Namespace, progress: Progress) -> None:
         progress,
     ) as session:
         _compare(options, session, record, others)
-    _report(options.out)
+    write_report(options.out)
     progress.end("done", f"wrote {report_folder(options.out) / 'frontier.json'}")
 
 
@@ -124,7 +142,7 @@ def report(options: argparse.Namespace) -> None:
     from vtr_vllm.search.report import cost_table, frontier_table
 
     folder = report_folder(options.out)
-    page = _report(options.out)
+    page = write_report(options.out)
     print(cost_table(read_search(folder)))
     compared = read_frontier(folder)
     if compared is not None:
@@ -176,33 +194,34 @@ def _load_heldout(splits: Splits, calibration: Dataset) -> dict[str, Dataset]:
     return found
 
 
-def _backend(options: argparse.Namespace, model: str) -> Backend:
-    engine = EngineOptions(model, options.max_tokens, options.engine_args)
-    return Backend(engine, options.engines, options.servers)
+def _backend(asked: BackendOptions, model: str) -> Backend:
+    engine = EngineOptions(model, asked.max_tokens, asked.engine_args)
+    return Backend(engine, asked.engines, asked.servers)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _settings(asked: SearchOptions) -> Settings:
     return Settings(
-        kind=options.kind,
-        budgets=options.budgets,
-        tolerance=options.tolerance,
-        inner=options.inner,
-        weight=options.weight,
-        trials=options.trials,
-        items=options.items,
-        seed=options.seed,
+        kind=asked.kind,
+        budgets=asked.budgets,
+        tolerance=asked.tolerance,
+        inner=asked.inner,
+        weight=asked.weight,
+        trials=asked.trials,
+        items=pipeline.CURVE_ITEMS if asked.items is None else asked.items,
+        seed=asked.seed,
     )
 
 
 def _meta(options: argparse.Namespace, study: Study, data: Dataset) -> dict[str, Any]:
+    asked: SearchOptions = options.asked
     return {
-        "model": options.model,
+        "model": asked.model,
         "fingerprint": study.geometry.fingerprint,
         "n_vision": study.n_vision,
         "data": data.facts(),
-        "seed": options.seed,
-        "objective": options.objective,
-        "tolerance": options.tolerance,
+        "seed": asked.seed,
+        "objective": asked.objective,
+        "tolerance": asked.tolerance,
         "versions": dict(study.versions),
         "command": options.command_line,
         "date": datetime.date.today().isoformat(),
@@ -219,9 +238,3 @@ def _estimate(study: Study, plan: dict[str, int]) -> str:
     lines = [f"{stage}: about {requests} requests" for stage, requests in plan.items()]
     took = duration(total * each)
     return "\n".join([*lines, f"in all about {total} requests, {took} at this machine's speed"])
-
-
-def _report(folder: Path) -> Path:
-    from vtr_vllm.search.report import write_report  # matplotlib takes a second to load
-
-    return write_report(report_folder(folder))

@@ -10,15 +10,14 @@ Bayesian optimisation of effectiveness plus lambda times efficiency, is the othe
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import FIRST_ATTENTION_CUT, RankRule, Schedule
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.proposer import Dimension, Proposer
 from vtr_vllm.search.study import Evaluation, Study
-
-Inner = Literal["bisection", "bayes"]
+from vtr_vllm.search_options import Inner
 
 BAYES_TRIALS = 12
 """Counts that the Bayesian form tries per stage."""

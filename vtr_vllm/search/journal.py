@@ -255,7 +255,7 @@ def _key_of(evaluator: str) -> str:
 
 def _bring_up_to_date(engine: Engine) -> None:
     """Add what a table of an earlier release lacks: columns, their values, indexes."""
-    table = EvaluationRow.__table__
+    table = _Base.metadata.tables[EvaluationRow.__tablename__]
     there = {column["name"] for column in inspect(engine).get_columns(table.name)}
     with engine.begin() as connection:
         for column in table.columns:

@@ -3,13 +3,11 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from vtr_vllm.search.answer_metrics import score
 from vtr_vllm.search.answers import Answer, GeneratedToken
 from vtr_vllm.search.calibration import Item
-
-Objective = Literal["accuracy", "label-free"]
+from vtr_vllm.search_options import Objective
 
 LEAST_LOGPROB = -10.0
 """Log-probabilities below it count as it: one hopeless item must not outweigh all others."""

@@ -1,8 +1,9 @@
 """A whole search, from the unreduced model to schedule files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any
 
 from vtr_vllm.schedules import FIRST_ATTENTION_CUT, RankRule, Schedule
 from vtr_vllm.search import g_search
@@ -18,13 +19,19 @@ from vtr_vllm.search.sigmoid_search import (
     fit_logistic,
     search_sigmoid,
 )
+from vtr_vllm.search.statistics import bootstrap_interval
 from vtr_vllm.search.study import Evaluation, Study
+from vtr_vllm.search_options import Inner, Kind
 
-Kind = Literal["g-search", "p-sigmoid", "all"]
+CURVE_ITEMS = 300
+"""Items that curves are compared on, where nothing else is asked for."""
+
 _NOT_STOPPED = 0.4
 """Share of G-Search's requests that early stopping leaves, as seen on the demo model."""
 
-KINDS: tuple[Kind, ...] = ("g-search", "p-sigmoid", "all")
+
+def _nobody(_: "Result") -> None:
+    """Who wants to hear of nothing."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +42,12 @@ class Settings:
     budgets: Sequence[float] = (0.75, 0.5, 0.375, 0.25, 0.1875)
     tolerance: float = 0.005
     """Of G-Search, in units of value: points of accuracy, or nats of divergence."""
-    inner: g_search.Inner = "bisection"
+    inner: Inner = "bisection"
     weight: float = 0.005
     trials: int = 32
     """Evaluations of each Bayesian optimisation."""
-    items: int = 300
-    """Items that curves are compared on; G-Search takes all."""
+    items: int = CURVE_ITEMS
+    """Items that curves are compared on; everything else takes all of the study."""
     rule_items: tuple[int, int] = (100, 300)
     seed: int = 0
 
@@ -56,6 +63,13 @@ class Result:
     trials: dict[str, list[Trial]] = field(default_factory=dict)
     """Of the Bayesian optimisations, by method."""
     rules: RuleTable | None = None
+    more: Callable[["Result"], None] = field(default=_nobody, compare=False, repr=False)
+    """Told after each schedule that was found."""
+
+    def found(self, method: str, schedule: Schedule) -> None:
+        """One more schedule, whose steps and trials are there already."""
+        self.schedules.setdefault(method, []).append(schedule)
+        self.more(self)
 
 
 @dataclass(frozen=True)
@@ -66,10 +80,31 @@ class Scored:
     method: str
     evaluation: Evaluation
 
+    @cached_property
+    def scores(self) -> dict[str, Any]:
+        """Accuracy with its 95% bootstrap interval, and the value searched for."""
+        return scores(self.evaluation)
 
-def run(study: Study, settings: Settings) -> Result:
-    """Search; raises EvaluationFailed where the engine fails, ConfigurationError for settings."""
-    result = Result()
+
+def scores(evaluation: Evaluation) -> dict[str, Any]:
+    """Accuracy with its 95% bootstrap interval, and the value searched for."""
+    low, high = bootstrap_interval([o.score for o in evaluation.outcomes])
+    return {
+        "accuracy": evaluation.accuracy,
+        "low": low,
+        "high": high,
+        "value": evaluation.value,
+        "n": len(evaluation.outcomes),
+    }
+
+
+def run(study: Study, settings: Settings, more: Callable[[Result], None] = _nobody) -> Result:
+    """Search; ``more`` is told after each schedule that was found.
+
+    Raises EvaluationFailed where the engine fails, ConfigurationError for settings, and
+    TimeLimitReached as the study.
+    """
+    result = Result(more=more)
     study.progress.begin("unreduced")
     study.unreduced()
     _paper(study, settings, result)
@@ -106,12 +141,11 @@ def _beyond(study: Study, settings: Settings, result: Result) -> None:
     _p_sigmoid(study, settings, result, "p-sigmoid-rules", family, fit)
     study.progress.begin("descent")
     how = Descent(table.cut_layers, table.rules, final=settings.items, enough=settings.tolerance)
-    result.schedules["descent"] = [
-        descend(study, "descent", how, schedule) for schedule in result.schedules["p-sigmoid-rules"]
-    ]
+    for schedule in result.schedules["p-sigmoid-rules"]:
+        result.found("descent", descend(study, "descent", how, schedule))
     study.progress.begin("lossless")
     found = search_lossless(study, "lossless", result.schedules["descent"], settings.tolerance)
-    result.schedules["lossless"] = [found]
+    result.found("lossless", found)
 
 
 def _g_search(
@@ -126,15 +160,15 @@ def _g_search(
     how = g_search.GSearch(
         starts, rules, settings.tolerance, inner=settings.inner, weight=settings.weight
     )
-    schedule, steps = g_search.search(study, how, name)
-    result.schedules[name], result.steps[name] = [schedule], steps
+    schedule, result.steps[name] = g_search.search(study, how, name)
+    result.found(name, schedule)
 
 
 def _p_sigmoid(
     study: Study, settings: Settings, result: Result, name: str, family: Family, fit: Point
 ) -> None:
     study.progress.begin(name)
-    result.schedules[name], result.trials[name] = [], []
+    result.trials[name] = []
     starts = [fit]
     for budget in sorted(settings.budgets, reverse=True):
         trials = search_sigmoid(
@@ -142,36 +176,59 @@ def _p_sigmoid(
         )
         best = best_trial(trials)
         result.trials[name] += trials
-        result.schedules[name].append(best.schedule)
+        result.found(name, best.schedule)
         # what was best at one budget is the place to look first at the next
         starts = [fit, tuple(best.parameters.values())]
 
 
-def select(selection: Study, result: Result) -> list[Scored]:
-    """The best schedule of each budget and each G-Search, on items that the search did not use.
+class Selection:
+    """What was found, scored on items that the search did not use, and the best of it.
 
-    Of equals the earlier method is taken, which is the simpler one.
+    Each schedule is scored once: it may be asked again after each that is found.
     """
-    selection.progress.begin("selection")
-    chosen = []
-    rivals: dict[float, list[Scored]] = {}
-    for method, schedules in result.schedules.items():
-        for scored in _score(selection, method, schedules):
+
+    def __init__(self, study: Study) -> None:
+        self.study = study
+        self._scored: dict[str, list[Scored]] = {}
+
+    @cached_property
+    def unreduced(self) -> Evaluation:
+        """What the schedules stand beside."""
+        with self.study.progress.aside("selection"):
+            return self.study.unreduced()
+
+    def scored(self, result: Result) -> list[Scored]:
+        """Every schedule that was found, in the order of its method."""
+        for method, schedules in result.schedules.items():
+            known = self._scored.setdefault(method, [])
+            known += self._score(method, schedules[len(known) :])
+        return [scored for method in result.schedules for scored in self._scored[method]]
+
+    def best(self, result: Result) -> list[Scored]:
+        """The best schedule of each budget, and each one without a budget.
+
+        Of equals the earlier method is taken, which is the simpler one.
+        """
+        chosen = []
+        rivals: dict[float, list[Scored]] = {}
+        for scored in self.scored(result):
             if scored.schedule.budget is None:
                 chosen.append(scored)
             else:
                 rivals.setdefault(scored.schedule.budget, []).append(scored)
-    best = [max(each, key=lambda scored: scored.evaluation.value) for each in rivals.values()]
-    return chosen + best
+        best = [max(each, key=lambda scored: scored.evaluation.value) for each in rivals.values()]
+        return chosen + best
 
-
-def _score(selection: Study, method: str, schedules: Sequence[Schedule]) -> list[Scored]:
-    candidates = [Candidate.of(schedule, selection.same_n_vision) for schedule in schedules]
-    found = selection.evaluate("selection", candidates)
-    return [
-        Scored(schedule, method, evaluation)
-        for schedule, evaluation in zip(schedules, found, strict=True)
-    ]
+    def _score(self, method: str, schedules: Sequence[Schedule]) -> list[Scored]:
+        if not schedules:
+            return []
+        candidates = [Candidate.of(schedule, self.study.same_n_vision) for schedule in schedules]
+        with self.study.progress.aside("selection"):
+            found = self.study.evaluate("selection", candidates)
+        return [
+            Scored(schedule, method, evaluation)
+            for schedule, evaluation in zip(schedules, found, strict=True)
+        ]
 
 
 def plan(settings: Settings, layers: int, n_vision: int, items: int, rest: int) -> dict[str, int]:

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,20 @@ class Progress:
         self._stage = stage
         self._emit("progress", message=f"{stage} begins", stage=stage)
         self._say(f"{stage} begins")
+
+    @contextmanager
+    def aside(self, stage: str) -> Iterator[None]:
+        """What runs inside counts for ``stage``; the stage before goes on where it was."""
+        before, self._stage = self._stage, stage
+        try:
+            yield
+        finally:
+            self._stage = before
+
+    def found(self, message: str, schedules: Sequence[str]) -> None:
+        """Schedules were written that were not there, or not as good."""
+        self._emit("found", stage=self._stage, message=message, schedules=list(schedules))
+        self._say(message)
 
     def ran(self, requests: int, seconds: float) -> None:
         """Requests were answered, or found in the journal; ``seconds`` is what they took."""

@@ -9,48 +9,39 @@ from typing import Any
 
 from vtr_vllm.schedules import Schedule
 from vtr_vllm.schedules.whole_file import whole_file
-from vtr_vllm.search.calibration import Dataset
-from vtr_vllm.search.candidates import Candidate
-from vtr_vllm.search.pipeline import Result, Scored, Settings
-from vtr_vllm.search.statistics import bootstrap_interval
-from vtr_vllm.search.study import Cost, Evaluation, Study
+from vtr_vllm.search.pipeline import Result, Scored, Selection, scores
+from vtr_vllm.search.study import Cost, Study
 
 REPORT = "report"
 """Folder beside the schedule files: a server reads ``*.json`` of the folder itself only."""
 
 
-def served(scored: Scored, study: Study, settings: Settings, source: Dataset) -> Schedule:
+def report_folder(folder: Path) -> Path:
+    """Where a search's report lies."""
+    return folder / REPORT
+
+
+def served(scored: Scored, search: Study, selection: Study, seed: int, source: str) -> Schedule:
     """The schedule as it is written: named, and with where it comes from.
 
-    The schedule of a budget is named ``searched-<budget>``, whichever method found it. Nothing in
-    it depends on time or machine: the same search writes the same file.
+    ``source`` is the SHA-256 of all the data. The schedule of a budget is named
+    ``searched-<budget>``, whichever method found it. Nothing in it depends on time or machine: the
+    same search writes the same file.
     """
     schedule = scored.schedule
     name = schedule.name if schedule.budget is None else f"searched-{schedule.budget!r}"
     provenance: dict[str, Any] = {
-        "scores": scores(scored.evaluation),
+        "scores": scored.scores,
         "items": {
-            "sha256": source.sha256,
-            "search": len(source) - len(study.dataset),
-            "scores": len(study.dataset),
+            "sha256": source,
+            "search": len(search.dataset),
+            "scores": len(selection.dataset),
         },
-        "objective": study.objective,
-        "seed": settings.seed,
-        "versions": {**study.versions, "scikit-optimize": version("scikit-optimize")},
+        "objective": selection.objective,
+        "seed": seed,
+        "versions": {**selection.versions, "scikit-optimize": version("scikit-optimize")},
     }
     return replace(schedule, name=name, method=scored.method, provenance=provenance)
-
-
-def scores(evaluation: Evaluation) -> dict[str, float]:
-    """Accuracy with its 95% bootstrap interval, and the value searched for."""
-    low, high = bootstrap_interval([o.score for o in evaluation.outcomes])
-    return {
-        "accuracy": evaluation.accuracy,
-        "low": low,
-        "high": high,
-        "value": evaluation.value,
-        "n": len(evaluation.outcomes),
-    }
 
 
 def write_schedules(folder: Path, schedules: Iterable[Schedule]) -> list[Path]:
@@ -66,24 +57,24 @@ def write_schedules(folder: Path, schedules: Iterable[Schedule]) -> list[Path]:
 def search_record(
     meta: Mapping[str, Any],
     search: Study,
-    selection: Study,
+    selection: Selection,
     result: Result,
-    chosen: Iterable[Schedule],
     states: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The whole search as plain JSON; every schedule scored on the selection's items."""
-    spent = costs(search, selection)  # looking up what is already scored, below, is no cost
-    everything = [
-        (method, schedule) for method, found in result.schedules.items() for schedule in found
+    """The search so far as plain JSON; every schedule scored on the selection's items."""
+    found = [_schedule(scored) for scored in selection.scored(result)]
+    best = [scored for scored in selection.best(result) if scored.schedule.budget is not None]
+    found += [
+        _schedule(each) | {"name": f"searched-{each.schedule.budget!r}", "method": "searched"}
+        for each in best
     ]
-    everything += [("searched", schedule) for schedule in chosen if schedule.budget is not None]
     return {
-        "meta": {**meta, "unreduced": scores(selection.unreduced())},
+        "meta": {**meta, "unreduced": scores(selection.unreduced)},
         "g_search": [
             {"name": name, "steps": [asdict(step) for step in steps]}
             for name, steps in result.steps.items()
         ],
-        "schedules": [_schedule(selection, *each) for each in everything],
+        "schedules": found,
         "trials": [
             {
                 "search": method,
@@ -99,7 +90,7 @@ def search_record(
         "rules": _rules(result),
         "cost": [
             {"stage": stage, **asdict(cost), "occupancy": cost.occupancy}
-            for stage, cost in spent.items()
+            for stage, cost in costs(search, selection.study).items()
         ],
         "journal": states,
     }
@@ -124,17 +115,16 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
         file.write("\n")
 
 
-def _schedule(selection: Study, method: str, schedule: Schedule) -> dict[str, Any]:
-    candidate = Candidate.of(schedule, selection.same_n_vision)
-    (found,) = selection.evaluate("selection", [candidate])
+def _schedule(scored: Scored) -> dict[str, Any]:
+    schedule = scored.schedule
     return {
         "name": schedule.name,
-        "method": method,
+        "method": scored.method,
         "budget": schedule.budget,
         "mean_keep": schedule.mean_keep,
         "keep": list(schedule.keep),
         "rules": [str(rule) for rule in schedule.rules],
-        **scores(found),
+        **scored.scores,
     }
 
 

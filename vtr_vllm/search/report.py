@@ -10,8 +10,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.schedules.whole_file import whole_file, whole_file_of_bytes
 from vtr_vllm.search import plots
 from vtr_vllm.search.report_data import check_frontier, check_search, read_frontier, read_search
+from vtr_vllm.search.trials_table import write_trials
 
 TEMPLATE = "report.html.jinja"
 NOT_REACHABLE = "–"
@@ -34,9 +36,9 @@ class Table:
 
 
 def write_report(folder: Path) -> Path:
-    """Write ``index.html`` and its figures from ``search.json`` and, if there, ``frontier.json``.
+    """Write ``index.html``, its figures and ``trials.csv``, each at once or not at all.
 
-    Returns the page's path. Figures of an earlier report that have no data now are removed.
+    From ``search.json`` and, if there, ``frontier.json``. Returns the page's path. Figures of an earlier report that have no data now are removed.
     Raises ConfigurationError when a file is missing or malformed, or when the two are about
     different models.
     """
@@ -49,9 +51,12 @@ def write_report(folder: Path) -> Path:
         if figure is None:
             (folder / name).unlink(missing_ok=True)
         else:
-            figure.savefig(folder / name, facecolor="white", bbox_inches="tight")
+            with whole_file_of_bytes(folder / name) as file:
+                figure.savefig(file, format="png", facecolor="white", bbox_inches="tight")
+    write_trials(folder, search)
     page = folder / "index.html"
-    page.write_text(_render(search, frontier, figures), encoding="utf-8")
+    with whole_file(page) as text:
+        text.write(_render(search, frontier, figures))
     return page
 
 

@@ -45,6 +45,7 @@ SEARCH: Form = {
         "command": str,
         "date": str,
         "unreduced": {"value": float, "accuracy": float, **_BETWEEN},
+        "finished": Maybe(bool),
     },
     "g_search": [
         {

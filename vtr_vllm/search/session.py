@@ -1,6 +1,7 @@
 """What a command of the search needs: the checked data, the engines, the journal, a lock."""
 
 import fcntl
+import math
 import os
 import re
 import uuid
@@ -14,10 +15,9 @@ from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.answers import EngineOptions, Evaluator
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.journal import Journal
-from vtr_vllm.search.outcomes import Objective
 from vtr_vllm.search.progress import Progress
-from vtr_vllm.search.records import REPORT
 from vtr_vllm.search.study import BLOCK, Study
+from vtr_vllm.search_options import Objective
 
 _SEARCHED = 0.6  # of the items; the rest scores what was found
 LEAST_ITEMS = 2 * BLOCK
@@ -64,9 +64,9 @@ class Session:
     objective: Objective
     progress: Progress
 
-    def study(self, dataset: Dataset) -> Study:
+    def study(self, dataset: Dataset, until: float = math.inf) -> Study:
         """A study of ``dataset`` with these engines and this journal."""
-        return Study(self.evaluator, dataset, self.journal, self.objective, self.progress)
+        return Study(self.evaluator, dataset, self.journal, self.objective, self.progress, until)
 
 
 @contextmanager
@@ -121,11 +121,6 @@ def check_answers(objective: Objective, *datasets: Dataset) -> None:
                 f"{dataset.path} has no answers, and the objective accuracy scores by them; search"
                 " with --objective label-free, or give every line answers and metric"
             )
-
-
-def report_folder(folder: Path) -> Path:
-    """Where a search's report lies."""
-    return folder / REPORT
 
 
 def _search_id(folder: Path) -> str:

@@ -7,14 +7,15 @@ from functools import cached_property
 from itertools import pairwise
 from time import monotonic
 
-from vtr_vllm.errors import ConfigurationError, EvaluationFailed
+from vtr_vllm.errors import ConfigurationError, EvaluationFailed, TimeLimitReached
 from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.search.answers import Answer, Evaluator, GeneratedToken, Task
 from vtr_vllm.search.calibration import Dataset, Item
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.journal import Begun, Journal, Key, Measured
-from vtr_vllm.search.outcomes import Objective, Outcome, best_utility, outcome
+from vtr_vllm.search.outcomes import Outcome, best_utility, outcome
 from vtr_vllm.search.progress import Progress
+from vtr_vllm.search_options import Objective
 
 BLOCK = 100
 """Items of one evaluation: a candidate is stopped, and a killed search resumes, between blocks."""
@@ -85,7 +86,8 @@ class Study:
     """One model, one data set, one objective; raises EvaluationFailed when the engine fails.
 
     ``dataset`` is cut into blocks of BLOCK items (the last may be shorter). Every candidate's
-    evaluation on a block is a row of the journal; none is run twice.
+    evaluation on a block is a row of the journal; none is run twice. From ``until`` on, in
+    monotonic seconds, nothing new is run: TimeLimitReached is raised instead.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Study:
         journal: Journal,
         objective: Objective,
         progress: Progress,
+        until: float = math.inf,
     ) -> None:
+        self._until = until
         self.dataset, self.objective, self.progress = dataset, objective, progress
         self.costs: dict[str, Cost] = {}
         self._evaluator, self._journal = evaluator, journal
@@ -253,6 +257,8 @@ class Study:
         self.progress.ran(len(block.items), measured.seconds)
 
     def _run(self, stage: str, block: "_Block", candidates: list[Candidate]) -> None:
+        if monotonic() >= self._until:
+            raise TimeLimitReached("the time limit is reached; the same command goes on from here")
         begun = [Begun(c, block.sha256, block.first, len(block.items)) for c in candidates]
         ids = self._journal.begin(stage, begun)
         tasks = [Task(candidate, item) for item in block.items for candidate in candidates]

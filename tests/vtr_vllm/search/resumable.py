@@ -6,9 +6,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
-from vtr_vllm.search import pipeline, records
+from vtr_vllm.search import pipeline
 from vtr_vllm.search.answers import Batch, EngineOptions, Task
-from vtr_vllm.search.pipeline import Settings
+from vtr_vllm.search.output import Output
+from vtr_vllm.search.pipeline import Selection, Settings
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
 
@@ -16,6 +17,19 @@ from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
 SETTINGS = Settings(
     kind="all", budgets=(0.625, 0.5, 0.375), trials=9, items=100, rule_items=(100, 100)
 )
+META = {
+    "model": "simulated",
+    "fingerprint": "6L",
+    "n_vision": 16,
+    "data": {"path": "items.jsonl", "sha256": "0" * 64, "n": LEAST_ITEMS},
+    "seed": SETTINGS.seed,
+    "objective": "accuracy",
+    "tolerance": SETTINGS.tolerance,
+    "versions": {"model": "simulated"},
+    "command": "vtr search all",
+    "date": "2025-01-01",
+}
+"""Of the record."""
 DELAY = 0.04
 """Seconds that each run of the engine takes."""
 
@@ -50,7 +64,8 @@ def search(folder: Path, pipe: Connection) -> None:
     with open_session(backend, folder, None, "accuracy", SETTINGS.seed, Progress()) as session:
         first, rest = split(data)
         study, selection = session.study(first), session.study(rest)
-        chosen = pipeline.select(selection, pipeline.run(study, SETTINGS))
-        schedules = [records.served(scored, selection, SETTINGS, data) for scored in chosen]
-        records.write_schedules(folder / "schedules", schedules)
+        output = Output(
+            folder / "schedules", META, data.sha256, study, Selection(selection), session.journal
+        )
+        output.write(pipeline.run(study, SETTINGS, output.write), finished=True)
     pipe.send_bytes(b"end")

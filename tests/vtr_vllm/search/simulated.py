@@ -24,9 +24,9 @@ from vtr_vllm.search.answers import Answer, Batch, GeneratedToken, Task
 from vtr_vllm.search.calibration import Dataset, Item, write_items
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.journal import Journal
-from vtr_vllm.search.outcomes import Objective
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.study import Study
+from vtr_vllm.search_options import Objective
 
 PLACES = 64
 """Requests that run at once, as in an engine."""

@@ -35,44 +35,55 @@ def asked(monkeypatch):
 def test_defaults_are_those_of_the_settings(asked):
     assert cli.main(SEARCH) == 0
     (options,) = asked
-    given, defaults = commands._settings(options), commands.Settings(kind="all")
-    assert given == defaults
-    assert (options.engines, options.max_tokens, options.servers) == (1, 32, ())
-    assert (options.objective, options.engine_args, options.dry_run) == ("accuracy", {}, False)
+    asked = options.asked
+    given, defaults = commands._settings(asked), commands.Settings(kind="all")
+    assert {**vars(given), "budgets": tuple(given.budgets)} == vars(defaults)
+    assert (asked.engines, asked.max_tokens, asked.servers) == (1, 32, [])
+    assert (asked.objective, asked.engine_args, options.dry_run) == ("accuracy", {}, False)
+    assert (asked.items, asked.max_minutes) == (None, None)
 
 
 def test_every_flag_arrives(asked):
     flags = (
-        "--heldout held.jsonl --budgets 0.5,0.25,0.5 --objective label-free --tolerance 0.02"
-        " --inner bayes --lambda 0.1 --trials 9 --items 100 --seed 7 --dry-run --engines 2"
-        " --servers http://a:1/,http://b:2 --max-tokens 5 --journal sqlite:///j --events e.jsonl"
+        "--heldout held.jsonl --budgets 0.5,0.25 --objective label-free --tolerance 0.02"
+        " --inner bayes --lambda 0.1 --trials 9 --items 100 --max-minutes 1.5 --seed 7 --dry-run"
+        " --engines 2 --max-tokens 5 --journal sqlite:///j --events e.jsonl"
     )
     engine = '{"dtype": "float16", "max_model_len": 512}'
     assert cli.main(["p-sigmoid", *SEARCH[1:], *flags.split(), "--engine-args", engine]) == 0
     (options,) = asked
-    settings = commands._settings(options)
+    asked_for = options.asked
+    settings = commands._settings(asked_for)
     assert settings.kind == "p-sigmoid"
-    assert settings.budgets == (0.5, 0.25)
+    assert settings.budgets == [0.5, 0.25]
     assert (settings.tolerance, settings.inner, settings.weight) == (0.02, "bayes", 0.1)
     assert (settings.trials, settings.items, settings.seed) == (9, 100, 7)
-    backend = commands._backend(options, options.model)
+    backend = commands._backend(asked_for, asked_for.model)
     assert backend.options.model == "demo"
     assert backend.options.max_tokens == 5
     assert backend.options.engine_args == {"dtype": "float16", "max_model_len": 512}
-    assert (backend.engines, backend.servers) == (2, ("http://a:1", "http://b:2"))
-    assert (options.objective, options.dry_run) == ("label-free", True)
-    assert options.heldout == Path("held.jsonl")
+    assert (backend.engines, backend.servers) == (2, [])
+    assert (asked_for.objective, options.dry_run) == ("label-free", True)
+    assert (asked_for.heldout, asked_for.max_minutes) == ("held.jsonl", 1.5)
     assert (options.journal, options.events) == ("sqlite:///j", Path("e.jsonl"))
     assert options.command_line.startswith("vtr search p-sigmoid --out out")
     assert engine in options.command_line
 
 
+def test_servers_instead_of_engines(asked):
+    assert cli.main([*SEARCH, "--servers", "http://a:1/,http://b:2"]) == 0
+    backend = commands._backend(asked[0].asked, "demo")
+    assert (backend.engines, backend.servers) == (1, ["http://a:1", "http://b:2"])
+
+
 def test_other_commands_have_their_flags(asked):
-    assert cli.main(["compare", "--out", "o", "--split", "a=x.jsonl", "--split", "b=y=z"]) == 0
+    splits = ["--split", "a=x.jsonl", "--split", "b=y=z"]
+    assert cli.main(["compare", "--out", "o", *splits, "--data", "d", "--engines", "2"]) == 0
     assert cli.main(["report", "--out", "o"]) == 0
     assert cli.main(["convert", "demo", "test", "t.jsonl", "--count", "12"]) == 0
     compare, report, convert = asked
     assert compare.splits == [("a", Path("x.jsonl")), ("b", Path("y=z"))]
+    assert (compare.data, compare.asked.engines) == (Path("d"), 2)
     assert report.out == Path("o")
     assert (convert.format, convert.source, convert.out) == ("demo", "test", Path("t.jsonl"))
     assert convert.count == 12
@@ -81,28 +92,24 @@ def test_other_commands_have_their_flags(asked):
 @pytest.mark.parametrize(
     ("flags", "reason"),
     [
-        (["--budgets", "0.5,1.5"], "0.5,1.5 has a budget outside (0, 1)"),
-        (["--budgets", "0"], "outside (0, 1)"),
-        (["--budgets", "1"], "outside (0, 1)"),
-        (["--budgets", "nan"], "outside (0, 1)"),
+        (["--budgets", "0.5,1.5"], "'0.5,1.5': 1: Input should be less than 1"),
+        (["--budgets", "0"], "greater than 0"),
+        (["--budgets", "nan"], "finite number"),
         (["--budgets", "0.5,half"], "'half' is no number"),
-        (["--budgets", ""], "'' is no number"),
-        (["--tolerance=-0.1"], "-0.1 is outside 0..1"),
-        (["--tolerance", "nan"], "nan is outside 0..1"),
+        (["--budgets", ""], "give values with commas between them"),
+        (["--budgets", "0.5,0.5"], "must all be different"),
+        (["--tolerance=-0.1"], "greater than or equal to 0"),
         (["--tolerance", "little"], "'little' is no number"),
-        (["--lambda", "2"], "2 is outside 0..1"),
-        (["--trials", "0"], "0 is below 1"),
-        (["--trials", "many"], "'many' is no whole number"),
-        (["--items", "0"], "0 is below 1"),
-        (["--engines", "0"], "0 is below 1"),
-        (["--max-tokens", "-1"], "-1 is below 1"),
-        (["--seed=-1"], "-1 is outside 0.."),
-        (["--seed", "2147483648"], "outside 0..2147483647"),
+        (["--lambda", "2"], "less than or equal to 1"),
+        (["--trials", "many"], "give a whole number"),
+        (["--items", "0"], "greater than or equal to 1"),
+        (["--max-minutes", "0"], "greater than 0"),
+        (["--seed", "2147483648"], "less than 2147483648"),
         (["--inner", "random"], "invalid choice: 'random'"),
         (["--objective", "speed"], "invalid choice: 'speed'"),
-        (["--engine-args", "{"], "{ is no JSON"),
-        (["--engine-args", "[1]"], "[1] is no JSON object"),
-        (["--servers", ","], "',' names no server"),
+        (["--engine-args", "{"], "'{': Expecting property name"),
+        (["--engine-args", "[1]"], "valid dictionary"),
+        (["--servers", ","], "give values with commas between them"),
         (["--unknown", "1"], "unrecognized arguments: --unknown"),
     ],
 )

@@ -8,8 +8,8 @@ import pytest
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.errors import EvaluationFailed
-from vtr_vllm.schedules import ScheduleBook
-from vtr_vllm.search import cli
+from vtr_vllm.schedules import Schedule, ScheduleBook
+from vtr_vllm.search import cli, commands, study
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.engine_pool import EnginePool
 from vtr_vllm.search.report_data import read_frontier, read_search
@@ -167,6 +167,9 @@ def test_a_search_leaves_schedules_a_record_and_a_report(tmp_path, data, engines
     assert book.for_budget(0.5).source == "searched"
     record = read_search(out / "report")
     assert record["meta"]["data"] == data.facts()
+    assert record["meta"]["finished"] is True
+    trials = (out / "report" / "trials.csv").read_text().splitlines()
+    assert len(trials) == 1 + 4 + 3  # the trials of a budget, and a stage for each layer from 2 on
     assert record["meta"]["command"].startswith("vtr search p-sigmoid --out")
     assert record["meta"]["n_vision"] == 16
     assert {s["method"] for s in record["schedules"]} == {"g-search", "p-sigmoid", "searched"}
@@ -174,7 +177,9 @@ def test_a_search_leaves_schedules_a_record_and_a_report(tmp_path, data, engines
     assert read_frontier(out / "report") is None
     said = events(path)
     assert said[-1]["kind"] == "done"
-    assert {event["kind"] for event in said} == {"progress", "step", "done"}
+    assert {event["kind"] for event in said} == {"progress", "step", "found", "done"}
+    found = [event["schedules"] for event in said if event["kind"] == "found"]
+    assert found == [["g-search"], ["searched-0.5"]]
     last = capsys.readouterr().err.splitlines()[-1]
     assert last == f"search: wrote g-search, searched-0.5 to {out}"
 
@@ -254,7 +259,61 @@ def test_a_comparison_refuses_what_was_searched_on(tmp_path, data, engines, caps
     items(tmp_path, 200, first=60_000)  # the same file, other items
     assert cli.main([*compare, "--split", f"a={data.path}"]) == 1
     assert "is not the data that" in capsys.readouterr().err
+    changed.path.unlink()
+    assert cli.main([*compare, "--split", f"a={data.path}"]) == 1
+    assert f"is not at {changed.path}; say with --data FILE" in capsys.readouterr().err
     assert len(engines) == started
+
+
+def test_a_comparison_finds_the_data_of_a_search_from_anywhere(
+    tmp_path, data, engines, monkeypatch
+):
+    """The search was told a relative path, and the comparison runs in another folder."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    here.mkdir()
+    there.mkdir()
+    own = items(here, 200)
+    held = items(tmp_path, 20, first=3000, name="held.jsonl")
+    compare = ["compare", "--out", str(here / "out"), "--split", f"a={held.path}"]
+    monkeypatch.chdir(here)
+    given = ["--out", "out", "--model", "simulated", "--data", "items.jsonl"]
+    assert cli.main(["g-search", *given, *SMALL]) == 0
+    monkeypatch.chdir(there)
+    assert cli.main(compare) == 0
+    own.path.rename(there / "moved.jsonl")
+    assert cli.main(compare) == 1
+    assert cli.main([*compare, "--data", "moved.jsonl"]) == 0
+
+
+def test_items_bound_everything_that_is_searched_on(tmp_path, data, engines):
+    """G-Search and the unreduced model too; what was found is scored on the other items as ever."""
+    more = items(tmp_path, 600)
+    assert search("p-sigmoid", tmp_path / "out", more, "--items", "150") == 0
+    asked = {task.item.id for task in engines[0].tasks}
+    assert asked == {item.id for item in (*more.items[:150], *more.items[300:])}
+    found = Schedule.load(tmp_path / "out" / "g-search.json")
+    assert found.provenance["items"] == {"sha256": more.sha256, "search": 150, "scores": 300}
+
+
+def test_a_search_at_its_time_limit_ends_well_and_goes_on(
+    tmp_path, data, engines, monkeypatch, capsys
+):
+    """With the time over as soon as G-Search has begun its second stage."""
+    out, path = tmp_path / "out", tmp_path / "events.jsonl"
+    now = iter([0.0, *[1.0] * 8])  # seconds, each time somebody looks
+    monkeypatch.setattr(study, "monotonic", lambda: next(now, 61.0))
+    monkeypatch.setattr(commands, "monotonic", lambda: 0.0)
+    assert search("p-sigmoid", out, data, "--max-minutes", "1", "--events", str(path)) == 0
+    last = events(path)[-1]
+    assert last["kind"] == "done"
+    assert last["message"] == (
+        f"the time limit of 1 minutes is reached; wrote nothing yet to {out}: the same command goes"
+        " on from here"
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(Backend, "open", lambda backend: SimulatedEvaluator())
+    assert search("p-sigmoid", out, data) == 0
+    assert (out / "searched-0.5.json").exists()
 
 
 def test_a_dry_run_measures_and_writes_nothing(tmp_path, data, engines, capsys):

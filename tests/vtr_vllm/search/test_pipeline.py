@@ -3,8 +3,10 @@ from dataclasses import replace
 import pytest
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
+from vtr_vllm.errors import TimeLimitReached
 from vtr_vllm.search.candidates import Candidate
-from vtr_vllm.search.pipeline import KINDS, Result, Settings, plan, run, select
+from vtr_vllm.search.pipeline import Result, Selection, Settings, plan, run
+from vtr_vllm.search_options import KINDS
 
 LAYERS, N_VISION = 6, 16
 BUDGETS = (0.6, 0.4)
@@ -115,7 +117,7 @@ def test_cls_is_tried_where_the_model_has_it(data, searched):
 def test_the_best_of_each_budget_is_selected(searched, rest):
     _, result = searched
     selection = new_study(rest)
-    chosen = select(selection, result)
+    chosen = Selection(selection).best(result)
     budgets = [scored.schedule.budget for scored in chosen]
     assert sorted(b for b in budgets if b) == sorted(BUDGETS)
     assert [c.method for c in chosen if c.schedule.budget is None] == [
@@ -141,7 +143,7 @@ def test_of_equals_the_earlier_method_is_selected(searched, rest):
     schedules = searched[1].schedules
     same = schedules["p-sigmoid"]
     result = Result(schedules={"p-sigmoid": same, "descent": same})
-    assert {scored.method for scored in select(new_study(rest), result)} == {"p-sigmoid"}
+    assert {scored.method for scored in Selection(new_study(rest)).best(result)} == {"p-sigmoid"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -163,5 +165,37 @@ def test_a_search_without_labels(data, rest):
     assert done.unreduced().value == 0
     for trials in result.trials.values():
         assert all(trial.value <= 0 for trial in trials)
-    chosen = select(new_study(rest, "label-free"), result)
+    chosen = Selection(new_study(rest, "label-free")).best(result)
     assert {scored.schedule.budget for scored in chosen} == {None, *BUDGETS}
+
+
+def test_every_schedule_is_told_as_it_is_found(data, searched):
+    """And a selection that is asked each time scores each schedule once."""
+    told = []
+    selection = Selection(new_study(data))
+
+    def more(result):
+        best = selection.best(result)
+        told.append(({m: len(found) for m, found in result.schedules.items()}, len(best)))
+
+    result = run(new_study(data), SETTINGS, more)
+    assert result == searched[1]
+    assert [sum(counts.values()) for counts, _ in told] == list(range(1, len(told) + 1))
+    assert told[-1][0] == {method: len(found) for method, found in result.schedules.items()}
+    assert [best for _, best in told] == [1, 2, 3, 4, 4, 4, 4, 4, 5]
+    cost = selection.study.costs["selection"]
+    assert cost.evaluations == len(told)
+
+
+def test_at_the_time_limit_what_was_found_is_there(data):
+    done = new_study(data)
+    told = []
+
+    def more(result):
+        told.append(list(result.schedules))
+        done._until = 0  # from the first schedule on
+
+    with pytest.raises(TimeLimitReached, match="the same command goes on"):
+        run(done, replace(SETTINGS, kind="p-sigmoid"), more)
+    assert told == [["g-search"]]
+    assert set(done.costs) == {"unreduced", "g-search", "p-sigmoid"}

@@ -163,3 +163,19 @@ def test_no_more_is_left_than_is_planned(ran):
 )
 def test_durations_are_for_people(seconds, text):
     assert duration(seconds) == text
+
+
+def test_what_runs_aside_leaves_the_plan_of_its_stage(events):
+    progress = Progress(events)
+    progress.plan({"one": 10, "selection": 5})
+    progress.begin("one")
+    progress.ran(4, 1.0)
+    with progress.aside("selection"):
+        progress.ran(5, 1.0)
+    progress.found("wrote a", ["a"])
+    assert progress.planned == 15
+    progress.ran(6, 1.0)
+    progress.begin("two")
+    assert progress.planned == 15
+    (found,) = (event for event in read(events) if event["kind"] == "found")
+    assert (found["stage"], found["message"], found["schedules"]) == ("one", "wrote a", ["a"])

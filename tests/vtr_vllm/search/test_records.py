@@ -8,7 +8,7 @@ from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.schedules import Schedule, ScheduleBook
 from vtr_vllm.search import pipeline, records
 from vtr_vllm.search.journal import Journal
-from vtr_vllm.search.pipeline import Settings
+from vtr_vllm.search.pipeline import Selection, Settings
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.report_data import check_search
 from vtr_vllm.search.session import split
@@ -41,16 +41,16 @@ class Search:
             Study(evaluator, part, self.journal, "accuracy", Progress()) for part in (first, rest)
         )
         self.result = pipeline.run(self.study, SETTINGS)
-        self.chosen = pipeline.select(self.selection, self.result)
+        self.scored = Selection(self.selection)
+        self.chosen = self.scored.best(self.result)
         self.schedules = [
-            records.served(scored, self.selection, SETTINGS, self.data) for scored in self.chosen
+            records.served(scored, self.study, self.selection, SETTINGS.seed, self.data.sha256)
+            for scored in self.chosen
         ]
 
     def record(self):
         states = self.journal.states()
-        return records.search_record(
-            META, self.study, self.selection, self.result, self.schedules, states
-        )
+        return records.search_record(META, self.study, self.scored, self.result, states)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +125,7 @@ def test_the_record_holds_every_schedule_with_its_score(search):
 def test_making_the_record_runs_nothing_and_counts_nothing(search):
     runs = search.study._evaluator.runs
     before = records.costs(search.study, search.selection)
+    search.record()
     record = search.record()
     assert search.study._evaluator.runs == runs
     counted = {cost["stage"]: cost["naive_requests"] for cost in record["cost"]}
@@ -151,3 +152,8 @@ def test_a_file_is_written_at_once_or_not_at_all(tmp_path):
         records.write_json(path, {"second": [1, float("nan")]})
     assert json.loads(path.read_text()) == {"first": 1}
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_report_lies_in_a_folder_of_its_own(tmp_path):
+    """A server reads every *.json of the folder itself as a schedule."""
+    assert records.report_folder(tmp_path).parent == tmp_path

@@ -17,11 +17,13 @@ import pytest
 from tests.vtr_vllm.search import resumable
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
+from vtr_vllm.schedules import Schedule
 from vtr_vllm.search.answers import EngineOptions
 from vtr_vllm.search.candidates import unreduced
 from vtr_vllm.search.journal import Begun
 from vtr_vllm.search.progress import Progress
-from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, report_folder, split
+from vtr_vllm.search.report_data import read_search
+from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
 
 KILLS = 20
 OPTIONS = EngineOptions("simulated")
@@ -87,7 +89,16 @@ def rows(folder: Path) -> dict[int, tuple]:
 
 
 def written(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (folder / "schedules").iterdir()}
+    return {path.name: path.read_bytes() for path in (folder / "schedules").glob("*.json")}
+
+
+def check_usable(folder: Path) -> None:
+    """What a killed search leaves is whole: schedules that a server takes, a record that is read."""
+    for path in (folder / "schedules").glob("*.json"):
+        assert Schedule.load(path).name == path.stem
+    if (folder / "schedules" / "report").exists():
+        found = read_search(folder / "schedules" / "report")
+        assert found["schedules"]
 
 
 def check_kept(before: dict[int, tuple], after: dict[int, tuple]) -> None:
@@ -113,6 +124,7 @@ def test_a_search_killed_at_any_moment_goes_on_to_the_same_end(tmp_path):
             kills += 1
             found = rows(folder) if (folder / "journal.sqlite").exists() else {}
             check_kept(seen, found)
+            check_usable(folder)
             seen = found
         Running(folder).finish()
         found = rows(folder)
@@ -256,8 +268,3 @@ def test_too_few_items_are_refused(tmp_path):
     data = items(tmp_path, LEAST_ITEMS - 1)
     with pytest.raises(ConfigurationError, match=f"has 199 items; .* at least {LEAST_ITEMS}"):
         split(data)
-
-
-def test_the_report_lies_in_a_folder_of_its_own(tmp_path):
-    """A server reads every *.json of the folder itself as a schedule."""
-    assert report_folder(tmp_path).parent == tmp_path

@@ -18,9 +18,10 @@ from vtr_vllm.search.answers import Evaluator, Task
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.journal import Journal
-from vtr_vllm.search.outcomes import Objective, outcome
+from vtr_vllm.search.outcomes import outcome
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.study import TOGETHER, Evaluation, Study
+from vtr_vllm.search_options import Objective
 
 BLOCK, COUNT = 10, 35
 LAYERS, VISION = 5, 16

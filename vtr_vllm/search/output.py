@@ -1,0 +1,63 @@
+"""What a search has found, written each time that it has found more.
+
+So whoever stops a search, or watches it, has schedules to serve and a report to read.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vtr_vllm.schedules import Schedule
+from vtr_vllm.search import records
+from vtr_vllm.search.journal import Journal
+from vtr_vllm.search.pipeline import Result, Selection
+from vtr_vllm.search.study import Study
+
+__all__ = ["Output", "write_report"]
+
+
+@dataclass
+class Output:
+    """The folder of one search; every file in it is written at once or not at all.
+
+    OSError passes through; asking for scores raises EvaluationFailed as the study.
+    """
+
+    folder: Path
+    meta: Mapping[str, Any]
+    """Of search.json, see ``report_data``, but for what is only known at its end."""
+    data_sha256: str
+    """Of all the data, searched on or not."""
+    study: Study
+    selection: Selection
+    journal: Journal
+    schedules: dict[str, Schedule] = field(default_factory=dict)
+    """What is written, by name."""
+
+    def write(self, result: Result, *, finished: bool = False) -> None:
+        """Write schedules that are new or better, search.json, and the report."""
+        seed = self.meta["seed"]
+        best = [
+            records.served(scored, self.study, self.selection.study, seed, self.data_sha256)
+            for scored in self.selection.best(result)
+        ]
+        better = [found for found in best if self.schedules.get(found.name) != found]
+        records.write_schedules(self.folder, better)
+        self.schedules |= {found.name: found for found in better}
+        meta = {**self.meta, "finished": finished}
+        record = records.search_record(
+            meta, self.study, self.selection, result, self.journal.states()
+        )
+        records.write_json(records.report_folder(self.folder) / "search.json", record)
+        write_report(self.folder)
+        if better:
+            names = [found.name for found in better]
+            self.study.progress.found(f"wrote {', '.join(names)}", names)
+
+
+def write_report(folder: Path) -> Path:
+    """The report of what lies in ``folder``; returns its page."""
+    from vtr_vllm.search.report import write_report  # matplotlib takes a second to load
+
+    return write_report(records.report_folder(folder))
