@@ -1,25 +1,24 @@
 """``vtr batch``: a file of requests through vLLM's batch runner, with budgets.
 
 vLLM's runner (``vllm run-batch``) parses each line into its own request classes and calls its own
-handlers, past every endpoint plugin. The files, the flags, the engine and the lines of the output
-stay vLLM's here; but a line goes to the server's routes, in this process and without a socket. So
-a line may ask in every way that a request may, and its answer carries the same facts.
+handlers, past every endpoint plugin. The form of the files, the flags and the engine stay vLLM's
+here; but a line goes to the server's routes, in this process and without a socket. So a line may ask
+in every way that a request may, and its answer carries the same facts.
 """
 
 import asyncio
-import json
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import aiohttp
 import httpx
 from fastapi import FastAPI
-from pydantic import BaseModel, ValidationError
 from starlette.types import ASGIApp, Receive, Scope, Send
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client, init_app_state
 from vllm.entrypoints.launchers.run_batch import (
@@ -27,10 +26,9 @@ from vllm.entrypoints.launchers.run_batch import (
     BatchRequestOutput,
     BatchResponseData,
     make_arg_parser,
-    read_file,
     start_http_server,
+    upload_data,
     validate_run_batch_args,
-    write_file,
 )
 from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
@@ -42,34 +40,14 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vtr_server.gate.context import Caller, RequestContext
 from vtr_server.http.errors import error_body
-from vtr_vllm.errors import ConfigurationError, RequestError, VTRError
-from vtr_vllm.schedules.strict_json import show
+from vtr_server.vllm_api.batch_files import BatchInput, BatchOutput, Line
+from vtr_vllm.errors import ConfigurationError, EngineNotReady, VTRError
 
-__all__ = ["Line", "answer_lines", "main", "read_lines"]
+__all__ = ["answer_lines", "main"]
 
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 WAVES = 2
 """Lines under way for each place in the engine's batch. vLLM's runner starts all at once, which
 decodes every image of the file before the first answer."""
-
-
-class _Fields(BaseModel):
-    """A line as OpenAI's batch format has it."""
-
-    custom_id: str
-    method: Literal["POST"]
-    url: Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
-    body: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Line:
-    """One request of the file, or why it is none."""
-
-    custom_id: str
-    url: str = ""
-    body: bytes = b""
-    error: RequestError | None = None
 
 
 class _Response(BatchResponseData):
@@ -88,95 +66,85 @@ def main(arguments: Sequence[str]) -> int:
     parser = make_arg_parser(FlexibleArgumentParser(prog="vtr batch", description=__doc__))
     args = parser.parse_args(list(arguments))
     configure_logging_from_args(args)
-    try:
-        lines = asyncio.run(_read(args))
-    except ConfigurationError as err:
-        print(f"vtr batch: {err}", file=sys.stderr)
-        return 2
-    if args.enable_metrics:
-        start_http_server(port=args.port, addr=args.host or "127.0.0.1")
-    asyncio.run(_run(args, lines))
+    with ExitStack() as files:
+        try:
+            asked, output = asyncio.run(_open(args, files))
+        except ConfigurationError as err:
+            print(f"vtr batch: {err}", file=sys.stderr)
+            return 2
+        if args.enable_metrics:
+            start_http_server(port=args.port, addr=args.host or "127.0.0.1")
+        try:
+            asyncio.run(_run(args, asked, output))
+        except (EngineNotReady, OSError) as err:
+            print(f"vtr batch: {err}", file=sys.stderr)
+            print("vtr batch: stopped; the same command goes on from here", file=sys.stderr)
+            return 1
     return 0
 
 
-async def _read(args: Namespace) -> list[Line]:
-    """Read the file before the engine starts, and see that the answers have a place to go.
+async def _open(args: Namespace, files: ExitStack) -> tuple[BatchInput, BatchOutput]:
+    """Look at the files before the engine starts; raises ConfigurationError.
 
-    Raises ConfigurationError.
+    An address is read into a file that is gone at the end, and written likewise.
     """
-    output = args.output_file
-    if "://" not in output and not Path(output).absolute().parent.is_dir():
-        raise ConfigurationError(f"-o {output}: there is no such folder; create it first")
-    try:
-        text = await read_file(args.input_file)
-    except (OSError, UnicodeDecodeError, aiohttp.ClientError) as err:
-        raise ConfigurationError(
-            f"-i {args.input_file} cannot be read ({err}); name a UTF-8 file with one JSON request"
-            " per line"
-        ) from err
-    return read_lines(text)
+    given, wanted = args.input_file, args.output_file
+    if _is_address(given):
+        copy = _temporary(args, files, "input.jsonl")
+        try:
+            async with aiohttp.ClientSession() as session, session.get(given) as answer:
+                answer.raise_for_status()
+                with copy.open("wb") as file:
+                    async for part in answer.content.iter_chunked(1 << 20):
+                        file.write(part)
+        except (OSError, aiohttp.ClientError) as err:
+            raise ConfigurationError(f"-i {given} cannot be read ({err})") from err
+        given = str(copy)
+    asked = BatchInput.open(given, files)
+    path = _temporary(args, files, "output.jsonl") if _is_address(wanted) else Path(wanted)
+    return asked, BatchOutput(path, asked.keys, files)
 
 
-def read_lines(text: str) -> list[Line]:
-    """The requests of a batch file; empty lines are left out, bad ones become their error."""
-    return [
-        _read_line(number, line)
-        for number, line in enumerate(text.split("\n"), 1)
-        if line and not line.isspace()
-    ]
+def _temporary(args: Namespace, files: ExitStack, name: str) -> Path:
+    """A file that is gone with ``files``."""
+    return Path(files.enter_context(TemporaryDirectory(dir=args.output_tmp_dir)), name)
 
 
-def _read_line(number: int, text: str) -> Line:
-    try:
-        found = _Fields.model_validate_json(text)
-    except ValidationError as err:
-        first = err.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the line"
-        return Line(
-            _custom_id(text) or f"line-{number}",
-            error=RequestError(
-                f"line {number} of the batch file: {place}: {first['msg']}, got"
-                f" {show(first['input'])}; a line is one JSON object with custom_id, method POST,"
-                f" url (one of {', '.join(URLS)}) and body"
-            ),
-        )
-    if found.body.get("stream"):
-        return Line(
-            found.custom_id,
-            error=RequestError(
-                f"line {number} of the batch file: stream is {show(found.body['stream'])}; a batch"
-                " has no streams: leave stream out"
-            ),
-        )
-    return Line(found.custom_id, found.url, json.dumps(found.body).encode())
+def _is_address(path: str) -> bool:
+    return path.startswith(("http://", "https://"))
 
 
-def _custom_id(text: str) -> str | None:
-    """The id of a line that is otherwise bad, so that its error can be told from the others."""
-    try:
-        given = json.loads(text)["custom_id"]
-    except (ValueError, TypeError, LookupError, RecursionError):
-        return None
-    return given if isinstance(given, str) else None
+async def _run(args: Namespace, asked: BatchInput, output: BatchOutput) -> None:
+    """Start the engine, run all lines that have no answer yet, put the output in order."""
+    known = len(output.answered)
+    if known:
+        print(f"vtr batch: {known} lines are answered in {args.output_file}", file=sys.stderr)
+    if known < len(asked.keys):
+        validate_run_batch_args(args)
+        async with _client(args) as (client, places, is_dead):
+            await answer_lines(client, asked, output, places, is_dead)
+    output.finish(asked.keys)
+    if _is_address(args.output_file):
+        await upload_data(args.output_file, str(output.path), from_file=True)
+    print(
+        f"vtr batch: {len(asked.keys)} lines, {len(asked.keys) - output.failed} answered,"
+        f" {output.failed} refused or failed; {args.output_file}",
+        file=sys.stderr,
+    )
 
 
-async def _run(args: Namespace, lines: Sequence[Line]) -> None:
-    """Start the engine, run all lines, write the output file."""
-    validate_run_batch_args(args)
+@asynccontextmanager
+async def _client(
+    args: Namespace,
+) -> AsyncIterator[tuple[httpx.AsyncClient, int, Callable[[], bool]]]:
+    """A client of an engine's routes, how many requests it should have, whether the engine died."""
     context = UsageContext.OPENAI_BATCH_RUNNER
     async with build_async_engine_client(args, usage_context=context) as engine:
         routes = _as_operator(await _app(engine, args))
         transport = httpx.ASGITransport(routes, raise_app_exceptions=False)
         places = WAVES * engine.vllm_config.scheduler_config.max_num_seqs
         async with httpx.AsyncClient(transport=transport, base_url="http://batch") as client:
-            outputs = await answer_lines(client, lines, places)
-        await write_file(args.output_file, outputs, args.output_tmp_dir)
-    failed = sum(output.error is not None for output in outputs)
-    print(
-        f"vtr batch: {len(outputs)} lines, {len(outputs) - failed} answered, {failed} refused or"
-        f" failed; {args.output_file}",
-        file=sys.stderr,
-    )
+            yield client, places, lambda: bool(engine.errored)
 
 
 async def _app(engine: Any, args: Namespace) -> FastAPI:
@@ -202,21 +170,38 @@ def _as_operator(app: ASGIApp) -> ASGIApp:
 
 
 async def answer_lines(
-    client: httpx.AsyncClient, lines: Sequence[Line], places: int
-) -> list[BatchRequestOutput]:
-    """The outputs in the order of the lines, at most ``places`` of them under way at once."""
-    free, tracker = asyncio.Semaphore(places), BatchProgressTracker()
-    for _ in lines:
-        tracker.submitted()
+    client: httpx.AsyncClient,
+    asked: BatchInput,
+    output: BatchOutput,
+    places: int,
+    is_dead: Callable[[], bool] = lambda: False,
+) -> None:
+    """Write the output of every line that has none yet, at most ``places`` under way at once.
 
-    async def one(line: Line) -> BatchRequestOutput:
-        async with free:
-            output = await _answer(client, line)
-        tracker.completed()
-        return output
+    Raises EngineNotReady once the engine is dead: what it did not answer is written nowhere, and
+    asked again by the next run. OSError of the output passes through.
+    """
+    tracker = BatchProgressTracker()
+    for _ in range(len(asked.keys) - len(output.answered)):
+        tracker.submitted()
+    lines = asked.lines(frozenset(output.answered))
+
+    async def work() -> None:
+        for line in lines:  # of all workers: each takes the next
+            found = await _answer(client, line)
+            failed = found.error is not None
+            if failed and is_dead():
+                raise EngineNotReady("the engine died; its own messages above say why")
+            output.write(line.key, found.model_dump_json(), failed)
+            tracker.completed()
 
     with tracker.pbar():
-        return await asyncio.gather(*map(one, lines))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(places):
+                    group.create_task(work())
+        except ExceptionGroup as several:
+            raise several.exceptions[0] from several
 
 
 async def _answer(client: httpx.AsyncClient, line: Line) -> BatchRequestOutput:
@@ -230,7 +215,7 @@ async def _answer(client: httpx.AsyncClient, line: Line) -> BatchRequestOutput:
         status, answered = answer.status_code, _json(answer)
     good = status == HTTPStatus.OK
     return _Output(
-        id=f"vllm-{random_uuid()}",
+        id=line.key,
         custom_id=line.custom_id,
         response=_Response(
             status_code=status, request_id=request_id, body=answered if good else None

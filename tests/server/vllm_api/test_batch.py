@@ -3,82 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
+import signal
 import subprocess
 import sys
+from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
-from hypothesis import given
-from hypothesis import strategies as st
-from vllm.entrypoints.launchers.run_batch import BatchRequestOutput
+from fastapi import FastAPI, Request
+from starlette.types import ASGIApp
 
 from tests.server.bad_input import CHAT, COMPLETION, chat_body
 from tests.server.conftest import NAME, Server, checkpoint
-from vtr_server.vllm_api.batch import answer_lines, main, read_lines
+from vtr_server.vllm_api.batch import answer_lines, main
+from vtr_server.vllm_api.batch_files import BatchInput, BatchOutput
+from vtr_vllm.errors import EngineNotReady
 
 
 def line(custom_id: str, url: str = CHAT, **body: Any) -> str:
     return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
 
 
-@given(st.text() | st.lists(st.text(max_size=20)).map("\n".join))
-def test_any_text_gives_one_line_each_with_a_request_or_an_error(text: str) -> None:
-    found = read_lines(text)
-    assert len(found) == sum(bool(part.strip()) for part in text.split("\n"))
-    for one in found:
-        assert one.custom_id
-        assert (one.error is None) == bool(one.body)
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=10,
-)
-
-
-@given(st.text(min_size=1), st.dictionaries(st.text(), JSON, max_size=4))
-def test_a_good_line_keeps_its_id_and_its_body(custom_id: str, body: dict[str, Any]) -> None:
-    body.pop("stream", None)
-    whole = {"custom_id": custom_id, "method": "POST", "url": COMPLETION, "body": body}
-    [found] = read_lines(json.dumps(whole))
-    assert (found.custom_id, found.url, found.error) == (custom_id, COMPLETION, None)
-    assert json.loads(found.body) == body
-
-
-@pytest.mark.parametrize(
-    ("text", "custom_id", "said"),
-    [
-        ("{nope", "line-1", "Invalid JSON"),
-        ("[1]", "line-1", "a line is one JSON object"),
-        ('"text"', "line-1", "a line is one JSON object"),
-        ("[" * 100_000, "line-1", "Invalid JSON"),
-        ('{"custom_id": 7}', "line-1", "custom_id"),
-        ('{"custom_id": "a"}', "a", "method"),
-        (line("a").replace("POST", "GET"), "a", "POST"),
-        (line("a", "/v1/embeddings"), "a", "/v1/embeddings"),
-        (line("a", "/health"), "a", "/health"),
-        (line("a", stream=True), "a", "leave stream out"),
-    ],
-)
-def test_a_bad_line_says_what_is_wrong(text: str, custom_id: str, said: str) -> None:
-    [found] = read_lines(text)
-    assert found.custom_id == custom_id
-    assert said in str(found.error)
-    assert "line 1 of the batch file" in str(found.error)
-
-
 @pytest.mark.parametrize(
     ("given_in", "given_out", "said"),
     [
         ("missing.jsonl", "out.jsonl", "cannot be read"),
-        ("latin1.jsonl", "out.jsonl", "UTF-8"),
-        ("good.jsonl", "nowhere/out.jsonl", "no such folder"),
+        ("latin1.jsonl", "out.jsonl", "line 1 of the batch file is not UTF-8"),
+        ("good.jsonl", "nowhere/out.jsonl", "name a file in a folder that is there"),
     ],
 )
 def test_files_are_looked_at_before_the_engine_starts(
@@ -145,31 +102,118 @@ def check_mixed(outputs: list[dict[str, Any]]) -> None:
     assert len({output["id"] for output in outputs}) == len(outputs)
 
 
-@pytest.mark.engine
-def test_a_refused_line_harms_no_other(server: Server) -> None:
-    async def run() -> list[dict[str, Any]]:
-        async with httpx.AsyncClient(base_url=server.url, timeout=120) as client:
-            outputs = await answer_lines(client, read_lines(mixed(NAME)), places=4)
-        return [json.loads(output.model_dump_json()) for output in outputs]
+def run(
+    app: ASGIApp | str,
+    text: str,
+    path: Path,
+    places: int = 4,
+    is_dead: Callable[[], bool] = lambda: False,
+) -> list[dict[str, Any]]:
+    """Answer the lines of ``text`` by an application or a server; what ``path`` then holds."""
 
-    check_mixed(asyncio.run(run()))
+    async def answer() -> None:
+        more: dict[str, Any] = {"base_url": app, "timeout": 120}
+        if not isinstance(app, str):
+            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            more = {"base_url": "http://batch", "transport": transport}
+        with ExitStack() as files:
+            asked = BatchInput(io.BytesIO(text.encode()))
+            output = BatchOutput(path, asked.keys, files)
+            async with httpx.AsyncClient(**more) as client:
+                await answer_lines(client, asked, output, places, is_dead)
+            output.finish(asked.keys)
+
+    asyncio.run(answer())
+    return outputs_of(path)
 
 
-def test_an_app_that_breaks_down_is_an_error_line() -> None:
+def outputs_of(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+def counting(act: Callable[[int], Awaitable[None]]) -> FastAPI:
+    """An application that does something at each request, which it is told the number of, from 1."""
     app = FastAPI()
+    app.state.asked = []
 
     @app.post(CHAT)
-    async def fail() -> None:
+    async def answer(request: Request) -> dict[str, str]:
+        app.state.asked.append((await request.json())["model"])
+        await act(len(app.state.asked))
+        return {"said": "yes"}
+
+    return app
+
+
+def numbered(count: int) -> str:
+    return "\n".join(line(f"line {n}", model=str(n)) for n in range(count))
+
+
+@pytest.mark.engine
+def test_a_refused_line_harms_no_other(server: Server, tmp_path: Path) -> None:
+    check_mixed(run(server.url, mixed(NAME), tmp_path / "out.jsonl"))
+
+
+def test_an_app_that_breaks_down_is_an_error_line(tmp_path: Path) -> None:
+    async def fail(_: int) -> None:
         raise RuntimeError
 
-    async def run() -> list[BatchRequestOutput]:
-        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://batch") as client:
-            return await answer_lines(client, read_lines(line("a") + "\n" + line("b")), places=1)
+    found = run(counting(fail), numbered(2), tmp_path / "out.jsonl")
+    assert [output["response"]["status_code"] for output in found] == [500, 500]
+    assert {output["error"]["error"]["code"] for output in found} == {"internal"}
 
-    for output in asyncio.run(run()):
-        assert output.response.status_code == 500
-        assert output.error["error"]["code"] == "internal"
+
+def test_a_line_is_written_when_it_ends_and_few_are_under_way(tmp_path: Path) -> None:
+    path, places = tmp_path / "out.jsonl", 3
+
+    async def look(number: int) -> None:
+        """At the n-th request all but those under way are in the file."""
+        assert path.read_bytes().count(b"\n") >= number - places
+        await asyncio.sleep(0.001 * (number % 3))
+
+    app = counting(look)
+    found = run(app, numbered(40), path, places)
+    assert [output["custom_id"] for output in found] == [f"line {n}" for n in range(40)]
+    assert all(output["error"] is None for output in found)
+    assert sorted(app.state.asked, key=int) == [str(n) for n in range(40)]
+
+
+def test_a_run_that_was_killed_asks_only_what_is_left(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+
+    async def kill(number: int) -> None:
+        if number == 8:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    child = os.fork()
+    if not child:
+        run(counting(kill), numbered(20), path, places=2)
+        os._exit(1)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    before = {output["custom_id"]: output for output in outputs_of(path)}
+    assert 4 <= len(before) <= 7
+
+    async def nothing(_: int) -> None:
+        pass
+
+    app = counting(nothing)
+    found = run(app, numbered(20), path, places=2)
+    assert len(app.state.asked) == 20 - len(before)
+    assert [output["custom_id"] for output in found] == [f"line {n}" for n in range(20)]
+    assert {output["custom_id"]: output for output in found}.items() >= before.items()
+
+
+def test_what_a_dead_engine_did_not_answer_is_asked_again(tmp_path: Path) -> None:
+    path, dead = tmp_path / "out.jsonl", []
+
+    async def die(number: int) -> None:
+        if number > 5:
+            dead.append(number)
+            raise RuntimeError
+
+    with pytest.raises(EngineNotReady, match="the engine died"):
+        run(counting(die), numbered(20), path, places=1, is_dead=lambda: bool(dead))
+    assert [output["custom_id"] for output in outputs_of(path)] == [f"line {n}" for n in range(5)]
 
 
 SETTINGS = """
@@ -196,4 +240,4 @@ def test_a_file_runs_through_an_engine_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(command, env=os.environ, capture_output=True, text=True, timeout=480)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert "10 lines, 5 answered, 5 refused or failed" in done.stderr
-    check_mixed([json.loads(text) for text in (tmp_path / "out.jsonl").read_text().splitlines()])
+    check_mixed(outputs_of(tmp_path / "out.jsonl"))
