@@ -291,6 +291,11 @@ REFUSED_REQUESTS: tuple[RefusedRequest, ...] = (
     RefusedRequest("prompt embeddings", "the prompt has no image to find", _FEATURES),
     RefusedRequest("streaming input", "the prompt's end is not known", _FEATURES),
     RefusedRequest(
+        "`vtr_trace` with `n` > 1",
+        "the answers would leave their traces under one name",
+        "vtr_vllm/engine/frontend/test_admission.py::test_several_answers_leave_no_trace",
+    ),
+    RefusedRequest(
         "a prompt that ends with an image",
         "its last position asks and answers, so it must be text",
         "vtr_vllm/engine/frontend/test_admission.py::test_what_is_malformed",

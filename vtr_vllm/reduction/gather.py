@@ -27,8 +27,16 @@ class Rows:
         if plan.image is not None:
             self._image = upload(plan.image, device)
 
-    def cut(self, members: Sequence[RequestCut], score: ScoreRows) -> torch.Tensor:
-        """Drop rows; return the selection [rows left] int64, ascending, into the rows before."""
+    def cut(
+        self,
+        members: Sequence[RequestCut],
+        score: ScoreRows,
+        agree: Callable[[torch.Tensor], torch.Tensor] = lambda selection: selection,
+    ) -> torch.Tensor:
+        """Drop rows; return the selection [rows left] int64, ascending, into the rows before.
+
+        ``agree`` makes of the selection of one rank that of all.
+        """
         device = self.original.device
         parts = []
         done = 0
@@ -48,7 +56,7 @@ class Rows:
             ]
             done = end
         parts.append(torch.arange(done, len(self.original), device=device))
-        selection = torch.cat(parts)
+        selection = agree(torch.cat(parts))
         self.original = self.original[selection]
         self.vision = self.vision[selection]
         if self._image is not None:

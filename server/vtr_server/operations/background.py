@@ -49,5 +49,8 @@ async def poll_engine(engine: Engine) -> None:
             continue  # it died in between: the next round says so
         observe_kv(report.total, report.free, report.held, report.saved)
         observe_workers(
-            counts["rank_seconds"], counts["gather_seconds"], int(counts["reduced_steps"])
+            counts["rank_seconds"],
+            counts["gather_seconds"],
+            int(counts["reduced_steps"]),
+            int(counts["uncompiled_layers"]),
         )

@@ -112,6 +112,9 @@ _GATHER_SECONDS = Counter(
     "vtr_gather_seconds", "Time that the workers spent dropping rows at cuts and restoring them."
 )
 _REDUCED_STEPS = Counter("vtr_reduced_steps", "Steps of the workers that reduced a request.")
+_UNCOMPILED_LAYERS = Counter(
+    "vtr_uncompiled_layers", "Runs of decoder layers that no graph compiled at start fitted."
+)
 
 _ELASTIC_STEPS = Counter(
     "vtr_elastic_steps", "Steps of the elastic controller between its levels.", ["direction"]
@@ -259,14 +262,17 @@ class _Growth:
         return grown
 
 
-_rank, _gather, _steps = _Growth(), _Growth(), _Growth()
+_rank, _gather, _steps, _uncompiled = _Growth(), _Growth(), _Growth(), _Growth()
 
 
-def observe_workers(rank_seconds: float, gather_seconds: float, reduced_steps: int) -> None:
+def observe_workers(
+    rank_seconds: float, gather_seconds: float, reduced_steps: int, uncompiled_layers: int
+) -> None:
     """The workers' counts since their start. Of several API servers, one only may call this."""
     _RANK_SECONDS.inc(_rank(rank_seconds))
     _GATHER_SECONDS.inc(_gather(gather_seconds))
     _REDUCED_STEPS.inc(_steps(reduced_steps))
+    _UNCOMPILED_LAYERS.inc(_uncompiled(uncompiled_layers))
 
 
 def observe_kv(total: int, free: int, held: int, saved: int) -> None:

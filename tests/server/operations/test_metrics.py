@@ -172,14 +172,19 @@ def test_a_rejected_reload_is_not_a_load() -> None:
 
 
 def test_workers_tell_totals_and_a_new_start_is_no_fall() -> None:
-    names = ["vtr_rank_seconds_total", "vtr_gather_seconds_total", "vtr_reduced_steps_total"]
-    metrics.observe_workers(0, 0, 0)
+    names = [
+        "vtr_rank_seconds_total",
+        "vtr_gather_seconds_total",
+        "vtr_reduced_steps_total",
+        "vtr_uncompiled_layers_total",
+    ]
+    metrics.observe_workers(0, 0, 0, 0)
     before = [value(name) for name in names]
-    metrics.observe_workers(1.5, 0.5, 10)
-    metrics.observe_workers(2.0, 0.75, 12)
-    metrics.observe_workers(0.25, 0.25, 1)  # the engine started anew
+    metrics.observe_workers(1.5, 0.5, 10, 2)
+    metrics.observe_workers(2.0, 0.75, 12, 2)
+    metrics.observe_workers(0.25, 0.25, 1, 1)  # the engine started anew
     grown = [value(name) - old for name, old in zip(names, before, strict=True)]
-    assert grown == [2.25, 1.0, 13]
+    assert grown == [2.25, 1.0, 13, 3]
 
 
 def test_states_are_told_as_they_are() -> None:

@@ -25,7 +25,7 @@ from vtr_vllm.engine.frontend.sender_cache import note_sent
 from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
 from vtr_vllm.ranking import Need
 from vtr_vllm.reduction.request import ReducedRequest
-from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, Plan
+from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, TRACE_KEY, Plan
 
 
 @dataclass(frozen=True)
@@ -146,6 +146,7 @@ def admit(
         )
         if reduced is not None:
             _check_features(request, params)
+            _check_trace(reduced, params)
             _check_rules(reduced, vllm_config)
             _check_length(reduced, vllm_config)
             plan = reduced.plan
@@ -200,6 +201,14 @@ def _check_features(request: EngineCoreRequest, params: SamplingParams) -> None:
                 f"{feature} does not work on a reduced request, whose deeper layers see only a"
                 f" part of the prompt; leave it out or ask for budget 1.0"
             )
+
+
+def _check_trace(reduced: ReducedRequest, params: SamplingParams) -> None:
+    if reduced.trace is not None and params.n > 1:
+        raise UnsupportedRequest(
+            f"{TRACE_KEY} does not work with n = {params.n}: the answers would leave their traces under"
+            " one name; ask for one answer at a time, or leave the trace out"
+        )
 
 
 def _check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:

@@ -21,7 +21,8 @@ async def kv_report(client: Any) -> KVReport:
 
 
 async def counters(client: Any) -> dict[str, float]:
-    """``rank_seconds``, ``gather_seconds``, ``reduced_steps`` of all engines since they started.
+    """``rank_seconds``, ``gather_seconds``, ``reduced_steps``, ``uncompiled_layers`` of all engines
+    since they started.
 
     Raises EngineNotReady.
     """

@@ -114,8 +114,8 @@ def _common_metadata(segment: Segment, bands: BandTables) -> CommonAttentionMeta
 def _slots(segment: Segment, table: torch.Tensor, block_size: int) -> torch.Tensor:
     """[rows] int64: where each row's key and value go."""
     request, position = segment.storage()
-    rows = np.stack([request, position // block_size, position % block_size])
-    rows = upload(rows, table.device)
+    host = np.stack([request, position // block_size, position % block_size])
+    rows = upload(host, table.device)
     return table[rows[0], rows[1]].long() * block_size + rows[2]
 
 

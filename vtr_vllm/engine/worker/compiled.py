@@ -6,6 +6,7 @@ that belong to the layer before, so no fusion reaches over its end.
 """
 
 import logging
+import re
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import vllm.envs as envs
 from torch import nn
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 from torch._dynamo.types import GuardFilterEntry
 from torch._dynamo.utils import counters
 from vllm import ir
@@ -26,6 +28,8 @@ logger = logging.getLogger("vllm.vtr")
 
 _ROWS = 64
 """Rows of the run that compiles; any number from 1 runs the same code."""
+_MOST_CAUSES = 16
+"""Of running uncompiled that are told apart."""
 _MOST_GRAPHS = 2048
 """As in vLLM. A model has one or two, and a process may hold several models one after another."""
 
@@ -36,6 +40,9 @@ class LayerRunner:
     def __init__(self, vllm_config: VllmConfig) -> None:
         self._config = vllm_config
         self._compiled: Any = None
+        self.misses = 0
+        """Runs of a layer for which no compiled graph was made: it ran as it is."""
+        self._causes: set[str] = set()
         compilation = vllm_config.compilation_config
         if compilation.mode != CompilationMode.NONE:
             options: dict[str, Any] = {"guard_filter_fn": _kept_guards}
@@ -64,7 +71,34 @@ class LayerRunner:
         if residual is None:
             # Zero, which is added: one graph for all layers.
             residual = torch.zeros_like(hidden)
-        return self._compiled(layer, positions, hidden, residual)
+        before = _ran_as_it_is.count
+        behind = self._compiled(layer, positions, hidden, residual)
+        if _ran_as_it_is.count != before:
+            self._missed(layer, positions, hidden, residual)
+        return behind
+
+    def _missed(self, layer: nn.Module, *given: torch.Tensor) -> None:
+        """Count it, and say once a cause why it is slower than it should be."""
+        self.misses += 1
+        if len(self._causes) == _MOST_CAUSES:
+            return
+        inputs = dict(zip(("positions", "hidden", "residual"), given, strict=True), layer=layer)
+        cause = "; ".join(
+            part
+            for entry in _debug_get_cache_entry_list(_run.__code__)
+            for part in entry.guard_manager.check_verbose(inputs).verbose_code_parts
+        )
+        # One cause whatever the number of rows.
+        kind = re.sub(r"[0-9]+", "#", cause)
+        if kind not in self._causes:
+            self._causes.add(kind)
+            logger.warning(
+                "VTR: a decoder layer (%s) runs uncompiled, and slower, in steps that drop tokens; the"
+                " answers are the same. No graph that was compiled at start fits: %s. Counted as"
+                " vtr_uncompiled_layers_total; please report it",
+                type(layer).__name__,
+                cause or "none was compiled",
+            )
 
     def warm_up(self, layers: Sequence[nn.Module]) -> None:
         """Compile, once for all layers that are alike, by running each on empty rows.
@@ -110,9 +144,20 @@ class LayerRunner:
         return positions, hidden, residual
 
 
+class _Counter:
+    """A count that compiled code, which has no Python left, does not raise."""
+
+    count = 0
+
+
+_ran_as_it_is = _Counter()
+
+
 def _run(
     layer: nn.Module, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if not torch.compiler.is_compiling():
+        _ran_as_it_is.count += 1
     hidden, residual = layer(positions, hidden, residual)
     return hidden, residual
 

@@ -19,7 +19,7 @@ from vtr_vllm.engine.worker.attention import Step, padded
 from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.lora import LoRARows
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
-from vtr_vllm.engine.worker.scoring import RankLayer, Scorer
+from vtr_vllm.engine.worker.scoring import RankLayer, Scorer, chosen_by_first_rank
 from vtr_vllm.engine.worker.timing import Timing
 from vtr_vllm.engine.worker.trace import Traces
 from vtr_vllm.errors import UnsupportedModel
@@ -49,6 +49,10 @@ class ReducibleDecoder:
         self._run_layer.warm_up(self.layers)
         self._prefix_keys = PrefixKeys(self.attentions[0], block_size)
         self._lora_rows = LoRARows.of(self.layers)
+
+    def counters(self) -> dict[str, float]:
+        """Those of ``Timing``, and ``uncompiled_layers``: runs of a layer that no graph fitted."""
+        return {**self.timing.counters(), "uncompiled_layers": self._run_layer.misses}
 
     def embed(self, input_ids: torch.Tensor | None) -> torch.Tensor:
         """[N, hidden] of a step that vLLM runs on token ids."""
@@ -95,7 +99,9 @@ class ReducibleDecoder:
                 with self.timing.spent("rank"):
                     scores = scorer.score_all(members, rows.vision, index - 1, rank_layer)
                 with self.timing.spent("gather"):
-                    chosen = rows.cut(members, lambda cut, _, of=scores: of[cut.index])
+                    chosen = rows.cut(
+                        members, lambda cut, _, of=scores: of[cut.index], chosen_by_first_rank
+                    )
                     hidden = hidden.index_select(0, chosen)
                     positions = positions.index_select(-1, chosen)
                     residual = residual.index_select(0, chosen) if residual is not None else None

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from vllm.distributed import (
     get_tensor_model_parallel_world_size,
+    get_tp_group,
     tensor_model_parallel_all_gather,
     tensor_model_parallel_all_reduce,
 )
@@ -151,3 +152,14 @@ def combine_heads(merged: torch.Tensor, heads: str) -> torch.Tensor:
     if heads == "max":
         return tensor_model_parallel_all_gather(merged[None], dim=0).amax(0)
     return tensor_model_parallel_all_reduce(merged) / ranks
+
+
+def chosen_by_first_rank(selection: torch.Tensor) -> torch.Tensor:
+    """The rows that the first tensor-parallel rank keeps, on all: one broadcast a cut.
+
+    Merged scores are not enough: what a rule reads besides (embeddings, the tower's attention) each
+    rank computed for itself, and the last bit may differ. Ranks that keep different rows would add up
+    layers of different tokens.
+    """
+    ranks = get_tp_group()
+    return selection if ranks.world_size == 1 else ranks.broadcast(selection)

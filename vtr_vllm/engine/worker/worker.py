@@ -53,9 +53,11 @@ class Worker(_StockWorker):
         }
 
     def vtr_counters(self) -> dict[str, float]:
-        """Time spent on reduction since start; see ``Timing``."""
+        """Time spent on reduction since start, and what was slower than it should be; see ``Timing``."""
         reduction = self._vtr_reduction()
-        return (Timing() if reduction is None else reduction.decoder.timing).counters()
+        if reduction is None:
+            return {**Timing().counters(), "uncompiled_layers": 0}
+        return reduction.decoder.counters()
 
     def vtr_take_trace(self, name: str) -> TraceCuts | None:
         """What each cut of a traced request kept, once; see ``Traces``."""

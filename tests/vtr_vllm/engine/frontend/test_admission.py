@@ -121,6 +121,17 @@ def test_excluded_features_are_refused_on_reduced_requests_only(feature, changes
     assert admit(request(full, **changes), config()).plan is None
 
 
+def test_several_answers_leave_no_trace():
+    """vLLM makes a request of each, all with the same name for it."""
+    traced = ASKED | {"vtr_trace": "mine"}
+    with pytest.raises(UnsupportedRequest, match="vtr_trace does not work with n = 2"):
+        admit(request(traced, params={"n": 2}), config())
+    assert admit(request(traced, params={"n": 1}), config()).plan == PLAN
+    assert admit(request(params={"n": 2}), config()).plan == PLAN
+    full = {"vtr_keep": [1.0] * 4, "vtr_rules": [], "vtr_trace": "mine"}
+    assert admit(request(full, params={"n": 2}), config()).plan is None
+
+
 def test_a_reduced_request_may_have_an_adapter():
     adapted = request(lora_request=LoRARequest("some-lora", 1, "some-folder"))
     assert admit(adapted, config()).plan == PLAN

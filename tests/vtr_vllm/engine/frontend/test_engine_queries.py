@@ -33,6 +33,7 @@ def test_an_engine_in_this_process(engines: Engines, checkpoint: Path) -> None:
     generate(llm, [replace(reduced(TEXT, 1), trace="mine")], 2)
     after = asyncio.run(counters(llm.llm_engine))
     assert after["reduced_steps"] == before["reduced_steps"] + 1
+    assert after["uncompiled_layers"] == 0
     trace = asyncio.run(take_trace(llm.llm_engine, "mine"))
     assert trace is not None
     assert [(layer, len(kept)) for layer, kept in trace] == [(2, 16), (4, 8), (6, 0)]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,20 @@ import vllm.envs as envs
 from torch import nn
 from torch._dynamo.utils import counters
 from torch.profiler import ProfilerActivity, profile
+from vllm.config import CompilationMode
+from vllm.engine.arg_utils import EngineArgs
 
+from tests.tiny import tiny_llava
 from tests.vtr_vllm.engine.conftest import LAYERS, SHAPE, Engines
 from tests.vtr_vllm.engine.support import Case, logits, picture, tokens, words
 from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.errors import ConfigurationError
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+
+def in_engine(test: Callable[..., None]) -> Callable[..., None]:
+    """With an engine that compiles, by Inductor: slow."""
+    return pytest.mark.engine(pytest.mark.slow(test))
+
 
 TOLERANCE = 1e-4
 CASES = [
@@ -57,6 +66,7 @@ def compiled_calls(llm: Any, cases: list[Case]) -> Counter[str]:
     )
 
 
+@in_engine
 def test_the_answers_are_those_of_uncompiled_layers(engines: Engines, checkpoint: Path) -> None:
     given = [*CASES, ONE_ROW]
     answers = []
@@ -70,6 +80,7 @@ def test_the_answers_are_those_of_uncompiled_layers(engines: Engines, checkpoint
         assert np.abs(ours - theirs).max() <= TOLERANCE * np.abs(theirs).max()
 
 
+@in_engine
 @pytest.mark.parametrize("given", [CASES, CASES[:1], [ONE_ROW]], ids=["mixed", "one", "one row"])
 def test_every_layer_runs_compiled_and_nothing_is_compiled_for_a_request(
     engines: Engines, checkpoint: Path, given: list[Case]
@@ -81,6 +92,7 @@ def test_every_layer_runs_compiled_and_nothing_is_compiled_for_a_request(
     assert dict(counters["stats"]) == before
 
 
+@in_engine
 def test_enforce_eager_compiles_no_layer(engines: Engines, checkpoint: Path) -> None:
     llm = engines.get(model=checkpoint, enforce_eager=True)
     calls = compiled_calls(llm, CASES)
@@ -113,6 +125,7 @@ class Breaking(Scaling):
         return hidden, residual
 
 
+@in_engine
 @pytest.mark.parametrize("uncached", [True, False])
 def test_layers_that_differ_get_graphs_of_their_own(
     engines: Engines, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, uncached: bool
@@ -133,6 +146,7 @@ def test_layers_that_differ_get_graphs_of_their_own(
                 torch.testing.assert_close(ours, layer(positions, hidden, residual))
 
 
+@in_engine
 def test_a_layer_that_does_not_compile_is_an_error_at_start(
     engines: Engines, checkpoint: Path
 ) -> None:
@@ -140,3 +154,53 @@ def test_a_layer_that_does_not_compile_is_an_error_at_start(
     runner = LayerRunner(llm.llm_engine.vllm_config)
     with pytest.raises(ConfigurationError, match="--enforce-eager"):
         runner.warm_up([Breaking(1.0, more=False)])
+
+
+@pytest.fixture
+def warm() -> tuple[LayerRunner, Scaling]:
+    """A runner that compiled one layer; by torch's plainest backend, whose guards are the same."""
+    config = EngineArgs(str(tiny_llava()), dtype="float32").create_engine_config()
+    config.compilation_config.mode = CompilationMode.VLLM_COMPILE
+    config.compilation_config.backend = "eager"
+    config.model_config.hf_text_config.hidden_size = SHAPE.hidden
+    runner, layer = LayerRunner(config), Scaling(1.5, more=False)
+    runner.warm_up([layer])
+    return runner, layer
+
+
+def step(rows: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+    hidden = torch.ones(rows, SHAPE.hidden, dtype=dtype)
+    return torch.arange(rows), hidden, torch.ones(rows, SHAPE.hidden)
+
+
+def test_a_layer_that_no_graph_fits_is_counted_and_said_once_a_cause(
+    warm: tuple[LayerRunner, Scaling], caplog: pytest.LogCaptureFixture
+) -> None:
+    runner, layer = warm
+    caplog.set_level(logging.WARNING, "vllm.vtr")
+    with torch.inference_mode(), torch.compiler.set_stance("eager_on_recompile"):
+        for rows in (1, 2, 77):
+            runner(layer, *step(rows))
+        assert (runner.misses, caplog.messages) == (0, [])
+        for rows in (3, 5):
+            given = step(rows, torch.bfloat16)
+            torch.testing.assert_close(runner(layer, *given), layer(*given))
+        assert runner.misses == 2
+        assert len(caplog.messages) == 1
+        assert "Scaling" in caplog.text
+        assert "'hidden'" in caplog.text
+        assert "expected Float, actual BFloat16" in caplog.text
+        for rows in (6, 8):
+            runner(layer, *(tensor[::2] for tensor in step(rows)))
+        assert runner.misses == 4
+        assert len(caplog.messages) == 2
+        assert "stride mismatch" in caplog.messages[1]
+        runner(layer, *step(4))
+        assert runner.misses == 4
+
+
+def test_layers_that_are_not_to_be_compiled_miss_nothing() -> None:
+    config = EngineArgs(str(tiny_llava()), enforce_eager=True).create_engine_config()
+    runner = LayerRunner(config)
+    runner(Scaling(1.5, more=False), *step(3))
+    assert runner.misses == 0
