@@ -13,6 +13,7 @@ from types import CodeType, FunctionType
 
 import pytest
 import torch
+from vllm.config import SchedulerConfig
 from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 from vllm.forward_context import ForwardContext
 from vllm.model_executor.layers.attention import Attention
@@ -222,6 +223,14 @@ def test_vllm_still_calls_what_we_override(caller: Callable, name: str) -> None:
 def test_both_queues_of_the_scheduler_ask_for_encoder_inputs() -> None:
     """A waiting and a running request alike: a chunk of either could split a range."""
     assert inspect.getsource(StockScheduler.schedule).count("_try_schedule_encoder_inputs(") == 2
+
+
+def test_the_encoder_has_room_for_whatever_a_step_holds() -> None:
+    """So a range that fits a step, which admission asks, has room for all of its images."""
+    config = SchedulerConfig(
+        max_model_len=512, is_encoder_decoder=False, max_num_batched_tokens=777
+    )
+    assert config.encoder_cache_size == config.max_num_encoder_input_tokens == 777
 
 
 def test_a_pause_set_while_the_running_are_scheduled_keeps_the_queue_out() -> None:

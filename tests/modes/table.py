@@ -222,6 +222,12 @@ REFUSED: tuple[Refused, ...] = (
         {"ec_transfer_config": {"ec_connector": "ECExampleConnector", "ec_role": "ec_both"}},
     ),
     Refused(
+        "another encoder cache (ec-manager-config)",
+        "`--ec-manager-config`",
+        "it may be too small for all images of a range, which would wait for ever",
+        {"ec_manager_config": {"encoder_cache_manager_cls": "somebody.Cache"}},
+    ),
+    Refused(
         "mm-encoder-only",
         "`--mm-encoder-only`",
         "there is no decoder to reduce",

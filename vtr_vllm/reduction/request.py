@@ -36,7 +36,7 @@ class ReducedRequest:
     vision: IntArray
     """[n_vision] positions of the vision tokens in the prompt, ascending."""
     image_of: IntArray
-    """[n_vision] which image (or other multimodal item) each vision token belongs to."""
+    """[n_vision] which image (or video) each vision token belongs to."""
     seed: int
     """Seed of the random rank rule: the same for the same prompt, whatever runs beside it."""
     trace: str | None = None

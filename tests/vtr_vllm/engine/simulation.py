@@ -177,9 +177,11 @@ class Simulation:
     def run(self, most: int) -> None:
         """Run until every request is finished; fails after ``most`` more steps."""
         end = self.steps + most
-        while self.scheduler.has_unfinished_requests() or self._in_flight:
+        while self.scheduler.has_unfinished_requests():
             assert self.steps < end, f"{len(self.scheduler.requests)} requests hang"
             self.step()
+        while self._in_flight:
+            self.scheduler.update_from_output(*self._in_flight.popleft())
 
     def _check(self, output: SchedulerOutput) -> None:
         """No range is split, and the worker has every embedding that the step reads."""

@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from vllm.v1.core.sched.interface import PauseState
 
-from tests.vtr_vllm.engine.simulation import Item, Simulation, make_scheduler
+from tests.vtr_vllm.engine.simulation import IMAGE, Item, Simulation, make_scheduler
 
 S, B = 16, 512
 HALF = (1.0,) * 4 + (0.5,) * 4
@@ -98,3 +100,169 @@ def turn_of(sim: Simulation, name: str, feed: Callable[[Simulation], None]) -> i
             break
         sim.step()
     return sim.steps
+
+
+def waiting_range(checkpoint: Path, **more: Any) -> tuple[Simulation, str]:
+    """A simulation in which a request's text has run, and its range waits: others hold the cache."""
+    sim = Simulation(
+        make_scheduler(checkpoint, max_num_batched_tokens=B, max_num_seqs=S, **more), lag=1
+    )
+    sim.add(60, Item(length=B - 109), 9, max_tokens=40)
+    name = sim.add(40, *[PICTURE] * 6, 20, keep=HALF, priority=5)
+    sim.step()
+    request = sim.scheduler.requests[name]
+    assert request.num_computed_tokens == sim.scheduler.reduced[name].first_vision == 40
+    return sim, name
+
+
+def idle(sim: Simulation) -> bool:
+    """Whether nothing is left of any request: no block, no image, no plan."""
+    scheduler = sim.scheduler
+    return (
+        scheduler.kv_cache_manager.usage == 0
+        and not scheduler.reduced
+        and not scheduler.requests
+        and not scheduler.encoder_cache_manager.request_cached_ids
+    )
+
+
+def test_nobody_is_admitted_while_a_range_waits(checkpoint: Path) -> None:
+    sim, name = waiting_range(checkpoint)
+    later = sim.add(9, priority=5)
+    sim.step()
+    assert name not in sim.answered
+    assert later not in sim.admitted
+    sim.step()
+    assert sim.answered[name] == sim.admitted[later] == sim.steps
+    sim.run(50)
+    assert idle(sim)
+
+
+def test_a_range_that_waits_keeps_no_more_urgent_request_out(checkpoint: Path) -> None:
+    sim, name = waiting_range(checkpoint, scheduling_policy="priority")
+    urgent, later = sim.add(9, priority=1), sim.add(9, priority=5)
+    sim.step()
+    assert name not in sim.answered
+    assert sim.admitted[urgent] == sim.steps
+    sim.step()
+    assert sim.answered[name] == sim.steps
+    sim.run(50)
+    assert later in sim.answered
+    assert idle(sim)
+
+
+@pytest.mark.parametrize("state", ["paused", "waiting"])
+def test_what_is_paused_from_outside_stays_paused(state: str, checkpoint: Path) -> None:
+    sim, name = waiting_range(checkpoint)
+    later = sim.add(9)
+    if state == "paused":
+        sim.scheduler.set_pause_state(PauseState.PAUSED_NEW)
+    pause = sim.scheduler.pause_state
+    for _ in range(4):
+        sim.step()
+        assert sim.scheduler.pause_state == pause
+    assert name in sim.answered
+    assert (later in sim.admitted) == (state == "waiting")
+
+
+def test_a_range_that_is_aborted_while_it_waits_leaves_nothing(checkpoint: Path) -> None:
+    sim, name = waiting_range(checkpoint)
+    sim.step()
+    later = sim.add(9)
+    sim.abort(name)
+    sim.step()
+    assert sim.admitted[later] == sim.steps
+    sim.run(50)
+    assert idle(sim)
+
+
+def test_a_range_that_waits_for_one_image_does_not_hold_another(checkpoint: Path) -> None:
+    """Two requests, each with one cached image and one to encode, in a cache that fits one of them."""
+    sim = Simulation(make_scheduler(checkpoint, max_num_batched_tokens=2048, max_model_len=2048))
+    sim.add(Item("a", length=900), Item("c", length=900), 9)
+    sim.run(20)
+    requests = [
+        sim.scheduler.requests[
+            sim.add(10, Item(cached, length=900), Item(new, length=900), 20, keep=HALF)
+        ]
+        for cached, new in (("a", "b"), ("c", "d"))
+    ]
+    schedule = sim.scheduler._try_schedule_encoder_inputs
+    for request in requests:  # another request took this step's encoder budget
+        assert schedule(request, 10, 1820, 100)[1] == 0
+    assert schedule(requests[0], 10, 1820, 2048)[1] == 1820
+
+
+def test_an_item_in_the_text_before_the_range_is_encoded_though_the_range_waits(
+    checkpoint: Path,
+) -> None:
+    """Of another modality, that is: only images and videos begin a range."""
+    sim = Simulation(make_scheduler(checkpoint, max_num_batched_tokens=B, max_num_seqs=S))
+    sim.add(60, Item(length=B - 109), 9, max_tokens=40)
+    sim.step()
+    before = Item(modality="prompt_embeds", length=20)
+    name = sim.add(10, before, 10, *[PICTURE] * 6, 20, keep=HALF)
+    assert sim.scheduler.reduced[name].first_vision == 40
+    output = sim.step()
+    assert output.num_scheduled_tokens[name] == 40, "the cache has no room for the images"
+    assert output.scheduled_encoder_inputs[name] == [0]
+    sim.run(60)
+    assert name in sim.answered
+    assert idle(sim)
+
+
+ARGUMENTS: list[dict[str, Any]] = [
+    {},
+    {"num_blocks": 8 * 30},
+    {"num_blocks": 8 * 36, "scheduling_policy": "priority"},
+    {"max_num_seqs": 2},
+    {"long_prefill_token_threshold": 300},
+    {"disable_chunked_mm_input": True, "num_blocks": 8 * 40},
+    {"enable_prefix_caching": False, "num_blocks": 8 * 30},
+    {"max_num_active_seqs": 5},
+]
+
+
+@pytest.mark.parametrize("lag", [0, 1], ids=["sync", "async"])
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=lambda a: "-".join(a) or "plain")
+def test_any_mix_of_requests_ends_and_leaves_nothing(
+    arguments: dict[str, Any], lag: int, checkpoint: Path
+) -> None:
+    """Random requests and aborts: every step can be followed, and every request comes to its end."""
+    defaults = {"max_num_batched_tokens": B, "max_num_seqs": S}
+    sim = Simulation(make_scheduler(checkpoint, **(defaults | arguments)), lag)
+    limit = arguments.get("long_prefill_token_threshold", B - S + 1)
+    rng = np.random.default_rng(lag)
+    names = [add_any(sim, rng, limit) for _ in range(8)]
+    for _ in range(150):
+        for _ in range(rng.poisson(0.4)):
+            names.append(add_any(sim, rng, limit))
+        if rng.random() < 0.05:
+            sim.abort(names[rng.integers(len(names))])
+        sim.step()
+    sim.run(1500)
+    assert idle(sim)
+    if arguments.get("num_blocks", 4096) < 8 * 40:
+        assert sim.preempted
+
+
+def add_any(sim: Simulation, rng: np.random.Generator, limit: int) -> str:
+    """A request of any kind whose range, if it is reduced, a step can hold."""
+    shared = ("", "", "x", "y")
+    before, between, after = (int(rng.integers(0, most)) for most in (200, 40, 60))
+    items = [
+        Item(shared[rng.integers(4)], lead=int(rng.integers(0, 3)))
+        for _ in range(rng.integers(0, (limit - 110) // (IMAGE + 2) + 1))
+    ]
+    parts: list[int | Item] = [before or 1]
+    if rng.random() < 0.2:
+        parts.append(Item(modality="prompt_embeds", length=int(rng.integers(1, 40))))
+    for index, item in enumerate(items):
+        parts += [item] if index else [item, between or 1]
+    return sim.add(
+        *parts,
+        after or 1,
+        keep=HALF if rng.random() < 0.6 else None,
+        max_tokens=int(rng.integers(1, 40)),
+        priority=int(rng.integers(0, 3)),
+    )

@@ -137,6 +137,10 @@ _REFUSED: tuple[tuple[str, Callable[[VllmConfig], bool]], ...] = (
     ("encoder-decoder models", lambda c: c.model_config.is_encoder_decoder),
     ("KV connectors (kv-transfer-config)", lambda c: c.kv_transfer_config is not None),
     ("a disaggregated encoder (ec-transfer-config)", lambda c: c.ec_transfer_config is not None),
+    (
+        "another encoder cache (ec-manager-config)",
+        lambda c: c.ec_manager_config.encoder_cache_manager_cls is not None,
+    ),
     ("mm-encoder-only", _encodes_only),
     ("pruning of video tokens (video-pruning-rate)", _prunes_video),
     ("a KV cache of this type (kv-cache-dtype)", _has_quantised_kv),

@@ -12,13 +12,19 @@ TraceCuts = list[tuple[int, list[int]]]
 """(cut layer, vision-token numbers that are seen from there on, ascending), by depth."""
 
 
-def in_prompt_order(features: Sequence[MultiModalFeatureSpec]) -> list[MultiModalFeatureSpec]:
-    """The images, or other multimodal items, as they stand in the prompt."""
-    return sorted(features, key=lambda feature: feature.mm_position.offset)
+VISION = ("image", "video")
+"""The modalities whose tokens can be dropped. To vLLM, a prompt_embeds part of a chat is a multimodal item
+too; to us it is text."""
+
+
+def vision_items(features: Sequence[MultiModalFeatureSpec]) -> list[MultiModalFeatureSpec]:
+    """The images and videos as they stand in the prompt, without items of other modalities."""
+    items = [feature for feature in features if feature.modality in VISION]
+    return sorted(items, key=lambda feature: feature.mm_position.offset)
 
 
 def vision_span(feature: MultiModalFeatureSpec) -> IntArray:
-    """Positions of an item's vision tokens in the prompt, ascending."""
+    """Positions of an image's or video's tokens in the prompt, ascending."""
     position = feature.mm_position
     if position.is_embed is None:
         indices = np.arange(position.length, dtype=np.int64)
@@ -41,9 +47,10 @@ def read_request(
     asked = parse_wire(extra_args or {}, num_layers)
     floor = parse_floor(extra_args or {})
     trace = parse_trace(extra_args or {})
-    if asked is None or not features or prompt_token_ids is None:
+    items = vision_items(features or ())
+    if asked is None or not items or prompt_token_ids is None:
         return None
-    spans = [vision_span(feature) for feature in in_prompt_order(features)]
+    spans = [vision_span(item) for item in items]
     plan = make_plan(*asked, n_vision=sum(len(span) for span in spans))
     if not plan.reduces:
         return None

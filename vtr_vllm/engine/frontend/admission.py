@@ -236,7 +236,7 @@ def _check_length(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
     """The range must fit one step, whatever decodes beside it, or it could wait for ever."""
     scheduler = vllm_config.scheduler_config
     step, name = scheduler.max_num_batched_tokens, "max_num_batched_tokens"
-    if scheduler.max_num_scheduled_tokens is not None:
+    if (scheduler.max_num_scheduled_tokens or step) < step:
         step, name = scheduler.max_num_scheduled_tokens, "max_num_scheduled_tokens"
     limit, name = step - scheduler.max_num_seqs + 1, f"{name} - max_num_seqs + 1"
     if 0 < scheduler.long_prefill_token_threshold < limit:

@@ -6,7 +6,7 @@ from typing import Any
 
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-from vtr_vllm.engine.common.request_view import in_prompt_order, vision_span
+from vtr_vllm.engine.common.request_view import vision_items, vision_span
 from vtr_vllm.engine.frontend.sender_cache import patch_grid
 
 _ONE_SIZE = ("clip_vision_model", "siglip_vision_model")
@@ -29,13 +29,13 @@ class ImageTokens:
 def image_tokens(
     features: Sequence[MultiModalFeatureSpec], hf_config: Any, cache: Any = None
 ) -> tuple[ImageTokens, ...]:
-    """The images, or other multimodal items, of a prompt in prompt order.
+    """The images and videos of a prompt in prompt order.
 
     ``cache`` is the renderer's: it knows the patches of an image that is not sent again.
     """
     images = []
     first = 0
-    for feature in in_prompt_order(features):
+    for feature in vision_items(features):
         tokens = len(vision_span(feature))
         grid = _grid(feature, hf_config, cache)
         fits = grid is not None and grid[0] * grid[1] == tokens

@@ -65,10 +65,21 @@ def attach(
     return widened
 
 
-def detach(embeddings: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Take the columns off again: (embeddings, attention [vision rows] float32)."""
-    plain = [image[:, :-_COLUMNS] for image in embeddings]
-    return plain, torch.cat([image[:, -_COLUMNS:].float().sum(-1) for image in embeddings])
+def detach(
+    embeddings: Sequence[torch.Tensor], hidden: int
+) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Take the columns behind ``hidden`` off again: (embeddings, attention [rows] float32).
+
+    What came by another way than the tower has no such columns (vLLM takes a prompt_embeds part of a
+    chat as it is), and NaN for its attention.
+    """
+    attention = [
+        item[:, hidden:].float().sum(-1)
+        if item.shape[-1] > hidden
+        else item.new_full((len(item),), torch.nan, dtype=torch.float32)
+        for item in embeddings
+    ]
+    return [item[:, :hidden] for item in embeddings], torch.cat(attention)
 
 
 class ClsReductionMixin(ReductionMixin):
@@ -103,7 +114,9 @@ class ClsReductionMixin(ReductionMixin):
             # vLLM passes an empty list on every step without images.
             if multimodal_embeddings:
                 assert is_multimodal is not None
-                multimodal_embeddings, attention = detach(multimodal_embeddings)
+                multimodal_embeddings, attention = detach(
+                    multimodal_embeddings, self.reduction.geometry.hidden_size
+                )
                 rows = torch.zeros(len(input_ids), device=attention.device)
                 mask = is_multimodal.to(attention.device, non_blocking=True)
                 self.reduction.cls_rows = rows.masked_scatter_(mask, attention)

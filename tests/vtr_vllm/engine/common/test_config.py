@@ -222,6 +222,7 @@ def config():
             enable_sleep_mode=False,
             multimodal_config=SimpleNamespace(video_pruning_rate=None, mm_encoder_only=False),
         ),
+        ec_manager_config=SimpleNamespace(encoder_cache_manager_cls=None),
         cache_config=SimpleNamespace(
             cache_dtype="auto", kv_cache_dtype_skip_layers=[], kv_sharing_fast_prefill=False
         ),
@@ -261,6 +262,7 @@ UNSUPPORTED = {
     "encoder-decoder": ("model_config.is_encoder_decoder", True),
     "KV connectors": ("kv_transfer_config", object()),
     "disaggregated encoder": ("ec_transfer_config", object()),
+    "another encoder cache": ("ec_manager_config.encoder_cache_manager_cls", "somebody.Cache"),
     "mm-encoder-only": ("model_config.multimodal_config.mm_encoder_only", True),
     "pruning of video tokens": ("model_config.multimodal_config.video_pruning_rate", 0.5),
     "KV cache of this type": ("cache_config.cache_dtype", "int8_per_token_head"),

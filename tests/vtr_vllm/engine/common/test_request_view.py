@@ -1,10 +1,12 @@
 """vLLM's view of a request read as ours."""
 
+import dataclasses
+
 import pytest
 import torch
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
-from vtr_vllm.engine.common.request_view import in_prompt_order, read_request, vision_span
+from vtr_vllm.engine.common.request_view import read_request, vision_items, vision_span
 from vtr_vllm.errors import RequestError, UnsupportedRequest
 
 ASKED = {"vtr_keep": [1.0, 1.0, 0.5, 0.25], "vtr_rules": ["last", "previous"]}
@@ -27,7 +29,7 @@ def test_spans_follow_the_masks_and_the_prompt():
         image(3, 2),
         image(8, 4, [1, 1, 1, 1]),
     ]
-    spans = [vision_span(feature) for feature in in_prompt_order(features)]
+    spans = [vision_span(feature) for feature in vision_items(features)]
     assert [span.tolist() for span in spans] == [[3, 4], [8, 9, 10, 11], [21, 22, 24]]
     assert {str(span.dtype) for span in spans} == {"int64"}
 
@@ -105,3 +107,19 @@ def test_an_image_at_the_very_end_is_refused():
         read_request(ASKED, [image(8, 4)], PROMPT, 4)
     # The last placeholder is no vision token: there is text to ask with.
     assert read_request(ASKED, [image(7, 5, [1, 1, 1, 1, 0])], PROMPT, 4) is not None
+
+
+def test_only_images_and_videos_are_vision():
+    """A prompt_embeds part of a chat is a multimodal item to vLLM; it is text to us."""
+    part = dataclasses.replace(image(0, 2), modality="prompt_embeds")
+    sound = dataclasses.replace(image(10, 1), modality="audio")
+    film = dataclasses.replace(image(6, 3), modality="video")
+    features = [part, image(3, 2), film, sound]
+    assert vision_items(features) == [image(3, 2), film]
+    request = read_request(ASKED, features, PROMPT, 4)
+    assert request.vision.tolist() == [3, 4, 6, 7, 8]
+    assert request.image_of.tolist() == [0, 0, 1, 1, 1]
+    assert request.first_vision == 3
+    assert read_request(ASKED, [part, sound], PROMPT, 4) is None
+    last = dataclasses.replace(image(11, 1), modality="prompt_embeds")
+    assert read_request(ASKED, [image(3, 2), last], PROMPT, 4) is not None, "it asks, as text does"

@@ -341,3 +341,9 @@ def test_a_server_takes_keys_of_the_wire_from_no_client(processor, sent, images)
 def test_max_num_scheduled_tokens_limits_a_step_too():
     with pytest.raises(PromptTooLong, match="max_num_scheduled_tokens"):
         admit(request(images=((5, 4),), prompt_len=40), config(max_num_scheduled_tokens=20))
+
+
+def test_max_num_scheduled_tokens_does_not_make_a_step_larger():
+    """vLLM takes such a number, and keeps to max_num_batched_tokens all the same."""
+    with pytest.raises(PromptTooLong, match="max_num_batched_tokens"):
+        admit(request(images=((5, 40),), prompt_len=80), config(max_num_scheduled_tokens=500))

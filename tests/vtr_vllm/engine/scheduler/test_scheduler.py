@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
-from vllm.v1.core.encoder_cache_manager import EncoderCacheManager
 
 from tests.vtr_vllm.engine.conftest import LAYERS, SHAPE, Engines
 from tests.vtr_vllm.engine.support import (
@@ -22,9 +19,6 @@ from tests.vtr_vllm.engine.support import (
     tokens,
     words,
 )
-from vtr_vllm.engine.scheduler.scheduler import Scheduler
-from vtr_vllm.reduction.request import reduced_request
-from vtr_vllm.schedules import RankRule, make_plan
 
 pytestmark = pytest.mark.engine
 
@@ -261,41 +255,3 @@ def test_a_chunk_never_splits_the_range(engines: Engines, checkpoint: Path) -> N
     ]
     mixed = [*cases, *[Case(words(i, 150)) for i in range(6)]]
     assert all(len(ids) == 8 for ids in generate(llm, [mixed[i] for i in rng.permutation(18)]))
-
-
-def two_images(name: str, *hashes: str) -> SimpleNamespace:
-    """What the encoder's scheduling reads of a request with two images of 900 tokens."""
-    features = [
-        MultiModalFeatureSpec(None, "image", content, PlaceholderRange(10 + 910 * i, 900), content)
-        for i, content in enumerate(hashes)
-    ]
-    return SimpleNamespace(
-        request_id=name,
-        mm_features=features,
-        has_encoder_inputs=True,
-        get_num_encoder_embeds=lambda i: 900,
-    )
-
-
-def test_waiting_for_one_image_does_not_hold_another_for_ever() -> None:
-    """Two requests, each with one cached image and one to encode, in a cache that fits one."""
-    cache = EncoderCacheManager(2048)
-    earlier = two_images("earlier", "a", "c")
-    for i in range(2):
-        assert cache.can_allocate(earlier, i, 2048, 0)
-        cache.allocate(earlier, i)
-    cache.free(earlier)
-    plan = make_plan([1, 1, 0.5], [RankRule.parse("last")], 1800)
-    spans = [np.arange(10, 910), np.arange(920, 1820)]
-    held = Scheduler.__new__(Scheduler)
-    held.encoder_cache_manager = cache
-    held.scheduler_config = SimpleNamespace(disable_chunked_mm_input=False)
-    held.is_encoder_decoder = False
-    held.ec_connector = None
-    held.reduced = {
-        name: reduced_request(plan, spans, list(range(1830))) for name in ("one", "two")
-    }
-    one, two = two_images("one", "a", "b"), two_images("two", "c", "d")
-    for request in (one, two):  # another request took this step's encoder budget
-        assert held._try_schedule_encoder_inputs(request, 10, 1820, 100)[1] == 0
-    assert held._try_schedule_encoder_inputs(one, 10, 1820, 2048)[1] == 1820
