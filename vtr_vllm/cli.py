@@ -33,14 +33,15 @@ _DEFAULT_GROUPS = (
 _SERVE_HELP = """\
 Serve MODEL with vLLM's OpenAI server and per-request vision-token budgets.
 
-MODEL is anything that `vllm serve` takes, or `demo`: the checkpoint in this package.
+MODEL is anything that `vllm serve` takes, or `demo`: the checkpoint in this package. It stands first,
+or is given as --model anywhere, or as `model` in the file of --config.
 Every other flag goes to vLLM as it is; `vtr serve --help=all` lists vLLM's."""
 
 _BATCH_HELP = """\
 Run a file of requests, each with its own vision-token budget, and write their answers.
 
-One JSON object a line, in the form of OpenAI's batch files. MODEL is anything that `vtr serve`
-takes. Every other flag goes to vLLM's batch runner as it is."""
+One JSON object a line, in the form of OpenAI's batch files. MODEL and its places are those of
+`vtr serve`. Every other flag goes to vLLM's batch runner as it is."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +76,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return keys(arguments[1:])
     if arguments[:1] == ["serve"] and any(part.startswith("--help=") for part in arguments):
         _become(Launch(tuple(arguments), {}))  # vLLM's help by section
-    options, rest = parser.parse_known_args(arguments)
-    if options.command == "serve":
-        if options.model is None or [options.model] != arguments[1:2]:
-            _fail("vtr serve: give MODEL first, then the flags: vtr serve MODEL --port 8080")
-        _become(plan_serve(options, rest, os.environ))
-    if options.command == "batch":
-        _become(plan_batch(options, rest, os.environ))
-    return 2
+    # MODEL is taken out by hand: what else stands alone may be the value of a flag of vLLM's
+    first = arguments[1:2] if not "".join(arguments[1:2]).startswith("-") else []
+    options, rest = parser.parse_known_args([*arguments[:1], *arguments[1 + len(first) :]])
+    options.config = _read_config(options)
+    options.model = _model([*first, *_listed(options.model), *_listed(options.config.get("model"))])
+    plan = plan_serve if options.command == "serve" else plan_batch
+    return _become(plan(options, rest, os.environ))
+
+
+def _model(given: Sequence[str]) -> str:
+    """The one model that was named, in whichever places."""
+    named = sorted(set(given))
+    if not named:
+        _fail(
+            "name the model: vtr serve MODEL --port 8080; or --model MODEL, or model in the file of"
+            " --config"
+        )
+    if len(named) > 1:
+        _fail(f"models {' and '.join(named)} are named; give one")
+    return named[0]
+
+
+def _listed(value: object) -> list[str]:
+    return [] if value is None else [str(value)]
+
+
+def _read_config(options: argparse.Namespace) -> dict[str, Any]:
+    """What a YAML file of vLLM's flags says, by name without leading dashes."""
+    path = options.config_file
+    if path is None:
+        return {}
+    import yaml  # comes with vLLM
+
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as err:
+        _fail(f"--config {path} cannot be read as YAML ({err}); name a file of vLLM's flags")
+    if not isinstance(found, dict):
+        _fail(f"--config {path} must hold one mapping of flags to values")
+    config = {str(key).replace("_", "-"): value for key, value in found.items()}
+    if ours := sorted(config.keys() & {"schedules", "settings", "config"}):
+        _fail(f"--config {path} holds {', '.join(ours)}; give that on the command line")
+    if options.additional_config is not None and "additional-config" in config:
+        _fail(f"--additional-config is given, and stands in --config {path} too; keep one of them")
+    return config
 
 
 def _search(arguments: Sequence[str]) -> int:
@@ -103,9 +141,9 @@ def _add_serve(commands: Any) -> None:
         description=_SERVE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # an abbreviation may be a flag of vLLM's
+        usage="vtr serve MODEL [--schedules FOLDER] [--settings FILE] [flags of vLLM's]",
         epilog="Example: vtr serve demo --port 8080",
     )
-    serve.add_argument("model", metavar="MODEL", nargs="?", help="model path or name, or `demo`")
     _add_shared(serve)
 
 
@@ -116,15 +154,22 @@ def _add_batch(commands: Any) -> None:
         description=_BATCH_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
-        epilog="Example: vtr batch -i requests.jsonl -o answers.jsonl --model demo",
+        usage="vtr batch MODEL -i FILE -o FILE [--schedules FOLDER] [--settings FILE] [...]",
+        epilog="Example: vtr batch demo -i requests.jsonl -o answers.jsonl",
     )
     batch.add_argument("-i", "--input-file", metavar="FILE", required=True, help="path or URL")
     batch.add_argument("-o", "--output-file", metavar="FILE", required=True, help="path or URL")
-    batch.add_argument("--model", required=True, help="model path or name, or `demo`")
     _add_shared(batch)
 
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--model", metavar="MODEL", help="model path or name, or `demo`")
+    command.add_argument(
+        "--config",
+        metavar="FILE",
+        dest="config_file",
+        help="YAML file of vLLM's flags; what the command line says wins",
+    )
     command.add_argument(
         "--schedules",
         metavar="FOLDER",
@@ -171,17 +216,20 @@ def _plan(
             schedules = DEMO_SCHEDULES
     arguments = [*start, str(CHECKPOINT) if demo else options.model]
     for flag, value in flags.items():
-        if not _given(flag, rest):
+        if not _given(flag, rest) and flag.removeprefix("--") not in options.config:
             arguments += [flag, value] if value else [flag]
-    config = _additional_config(options.additional_config, schedules, options.settings)
+    given = options.config.get("additional-config", options.additional_config)
+    config = _additional_config(given, schedules, options.settings)
     if config:
         arguments += ["--additional-config", json.dumps(config)]
+    if options.config_file is not None:
+        arguments += ["--config", options.config_file]
     return Launch((*arguments, *rest), environment)
 
 
 def _demo_flags() -> dict[str, str]:
     if not CHECKPOINT.is_dir():
-        _fail(f"vtr serve demo: there is no checkpoint at {CHECKPOINT}; run `make demo-model`")
+        _fail(f"demo: there is no checkpoint at {CHECKPOINT}; run `make demo-model`")
     flags = {"--served-model-name": "demo", "--host": "127.0.0.1", "--enforce-eager": ""}
     if _on_cpu():
         # Not every CPU computes in bf16; float32 is as fast for so small a model, and alike on all.
@@ -214,19 +262,19 @@ def _plugins(environ: Mapping[str, str]) -> str:
 
 
 def _additional_config(
-    given: str | None, schedules: Path | None, settings: Path | None
+    given: str | dict[str, Any] | None, schedules: Path | None, settings: Path | None
 ) -> dict[str, Any]:
     """vLLM's ``--additional-config`` with the schedule folder and the settings under ``vtr``."""
     try:
-        config = {} if given is None else json.loads(given)
+        config = json.loads(given) if isinstance(given, str) else given or {}
     except ValueError as err:
-        _fail(f"vtr serve: --additional-config is no JSON ({err}); give one JSON object")
+        _fail(f"--additional-config is no JSON ({err}); give one JSON object")
     if not isinstance(config, dict) or not isinstance(config.get("vtr", {}), dict):
-        _fail("vtr serve: --additional-config and its vtr must be JSON objects")
+        _fail("--additional-config and its vtr must be JSON objects")
     if schedules is not None and not schedules.is_dir():
-        _fail(f"vtr serve: --schedules {schedules} is no folder; create it or name another")
+        _fail(f"--schedules {schedules} is no folder; create it or name another")
     if settings is not None and not settings.is_file():
-        _fail(f"vtr serve: --settings {settings} is no file; create it or name another")
+        _fail(f"--settings {settings} is no file; create it or name another")
     paths = {"schedules": schedules, "settings": settings}
     ours = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
     return config | {"vtr": config.get("vtr", {}) | ours} if ours else config
@@ -246,7 +294,7 @@ def _become(launch: Launch) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(f"vtr: {message}", file=sys.stderr)
     raise SystemExit(2)
 
 

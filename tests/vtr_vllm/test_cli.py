@@ -138,8 +138,12 @@ def test_search_and_its_service_have_command_lines_of_their_own(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["serve"], "give MODEL first"),
-        (["serve", "--port", "80", "some/model"], "give MODEL first"),
+        (["serve"], "name the model"),
+        (["batch", "-i", "a", "-o", "b"], "name the model"),
+        (["serve", "--port", "80", "some/model"], "name the model"),
+        (["serve", "one", "--model", "other"], "models one and other are named; give one"),
+        (["batch", "one", "-i", "a", "-o", "b", "--model=other"], "models one and other"),
+        (["batch", "one"], "required: -i/--input-file, -o/--output-file"),
         (["serve", "some/model", "--schedules", "nosuch"], "is no folder"),
         (["serve", "some/model", "--additional-config", "{"], "is no JSON"),
         (["serve", "some/model", "--additional-config", "[]"], "must be JSON objects"),
@@ -191,3 +195,124 @@ def test_a_batch_gets_the_same_engine(launched: list[Launch], tmp_path: Path) ->
     assert value_of(launch, "--scheduler-cls") == SCHEDULER_CLS
     assert json.loads(value_of(launch, "--additional-config"))["vtr"]["schedules"] == str(tmp_path)
     assert PLUGIN in launch.environment["VLLM_PLUGINS"].split(",")
+
+
+@pytest.mark.parametrize("command", [["serve"], ["batch", "-i", "a", "-o", "b"]])
+@pytest.mark.parametrize(
+    "flags", [["--port", "80"], ["--enforce-eager"], ["--lora-modules", "a=b", "c=d"]]
+)
+def test_the_model_may_stand_first_or_in_a_flag_anywhere(
+    launched: list[Launch], command: list[str], flags: list[str]
+) -> None:
+    name, *files = command
+    for arguments in (
+        [name, "some/model", *files, *flags],
+        [name, *flags, *files, "--model", "some/model"],
+        [name, *files, "--model=some/model", *flags],
+        [name, "some/model", "--model", "some/model", *files, *flags],
+    ):
+        cli.main(arguments)
+    assert all(launch == launched[0] for launch in launched)
+    assert launched[0].arguments[-len(flags) :] == tuple(flags)
+    assert "some/model" in launched[0].arguments
+
+
+def config(folder: Path, text: str) -> str:
+    path = folder / "engine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("spelled", ["served-model-name", "served_model_name"])
+def test_a_config_file_wins_over_what_we_would_add(
+    launched: list[Launch], tmp_path: Path, spelled: str
+) -> None:
+    text = f"{spelled}: mine\nhost: 0.0.0.0\nshutdown-timeout: 5\nenforce-eager: false\n"
+    path = config(tmp_path, text)
+    cli.main(["serve", "demo", f"--config={path}", "--port", "80"])
+    (launch,) = launched
+    flags = {"--served-model-name", "--host", "--shutdown-timeout", "--enforce-eager"}
+    assert flags.isdisjoint(launch.arguments)
+    assert launch.arguments[-4:] == ("--config", path, "--port", "80")
+    assert value_of(launch, "--worker-cls") == WORKER_CLS
+
+
+@pytest.mark.parametrize("command", [["serve"], ["batch", "-i", "a", "-o", "b"]])
+def test_the_model_may_stand_in_the_config_file(
+    launched: list[Launch], tmp_path: Path, command: list[str]
+) -> None:
+    cli.main([*command, "--config", config(tmp_path, "model: demo")])
+    assert str(CHECKPOINT) in launched[0].arguments
+    assert value_of(launched[0], "--served-model-name") == "demo"
+
+
+@pytest.mark.parametrize(
+    "given", ['{"other": 1, "vtr": {"bands": 4}}', "\n  other: 1\n  vtr:\n    bands: 4"]
+)
+def test_an_additional_config_in_the_file_is_kept(
+    launched: list[Launch], tmp_path: Path, given: str
+) -> None:
+    quoted = f"'{given}'" if given.startswith("{") else given
+    path = config(tmp_path, f"additional_config: {quoted}")
+    cli.main(["serve", "some/model", "--config", path, "--schedules", str(tmp_path)])
+    merged = json.loads(value_of(launched[0], "--additional-config"))
+    assert merged == {"other": 1, "vtr": {"bands": 4, "schedules": str(tmp_path.resolve())}}
+
+
+@pytest.mark.parametrize(
+    ("text", "flags", "said"),
+    [
+        ("model: other", [], "models other and some/model are named"),
+        ("schedules: here", [], "holds schedules; give that on the command line"),
+        ("settings: here\nconfig: more", [], "holds config, settings"),
+        ("additional-config: {}", ["--additional-config", "{}"], "keep one of them"),
+        ("additional-config: [1]", [], "must be JSON objects"),
+        ("- port", [], "must hold one mapping"),
+        ("", [], "must hold one mapping"),
+        ("a: [", [], "cannot be read as YAML"),
+        ("\0", [], "cannot be read as YAML"),
+        (None, [], "cannot be read as YAML"),
+    ],
+)
+def test_a_config_file_that_contradicts_is_refused_by_name(
+    launched: list[Launch],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str | None,
+    flags: list[str],
+    said: str,
+) -> None:
+    path = str(tmp_path / "none.yaml") if text is None else config(tmp_path, text)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["serve", "some/model", "--config", path, *flags])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+    assert launched == []
+
+
+def test_vllm_reads_what_we_made_of_a_config_file(tmp_path: Path) -> None:
+    """vLLM puts the file's flags before ours, so what the file says must not be among ours."""
+    pytest.importorskip("vllm")
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    path = config(tmp_path, "host: 0.0.0.0\nserved-model-name: mine")
+    options = cli.argparse.Namespace(
+        model="demo",
+        config_file=path,
+        config={"host": "0.0.0.0", "served-model-name": "mine"},
+        additional_config=None,
+        schedules=None,
+        settings=None,
+    )
+    launch = cli.plan_serve(options, ["--port", "80"], {})
+    parser = FlexibleArgumentParser()
+    serve = parser.add_subparsers(dest="subparser").add_parser("serve")
+    serve.add_argument("model_tag", nargs="?")
+    for flag in ("--enforce-eager", *(part for part in launch.arguments if part[:2] == "--")):
+        if flag not in ("--config", *serve._option_string_actions):
+            serve.add_argument(flag, action="store_true" if flag == "--enforce-eager" else "store")
+    serve.add_argument("--host")
+    serve.add_argument("--served-model-name")
+    found = parser.parse_args(list(launch.arguments))
+    assert (found.host, found.served_model_name, found.port) == ("0.0.0.0", "mine", "80")
+    assert (found.worker_cls, found.model_tag) == (WORKER_CLS, str(CHECKPOINT))

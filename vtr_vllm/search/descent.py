@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from scipy.optimize import isotonic_regression
+
 from vtr_vllm.schedules import RankRule, Schedule
 from vtr_vllm.schedules.keep_rates import cut_layers
 from vtr_vllm.search.candidates import Candidate
@@ -97,17 +99,9 @@ def neighbours(rates: Rates, sizes: Sequence[int], amount: float, fixed_first: b
 
 
 def level(rates: Sequence[float], sizes: Sequence[int]) -> list[float]:
-    """The nearest rates (weighted least squares) that never rise, of the same weighted sum.
-
-    The pool-adjacent-violators algorithm of isotonic regression.
-    """
-    pools: list[tuple[float, int, int]] = []  # rate, layers, stages
-    for rate, size in zip(rates, sizes, strict=True):
-        pools.append((rate, size, 1))
-        while len(pools) > 1 and pools[-2][0] < pools[-1][0]:
-            (one, n, i), (other, m, j) = pools[-2:]
-            pools[-2:] = [((one * n + other * m) / (n + m), n + m, i + j)]
-    return [rate for rate, _, stages in pools for _ in range(stages)]
+    """The nearest rates (weighted least squares) that never rise, of the same weighted sum."""
+    levelled = isotonic_regression(list(rates), weights=list(sizes), increasing=False)
+    return [float(rate) for rate in levelled.x]
 
 
 def _candidate(study: Study, settings: Descent, start: Schedule, rates: Rates) -> Candidate:
