@@ -254,7 +254,10 @@ def verdicts(seen: Seen, before: dict[str, float], after: dict[str, float]) -> d
         ),
         "KV blocks are free": (blocks["held"] == 0 and blocks["free"] == blocks["total"], blocks),
         "ok as the clients counted": (ok <= served["ok"] <= ok + left, (ok, served)),
-        "refused as the clients counted": (served["refused"] == seen.outcomes["refused"], served),
+        "refused as the clients counted": (
+            served["refused"] + served["client_error"] == seen.outcomes["refused"],
+            served,
+        ),
         "all are counted": (
             ok + seen.outcomes["refused"]
             <= sum(served.values())

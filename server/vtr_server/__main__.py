@@ -6,8 +6,12 @@ is not, and fails before it reads a flag.
 """
 
 if __name__ == "__main__":  # child processes import this module too, and need none of it
+    import os
     import sys
 
+    from vtr_server.operations.metric_files import begin_metric_files
+
+    begin_metric_files(os.environ, os.getpid())
     import vtr_server.plugin  # noqa: F401  vLLM would log that it cannot be imported, and go on
 
     if sys.argv[1:2] == ["batch"]:

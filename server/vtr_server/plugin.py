@@ -82,11 +82,11 @@ class VTREndpoints:
         if settings.jobs is not None:
             state.jobs = _jobs(engine, settings.jobs)
         background = state.vtr_background = Background()
-        background.start(schedules.watch())
+        background.start("schedules", schedules.watch)
         if elastic is not None:
-            background.start(elastic.run())
+            background.start("elastic", elastic.run)
         if engine.process_rank == 0:
-            background.start(poll_engine(engine))
+            background.start("engine", lambda: poll_engine(engine))
         if self._app is not None:
             await start_admin(self._app, settings, engine.process_rank)
         observe_info(vtr_vllm.__version__, engine.served_models()[0], engine.geometry.fingerprint)

@@ -6,11 +6,11 @@ from benchmarks.clients import Outcome, counted, table
 
 METRICS = """\
 # TYPE vtr_requests_total counter
-vtr_requests_total{key="-",outcome="ok",source="full",tier="full"} 50.0
-vtr_requests_total{key="-",outcome="ok",source="searched",tier="economy"} 30.0
-vtr_requests_total{key="a",outcome="ok",source="searched",tier="economy"} 20.0
-vtr_requests_total{key="-",outcome="client_error",source="full",tier="full"} 7.0
-vtr_requests_created{key="-",outcome="ok",source="full",tier="full"} 1.7e+09
+vtr_requests_total{outcome="ok",source="full",tier="full"} 50.0
+vtr_requests_total{outcome="ok",source="searched",tier="economy"} 30.0
+vtr_requests_total{outcome="ok",source="interpolated",tier="economy"} 20.0
+vtr_requests_total{outcome="client_error",source="full",tier="full"} 7.0
+vtr_requests_created{outcome="ok",source="full",tier="full"} 1.7e+09
 """
 
 

@@ -14,6 +14,7 @@ from types import CodeType, FunctionType
 import pytest
 import torch
 from vllm.config import SchedulerConfig
+from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 from vllm.forward_context import ForwardContext
 from vllm.model_executor.layers.attention import Attention
@@ -57,13 +58,19 @@ from vllm.v1.engine.core import EngineCore, EngineCoreProc
 from vllm.v1.engine.core_client import AsyncMPClient, InprocClient, SyncMPClient
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.llm_engine import LLMEngine
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
 from vllm.v1.metrics.loggers import (
     AggregateStatLoggerBase,
     StatLoggerManager,
     load_stat_logger_plugin_factories,
 )
-from vllm.v1.metrics.stats import IterationStats, PromptTokenStats, SchedulerStats
+from vllm.v1.metrics.stats import (
+    IterationStats,
+    PromptTokenStats,
+    RequestStateStats,
+    SchedulerStats,
+)
 from vllm.v1.request import Request
 from vllm.v1.worker import cpu_worker, gpu_model_runner, gpu_worker
 from vllm.v1.worker.block_table import BlockTable
@@ -203,6 +210,9 @@ CALLS: list[tuple[Callable, str]] = [
     (load_stat_logger_plugin_factories, "STAT_LOGGER_PLUGINS_GROUP"),
     (LLMEngine.add_request, "process_inputs"),
     (AsyncLLM.add_request, "process_inputs"),
+    (AsyncLLM.add_request, "add_request"),
+    (AsyncLLM._add_request, "add_request"),
+    (BeamSearchOnlineMixin.beam_search, "-beam-"),
     (MultiModalRegistry.get_processing_info, "_create_processing_info"),
     (MultiModalRegistry._create_processing_info, "_processor_factory"),
     (HfRenderer._process_tokens_async, "_process_tokens_async"),
@@ -270,6 +280,8 @@ def test_a_pause_set_while_the_running_are_scheduled_keeps_the_queue_out() -> No
         (MRotaryEmbedding, ["mrope_section", "mrope_interleaved"]),
         (clip.CLIPAttention, ["num_heads_per_partition", "tp_size", "scale", "attn"]),
         (InputProcessor, ["vllm_config"]),
+        (OutputProcessor, ["request_states"]),
+        (RequestState, ["stats"]),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
@@ -295,6 +307,7 @@ def test_attributes_that_we_read_are_set(cls: type, attributes: list[str]) -> No
             ],
         ),
         (PromptTokenStats, ["computed"]),
+        (RequestStateStats, ["arrival_time", "first_token_latency", "num_generation_tokens"]),
         (KVCacheGroupSpec, ["layer_names", "kv_cache_spec"]),
         (AttentionGroup, ["layer_names", "kernel_block_size"]),
         (PlaceholderRange, ["offset", "length", "is_embed"]),
@@ -353,6 +366,7 @@ def test_fields_of_an_engine_request() -> None:
             ["self", "mm_data", "mm_data_items", "mm_uuid_items", "mm_req_id"],
         ),
         (MultiModalHasher.hash_kwargs, ["algorithm"]),
+        (OutputProcessor.add_request, ["self", "request"]),
         (BlockPool.get_num_free_blocks, ["self"]),
         (EncoderCacheManager.get_cached_input_ids, ["self", "request"]),
         (EncoderCacheManager.free_encoder_input, ["self", "request", "input_id"]),

@@ -10,7 +10,7 @@ def register() -> None:
     from vllm import ModelRegistry
 
     from vtr_vllm.engine.common.supported_models import SUPPORTED_ARCHITECTURES
-    from vtr_vllm.engine.frontend import admission, sender_cache
+    from vtr_vllm.engine.frontend import admission, first_tokens, sender_cache
     from vtr_vllm.engine.scheduler.kv_bands import register_band_spec
 
     for architecture in SUPPORTED_ARCHITECTURES:
@@ -20,4 +20,5 @@ def register() -> None:
     # The scheduler's process never loads the model, and it must know the spec too.
     register_band_spec()
     admission.install()
+    first_tokens.install()
     sender_cache.install()

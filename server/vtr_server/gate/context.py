@@ -1,12 +1,14 @@
 """What the server knows of one request beside its ASGI scope, from the gate to the answer."""
 
+import time
 from collections.abc import MutableMapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.exceptions import HTTPException
 
 from vtr_server.gate.exchange import Exchange
+from vtr_server.operations.outcomes import Outcome
 from vtr_server.policy.settings import KeySettings
 from vtr_vllm.errors import VTRError
 
@@ -31,6 +33,13 @@ class Caller:
         return self.key.name if self.key else None
 
 
+class Observer(Protocol):
+    """Who is told how a request ended; of several calls the first counts."""
+
+    def end(self, outcome: Outcome) -> None:
+        """The request is over."""
+
+
 @dataclass
 class RequestContext:
     """One request. The gate makes it; a route that counts how its request ends says so in it."""
@@ -39,8 +48,9 @@ class RequestContext:
     exchange: Exchange | None = None
     """The request's way through the gate; None where no gate stands before the routes."""
     on_admin_port: bool = False
-    counted: bool = False
-    """A route counts how the request ends: the gate must not."""
+    observer: Observer | None = None
+    """Of a route that counts how the request ends, where it does not say so itself; the gate counts
+    the others."""
     charged: bool = False
     """A prompt of it was charged for: the others follow, whatever the allowance is by then."""
 
@@ -53,6 +63,11 @@ class RequestContext:
     def put_into(self, scope: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
         """A copy of ``scope`` that has this context, whatever the other has."""
         return {**scope, "state": {**scope.get("state", {}), _PLACE: self}}
+
+    @property
+    def arrived(self) -> float:
+        """When its head had been read, on the monotonic clock."""
+        return self.exchange.arrived if self.exchange else time.monotonic()
 
     @property
     def cut_off(self) -> VTRError | HTTPException | None:

@@ -7,6 +7,7 @@ is gone. Cancellation comes after GRACE_SECONDS, or at once where nothing listen
 
 import asyncio
 import math
+import time
 from collections.abc import Callable, Iterable
 
 from starlette.exceptions import HTTPException
@@ -15,7 +16,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vtr_server.http.errors import error_response, http_error_body
-from vtr_server.operations.metrics import Outcome
+from vtr_server.operations.outcomes import Outcome, outcome_of, outcome_of_status
 from vtr_server.policy.settings import LimitSettings
 from vtr_vllm.errors import (
     BodyTimeout,
@@ -63,6 +64,8 @@ class Exchange:
     ) -> None:
         self.failure: VTRError | HTTPException | None = None
         """Why it was cut off; None while it was not."""
+        self.arrived = time.monotonic()
+        """When its head had been read; its body may still be on its way."""
         self._loop = asyncio.get_running_loop()
         self._scope = scope
         self._receive = receive
@@ -90,15 +93,13 @@ class Exchange:
     @property
     def outcome(self) -> Outcome:
         """How it ended, for a request that no route of ours counts."""
-        if isinstance(self.failure, RequestTimeout):
-            return "timeout"
         if self.failure is not None:
-            return "refused"
+            return outcome_of(self.failure)
         if self._left:
             return "aborted"
-        if self._status is None or self._status >= 500 or not self._finished:
+        if self._status is None or not self._finished:
             return "error"
-        return "client_error" if self._status >= 400 else "ok"
+        return outcome_of_status(self._status)
 
     async def run(
         self, app: ASGIApp, seconds: float | None, on_body: Callable[[], None] = lambda: None

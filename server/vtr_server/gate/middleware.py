@@ -22,7 +22,8 @@ from vtr_server.gate.occupancy import Occupancy, Place
 from vtr_server.gate.rate import Buckets
 from vtr_server.gate.scopes import COUNTED, is_for_admin_port, needed_scope
 from vtr_server.media.limits import expect_media
-from vtr_server.operations.metrics import UNKNOWN, observe_outcome, observe_refusal
+from vtr_server.operations.metrics import UNKNOWN, begin_keys, observe_outcome, observe_refusal
+from vtr_server.operations.outcomes import outcome_of
 from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.errors import (
     Draining,
@@ -56,6 +57,7 @@ class Gate:
         self.occupancy = Occupancy(settings.limits)
         """Who is inside of requests of scope ``generate``."""
         self._keys = Keyring(settings.keys)
+        begin_keys(key.name for key in settings.keys)
         self._requests = Buckets(clock)
         self._vision_tokens = Buckets(clock)
         self._open: set[Exchange] = set()
@@ -227,10 +229,10 @@ class GateMiddleware:
             try:
                 await gate.pass_through(self._app, exchange, place)
             finally:
-                outcome = exchange.outcome
-                ours = path in COUNTED or outcome in ("refused", "timeout")
-                if ours and not context.counted:
-                    observe_outcome(outcome, key=caller.name or UNKNOWN)
+                if context.observer is not None:
+                    context.observer.end(exchange.outcome)
+                elif path in COUNTED or exchange.failure is not None:
+                    observe_outcome(exchange.outcome, key=caller.name or UNKNOWN)
         elif needed == "open":
             await exchange.run(self._app, None)
         else:
@@ -280,4 +282,4 @@ def _count(err: VTRError | HTTPException, caller: Caller | None, needed: str) ->
     if isinstance(err, VTRError):
         observe_refusal(err)
     if needed == "generate":
-        observe_outcome("refused", key=(caller and caller.name) or UNKNOWN)
+        observe_outcome(outcome_of(err), key=(caller and caller.name) or UNKNOWN)

@@ -16,7 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from vtr_server.gate.context import RequestContext
 from vtr_server.gate.middleware import Gate
-from vtr_server.operations.metrics import Outcome
+from vtr_server.operations.outcomes import Outcome, outcome_of_status
 from vtr_server.operations.request_observer import RequestObserver
 from vtr_server.policy.elastic import Elastic
 from vtr_server.policy.requested_budget import HEADER, Asked, Bounds, bounds, find_ask, split_alias
@@ -32,6 +32,7 @@ from vtr_server.vllm_api.engine import (
     Failure,
     Whole,
     collect,
+    collect_first_tokens,
     first_token,
 )
 from vtr_vllm.errors import EngineNotReady, UnsupportedRequest
@@ -111,9 +112,10 @@ async def answer(
         geometry=service.engine.geometry,
         key=context.caller.key,
         elastic=service.elastic,
+        arrived=context.arrived,
         why_cut_off=lambda: context.cut_off,
     )
-    context.counted = True
+    context.observer = watch
     try:
         return await _serve(service, endpoint, request, raw_request, watch)
     except BaseException as err:
@@ -137,20 +139,21 @@ async def _serve(
         assert decide.choice is not None
         kept = sum(kept_per_layer(prompt, geometry)) / geometry.layers
         service.gate.charge(RequestContext.of(raw_request.scope), kept)
-        watch.prompt(prompt, decide.choice.auto)
+        watch.prompt(prompt, facts(decide.choice, decide.asked.by, [prompt], geometry))
 
     with (
         collect(decide, noted) as admitted,
+        collect_first_tokens() as first_tokens,
         # Of an answer in one piece vLLM shows nothing before its end.
         first_token(watch.first_token) if request.stream else nullcontext(),
     ):
+        watch.first_token_made = first_tokens.earliest
         found = await endpoint.serve(service.engine, request, raw_request)
     if isinstance(found, Failure):
         watch.end(_outcome(found))
         return JSONResponse(found.body, status_code=found.status)
     assert decide.choice is not None
     known = facts(decide.choice, decide.asked.by, admitted, geometry)
-    watch.admitted(known)
     tell = _Tell(service.engine, endpoint, known, decide.trace, admitted)
     if isinstance(found, Whole):
         await tell(found.body)
@@ -165,7 +168,7 @@ def _outcome(failure: Failure) -> Outcome:
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         return "aborted"  # the client is gone: vLLM takes that for a request at fault
-    return "client_error" if failure.status < 500 else "error"
+    return outcome_of_status(failure.status)
 
 
 def _decide(

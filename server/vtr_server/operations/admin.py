@@ -22,6 +22,7 @@ from vtr_server.gate.middleware import Gate, route_path
 from vtr_server.gate.scopes import is_for_admin_port
 from vtr_server.http.errors import http_error_body
 from vtr_server.http.routes import health
+from vtr_server.operations.metrics import exposition
 from vtr_server.policy.settings import AdminSettings, ServerSettings
 from vtr_vllm.errors import ConfigurationError, Forbidden
 
@@ -65,6 +66,14 @@ async def drain(gate: GateOf) -> dict[str, Any]:
     """Take nothing new from now on; what is in flight finishes. Only a restart takes it back."""
     gate.draining = True
     return {"draining": True, "in_flight": gate.occupancy.in_flight}
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(request: Request) -> Response:
+    """vLLM's metrics and ours, as Prometheus text or as OpenMetrics."""
+    names = request.query_params.getlist("name[]")
+    content, content_type = exposition(request.headers.get("accept", ""), names)
+    return Response(content, headers={"Content-Type": content_type})
 
 
 @router.get("/live", response_class=Response)

@@ -2,10 +2,16 @@
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from vtr_server.operations.metrics import observe_kv, observe_ready, observe_workers
+from vtr_server.operations.metrics import (
+    observe_background,
+    observe_kv,
+    observe_ready,
+    observe_workers,
+)
 from vtr_server.vllm_api.engine import Engine
 from vtr_vllm.errors import EngineNotReady
 
@@ -15,24 +21,42 @@ logger = logging.getLogger("vllm.vtr")
 
 SECONDS = 2.0
 """Between two questions to the engine; each takes it well under a millisecond."""
+FIRST_WAIT_SECONDS = 1.0
+LONGEST_WAIT_SECONDS = 60.0
+"""Before a task that failed is started again; doubled each time it fails soon."""
 
 
 class Background:
-    """Tasks that are held, since asyncio itself forgets them, and whose failure is logged."""
+    """Tasks that are held, since asyncio itself forgets them, and started again when they fail.
+
+    A failure is logged and counted, and never makes the server unhealthy: requests are answered as
+    before, and whoever restarted the server for it would take that away too.
+    """
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, work: Coroutine[Any, Any, Any]) -> None:
-        """Run until it ends or the event loop does."""
-        task = asyncio.create_task(work)
+    def start(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run ``work()`` until it returns or the event loop ends; ``name`` is a label of metrics."""
+        observe_background(name, failures=0)
+        task = asyncio.create_task(_again_and_again(name, work), name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._ended)
+        task.add_done_callback(self._tasks.discard)
 
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (err := task.exception()) is not None:
-            logger.error("VTR: %s has stopped", task.get_coro(), exc_info=err)
+
+async def _again_and_again(name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    wait = FIRST_WAIT_SECONDS
+    while True:
+        begun = time.monotonic()
+        try:
+            return await work()
+        except Exception as err:
+            if time.monotonic() - begun > LONGEST_WAIT_SECONDS:
+                wait = FIRST_WAIT_SECONDS
+            observe_background(name, failures=1)
+            logger.error("VTR: %s failed; again in %g s", name, wait, exc_info=err)
+        await asyncio.sleep(wait)
+        wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
 async def poll_engine(engine: Engine) -> None:

@@ -6,40 +6,46 @@ histograms are summed, and each gauge says below how. So: no Info, no callback, 
 bounded sets, and what the engine knows once (workers, KV blocks) is told by one process only.
 """
 
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal, get_args
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector
 
+from vtr_server.operations.outcomes import Outcome
 from vtr_server.policy.vtr_field import VTRAnswer
 from vtr_vllm.errors import VTRError
 
 __all__ = [
-    "Outcome",
-    "observe_answer",
+    "begin_keys",
+    "exposition",
+    "observe_background",
     "observe_elastic",
     "observe_elastic_step",
     "observe_first_token",
     "observe_in_flight",
     "observe_info",
+    "observe_job_end",
+    "observe_jobs",
     "observe_kv",
     "observe_outcome",
+    "observe_prompt",
     "observe_ready",
     "observe_refusal",
     "observe_reload",
+    "observe_schedule",
     "observe_schedules",
     "observe_workers",
-    "tier_label",
+    "requests_inside",
 ]
 
-Outcome = Literal["ok", "client_error", "refused", "aborted", "error", "timeout"]
+OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
 UNKNOWN = "-"
 """The label of what was never known: the tier of a request refused before it was read, no key."""
-
-_BANDS = (0.0625, 0.125, 0.1875, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
-"""Upper ends, for budgets of no tier; the budgets that people use have a label of their own."""
 
 _SHARES = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 _FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 7.5, 10, 20, 40, 80)
@@ -47,8 +53,11 @@ _REQUEST = (0.05, 0.1, 0.25, 0.5, 1, 2, 3, 5, 7.5, 10, 15, 20, 30, 60, 120, 300,
 
 _REQUESTS = Counter(
     "vtr_requests",
-    "Requests that ended, by tier, by where the schedule came from, by API key, by outcome.",
-    ["tier", "source", "key", "outcome"],
+    "Requests that ended, by tier, by where the schedule came from, by outcome.",
+    ["tier", "source", "outcome"],
+)
+_KEY_REQUESTS = Counter(
+    "vtr_key_requests", "Requests that ended, by API key and by outcome.", ["key", "outcome"]
 )
 _SCHEDULES_ASKED = Counter(
     "vtr_schedule_requests",
@@ -64,7 +73,13 @@ _IN_FLIGHT = Gauge(
     multiprocess_mode="livesum",
 )
 
-_VISION_TOKENS = Counter("vtr_vision_tokens", "Vision tokens in the prompts of admitted requests.")
+_VISION_TOKENS = Counter("vtr_vision_tokens", "Vision tokens in the prompts that were admitted.")
+_KEY_VISION_TOKENS = Counter(
+    "vtr_key_vision_tokens",
+    "Vision tokens in the prompts that were admitted, by API key: seen, and kept, mean over layers,"
+    " as allowances count them.",
+    ["key", "state"],
+)
 _LAYER_TOKENS = Counter(
     "vtr_vision_token_layers",
     "Vision tokens times decoder layers: the vision work that no reduction would have done.",
@@ -83,10 +98,16 @@ _MEAN_KEEP = Histogram(
 )
 _FLOPS = Histogram(
     "vtr_flops_fraction",
-    "Prefill FLOPs of the language model over those of no reduction, of requests with vision.",
+    "Prefill FLOPs of the language model over those of no reduction, of prompts with vision.",
     buckets=_SHARES,
 )
 
+_ENGINE_FIRST_TOKEN_SECONDS = Histogram(
+    "vtr_engine_first_token_seconds",
+    "From the arrival of a request to the first token that the engine made for it, streamed or not.",
+    ["tier"],
+    buckets=_FIRST_TOKEN,
+)
 _FIRST_TOKEN_SECONDS = Histogram(
     "vtr_time_to_first_token_seconds",
     "From the arrival of a request to its first token; of streamed answers.",
@@ -140,6 +161,18 @@ _ELASTIC_BACKLOG = Gauge(
     multiprocess_mode="mostrecent",
 )
 
+_JOBS = Gauge(
+    "vtr_jobs", "Search jobs that wait or run now.", ["state"], multiprocess_mode="mostrecent"
+)
+_JOBS_FINISHED = Counter(
+    "vtr_jobs_finished", "Search jobs that ended, by the state that they ended in.", ["state"]
+)
+_BACKGROUND_FAILURES = Counter(
+    "vtr_background_failures",
+    "Times that a task beside the requests failed and was started again.",
+    ["task"],
+)
+
 _RELOADS = Counter(
     "vtr_schedule_reloads", "Times that the schedule folder was read again.", ["outcome"]
 )
@@ -164,27 +197,25 @@ _INFO = Gauge(
 )
 
 
-def tier_label(budget: float, schedule: str, tiers: Mapping[str, float | str]) -> str:
-    """The tier that stands for this budget or for this schedule, else the budget's upper end.
-
-    An upper end because a mean keep rate, of a vtw or G-Search schedule say, lies anywhere.
-    """
-    for name, meaning in tiers.items():
-        if meaning == schedule if isinstance(meaning, str) else abs(meaning - budget) < 1e-9:
-            return name
-    return str(next(end for end in _BANDS if budget <= end + 1e-9))
+def observe_schedule(name: str, source: str) -> None:
+    """Count one request whose first prompt the engine admitted, by its schedule."""
+    stored = source in ("full", "searched")  # what clients can make up shares a label
+    shared = source if source in ("inline", "interpolated") else "form"
+    _SCHEDULES_ASKED.labels(name if stored else shared).inc()
 
 
-def observe_answer(facts: VTRAnswer, bands: Sequence[int] = ()) -> None:
-    """Count what one request that the engine admitted came to; ``bands`` are their first layers."""
-    _SCHEDULES_ASKED.labels(_schedule_label(facts)).inc()
-    _VISION_TOKENS.inc(facts.vision_tokens)
-    _LAYER_TOKENS.inc(facts.vision_tokens * len(facts.kept_per_layer))
-    _LAYER_TOKENS_KEPT.inc(sum(facts.kept_per_layer))
-    if not facts.vision_tokens:
+def observe_prompt(facts: VTRAnswer, key: str = UNKNOWN, bands: Sequence[int] = ()) -> None:
+    """Count one prompt that the engine admitted; ``bands`` are their first layers."""
+    seen, layers, kept = facts.vision_tokens, len(facts.kept_per_layer), sum(facts.kept_per_layer)
+    if not seen:
         return  # text alone has nothing to keep: it would hide what is done to images
+    _VISION_TOKENS.inc(seen)
+    _KEY_VISION_TOKENS.labels(key, "seen").inc(seen)
+    _KEY_VISION_TOKENS.labels(key, "kept").inc(kept / layers)
+    _LAYER_TOKENS.inc(seen * layers)
+    _LAYER_TOKENS_KEPT.inc(kept)
     for band, first_layer in enumerate(bands):
-        _BAND_TOKENS.labels(str(band), "seen").inc(facts.vision_tokens)
+        _BAND_TOKENS.labels(str(band), "seen").inc(seen)
         _BAND_TOKENS.labels(str(band), "kept").inc(facts.kept_per_layer[first_layer])
     _MEAN_KEEP.observe(facts.mean_keep)
     _FLOPS.observe(facts.flops_fraction)
@@ -203,14 +234,42 @@ def observe_outcome(
     ``tier`` comes from ``tier_label`` and ``source`` from the facts; ``key`` is the name of a key
     of the settings. ``seconds``, since the request arrived, counts where the outcome is ok.
     """
-    _REQUESTS.labels(tier, source, key, outcome).inc()
+    _REQUESTS.labels(tier, source, outcome).inc()
+    _KEY_REQUESTS.labels(key, outcome).inc()
     if seconds is not None and outcome == "ok":
         _REQUEST_SECONDS.labels(tier).observe(seconds)
 
 
-def observe_first_token(seconds: float, tier: str) -> None:
-    """Note how long a request waited for its first token."""
-    _FIRST_TOKEN_SECONDS.labels(tier).observe(seconds)
+def observe_first_token(seconds: float, tier: str, *, streamed: bool) -> None:
+    """Note how long it took from a request's arrival to its first token."""
+    _ENGINE_FIRST_TOKEN_SECONDS.labels(tier).observe(seconds)
+    if streamed:
+        _FIRST_TOKEN_SECONDS.labels(tier).observe(seconds)
+
+
+def begin_keys(names: Iterable[str]) -> None:
+    """From now on these API keys are known: their series exist, or a first event shows no rise."""
+    for name in names:
+        for outcome in get_args(Outcome):
+            _KEY_REQUESTS.labels(name, outcome)
+        for state in ("seen", "kept"):
+            _KEY_VISION_TOKENS.labels(name, state)
+
+
+def observe_background(task: str, *, failures: Literal[0, 1]) -> None:
+    """A task beside the requests begins, or has failed and is started again."""
+    _BACKGROUND_FAILURES.labels(task).inc(failures)
+
+
+def observe_jobs(queued: int, running: int) -> None:
+    """Search jobs that wait for a slot, and that are at work."""
+    for state, count in (("queued", queued), ("running", running)):
+        _JOBS.labels(state).set(count)
+
+
+def observe_job_end(state: str) -> None:
+    """A search job ended: ``done``, ``failed`` or ``cancelled``."""
+    _JOBS_FINISHED.labels(state).inc()
 
 
 def observe_refusal(err: VTRError) -> None:
@@ -250,29 +309,20 @@ def observe_elastic_step(direction: Literal["up", "down"]) -> None:
     _ELASTIC_STEPS.labels(direction).inc()
 
 
-class _Growth:
-    """How much a count since some process's start has grown; a smaller count is a new start."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def __call__(self, total: float) -> float:
-        grown = total - self._last if total >= self._last else total
-        self._last = total
-        return grown
-
-
-_rank, _gather, _steps, _uncompiled = _Growth(), _Growth(), _Growth(), _Growth()
+_told: dict[Counter, float] = {}
+"""The workers' totals, as last told."""
 
 
 def observe_workers(
     rank_seconds: float, gather_seconds: float, reduced_steps: int, uncompiled_layers: int
 ) -> None:
     """The workers' counts since their start. Of several API servers, one only may call this."""
-    _RANK_SECONDS.inc(_rank(rank_seconds))
-    _GATHER_SECONDS.inc(_gather(gather_seconds))
-    _REDUCED_STEPS.inc(_steps(reduced_steps))
-    _UNCOMPILED_LAYERS.inc(_uncompiled(uncompiled_layers))
+    seconds = {_RANK_SECONDS: rank_seconds, _GATHER_SECONDS: gather_seconds}
+    counts = {_REDUCED_STEPS: reduced_steps, _UNCOMPILED_LAYERS: uncompiled_layers}
+    for counter, total in (seconds | counts).items():
+        last = _told.get(counter, 0.0)
+        counter.inc(total - last if total >= last else total)  # a smaller count is a new start
+        _told[counter] = total
 
 
 def observe_kv(total: int, free: int, held: int, saved: int) -> None:
@@ -291,11 +341,31 @@ def observe_info(version: str, model: str, fingerprint: str) -> None:
     _INFO.labels(version, model, fingerprint).set(1)
 
 
-def _schedule_label(facts: VTRAnswer) -> str:
-    """A stored name; what clients can make up shares a label."""
-    if facts.source in ("full", "searched"):
-        return facts.schedule
-    return facts.source if facts.source in ("inline", "interpolated") else "form"
+def exposition(accept: str, names: Sequence[str] = ()) -> tuple[bytes, str]:
+    """What GET /metrics answers, vLLM's metrics too, and its content type: OpenMetrics where the
+    header ``accept`` prefers it. With ``names``, of these samples alone."""
+    registry = _registry()
+    wanted = registry.restricted_registry(names) if names else registry
+    encode, content_type = choose_encoder(accept)
+    if (
+        "openmetrics" in content_type
+    ):  # by any other escaping it breaks vLLM's colons, valid in both
+        encode, _ = choose_encoder(f"{OPEN_METRICS}; escaping=allow-utf-8")
+        content_type = f"{OPEN_METRICS}; charset=utf-8"
+    return encode(wanted), content_type
+
+
+def requests_inside() -> int:
+    """Requests inside, of all API server processes."""
+    return int(_registry().get_sample_value("vtr_in_flight_requests") or 0)
+
+
+def _registry() -> CollectorRegistry:
+    """As vLLM has it: of all processes, where each writes its numbers into files."""
+    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+        return REGISTRY
+    MultiProcessCollector(registry := CollectorRegistry())
+    return registry
 
 
 def _codes(error: type[VTRError]) -> Iterator[str]:
@@ -308,10 +378,16 @@ def _begin_at_zero() -> None:
     """Series whose labels are known exist from the start, or their first event shows no rise."""
     for code in sorted(set(_codes(VTRError))):
         _REFUSALS.labels(code)
-    for outcome in ("ok", "rejected"):
-        _RELOADS.labels(outcome)
-    for direction in ("up", "down"):
-        _ELASTIC_STEPS.labels(direction)
+    known: dict[Counter | Gauge, tuple[str, ...]] = {
+        _RELOADS: ("ok", "rejected"),
+        _ELASTIC_STEPS: ("up", "down"),
+        _JOBS_FINISHED: ("done", "failed", "cancelled"),
+        _JOBS: ("queued", "running"),
+    }
+    for metric, labels in known.items():
+        for label in labels:
+            metric.labels(label)
+    begin_keys([UNKNOWN])
 
 
 _begin_at_zero()

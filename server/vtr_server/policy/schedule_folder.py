@@ -6,6 +6,7 @@ without an event. Requests hold the chooser that they began with, so a change ne
 
 import asyncio
 import logging
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ class ScheduleFolder:
         self._template = template
         self._good: dict[Path, Schedule] = {}
         self._signature: Signature = {}
+        self._reading = threading.Lock()
         book = ScheduleBook(geometry)
         if folder is not None:
             self._signature = _signature(folder)
@@ -73,19 +75,31 @@ class ScheduleFolder:
         """Look at the folder; returns what was rejected. A good schedule stays until it is
         replaced by a good one, or deleted."""
         assert self._folder is not None
-        signature = _signature(self._folder)
-        if signature == self._signature:
-            return []
-        self._signature = signature
-        return self.reload()
+        with self._reading:
+            signature = _signature(self._folder)
+            return [] if signature == self._signature else self._reload(self._folder, signature)
 
     def reload(self) -> list[str]:
         """Read the folder whether or not it changed; returns what was rejected."""
         if self._folder is None:
             return []
-        if not self._folder.is_dir():
-            return self._reject([f"schedule folder {self._folder} is gone; bring it back"])
-        good, rejected = self._read(_signature(self._folder))
+        with self._reading:
+            return self._reload(self._folder, _signature(self._folder))
+
+    def _reload(self, folder: Path, signature: Signature) -> list[str]:
+        """One at a time: of two readers the one that began earlier must not end later, or the
+        older state of the folder would stay."""
+        rejected = self._read_and_take(folder, signature)
+        self._signature = signature  # not before: what fails unforeseen is read once more
+        for reason in rejected:
+            logger.error("VTR keeps what it had: %s", reason)
+        observe_reload("rejected" if rejected else "ok")
+        return rejected
+
+    def _read_and_take(self, folder: Path, signature: Signature) -> list[str]:
+        if not folder.is_dir():
+            return [f"schedule folder {folder} is gone; bring it back"]
+        good, rejected = self._read(signature)
         try:
             book = ScheduleBook(self._geometry, good.values())
         except ScheduleError as err:
@@ -94,13 +108,7 @@ class ScheduleFolder:
         else:
             self._good = good
             self._take(book)
-        return self._reject(rejected)
-
-    def _reject(self, reasons: list[str]) -> list[str]:
-        for reason in reasons:
-            logger.error("VTR keeps what it had: %s", reason)
-        observe_reload("rejected" if reasons else "ok")
-        return reasons
+        return rejected
 
     def _read(self, files: Signature) -> tuple[dict[Path, Schedule], list[str]]:
         good: dict[Path, Schedule] = {}

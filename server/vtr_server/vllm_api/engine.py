@@ -21,6 +21,7 @@ from vtr_vllm.engine.common.config import EngineSettings, band_starts, model_geo
 from vtr_vllm.engine.common.kv_report import KVReport
 from vtr_vllm.engine.frontend.admission import Admitted, collect
 from vtr_vllm.engine.frontend.engine_queries import counters, kv_report, take_trace
+from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
 from vtr_vllm.engine.frontend.load_logger import LOAD
 from vtr_vllm.schedules import ModelGeometry
 
@@ -36,6 +37,7 @@ __all__ = [
     "ResponsesRequest",
     "Whole",
     "collect",
+    "collect_first_tokens",
     "first_token",
     "load_aware_call",
     "validate_json_request",

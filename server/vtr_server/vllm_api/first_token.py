@@ -1,4 +1,4 @@
-"""Tells when a request has its first token, streamed or not."""
+"""Tells when a stream has its first token, as it comes."""
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager

@@ -121,8 +121,12 @@ class Place:
         """A route that counts its requests, once it has read them."""
         status = body["status"]
         if body.get("watched"):
-            RequestContext.of(raw_request.scope).counted = True
+            RequestContext.of(raw_request.scope).observer = self
         return JSONResponse({"fine": True}, status)
+
+    def end(self, outcome: str) -> None:
+        """As an observer of a request."""
+        self.seen.append(outcome)
 
     async def talk(self, socket: WebSocket) -> None:
         await socket.accept()

@@ -15,10 +15,10 @@ from vtr_vllm.errors import RequestTimeout
 def test_a_scope_has_one_context() -> None:
     scope: dict[str, Any] = {}
     context = RequestContext.of(scope)
-    context.counted = True
+    context.charged = True
     assert RequestContext.of(scope) is context
     other = RequestContext.of({"state": {"mine": 1}})
-    assert (other.counted, other.caller, other.cut_off) == (False, Caller(None, "-"), None)
+    assert (other.charged, other.caller, other.cut_off) == (False, Caller(None, "-"), None)
 
 
 def test_a_copy_of_a_scope_has_another() -> None:

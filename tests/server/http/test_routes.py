@@ -208,7 +208,7 @@ def test_metrics_stand_beside_vllms(server: Server, client: openai.OpenAI) -> No
 
     assert grown("vtr_vision_tokens_total") == facts["vision_tokens"]
     assert grown("vtr_vision_token_layers_kept_total") == sum(facts["kept_per_layer"])
-    labels = 'key="-",outcome="ok",source="p-sigmoid-default",tier="economy"'
+    labels = 'outcome="ok",source="p-sigmoid-default",tier="economy"'
     assert grown(f"vtr_requests_total{{{labels}}}") == 1
     assert grown('vtr_refused_requests_total{reason="invalid_budget"}') == 1
 

@@ -16,6 +16,11 @@ from vtr_vllm.engine.common.kv_report import KVReport
 from vtr_vllm.errors import EngineNotReady
 
 
+@pytest.fixture(autouse=True)
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "FIRST_WAIT_SECONDS", 0.0)
+
+
 def test_a_task_is_held_while_it_runs_and_let_go_after() -> None:
     async def run() -> list[str]:
         held, done = Background(), []
@@ -25,7 +30,7 @@ def test_a_task_is_held_while_it_runs_and_let_go_after() -> None:
             gc.collect()
             done.append("work")
 
-        held.start(work())
+        held.start("work", work)
         assert len(held._tasks) == 1
         for _ in range(5):
             await asyncio.sleep(0)
@@ -35,18 +40,24 @@ def test_a_task_is_held_while_it_runs_and_let_go_after() -> None:
     assert asyncio.run(run()) == ["work"]
 
 
-def test_a_task_that_fails_is_said(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_task_that_fails_is_said_counted_and_started_again(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rounds = []
+
     async def watches() -> None:
-        raise ValueError("the reason")
+        rounds.append("begun")
+        if len(rounds) < 3:
+            raise ValueError(f"reason {len(rounds)}")
 
     async def waits() -> None:
         await asyncio.sleep(60)
 
     async def run() -> None:
         held = Background()
-        held.start(watches())
-        held.start(waits())  # cancelled at the end of the loop: nothing to say
-        for _ in range(5):
+        held.start("watches", watches)
+        held.start("waits", waits)  # cancelled at the end of the loop: nothing to say
+        while len(rounds) < 3:
             await asyncio.sleep(0)
 
     logger = logging.getLogger("vllm.vtr")
@@ -55,10 +66,36 @@ def test_a_task_that_fails_is_said(caplog: pytest.LogCaptureFixture) -> None:
         asyncio.run(run())
     finally:
         logger.removeHandler(caplog.handler)
-    [record] = {record.getMessage(): record for record in caplog.records}.values()
-    assert "watches" in record.getMessage()
-    assert record.exc_info is not None
-    assert str(record.exc_info[1]) == "the reason"
+    records = list(
+        {record.getMessage() + str(record.exc_info): record for record in caplog.records}.values()
+    )
+    assert [str(record.exc_info and record.exc_info[1]) for record in records] == [
+        "reason 1",
+        "reason 2",
+    ]
+    assert all("watches" in record.getMessage() for record in records)
+    assert value("vtr_background_failures_total", task="watches") == 2
+    assert value("vtr_background_failures_total", task="waits") == 0
+
+
+def test_a_task_that_fails_again_and_again_is_started_less_often(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 8:
+            raise asyncio.CancelledError
+
+    async def fails() -> None:
+        raise OSError("no")
+
+    monkeypatch.setattr(background, "FIRST_WAIT_SECONDS", 1.0)
+    monkeypatch.setattr(background.asyncio, "sleep", sleep)
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(background._again_and_again("fails", fails))
+    assert waits == [1, 2, 4, 8, 16, 32, 60, 60]
 
 
 @dataclass

@@ -9,10 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.multiprocess import MultiProcessCollector
@@ -23,11 +22,11 @@ from tests.deploy.tools import prometheus, rules, values
 from tests.server.bad_input import chat_body
 from tests.server.conftest import NAME, Server
 from vtr_server.operations import metrics
+from vtr_server.operations.outcomes import Outcome
 from vtr_server.policy.vtr_field import VTRAnswer
 from vtr_vllm.errors import InvalidBudget, Overloaded
 
 DOCS = ROOT / "docs" / "metrics.md"
-TIERS: dict[str, float | str] = {"full": 1.0, "lossless": "lossless", "balanced": 0.5}
 
 
 def value(name: str, **labels: str) -> float:
@@ -46,7 +45,7 @@ def told(budget: float, source: str = "p-sigmoid-default", vision_tokens: int = 
     )
 
 
-def test_an_answer_counts_tokens_and_their_layers() -> None:
+def test_a_prompt_counts_tokens_and_their_layers() -> None:
     names = [f"vtr_vision_token{part}_total" for part in ("s", "_layers", "_layers_kept")]
     names += [
         f"vtr_{name}_{part}"
@@ -54,7 +53,7 @@ def test_an_answer_counts_tokens_and_their_layers() -> None:
         for part in ("sum", "count")
     ]
     before = [value(name) for name in names]
-    metrics.observe_answer(told(0.6))
+    metrics.observe_prompt(told(0.6))
     grown = [value(name) - old for name, old in zip(names, before, strict=True)]
     assert grown == pytest.approx([100, 400, 240, 0.6, 1, 0.5, 1])
 
@@ -62,43 +61,15 @@ def test_an_answer_counts_tokens_and_their_layers() -> None:
 def test_a_band_counts_what_its_first_layer_sees() -> None:
     states = [{"band": band, "state": state} for band in "01" for state in ("seen", "kept")]
     before = [value("vtr_band_vision_tokens_total", **labels) for labels in states]
-    metrics.observe_answer(told(0.6), bands=(0, 2))
+    metrics.observe_prompt(told(0.6), bands=(0, 2))
     after = [value("vtr_band_vision_tokens_total", **labels) for labels in states]
     assert [new - old for new, old in zip(after, before, strict=True)] == [100, 100, 100, 20]
 
 
 def test_text_alone_does_not_count_as_kept_in_full() -> None:
     before = value("vtr_mean_keep_count")
-    metrics.observe_answer(told(1.0, "full", vision_tokens=0), bands=(0, 2))
+    metrics.observe_prompt(told(1.0, "full", vision_tokens=0), bands=(0, 2))
     assert value("vtr_mean_keep_count") == before
-
-
-@pytest.mark.parametrize(
-    ("budget", "label"),
-    [
-        (1e-9, "0.0625"),
-        (0.125, "0.125"),
-        (0.1250001, "0.1875"),
-        (0.25, "0.25"),
-        (0.3, "0.375"),
-        (0.95, "1.0"),
-        (1.0, "full"),
-        (0.5, "balanced"),
-    ],
-)
-def test_a_budget_is_named_by_its_tier_or_its_upper_end(budget: float, label: str) -> None:
-    assert metrics.tier_label(budget, "any", TIERS) == label
-
-
-def test_a_schedule_is_named_by_the_tier_that_names_it() -> None:
-    assert metrics.tier_label(0.43, "lossless", TIERS) == "lossless"
-
-
-@given(st.floats(min_value=0, max_value=1, exclude_min=True), st.text(max_size=8))
-def test_every_budget_has_one_of_few_tiers(budget: float, schedule: str) -> None:
-    label = metrics.tier_label(budget, schedule, TIERS)
-    assert label in TIERS or 0 < float(label) <= 1
-    assert len(label) <= 8
 
 
 @pytest.mark.parametrize(
@@ -113,34 +84,93 @@ def test_every_budget_has_one_of_few_tiers(budget: float, schedule: str) -> None
 )
 def test_names_that_clients_can_make_up_share_a_label(source: str, label: str) -> None:
     before = value("vtr_schedule_requests_total", schedule=label)
-    metrics.observe_answer(told(0.3, source))
+    metrics.observe_schedule("p-sigmoid-0.3", source)
     assert value("vtr_schedule_requests_total", schedule=label) == before + 1
 
 
 def test_a_request_is_counted_at_its_end() -> None:
-    labels = {"tier": "0.25", "source": "built-in-form", "key": "team-a"}
+    labels = {"tier": "0.25", "source": "built-in-form"}
     names = [("vtr_requests_total", labels | {"outcome": end}) for end in ("ok", "timeout")]
+    names += [
+        ("vtr_key_requests_total", {"key": "team-a", "outcome": end}) for end in ("ok", "timeout")
+    ]
     names += [("vtr_request_seconds_sum", {"tier": "0.25"})]
     before = [value(name, **given) for name, given in names]
     asked = {"tier": "0.25", "source": "built-in-form", "key": "team-a"}
     metrics.observe_outcome("ok", seconds=2.5, **asked)
     metrics.observe_outcome("timeout", seconds=600, **asked)
     grown = [value(name, **given) - old for (name, given), old in zip(names, before, strict=True)]
-    assert grown == [1, 1, 2.5]
+    assert grown == [1, 1, 1, 1, 2.5]
 
 
 def test_what_was_never_known_has_a_label_too() -> None:
-    labels = {"tier": "-", "source": "-", "key": "-", "outcome": "refused"}
-    before = value("vtr_requests_total", **labels)
+    series = [
+        ("vtr_requests_total", {"tier": "-", "source": "-", "outcome": "refused"}),
+        ("vtr_key_requests_total", {"key": "-", "outcome": "refused"}),
+    ]
+    before = [value(name, **labels) for name, labels in series]
     metrics.observe_outcome("refused")
-    assert value("vtr_requests_total", **labels) == before + 1
+    assert [value(name, **labels) for name, labels in series] == [old + 1 for old in before]
 
 
-def test_a_first_token_is_timed_by_tier() -> None:
-    before = value("vtr_time_to_first_token_seconds_bucket", tier="full", le="0.5")
-    metrics.observe_first_token(0.4, "full")
-    metrics.observe_first_token(0.6, "full")
-    assert value("vtr_time_to_first_token_seconds_bucket", tier="full", le="0.5") == before + 1
+def test_a_hundred_keys_are_a_few_series_each() -> None:
+    """The key is a label of its own counters alone: not times tiers, sources and outcomes."""
+    before = series_count()
+    names = [f"key-{number}" for number in range(100)]
+    metrics.begin_keys(names)
+    for name in names:
+        for outcome in get_args(Outcome):
+            for tier in ("full", "0.25", "0.5"):
+                metrics.observe_outcome(outcome, tier=tier, source="searched", key=name)
+        metrics.observe_prompt(told(0.5), name)
+    assert series_count() - before <= 100 * 8 + 3 * 6
+
+
+def series_count() -> int:
+    return sum(
+        not sample.name.endswith(("_created", "_bucket", "_sum", "_count"))
+        for family in REGISTRY.collect()
+        for sample in family.samples
+        if sample.name.startswith("vtr_")
+    )
+
+
+def test_a_known_key_has_its_series_before_its_first_request() -> None:
+    """Or the rise from nothing to the first value would be in nobody's bill."""
+    metrics.begin_keys(["new"])
+    assert REGISTRY.get_sample_value("vtr_key_requests_total", {"key": "new", "outcome": "ok"}) == 0
+    for state in ("seen", "kept"):
+        labels = {"key": "new", "state": state}
+        assert REGISTRY.get_sample_value("vtr_key_vision_tokens_total", labels) == 0
+
+
+def test_vision_tokens_of_a_key_are_what_its_allowance_counts() -> None:
+    labels = [{"key": "team-b", "state": state} for state in ("seen", "kept")]
+    metrics.observe_prompt(told(0.6), "team-b")
+    assert [value("vtr_key_vision_tokens_total", **each) for each in labels] == [100, 60]
+
+
+def test_a_first_token_is_timed_by_tier_and_of_streams_once_more() -> None:
+    names = ["vtr_engine_first_token_seconds", "vtr_time_to_first_token_seconds"]
+    before = [value(f"{name}_bucket", tier="full", le="0.5") for name in names]
+    metrics.observe_first_token(0.4, "full", streamed=True)
+    metrics.observe_first_token(0.3, "full", streamed=False)
+    metrics.observe_first_token(0.6, "full", streamed=True)
+    after = [value(f"{name}_bucket", tier="full", le="0.5") for name in names]
+    assert [new - old for new, old in zip(after, before, strict=True)] == [2, 1]
+
+
+def test_jobs_and_background_tasks_are_counted_from_the_start() -> None:
+    assert REGISTRY.get_sample_value("vtr_jobs_finished_total", {"state": "failed"}) is not None
+    before = value("vtr_jobs_finished_total", state="failed")
+    metrics.observe_jobs(queued=3, running=1)
+    metrics.observe_job_end("failed")
+    assert [value("vtr_jobs", state=state) for state in ("queued", "running")] == [3, 1]
+    assert value("vtr_jobs_finished_total", state="failed") == before + 1
+    metrics.observe_background("tidy", failures=0)
+    assert REGISTRY.get_sample_value("vtr_background_failures_total", {"task": "tidy"}) == 0
+    metrics.observe_background("tidy", failures=1)
+    assert value("vtr_background_failures_total", task="tidy") == 1
 
 
 def test_a_refusal_is_counted_by_its_code() -> None:
@@ -206,7 +236,8 @@ def test_states_are_told_as_they_are() -> None:
 
 
 def test_no_label_takes_a_client_string() -> None:
-    metrics.observe_answer(told(0.123456789))
+    metrics.observe_prompt(told(0.123456789))
+    metrics.observe_schedule("p-sigmoid-0.123456789", "p-sigmoid-default")
     samples = [sample for family in REGISTRY.collect() for sample in family.samples]
     ours = [sample for sample in samples if sample.name.startswith("vtr_")]
     assert ours
@@ -218,7 +249,7 @@ import sys
 from vtr_server.operations import metrics
 n = int(sys.argv[1])
 metrics.observe_outcome("ok", tier="full", source="full", key="-", seconds=1.0)
-metrics.observe_first_token(n, "full")
+metrics.observe_first_token(n, "full", streamed=True)
 metrics.observe_in_flight(1)
 metrics.observe_kv(total=100, free=100 - n, held=n, saved=0)
 if n == 1:  # the first API server alone asks the engine
@@ -256,7 +287,7 @@ def test_two_processes_add_up(tmp_path: Path) -> None:
             writer.communicate(timeout=60)
     served = dict(re.findall(r"^(vtr_\S+(?:{.*})?) (\S+)$", text, re.MULTILINE))
     assert not any("pid=" in series for series in served)
-    ok = 'vtr_requests_total{key="-",outcome="ok",source="full",tier="full"}'
+    ok = 'vtr_requests_total{outcome="ok",source="full",tier="full"}'
     assert float(served[ok]) == 2
     assert float(served['vtr_time_to_first_token_seconds_sum{tier="full"}']) == 3
     assert float(served["vtr_in_flight_requests"]) == 2

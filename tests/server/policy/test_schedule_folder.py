@@ -71,6 +71,34 @@ def test_a_new_file_is_offered_everywhere(folded: ScheduleFolder, folder: Path) 
     assert REGISTRY.get_sample_value("vtr_schedules") == 3  # and full
 
 
+def test_a_reader_that_began_earlier_does_not_put_the_older_state_back(
+    folded: ScheduleFolder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """POST /admin/schedules/reload and the look of each second, at the same time."""
+    load, read_old, go_on = Schedule.load, threading.Event(), threading.Event()
+
+    def slow(path: Path) -> Schedule:
+        found = load(path)
+        if not read_old.is_set():  # the first reader has the old file, and takes its time
+            read_old.set()
+            assert go_on.wait(60)
+        return found
+
+    monkeypatch.setattr(Schedule, "load", slow)
+    first = threading.Thread(target=folded.reload)
+    first.start()
+    assert read_old.wait(60)
+    schedule("a", 0.375).save(folder / "a.json")
+    second = threading.Thread(target=folded.reload_if_changed)
+    second.start()
+    second.join(0.5)  # without a lock it is done now
+    go_on.set()
+    first.join(60)
+    second.join(60)
+    assert folded.offer.chooser.book.by_name("a").budget == 0.375
+    assert folded.reload_if_changed() == [], "and nothing is left to be seen"
+
+
 def test_a_request_keeps_the_offer_that_it_began_with(folded: ScheduleFolder, folder: Path) -> None:
     begun = folded.offer
     (folder / "a.json").unlink()

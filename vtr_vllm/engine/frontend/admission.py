@@ -7,9 +7,10 @@ images' places are known, so the plan is too. We wrap that one method.
 
 import contextlib
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.config import VllmConfig
@@ -48,12 +49,26 @@ Decide = Callable[[int, int], Mapping[str, Any]]
 
 Noted = Callable[[Admitted], None]
 
+_BEAM = re.compile(r"(.+)-[0-9a-f]+-beam-[0-9]+")
+"""How vLLM's beam search names the requests that it makes of one prompt: one a beam and token."""
+
 
 @dataclass(frozen=True)
 class _Collector:
     admitted: list[Admitted]
     decide: Decide | None
     noted: Noted | None
+    beams_of: set[str] = field(default_factory=set)
+    """Prompts of which a beam was admitted."""
+
+    def is_known(self, request_id: str) -> bool:
+        """Whether this is one more beam of a prompt that was admitted, and no prompt of its own."""
+        beam = _BEAM.fullmatch(request_id)
+        if beam is None:
+            return False
+        known = beam[1] in self.beams_of
+        self.beams_of.add(beam[1])
+        return known
 
 
 _collector: ContextVar[_Collector | None] = ContextVar("vtr_admitted", default=None)
@@ -102,7 +117,7 @@ def install() -> None:
         cache = self.renderer.mm_processor_cache
         guarded = getattr(self, "vtr_decisions_only", False)
         admitted = admit(request, self.vllm_config, decide, cache, guarded=guarded)
-        if collector is not None:
+        if collector is not None and not collector.is_known(admitted.request_id):
             if collector.noted is not None:
                 collector.noted(admitted)
             collector.admitted.append(admitted)
