@@ -29,8 +29,7 @@ NEVER_ANSWERED = {
     "unsupported_model",  # at start-up
     "evaluation_failed",  # of the search's command line
     "invalid_calibration",  # of the search's command line
-    "retry_later",  # the root of those that are
-}
+    "retry_later",  # the root of those that are, "time_limit_reached"}
 
 
 def table_models() -> dict[str, type[BaseModel]]:
