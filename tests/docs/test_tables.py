@@ -29,7 +29,9 @@ NEVER_ANSWERED = {
     "unsupported_model",  # at start-up
     "evaluation_failed",  # of the search's command line
     "invalid_calibration",  # of the search's command line
-    "retry_later",  # the root of those that are, "time_limit_reached"}
+    "retry_later",  # the root of those that are
+    "time_limit_reached",  # of the search's command line
+}
 
 
 def table_models() -> dict[str, type[BaseModel]]:
