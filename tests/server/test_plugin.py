@@ -52,7 +52,9 @@ def test_without_a_file_the_defaults_hold(config: Any) -> None:
 
 
 def test_the_file_decides_what_is_there(tmp_path: Path) -> None:
-    app = with_settings(tmp_path, "[jobs]\n[page]\nenabled = false\n[limits]\nimages = 3\n")
+    app = with_settings(
+        tmp_path, "[jobs]\nmemory_share = 0.3\n[page]\nenabled = false\n[limits]\nimages = 3\n"
+    )
     assert any(path.startswith("/v1/jobs") for path in paths(app))
     assert app.state.vtr_gate.settings.limits.images == 3
     assert TestClient(app).get("/").status_code == 404

@@ -63,6 +63,10 @@ class JobService:
     sources: Sources
     publish: Path | None
 
+    def why_unhealthy(self) -> str | None:
+        """None while every worker slot works; else what stopped one."""
+        return self.runner.why_unhealthy()
+
 
 def create_app(settings: JobServiceSettings) -> FastAPI:
     """The service over ``settings.root``; raises ConfigurationError if that cannot be had.
@@ -119,7 +123,7 @@ router = APIRouter(route_class=CheckedRoute)
 
 async def health(service: ServiceOf) -> JSONResponse:
     """200 while every worker slot works; else 503 and why."""
-    reason = service.runner.why_unhealthy()
+    reason = service.why_unhealthy()
     if reason is None:
         return JSONResponse({"status": "ok"})
     return JSONResponse(http_error_body(503, reason), 503)
@@ -139,7 +143,8 @@ async def create_job(spec: JobSpec, service: ServiceOf, response: Response) -> J
 async def list_jobs(query: Annotated[JobQuery, Query()], service: ServiceOf) -> JobList:
     """A page of jobs, newest first."""
     jobs = service.store.newest(query.state, query.after)
-    return JobList(data=jobs[: query.limit], has_more=len(jobs) > query.limit)
+    broken = service.store.broken if query.after is None and query.state is None else []
+    return JobList(data=jobs[: query.limit], has_more=len(jobs) > query.limit, broken=broken)
 
 
 @router.get("/v1/jobs/{job_id}")
@@ -156,7 +161,7 @@ async def cancel_job(job_id: str, service: ServiceOf) -> Job:
 
 @router.post("/v1/jobs/{job_id}/resume")
 async def resume_job(job_id: str, service: ServiceOf) -> Job:
-    """Queue a cancelled or failed job again."""
+    """Queue a job again that was cancelled, failed, or had a time limit."""
     return service.runner.resume(job_id)
 
 
@@ -221,7 +226,9 @@ async def publish_schedules(job_id: str, wanted: PublishRequest, service: Servic
     if job.state != "done":
         raise JobConflict(f"job {job_id} is {job.state}; only what a job that is done found counts")
     if service.publish is None:
-        raise JobConflict("this service publishes nowhere; start it with --publish FOLDER")
+        raise JobConflict(
+            f"this service publishes nowhere; start it with {service.sources.names.publish}"
+        )
     found = load_schedules(service.store.folder(job_id) / "out")
     files = publish(found, wanted.schedules, service.publish)
     return Published(

@@ -49,6 +49,12 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--model-root", type=Path, help="folder whose folders may be named as models")
     add("--models", nargs="+", default=[], metavar="MODEL", help="allowed models beside `demo`")
     add("--servers", nargs="+", default=[], metavar="URL", help="servers that a job may search on")
+    add(
+        "--memory-share",
+        type=_share,
+        metavar="SHARE",
+        help="of a device's memory, for an engine of a job (default: as vLLM does)",
+    )
     add("--publish", type=Path, metavar="FOLDER", help="folder of schedules that a server watches")
     add("--workers", type=_count, default=1, help="searches at once (default: 1)")
     add("--grace-seconds", type=float, default=30.0, help="from SIGTERM to SIGKILL (default: 30)")
@@ -82,6 +88,7 @@ def _settings(options: argparse.Namespace, command: Sequence[str]) -> JobService
             model_root=options.model_root,
             models=tuple(options.models),
             servers=tuple(options.servers),
+            memory_share=options.memory_share,
         ),
         publish=options.publish,
         token=options.token,
@@ -96,6 +103,13 @@ def _count(text: str) -> int:
     if count < 1:
         raise ValueError
     return count
+
+
+def _share(text: str) -> float:
+    share = float(text)
+    if not 0 < share < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
+    return share
 
 
 def _is_loopback(host: str) -> bool:

@@ -2,10 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
+
+from vtr_vllm.search_options import SearchOptions
 
 __all__ = [
     "FINISHED",
+    "BrokenJob",
     "Job",
     "JobList",
     "JobQuery",
@@ -21,8 +24,6 @@ __all__ = [
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 FINISHED = ("done", "failed", "cancelled")
 
-Budget = Annotated[float, Field(gt=0, lt=1)]
-Text = Annotated[str, Field(min_length=1, max_length=1024, pattern=r"^[^\x00-\x1f\x7f]+$")]
 JobId = Annotated[str, Field(pattern="^[0-9a-f]{16}$")]
 ScheduleName = Annotated[str, Field(min_length=1, max_length=96)]
 
@@ -31,32 +32,12 @@ class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class JobSpec(_Closed):
-    """One search; a field that is null or left out takes the default of ``vtr search``."""
+class JobSpec(SearchOptions):
+    """One search; a field that is null or left out takes the default of ``vtr search``.
 
-    kind: Literal["g-search", "p-sigmoid", "all"]
-    model: Text = Field(description="`demo`, a model of --models, or a path under --model-root.")
-    data: Text = Field(description="Path of a file under --data-root.")
-    budgets: list[Budget] = Field(
-        min_length=1, max_length=32, description="Mean keep rates, each in (0, 1), all different."
-    )
-    seed: int = Field(default=0, ge=0, lt=2**32)
-    tolerance: float | None = Field(
-        default=None, ge=0, le=100, description="Share of accuracy, or nats of divergence."
-    )
-    objective: Literal["accuracy", "label-free"] | None = None
-    servers: list[Text] = Field(
-        default_factory=list, max_length=64, description="Addresses, each one of --servers."
-    )
-    items: int | None = Field(default=None, ge=1, le=1_000_000)
-    heldout: Text | None = Field(default=None, description="Path of a file under --data-root.")
-
-    @field_validator("budgets", "servers")
-    @classmethod
-    def _all_different(cls, values: list[float] | list[str]) -> list[float] | list[str]:
-        if len(set(values)) != len(values):
-            raise ValueError("the values must all be different")
-        return values
+    ``model`` is `demo`, a model that the service allows, or a path under its folder of models;
+    ``data`` and ``heldout`` are paths under its folder of data.
+    """
 
 
 class Job(_Closed):
@@ -87,11 +68,21 @@ class JobQuery(_Closed):
     after: JobId | None = Field(default=None, description="Id of the last job of the page before.")
 
 
+class BrokenJob(_Closed):
+    """A job whose file cannot be read: it is not worked off."""
+
+    id: str
+    reason: str
+
+
 class JobList(_Closed):
     """A page of jobs, newest first."""
 
     data: list[Job]
     has_more: bool
+    broken: list[BrokenJob] = Field(
+        default_factory=list, description="Jobs whose file cannot be read, on the first page."
+    )
 
 
 class ScheduleSummary(_Closed):

@@ -91,14 +91,16 @@ class Runner:
         return job
 
     def resume(self, job_id: str) -> Job:
-        """Queue a cancelled or failed job again; its search continues from its journal.
+        """Queue a job again that was cancelled, failed, or had a time limit.
 
-        Raises UnknownJob, and JobConflict for a job in any other state.
+        Its search continues from its journal. Raises UnknownJob, and JobConflict for any other job.
         """
         job = self._store.get(job_id)
-        if job.state not in ("cancelled", "failed"):
+        limited = job.state == "done" and job.spec.max_minutes is not None
+        if job.state not in ("cancelled", "failed") and not limited:
             raise JobConflict(
-                f"job {job_id} is {job.state}; only a cancelled or failed one can be resumed"
+                f"job {job_id} is {job.state}; only one that was cancelled, failed or had"
+                " max_minutes can be resumed"
             )
         job = self._store.update(
             job_id, state="queued", cancel_requested=False, exit=None, reason=None

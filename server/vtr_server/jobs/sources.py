@@ -1,49 +1,113 @@
-"""What a job may read: paths and addresses of a spec are a client's, the rules the operator's."""
+"""What a job may use: paths, addresses and engines of a spec are a client's, the rules the operator's."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from vtr_server.jobs.protocol import JobSpec
 from vtr_vllm.errors import RequestError
 from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.search_options import to_arguments
 
-__all__ = ["Sources"]
+__all__ = ["FLAGS", "MEMORY", "SETTINGS", "OperatorNames", "Sources"]
+
+MEMORY = "gpu_memory_utilization"
+"""vLLM's argument: the share of a device's memory that an engine takes."""
+
+ENGINE_ARGS = (
+    *("block_size", "dtype", "enforce_eager", MEMORY, "kv_cache_dtype", "kv_cache_memory_bytes"),
+    *("limit_mm_per_prompt", "max_model_len", "max_num_batched_tokens", "max_num_seqs"),
+    *("quantization", "tensor_parallel_size"),
+)
+"""What a client may set of vLLM's arguments: sizes and number formats. Others name code, files or
+hosts, which are the operator's."""
+
+
+@dataclass(frozen=True)
+class OperatorNames:
+    """What the operator calls the rules, for messages."""
+
+    servers: str
+    model_root: str
+    publish: str
+    memory_share: str
+
+
+FLAGS = OperatorNames("--servers", "--model-root", "--publish FOLDER", "--memory-share")
+SETTINGS = OperatorNames(
+    *("servers in [jobs]", "model_root in [jobs]", "--schedules FOLDER", "memory_share in [jobs]")
+)
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where data and models may lie, and which models and servers may be named."""
+    """Where data and models may lie, which models and servers may be named, what engines may take."""
 
     data_root: Path
     model_root: Path | None = None
     models: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
+    engines: bool = True
+    """Whether a job may start engines of its own; if not, it runs on ``servers``."""
+    memory_share: float | None = None
+    """The most that an engine of a job may take of its device's memory; None: as vLLM does."""
+    names: OperatorNames = FLAGS
 
     def arguments(self, spec: JobSpec) -> list[str]:
         """The spec as arguments of ``vtr search``, paths resolved.
 
-        Raises RequestError for a file, a model or a server that is not allowed or not there.
+        Raises RequestError for a file, a model, a server or an engine that is not allowed or not
+        there.
         """
+        found: dict[str, Any] = {
+            "model": self._model(spec.model),
+            "data": self._data("data", spec.data),
+        }
+        if spec.heldout is not None:
+            found["heldout"] = self._data("heldout", spec.heldout)
+        found |= self._servers(spec) or self._engine_args(spec)
+        return to_arguments(spec.model_copy(update=found))
+
+    def _servers(self, spec: JobSpec) -> dict[str, Any]:
+        """The servers to run on; nothing where the job starts engines of its own."""
+        allowed = [server.rstrip("/") for server in self.servers]
         for server in spec.servers:
-            if server not in self.servers:
+            if server not in allowed:
                 raise RequestError(
                     f"server {show(server)} is not allowed; allowed are {_listed(self.servers)}:"
-                    " start the job service with --servers to allow more"
+                    f" more can be allowed with {self.names.servers}"
                 )
-        arguments = [spec.kind, "--model", self._model(spec.model)]
-        arguments += ["--data", self._data("data", spec.data), "--seed", str(spec.seed)]
-        arguments += ["--budgets", ",".join(map(str, spec.budgets))]
-        heldout = None if spec.heldout is None else self._data("heldout", spec.heldout)
-        optional = {
-            "--tolerance": spec.tolerance,
-            "--objective": spec.objective,
-            "--servers": ",".join(spec.servers) or None,
-            "--items": spec.items,
-            "--heldout": heldout,
-        }
-        for flag, value in optional.items():
-            arguments += [] if value is None else [flag, str(value)]
-        return arguments
+        if self.engines or spec.servers:
+            return {"servers": spec.servers} if spec.servers else {}
+        own = [name for name in ("engines", "engine_args") if name in spec.model_fields_set]
+        if own:
+            raise RequestError(
+                f"{' and '.join(own)} cannot be given: jobs of this service run on"
+                f" {_listed(self.servers)}; leave it out, or have {self.names.memory_share} set"
+            )
+        return {"servers": allowed}
+
+    def _engine_args(self, spec: JobSpec) -> dict[str, Any]:
+        """The arguments of the job's own engines, with no more memory than they may take."""
+        given = dict(spec.engine_args)
+        unknown = sorted(given.keys() - set(ENGINE_ARGS))
+        if unknown:
+            raise RequestError(
+                f"engine_args {show(unknown)} may not be set by a job; those that may are"
+                f" {', '.join(ENGINE_ARGS)}"
+            )
+        if self.memory_share is None:
+            return {}
+        share = given.setdefault(MEMORY, self.memory_share)
+        if isinstance(share, bool) or not isinstance(share, int | float):
+            raise RequestError(f"engine_args {MEMORY} is {show(share)}; give a number in (0, 1]")
+        if share > self.memory_share or "kv_cache_memory_bytes" in given:
+            raise RequestError(
+                f"engine_args ask for more than {self.memory_share:g} of a device's memory, which is"
+                f" what an engine of a job may take here; give {MEMORY} up to that, and no"
+                " kv_cache_memory_bytes"
+            )
+        return {"engine_args": given}
 
     def _data(self, field: str, given: str) -> str:
         path = _inside(self.data_root, given)
@@ -61,8 +125,8 @@ class Sources:
         if path is None or not path.is_dir():
             raise RequestError(
                 f"model {show(given)} is not allowed; allowed are"
-                f" {_listed(('demo', *self.models))} and folders under --model-root, if the"
-                " service was started with one"
+                f" {_listed(('demo', *self.models))} and folders in the folder of models, where the"
+                f" service has one ({self.names.model_root})"
             )
         return str(path)
 

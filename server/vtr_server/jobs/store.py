@@ -8,25 +8,33 @@ ROOT/ID/job.json       the job, replaced at once or not at all
 """
 
 import fcntl
+import logging
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from vtr_server.jobs.protocol import Job, JobSpec, State
+from vtr_server.jobs.protocol import BrokenJob, Job, JobSpec, State
 from vtr_vllm.errors import ConfigurationError, UnknownJob
 from vtr_vllm.schedules.strict_json import show
 from vtr_vllm.schedules.whole_file import whole_file
+from vtr_vllm.search_options import first_fault
 
 __all__ = ["JobStore", "try_lock"]
+
+logger = logging.getLogger("vllm.vtr")
+
+_ID = re.compile("[0-9a-f]{16}")
 
 
 class JobStore:
     """All jobs under ``root``, which one service at a time may hold.
 
-    Raises ConfigurationError if another holds it, or for a job file that cannot be read.
+    A job file that cannot be read is logged and listed in ``broken``; its folder is left alone.
+    Raises ConfigurationError if another service holds the folder.
     """
 
     def __init__(self, root: Path) -> None:
@@ -38,12 +46,15 @@ class JobStore:
                 f"job folder {root} is in use by another job service; stop that, or name another"
             )
         self._lock = lock
-        try:
-            files = sorted(self._root.glob("[0-9a-f]*/job.json"))
-            self._jobs = {job.id: job for job in map(_load, files)}
-        except ConfigurationError:
-            self.close()
-            raise
+        self._jobs: dict[str, Job] = {}
+        self.broken: list[BrokenJob] = []
+        for path in sorted(self._root.glob("[0-9a-f]*/job.json")):
+            found = _load(path)
+            if isinstance(found, BrokenJob):
+                logger.error("VTR: job %s is broken: %s", found.id, found.reason)
+                self.broken.append(found)
+            else:
+                self._jobs[found.id] = found
 
     def close(self) -> None:
         """Let another service have the folder."""
@@ -65,7 +76,8 @@ class JobStore:
     def create(self, spec: JobSpec) -> Job:
         """Add a queued job; OSError passes through."""
         # ids sort by creation, also of two jobs in one tick and after the clock was set back
-        newest = max((int(job_id, 16) for job_id in self._jobs), default=0)
+        taken = [*self._jobs, *(broken.id for broken in self.broken)]
+        newest = max((int(job_id, 16) for job_id in taken if _ID.fullmatch(job_id)), default=0)
         job_id = f"{max(time.time_ns(), newest + 1):016x}"
         job = Job(id=job_id, created=time.time(), spec=spec)
         folder = self._root / job_id
@@ -106,18 +118,21 @@ def try_lock(path: Path) -> int | None:
     return file
 
 
-def _load(path: Path) -> Job:
+def _load(path: Path) -> Job | BrokenJob:
+    name = path.parent.name
     try:
         job = Job.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as err:
-        raise ConfigurationError(
-            f"job file {path} cannot be read ({err}); repair it, or move its folder away"
-        ) from err
-    if job.id != path.parent.name:
-        raise ConfigurationError(
-            f"job file {path} is of job {job.id}; give the folder that name, or move it away"
-        )
-    return job
+    except ValidationError as err:
+        reason = f"job.json is malformed ({first_fault(err)})"
+    except OSError as err:
+        reason = f"job.json cannot be read ({err.strerror})"
+    else:
+        if job.id == name:
+            return job
+        reason = f"job.json is of job {job.id}"
+    return BrokenJob(
+        id=name, reason=f"{reason}; repair it and start the service again, or move its folder away"
+    )
 
 
 def _write(path: Path, job: Job) -> None:

@@ -18,10 +18,10 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vtr_server.gate.context import RequestContext
-from vtr_server.gate.middleware import Gate
-from vtr_server.gate.scopes import is_for_admin_port, route_path
+from vtr_server.gate.middleware import Gate, route_path
+from vtr_server.gate.scopes import is_for_admin_port
 from vtr_server.http.errors import http_error_body
-from vtr_server.http.routes import health
+from vtr_server.http.routes import ready
 from vtr_server.operations.metrics import exposition
 from vtr_server.policy.settings import AdminSettings, ServerSettings
 from vtr_vllm.errors import ConfigurationError, Forbidden
@@ -82,7 +82,7 @@ async def live() -> Response:
     return Response(status_code=200)
 
 
-router.add_api_route("/ready", health, methods=["GET"], response_class=Response)
+router.add_api_route("/ready", ready, methods=["GET"], response_class=Response)
 router.include_router(_admin)
 
 

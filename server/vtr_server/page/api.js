@@ -52,6 +52,14 @@ export async function getJson(path) {
   return (await request(path, { headers: headers() })).json();
 }
 
+export async function getText(path) {
+  return (await request(path, { headers: headers() })).text();
+}
+
+export async function getBlob(path) {
+  return (await request(path, { headers: headers() })).blob();
+}
+
 export async function postJson(path, body = {}) {
   const sent = { "Content-Type": "application/json" };
   const options = { method: "POST", headers: headers(sent), body: JSON.stringify(body) };

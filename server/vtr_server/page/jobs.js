@@ -1,12 +1,15 @@
-// Search jobs, where this server has them: list, start, watch, cancel, resume.
+// Search jobs, where this server has them: list, start, watch, cancel, resume, read, publish.
 
 import { ApiError, follow, getJson, postJson } from "./api.js";
-import { byId, element } from "./dom.js";
+import { byId, element, percent } from "./dom.js";
+import * as report from "./report.js";
 
 const MOST_EVENTS = 500; // lines kept of a long search
 const MOST_FAILURES = 5; // of connections in a row
 const RETRY_MS = 2000;
+const PROGRESS_OF = { done: 1 }; // of a state; of others what the search said last
 let watching = null;
+let shown = null; // what is drawn of the watched job: its id, and which plots are being fetched
 let wired = false;
 
 /** Shows the section if the jobs can be listed with the key in use. */
@@ -24,13 +27,17 @@ export async function open(problem) {
   wired = true;
   byId("job-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    report(start);
+    attempt(start);
   });
 }
 
-/** Runs an action and says in the section how it failed. */
-async function report(action) {
+/** Runs an action that somebody asked for, and says in the section how it failed. */
+async function attempt(action) {
   byId("job-note").textContent = "";
+  await tellFailure(action);
+}
+
+async function tellFailure(action) {
   try {
     await action();
   } catch (error) {
@@ -39,9 +46,20 @@ async function report(action) {
 }
 
 async function list() {
-  const { data } = await getJson("v1/jobs?limit=20");
-  byId("job-scroll").hidden = data.length === 0;
-  byId("job-rows").replaceChildren(...data.map(row));
+  const { data, broken } = await getJson("v1/jobs?limit=20");
+  byId("job-scroll").hidden = data.length + broken.length === 0;
+  byId("job-rows").replaceChildren(...data.map(row), ...broken.map(brokenRow));
+}
+
+function brokenRow({ id, reason }) {
+  return element(
+    "tr",
+    {},
+    element("th", { scope: "row", textContent: id }),
+    element("td"),
+    element("td", { textContent: `broken: ${reason}` }),
+    element("td"),
+  );
 }
 
 function row(job) {
@@ -50,9 +68,10 @@ function row(job) {
   const actions = element("td", { className: "job-actions" }, button("Watch", id, () => watch(id)));
   if (state === "queued" || state === "running") {
     actions.append(button("Cancel", id, () => change(id, "cancel")));
-  } else if (state !== "done") {
+  } else if (state !== "done" || spec.max_minutes) {
     actions.append(button("Resume", id, () => change(id, "resume")));
   }
+  if (state === "done") actions.append(button("Publish", id, () => publish(id)));
   const told = job.cancel_requested && state === "running" ? "stopping" : state;
   return element(
     "tr",
@@ -67,18 +86,20 @@ function row(job) {
 function button(label, id, action) {
   const made = element("button", { type: "button", textContent: label });
   made.setAttribute("aria-label", `${label} job ${id}`);
-  made.addEventListener("click", () => report(action));
+  made.addEventListener("click", () => attempt(action));
   return made;
 }
 
 async function start() {
   const budgets = byId("job-budgets").value.split(/[\s,;]+/).filter(Boolean).map(Number);
+  const minutes = byId("job-minutes").value;
   if (budgets.some(Number.isNaN)) throw new Error("Budgets are numbers between 0 and 1, with commas between them.");
   const spec = {
     kind: byId("job-kind").value,
     model: byId("job-model").value.trim(),
     data: byId("job-data").value.trim(),
-    budgets,
+    ...(budgets.length ? { budgets } : {}),
+    ...(minutes ? { max_minutes: Number(minutes) } : {}),
   };
   const job = await postJson("v1/jobs", spec);
   byId("job-note").textContent = `Job ${job.id} is ${job.state}.`;
@@ -91,6 +112,58 @@ async function change(id, action) {
   await list();
 }
 
+/** Writes what a job found into the folder of schedules that this server watches. */
+async function publish(id) {
+  const { data } = await postJson(`v1/jobs/${id}/publish`, { schedules: null });
+  byId("job-note").textContent = `Published ${data.map(({ name }) => name).join(", ")}.`;
+}
+
+/** Opens the report in a tab of its own, which is asked for before the first wait: later it would
+ * be a pop-up. */
+async function openReport(id) {
+  const tab = window.open("", "_blank");
+  try {
+    const { url } = await report.load(id); // stays until this page is left: the tab may be reloaded
+    tab.location.replace(url);
+  } catch (error) {
+    tab.close();
+    throw error;
+  }
+}
+
+/** What the watched job has found so far: its schedules, and the plots of its report. */
+async function drawFound(id) {
+  if (shown.busy) {
+    shown.again = true;
+    return;
+  }
+  shown.busy = true;
+  const mine = shown;
+  try {
+    const { data } = await getJson(`v1/jobs/${id}/schedules`);
+    const found = data.length ? await report.load(id) : { figures: [], urls: [] };
+    if (mine !== shown) return;
+    byId("job-found").replaceChildren(
+      ...data.map((s) => element("li", { textContent: `${s.name}: ${percent(s.mean_keep)} of the vision tokens, by ${s.method}` })),
+    );
+    byId("job-found-none").hidden = data.length > 0;
+    byId("job-report").hidden = data.length === 0;
+    byId("job-plots").replaceChildren(...found.figures.map(({ alt, url }) => element("img", { alt, src: url })));
+    report.keep(found);
+  } finally {
+    mine.busy = false;
+    if (mine.again && mine === shown) {
+      mine.again = false;
+      tellFailure(() => drawFound(id));
+    }
+  }
+}
+
+function drawProgress(share, text) {
+  byId("job-progress").value = share;
+  byId("job-progress-text").textContent = text;
+}
+
 /** Follows a job's events until it ends, another one is watched, or the connection breaks. */
 async function watch(id) {
   watching?.abort();
@@ -99,6 +172,14 @@ async function watch(id) {
   byId("job-watch").hidden = false;
   byId("job-watch-heading").textContent = `Events of job ${id}`;
   byId("job-events").replaceChildren();
+  shown = { id, busy: false, again: false };
+  drawProgress(0, "");
+  byId("job-found").replaceChildren();
+  byId("job-plots").replaceChildren();
+  byId("job-found-none").hidden = false;
+  const open = byId("job-report");
+  open.hidden = true;
+  open.onclick = () => attempt(() => openReport(id));
   const seen = { last: null, failures: 0 };
   while (seen.failures <= MOST_FAILURES) {
     try {
@@ -106,6 +187,7 @@ async function watch(id) {
         seen.last = event.id ?? seen.last;
         seen.failures = 0;
         add(event);
+        tell(id, event);
         if (event.event === "state") await list();
       }
       return;
@@ -117,6 +199,17 @@ async function watch(id) {
     }
   }
   throw new ApiError(`The events of job ${id} broke off. Watch it again to see them all.`);
+}
+
+/** What an event says of the job beside its line: how far it is, and that there is more to show. */
+function tell(id, { event, data }) {
+  const { state, requests, planned, seconds_left: left } = JSON.parse(data);
+  if (event === "progress" && planned) {
+    const ahead = left == null ? "" : `, about ${Math.ceil(left / 60)} min left`;
+    drawProgress(requests / planned, `${requests} of about ${planned} requests${ahead}`);
+  }
+  if (event === "state" && state in PROGRESS_OF) drawProgress(PROGRESS_OF[state], state);
+  if (event === "found") tellFailure(() => drawFound(id));
 }
 
 function add({ event, data }) {

@@ -134,7 +134,25 @@ class JobsSettings(_Table):
     model_root: Path | None = None
     models: tuple[str, ...] = ()
     servers: tuple[str, ...] = ()
+    """Servers that jobs may search on; without ``memory_share`` all jobs do, on all of them."""
+    memory_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Of a device's memory, for each engine that a job starts; None: jobs start none."""
     workers: Count = 1
+
+    @model_validator(mode="after")
+    def _engine_has_room(self) -> Self:
+        if not self.servers and self.memory_share is None:
+            raise ValueError(
+                "a job would start an engine beside the serving one, and vLLM would let it take"
+                " nearly all of the device's memory: give servers to search on, such as this one"
+                ' (servers = ["http://127.0.0.1:8000"]), or memory_share = 0.3 for engines of jobs'
+            )
+        if self.memory_share is not None and self.memory_share * self.workers >= 1:
+            raise ValueError(
+                f"{self.workers} workers with a memory_share of {self.memory_share:g} each leave"
+                " nothing for the serving engine: give fewer, or a smaller share"
+            )
+        return self
 
 
 class KeySettings(_Table):

@@ -15,7 +15,10 @@ import sys
 import time
 from pathlib import Path
 
+from PIL import Image
+
 from vtr_vllm.schedules import ModelGeometry, Schedule, fastv
+from vtr_vllm.search_options import SearchOptions, add_flags, read_flags
 
 GEOMETRY = ModelGeometry(
     layers=12, hidden_size=128, intermediate_size=320, heads=2, kv_heads=2, head_dim=64
@@ -51,23 +54,27 @@ def main() -> int:
         with journal.open("a") as file:
             file.write(f"{step}\n")
         tell(options, "step", evaluations=step + 1)
-    finish(options)
+        tell(options, "progress", stage="search", requests=step + 1, planned=options.items)
+        if step == 0:
+            leave(options, options.budgets[:1])
+            tell(options, "found", schedules=[name_of(options, options.budgets[0])])
+    leave(options, options.budgets)
     tell(options, "done")
     return 0
 
 
 def parse() -> argparse.Namespace:
+    """The flags of the real search."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("kind", choices=["g-search", "p-sigmoid", "all"])
-    for flag in ("--model", "--objective", "--servers"):
-        parser.add_argument(flag)
-    for flag in ("--data", "--out", "--events", "--heldout"):
+    parser.add_argument("kind")
+    add_flags(parser, SearchOptions, without=("kind",))
+    for flag in ("--out", "--events"):
         parser.add_argument(flag, type=Path)
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--items", type=int, default=3)
-    parser.add_argument("--tolerance", type=float)
-    parser.add_argument("--budgets", type=lambda text: [float(b) for b in text.split(",")])
-    return parser.parse_args()
+    options = parser.parse_args()
+    asked = read_flags(parser, SearchOptions, options)
+    options.items, options.data = asked.items or 3, Path(asked.data)
+    options.budgets, options.seed = asked.budgets, asked.seed
+    return options
 
 
 def tell(options: argparse.Namespace, kind: str, **facts: object) -> None:
@@ -79,16 +86,27 @@ def stopped(*_: object) -> None:
     raise SystemExit(143)
 
 
-def finish(options: argparse.Namespace) -> None:
-    for budget in options.budgets:
+def name_of(options: argparse.Namespace, budget: float) -> str:
+    return f"{options.kind}-{budget}-seed{options.seed}"
+
+
+def leave(options: argparse.Namespace, budgets: list[float]) -> None:
+    """Schedules and a report, as the real search writes them as it goes."""
+    for budget in budgets:
         form = fastv(GEOMETRY, budget)
-        name = f"{options.kind}-{budget}-seed{options.seed}"
+        name = name_of(options, budget)
         found = Schedule(name, GEOMETRY, form.keep, form.rules, options.kind, budget=budget)
         found.save(options.out / f"{name}.json")
     report = options.out / "report"
     report.mkdir(exist_ok=True)
-    (report / "index.html").write_text("<!doctype html><title>search</title>")
-    (report / "keep.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    figure = '<a href="keep.png"><img src="keep.png" alt="Keep rates"></a>'
+    table = '<a href="trials.csv">trials.csv</a>'
+    style = "<style>h1 { color: rgb(1, 2, 3) }</style>"
+    (report / "index.html").write_text(
+        f"<!doctype html><title>search</title>{style}<h1>Report</h1>{figure}{table}"
+    )
+    Image.new("RGB", (4, 3), "red").save(report / "keep.png")
+    (report / "trials.csv").write_text("search,budget\n")
     (report / "search.json").write_text("{}")
 
 

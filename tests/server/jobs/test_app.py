@@ -384,3 +384,36 @@ def test_answers_are_marked_as_the_servers_are(client: TestClient) -> None:
         assert answer.headers["x-content-type-options"] == "nosniff"
     assert client.get("/nosuch").json()["error"]["code"] == 404
     assert set(client.put("/v1/jobs").headers["allow"].split(", ")) <= {"GET", "POST"}
+
+
+def test_a_broken_job_is_listed_and_the_others_are_worked_off(place: Place) -> None:
+    with TestClient(create_app(place.settings())) as client:
+        job_id = finish(client, place)
+    (place.jobs / job_id / "job.json").write_text("{")
+    with TestClient(create_app(place.settings())) as client:
+        listed = client.get("/v1/jobs").json()
+        assert listed["data"] == []
+        (broken,) = listed["broken"]
+        assert (broken["id"], "malformed" in broken["reason"]) == (job_id, True)
+        other = finish(client, place)
+        assert [job["id"] for job in client.get("/v1/jobs").json()["data"]] == [other]
+        assert client.get("/v1/jobs", params={"after": other}).json()["broken"] == []
+
+
+def test_a_job_with_a_time_limit_is_resumed_when_it_is_done(
+    client: TestClient, place: Place
+) -> None:
+    job_id = finish(client, place, max_minutes=30)
+    assert client.post(f"/v1/jobs/{job_id}/resume").json()["state"] == "queued"
+    assert wait_for(client, job_id, "done")["attempts"] == 2
+
+
+def test_what_was_found_so_far_is_there_while_a_job_runs(client: TestClient, place: Place) -> None:
+    place.control(hold_at=1)
+    job_id = create(client, place, budgets=[0.5, 0.25])
+    wait_until(lambda: client.get(f"/v1/jobs/{job_id}/schedules").json()["data"])
+    found = client.get(f"/v1/jobs/{job_id}/schedules").json()["data"]
+    assert [each["budget"] for each in found] == [0.5]
+    wait_until(lambda: client.get(f"/v1/jobs/{job_id}/report/").status_code == 200)
+    place.control()
+    wait_for(client, job_id, "done")

@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 from fastapi.testclient import TestClient
 
 from tests.server.jobs.conftest import Place, is_alive, wait_for, wait_until
+from vtr_server.http import routes
 from vtr_server.jobs.app import create_app
 from vtr_server.jobs.store import JobStore, try_lock
 
@@ -161,3 +164,26 @@ def test_the_reason_is_of_this_attempt(place: Place) -> None:
         client.post(f"/v1/jobs/{job_id}/resume")
         failed = wait_for(client, job_id, "failed")
         assert failed["reason"] == "the search ended with exit code 5"
+
+
+def test_a_slot_that_stopped_turns_the_servers_health_red_and_not_its_readiness(
+    place: Place,
+) -> None:
+    """Requests are answered as before, so none may be kept away; and somebody has to look."""
+
+    async def why() -> None:
+        return None
+
+    app = create_app(place.settings())
+    app.router.routes = [route for route in app.routes if getattr(route, "path", "") != "/health"]
+    app.include_router(routes.router)
+    app.add_api_route("/ready", routes.ready)
+    app.state.vtr = SimpleNamespace(engine=SimpleNamespace(why_unhealthy=why))
+    with TestClient(app) as client:
+        assert client.get("/health").status_code == 200
+        app.state.jobs = replace(
+            app.state.jobs, runner=SimpleNamespace(why_unhealthy=lambda: "dead")
+        )
+        red = client.get("/health")
+        assert (red.status_code, red.json()["error"]["message"]) == (503, "[jobs]: dead")
+        assert client.get("/ready").status_code == 200

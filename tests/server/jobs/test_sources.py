@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from vllm.engine.arg_utils import EngineArgs
 
 from vtr_server.jobs.protocol import JobSpec
-from vtr_server.jobs.sources import Sources
+from vtr_server.jobs.sources import ENGINE_ARGS, MEMORY, SETTINGS, Sources
 from vtr_vllm.errors import RequestError
+from vtr_vllm.search import cli
 
 
 @pytest.fixture
@@ -34,7 +39,8 @@ def spec(**changes: object) -> JobSpec:
 
 
 def value_of(flag: str, arguments: list[str]) -> str:
-    return arguments[arguments.index(flag) + 1]
+    (found,) = (each for each in arguments if each.startswith(f"{flag}="))
+    return found.partition("=")[2]
 
 
 @pytest.mark.parametrize(
@@ -85,16 +91,74 @@ def test_without_a_model_folder_no_path_is_a_model(sources: Sources) -> None:
 
 
 def test_only_listed_servers(sources: Sources) -> None:
-    assert value_of("--servers", sources.arguments(spec(servers=["http://a:1"]))) == "http://a:1"
-    with pytest.raises(RequestError, match="http://b:1.*--servers"):
+    for named in ("http://a:1", "http://a:1/"):
+        assert value_of("--servers", sources.arguments(spec(servers=[named]))) == "http://a:1"
+    with pytest.raises(RequestError, match="http://b:1.* can be allowed with --servers"):
         sources.arguments(spec(servers=["http://a:1", "http://b:1"]))
 
 
 def test_what_is_left_out_stays_out(sources: Sources) -> None:
     data = str(sources.data_root / "items.jsonl")
     assert sources.arguments(spec()) == [
-        *("g-search", "--model", "demo", "--data", data, "--seed", "0", "--budgets", "0.5")
+        *("g-search", "--model=demo", f"--data={data}", "--budgets=0.5")
     ]
+
+
+@pytest.mark.parametrize("name", sorted(ENGINE_ARGS))
+def test_sizes_and_formats_of_an_engine_may_be_set(sources: Sources, name: str) -> None:
+    arguments = sources.arguments(spec(engine_args={name: 1}))
+    assert json.loads(value_of("--engine-args", arguments)) == {name: 1}
+    assert name in {field.name for field in dataclasses.fields(EngineArgs)}
+
+
+@pytest.mark.parametrize(
+    "name", ["worker_cls", "trust_remote_code", "model", "hf_overrides", "download_dir", "nosuch"]
+)
+def test_nothing_else_of_an_engine(sources: Sources, name: str) -> None:
+    """What names code, files or hosts."""
+    with pytest.raises(RequestError, match=f"{name}.* may not be set by a job; .*max_model_len"):
+        sources.arguments(spec(engine_args={"dtype": "float16", name: "x"}))
+
+
+def test_an_engine_beside_a_serving_one_takes_its_share(sources: Sources) -> None:
+    own = replace(sources, memory_share=0.3, names=SETTINGS)
+
+    def share(**engine_args: object) -> object:
+        arguments = own.arguments(spec(engine_args=engine_args))
+        return json.loads(value_of("--engine-args", arguments))[MEMORY]
+
+    assert share() == 0.3
+    assert share(dtype="float16") == 0.3
+    assert share(**{MEMORY: 0.2}) == 0.2
+    for greedy in ({MEMORY: 0.31}, {"kv_cache_memory_bytes": 1 << 40}):
+        with pytest.raises(RequestError, match="more than 0.3 of a device's memory"):
+            share(**greedy)
+    for odd in ("much", True, None):
+        with pytest.raises(RequestError, match="give a number in"):
+            share(**{MEMORY: odd})
+    with pytest.raises(RequestError, match=r"allowed with servers in \[jobs\]"):
+        own.arguments(spec(servers=["http://b:1"]))
+
+
+def test_without_engines_all_jobs_run_on_the_servers(sources: Sources) -> None:
+    served = replace(sources, servers=("http://a:1/", "http://b:1"), engines=False, names=SETTINGS)
+    assert value_of("--servers", served.arguments(spec())) == "http://a:1,http://b:1"
+    chosen = served.arguments(spec(servers=["http://b:1"]))
+    assert value_of("--servers", chosen) == "http://b:1"
+    for own in ({"engines": 2}, {"engine_args": {"dtype": "float16"}}):
+        with pytest.raises(
+            RequestError, match=r"leave it out, or have memory_share in \[jobs\] set"
+        ):
+            served.arguments(spec(**own))
+
+
+@pytest.mark.parametrize("left_out", [True, False])
+def test_a_search_reads_what_a_job_asks(sources: Sources, left_out: bool) -> None:
+    asked: dict[str, object] = {"heldout": "sub/-more.jsonl", "max_minutes": 1.5, "seed": 7}
+    job = spec(**({} if left_out else asked))
+    read = cli.parse([*sources.arguments(job), "--out", "out"]).asked
+    names = ("kind", "budgets", "max_minutes", "seed", "items", "trials", "objective")
+    assert [getattr(read, name) for name in names] == [getattr(job, name) for name in names]
 
 
 _TREE = Path(__file__).parent

@@ -15,6 +15,7 @@ from tests.server.jobs.conftest import Place
 from vtr_server.jobs.protocol import Job, JobSpec
 from vtr_server.jobs.store import JobStore, try_lock
 from vtr_vllm.errors import ConfigurationError, UnknownJob
+from vtr_vllm.search_options import KINDS
 
 
 @pytest.fixture
@@ -62,23 +63,38 @@ def test_a_second_service_is_refused_until_the_first_is_gone(place: Place, store
     JobStore(place.jobs).close()
 
 
-@pytest.mark.parametrize("text", ["", "{", "{}", "[]"])
-def test_a_job_file_that_is_none_is_named(place: Place, store: JobStore, text: str) -> None:
-    job = store.create(place.spec())
+@pytest.mark.parametrize("text", ["", "{", "{}", "[]", "\\xff", None])
+def test_a_job_file_that_is_none_is_named_and_the_others_go_on(
+    place: Place, store: JobStore, caplog: pytest.LogCaptureFixture, text: str | None
+) -> None:
+    job, other = store.create(place.spec()), store.create(place.spec())
     store.close()
-    (place.jobs / job.id / "job.json").write_text(text)
-    with pytest.raises(ConfigurationError, match=job.id):
-        JobStore(place.jobs)
+    path = place.jobs / job.id / "job.json"
+    if text is None:
+        path.unlink()
+        path.mkdir()
+    else:
+        path.write_text(text)
+    again = JobStore(place.jobs)
+    assert again.newest() == [other]
+    (broken,) = again.broken
+    assert broken.id == job.id
+    assert "repair it and start the service again" in broken.reason
+    assert f"job {job.id} is broken: job.json" in caplog.text
+    assert again.create(place.spec()).id > job.id
+    again.close()
     (place.jobs / job.id).rename(place.folder / "away")
-    assert JobStore(place.jobs).newest() == []  # the refusal kept no lock
+    assert JobStore(place.jobs).broken == []
 
 
-def test_a_job_in_a_folder_of_another_name_is_refused(place: Place, store: JobStore) -> None:
+def test_a_job_in_a_folder_of_another_name_is_broken(place: Place, store: JobStore) -> None:
     job = store.create(place.spec())
     store.close()
     (place.jobs / job.id).rename(place.jobs / "abc")
-    with pytest.raises(ConfigurationError, match="abc"):
-        JobStore(place.jobs)
+    again = JobStore(place.jobs)
+    assert again.newest() == []
+    assert [(broken.id, job.id in broken.reason) for broken in again.broken] == [("abc", True)]
+    again.create(place.spec())
 
 
 def test_a_crash_while_creating_leaves_no_job(place: Place, store: JobStore) -> None:
@@ -108,6 +124,7 @@ def test_a_lock_is_held_by_whoever_it_was_passed_to(tmp_path: Path) -> None:
         created=st.floats(0, 1e11),
         spec=st.builds(
             JobSpec,
+            kind=st.sampled_from(KINDS),
             model=st.just("demo"),
             data=st.just("päth.jsonl"),
             budgets=st.lists(
@@ -116,10 +133,9 @@ def test_a_lock_is_held_by_whoever_it_was_passed_to(tmp_path: Path) -> None:
                 max_size=4,
                 unique=True,
             ),
-            servers=st.just([]),
-            tolerance=st.none() | st.floats(0, 1),
+            tolerance=st.floats(0, 1),
             items=st.none() | st.integers(1, 9),
-            heldout=st.none(),
+            engine_args=st.just({"dtype": "float16"}),
         ),
         reason=st.none() | st.text(),
     )

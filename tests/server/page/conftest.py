@@ -93,7 +93,9 @@ def light(place: Place) -> Iterator[Light]:
     with ExitStack() as stack:
 
         def start(keys: tuple[KeySettings, ...] = (), **limits: int) -> str:
-            settings = ServerSettings.model_validate({"limits": limits, "jobs": {}, "keys": keys})
+            settings = ServerSettings.model_validate(
+                {"limits": limits, "jobs": {"memory_share": 0.3}, "keys": keys}
+            )
             app = create_app(place.settings())
             app.include_router(pages.router)
             app.state.page = page_data(str(CHECKPOINT), {}, settings)

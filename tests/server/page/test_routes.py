@@ -53,6 +53,7 @@ def test_nothing_but_this_server_may_be_loaded(client: TestClient) -> None:
     rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
     assert rules["default-src"] == "'self'"
     assert rules["img-src"] == "'self' data: blob:"
+    assert rules["style-src"] == "'self' blob:"
     assert set(rules) & {"script-src", "style-src", "connect-src"} == set()  # no way around it
     assert (rules["base-uri"], rules["frame-ancestors"]) == ("'none'", "'none'")
 

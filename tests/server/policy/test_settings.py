@@ -53,6 +53,7 @@ def test_every_table_is_read(tmp_path: Path) -> None:
         enabled = false
         [jobs]
         workers = 2
+        memory_share = 0.25
         [[keys]]
         name = "team-a"
         sha256 = "%s"
@@ -103,12 +104,23 @@ def test_every_table_is_read(tmp_path: Path) -> None:
             + "budget = { maximum = 0.5 }\n[budget]\nminimum = 0.6\n",
             "0.6 to 0.5",
         ),
+        (
+            "[jobs]\n",
+            "jobs: .*a job would start an engine beside the serving one.*memory_share = 0.3",
+        ),
+        ("[jobs]\nmemory_share = 1.0\n", "jobs.memory_share"),
+        ("[jobs]\nmemory_share = 0.5\nworkers = 2\n", "2 workers with a memory_share of 0.5"),
         ("budget = \n", "is no TOML"),
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, text: str, place: str) -> None:
     with pytest.raises(ConfigurationError, match=place):
         load(tmp_path, text)
+
+
+@pytest.mark.parametrize("line", ['servers = ["http://127.0.0.1:8000"]', "memory_share = 0.3"])
+def test_jobs_run_on_servers_or_in_a_share_of_the_memory(tmp_path: Path, line: str) -> None:
+    assert load(tmp_path, f"[jobs]\n{line}\n").jobs is not None
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
