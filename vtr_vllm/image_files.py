@@ -59,13 +59,15 @@ _TO_EIGHT_BITS = ((np.arange(1 << 16, dtype=np.uint32) * 255 + 32767) // 65535).
 """16-bit sample -> 8-bit sample, rounded: PNG specification, 13.12. Pillow clips at 255."""
 
 
-def check_header(encoded: bytes, most_pixels: int = MOST_PIXELS) -> None:
-    """Refuse a file by its header: another format, too many pixels, a line, several frames.
+def check_header(encoded: bytes, most_pixels: int = MOST_PIXELS) -> tuple[int, int]:
+    """(width, height) of a file that is not refused by its header.
 
-    Nothing is decoded. Raises InvalidMedia.
+    Refused are another format, too many pixels, a line, several frames. Nothing is decoded. Raises
+    InvalidMedia.
     """
     with _opened(encoded, most_pixels) as image:
         _check(image, most_pixels)
+        return image.size
 
 
 def decode_rgb(

@@ -51,7 +51,7 @@ class VTREndpoints:
     def attach_router(self, app: FastAPI) -> None:
         """Phase A: routes, the gate before them, and the handlers of errors."""
         self._settings = settings = _settings(app.state.args)
-        install_media_connector(settings.media, settings.limits.image_pixels)
+        install_media_connector(settings.media, settings.limits)
         app.include_router(router)
         install_error_handlers(app)
         app.add_exception_handler(EngineDeadError, refuse_dead)

@@ -57,6 +57,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "vtr_vllm/engine/",
         "server/vtr_server/vllm_api/",
         "server/vtr_server/media/connector.py",
+        "server/vtr_server/media/readers.py",
         "vtr_vllm/search/vllm_evaluator.py",
         "benchmarks/",
     ),

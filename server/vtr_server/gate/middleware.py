@@ -21,8 +21,15 @@ from vtr_server.gate.keys import Keyring
 from vtr_server.gate.occupancy import Occupancy, Place
 from vtr_server.gate.rate import Buckets
 from vtr_server.gate.scopes import COUNTED, is_for_admin_port, needed_scope
-from vtr_server.media.limits import expect_media
-from vtr_server.operations.metrics import UNKNOWN, begin_keys, observe_outcome, observe_refusal
+from vtr_server.media.pixel_budget import PixelBudget
+from vtr_server.media.request_media import begin_media
+from vtr_server.operations.metrics import (
+    UNKNOWN,
+    begin_keys,
+    observe_decoded_pixels,
+    observe_outcome,
+    observe_refusal,
+)
 from vtr_server.operations.outcomes import outcome_of
 from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.errors import (
@@ -56,6 +63,8 @@ class Gate:
         """Set and never unset: nothing new is taken; health is red."""
         self.occupancy = Occupancy(settings.limits)
         """Who is inside of requests of scope ``generate``."""
+        self.pixels = PixelBudget(settings.limits.decoded_pixels, observe_decoded_pixels)
+        """What they may have decoded at once."""
         self._keys = Keyring(settings.keys)
         begin_keys(key.name for key in settings.keys)
         self._requests = Buckets(clock)
@@ -225,10 +234,11 @@ class GateMiddleware:
             await exchange.refuse(err)
             return
         if needed == "generate":
-            expect_media(limits.images)
+            media = begin_media(caller.name or "", limits.images, gate.pixels)
             try:
                 await gate.pass_through(self._app, exchange, place)
             finally:
+                media.close()
                 if context.observer is not None:
                     context.observer.end(exchange.outcome)
                 elif path in COUNTED or exchange.failure is not None:

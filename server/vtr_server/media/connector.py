@@ -1,12 +1,16 @@
-"""How images get in: vLLM's media connector, with errors that say that the image is at fault."""
+"""How images get in: vLLM's media connector, with errors that say that the image is at fault.
 
+A medium comes in two steps. vLLM fetches its bytes, and its header is read; then its pixels are
+decoded, once the process has room for those of all media of the prompt.
+"""
+
+import asyncio
 import base64
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -14,10 +18,14 @@ from PIL import Image
 from vllm.connections import HTTPConnection
 from vllm.exceptions import VLLMUnprocessableEntityError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
-from vllm.multimodal.media.image import ImageMediaIO
+from vllm.multimodal.media.connector import global_thread_pool
+from vllm.utils.sparse_utils import safe_to_dense
 
-from vtr_server.media.limits import MediaGuard, admit_medium
-from vtr_server.policy.settings import MediaSettings
+from vtr_server.media.limits import MediaGuard
+from vtr_server.media.readers import DecodedMedium, Medium, reader_of
+from vtr_server.media.request_media import current_client, load_medium, release_pixels
+from vtr_server.policy.settings import LimitSettings, MediaSettings
+from vtr_vllm.engine.frontend import client_media, client_tensors
 from vtr_vllm.errors import InvalidMedia, VTRError
 from vtr_vllm.schedules.strict_json import show
 
@@ -55,28 +63,6 @@ class _Connection(HTTPConnection):
         raise VTRError("images are fetched asynchronously: nothing checks a synchronous client")
 
 
-class _HeaderFirst:
-    """An image reader of vLLM's that looks at the header before anything is decoded."""
-
-    def __init__(self, reader: ImageMediaIO, guard: MediaGuard) -> None:
-        self._reader = reader
-        self._guard = guard
-
-    def load_bytes(self, data: bytes) -> Any:
-        self._guard.check_image(data)
-        return self._reader.load_bytes(data)
-
-    def load_base64(self, _: str, data: str) -> Any:
-        return self.load_bytes(base64.b64decode(data, validate=True))
-
-    def load_file(self, path: Path) -> Any:
-        return self.load_bytes(path.read_bytes())
-
-    def get_max_bytes(self) -> int | None:
-        limit: int | None = self._reader.get_max_bytes()
-        return limit
-
-
 class _CheckedMediaConnector(MediaConnector):
     """vLLM's connector behind a guard, whose errors say that the image is at fault.
 
@@ -90,21 +76,58 @@ class _CheckedMediaConnector(MediaConnector):
 
     def load_from_url(self, url: str, media_io: Any, **kw: Any) -> Any:
         with _as_invalid_media(url):
-            return super().load_from_url(url, self._admit(url, media_io), **kw)
+            self._check_address(url)
+            return super().load_from_url(url, reader_of(media_io, self._guard), **kw).decode()
 
     async def load_from_url_async(self, url: str, media_io: Any, **kw: Any) -> Any:
+        loading = load_medium()
+        try:
+            with _as_invalid_media(url):
+                self._check_address(url)
+                reader = reader_of(media_io, self._guard)
+                medium: Medium = await super().load_from_url_async(url, reader, **kw)
+            await loading.ready(medium.pixels)
+        except BaseException as err:
+            loading.fail(err)
+            raise
         with _as_invalid_media(url):
-            return await super().load_from_url_async(url, self._admit(url, media_io), **kw)
+            return await _in_thread(medium.decode)
 
-    def _admit(self, url: str, media_io: Any) -> Any:
-        """Count the medium and look at its address; returns what reads it."""
-        admit_medium()
+    async def fetch_image_embedding_async(self, data: str) -> Any:
+        return await self._fetch_tensor(data, "image_embeds")
+
+    async def fetch_audio_embedding_async(self, data: str) -> Any:
+        return await self._fetch_tensor(data, "audio_embeds")
+
+    async def fetch_video_embedding_async(self, data: str) -> Any:
+        return await self._fetch_tensor(data, "video_embeds")
+
+    async def _fetch_tensor(self, data: str, field: str) -> Any:
+        """A tensor in the place of a medium, which counts as one; only with --enable-mm-embeds."""
+        loading = load_medium()
+        try:
+            with _as_invalid_media(field):
+                tensor = await _in_thread(partial(_read_tensor, data, field))
+            await loading.ready(0)
+        except BaseException as err:
+            loading.fail(err)
+            raise
+        return tensor
+
+    def _check_address(self, url: str) -> None:
         scheme = url.partition(":")[0].lower()
         if scheme not in ("data", "file"):  # a file needs vLLM's --allowed-local-media-path
             self._guard.check_url(url)
-        return (
-            _HeaderFirst(media_io, self._guard) if isinstance(media_io, ImageMediaIO) else media_io
-        )
+
+
+async def _in_thread(work: Any) -> Any:
+    """Where vLLM decodes too: its pool bounds how many at once."""
+    return await asyncio.get_running_loop().run_in_executor(global_thread_pool, work)
+
+
+def _read_tensor(data: str, field: str) -> Any:
+    tensor = client_tensors.read_tensor(base64.b64decode(data, validate=True))
+    return safe_to_dense(tensor, parameter=field)
 
 
 @contextmanager
@@ -124,8 +147,17 @@ def _as_invalid_media(url: str) -> Iterator[None]:
         ) from err
 
 
-def install_media_connector(media: MediaSettings, most_pixels: int) -> None:
-    """Put ours in the place of vLLM's default; a connector that the user chose stays."""
-    guard = MediaGuard(media, most_pixels)
+def _processed(media: Iterable[object]) -> None:
+    release_pixels(sum(item.pixels for item in media if isinstance(item, DecodedMedium)))
+
+
+def install_media_connector(media: MediaSettings, limits: LimitSettings) -> None:
+    """Put ours in the place of vLLM's default; a connector that the user chose stays.
+
+    What a client says of its media is checked behind either.
+    """
+    guard = MediaGuard(media, limits)
     make = partial(_CheckedMediaConnector, guard=guard, connection=_Connection(guard))
     MEDIA_CONNECTOR_REGISTRY.register("http")(make)
+    client_media.install(current_client, _processed)
+    client_tensors.install()

@@ -6,25 +6,20 @@ spelling, a redirect, nor a name server that answers differently the second time
 
 import ipaddress
 import socket
-from contextvars import ContextVar
-from io import BytesIO
 from typing import Any
 
 import aiohttp
 from PIL import Image
 from yarl import URL
 
-from vtr_server.policy.settings import MediaSettings
-from vtr_vllm.errors import InvalidMedia, TooManyImages
+from vtr_server.policy.settings import LimitSettings, MediaSettings
+from vtr_vllm.errors import InvalidMedia
+from vtr_vllm.image_files import check_header, decode_rgb
 from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["MediaGuard", "admit_medium", "check_image_header", "expect_media", "is_public"]
+__all__ = ["MediaGuard", "is_public"]
 
 SCHEMES = ("http", "https")
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-LONGEST = 200
-"""Sides' ratio of an image. Processors that scale the shorter side to a fixed length, CLIP's among
-them, make gigabytes of a line of pixels; Qwen's have this very bound."""
 
 _NOT_PUBLIC = tuple(
     ipaddress.ip_network(text)
@@ -39,56 +34,6 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 _V4_COMPATIBLE = ipaddress.ip_network("::/96")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
-_allowed_media: ContextVar[list[int] | None] = ContextVar("vtr_allowed_media", default=None)
-"""[how many a request may load, how many it loaded]; None outside of a request."""
-
-
-def expect_media(limit: int) -> None:
-    """Begin to count what the request of this context loads."""
-    _allowed_media.set([limit, 0])
-
-
-def admit_medium() -> None:
-    """Count one image of the request; raises TooManyImages beyond its limit."""
-    count = _allowed_media.get()
-    if count is None:
-        return
-    count[1] += 1
-    if count[1] > count[0]:
-        raise TooManyImages(
-            f"the request has more than {count[0]} images, the most that this server takes; send"
-            " fewer, or in several requests"
-        )
-
-
-def check_image_header(data: bytes, most_pixels: int) -> None:
-    """Refuse an image by its header: another format, too many pixels, a line, several frames.
-
-    Nothing is decoded. Raises InvalidMedia.
-    """
-    try:
-        image = Image.open(BytesIO(data), formats=FORMATS)
-    except Image.DecompressionBombError as err:  # Pillow's own limit, for those who set none
-        raise InvalidMedia(
-            f"{err}; at most {most_pixels} pixels are allowed: scale it down"
-        ) from err
-    with image:
-        width, height = image.size
-        # MPO is a JPEG of a phone with a second picture behind it, which is not read.
-        animated = image.format != "MPO" and getattr(image, "is_animated", False)
-    if width * height > most_pixels:
-        raise InvalidMedia(
-            f"the image has {width} x {height} = {width * height} pixels; at most {most_pixels} are"
-            " allowed: scale it down"
-        )
-    if max(width, height) > LONGEST * min(width, height):
-        raise InvalidMedia(
-            f"the image has {width} x {height} pixels; one side may be at most {LONGEST} times the"
-            " other: cut it"
-        )
-    if animated:
-        raise InvalidMedia(f"the {image.format} image is animated; send one frame")
 
 
 def is_public(address: Address) -> bool:
@@ -124,14 +69,36 @@ def _embedded(address: Address) -> ipaddress.IPv4Address | None:
 class MediaGuard:
     """Where this server may fetch from, and how large an image may be."""
 
-    def __init__(self, media: MediaSettings, most_pixels: int) -> None:
+    def __init__(self, media: MediaSettings, limits: LimitSettings) -> None:
         self._domains = frozenset(_plain(domain) for domain in media.domains)
         self._private = media.private_addresses
-        self._most_pixels = most_pixels
+        self._video_files = media.video_files
+        self._most_pixels = limits.image_pixels
+        self._most_frames = limits.video_frames
 
-    def check_image(self, data: bytes) -> None:
-        """As ``check_image_header``, with the limit of the settings."""
-        check_image_header(data, self._most_pixels)
+    def check_image(self, data: bytes) -> tuple[int, int]:
+        """(width, height) of an image by its header; raises InvalidMedia for one of no use."""
+        return check_header(data, self._most_pixels)
+
+    def decode_image(self, data: bytes, background: tuple[int, int, int]) -> Image.Image:
+        """The pixels of an image in RGB, as ``decode_rgb``; raises InvalidMedia."""
+        return decode_rgb(data, self._most_pixels, background)
+
+    def check_frames(self, frames: int, most: int | None) -> None:
+        """Refuse a video of more frames than the server takes, or than ``most``."""
+        most = min(self._most_frames, most or self._most_frames)
+        if frames > most:
+            raise InvalidMedia(
+                f"the video has {frames} frames; at most {most} are taken: send fewer of them"
+            )
+
+    def check_video_file(self) -> None:
+        """Refuse a video that is no list of frames, unless the operator allows it."""
+        if not self._video_files:
+            raise InvalidMedia(
+                "the video is a file, which this server does not open; send its frames as images:"
+                " data:video/jpeg;base64,FRAME,FRAME,... (or set media.video_files)"
+            )
 
     def check_url(self, url: str) -> None:
         """Refuse an address by what it says itself; raises InvalidMedia."""

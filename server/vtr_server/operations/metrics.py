@@ -23,6 +23,7 @@ __all__ = [
     "begin_keys",
     "exposition",
     "observe_background",
+    "observe_decoded_pixels",
     "observe_elastic",
     "observe_elastic_step",
     "observe_first_token",
@@ -70,6 +71,11 @@ _REFUSALS = Counter(
 _IN_FLIGHT = Gauge(
     "vtr_in_flight_requests",
     "Requests inside the server now, waiting in the engine or running.",
+    multiprocess_mode="livesum",
+)
+_DECODED_PIXELS = Gauge(
+    "vtr_decoded_pixels",
+    "Pixels of images that are decoded now and not yet processed, of limits.decoded_pixels.",
     multiprocess_mode="livesum",
 )
 
@@ -280,6 +286,11 @@ def observe_refusal(err: VTRError) -> None:
 def observe_in_flight(change: Literal[1, -1]) -> None:
     """A request came in, or is done with, however it ended."""
     _IN_FLIGHT.inc(change)
+
+
+def observe_decoded_pixels(change: int) -> None:
+    """So many more pixels are held by requests, or fewer."""
+    _DECODED_PIXELS.inc(change)
 
 
 def observe_reload(outcome: Literal["ok", "rejected"]) -> None:

@@ -96,6 +96,9 @@ class LimitSettings(_Table):
     body_seconds: Seconds = 30.0
     images: Count = 16
     image_pixels: Count = 4096 * 4096
+    video_frames: Count = 32
+    decoded_pixels: Count = 32 * 4096 * 4096
+    """Of all requests at once."""
     in_flight: Count = 512
     in_flight_per_caller: Allowance = 0
     uploads: Count = 1024
@@ -104,13 +107,24 @@ class LimitSettings(_Table):
     requests_per_minute: Allowance = 0
     vision_tokens_per_minute: Allowance = 0
 
+    @model_validator(mode="after")
+    def _one_image_fits(self) -> Self:
+        if self.decoded_pixels < self.image_pixels:
+            raise ValueError(
+                f"decoded_pixels {self.decoded_pixels} is below image_pixels {self.image_pixels}: an"
+                " image that is allowed could never be decoded"
+            )
+        return self
+
 
 class MediaSettings(_Table):
-    """Where image addresses may lead."""
+    """Where image addresses may lead, and what may be opened."""
 
     domains: tuple[str, ...] = ()
     """Hosts that may be fetched from; none named: any public one."""
     private_addresses: Annotated[bool, Field(strict=True)] = False
+    video_files: Annotated[bool, Field(strict=True)] = False
+    """Whether vLLM's reader may open videos that are files, whatever is in them."""
 
 
 class AdminSettings(_Table):
