@@ -89,7 +89,9 @@ def decode_rgb(
             _mend_key_colour(image, encoded)
         turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
         flat = _flat(image, background)
-        return flat if turn is None else flat.transpose(turn)
+        upright = flat if turn is None else flat.transpose(turn)
+        upright.info.clear()  # else a processor finds the orientation, and turns it once more
+        return upright
 
 
 def media_type(encoded: bytes, most_pixels: int = MOST_PIXELS) -> str:

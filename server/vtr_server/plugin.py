@@ -1,6 +1,7 @@
 """vLLM's way in: the entry point ``vtr`` of the group ``vllm.endpoint_plugins``."""
 
 import logging
+import os
 from argparse import Namespace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +11,7 @@ from fastapi import FastAPI
 import vtr_vllm
 from vtr_server.gate.drain import drain_first
 from vtr_server.gate.middleware import Gate, install
+from vtr_server.gate.shared_names import refuse_shared_names
 from vtr_server.http.answer import GenerationService
 from vtr_server.http.error_handlers import install_error_handlers
 from vtr_server.http.routes import refuse_dead, router
@@ -51,6 +53,7 @@ class VTREndpoints:
     def attach_router(self, app: FastAPI) -> None:
         """Phase A: routes, the gate before them, and the handlers of errors."""
         self._settings = settings = _settings(app.state.args)
+        refuse_shared_names(os.environ, has_keys=bool(settings.keys))
         install_media_connector(settings.media, settings.limits)
         app.include_router(router)
         install_error_handlers(app)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vtr_vllm.errors import InvalidMedia
 from vtr_vllm.image_files import FORMATS, MOST_PIXELS, check_header, decode_rgb, media_type
@@ -155,6 +155,7 @@ def test_a_file_becomes_the_pixels_that_a_viewer_shows(name: str) -> None:
     assert got.mode == "RGB"
     assert got.size == shown.size
     assert got.tobytes() == shown.tobytes()
+    assert ImageOps.exif_transpose(got).tobytes() == shown.tobytes()  # a processor's own turn
 
 
 @given(st.integers(0, 65535))

@@ -12,12 +12,9 @@ import pytest
 pytest.importorskip("vllm")
 
 from PIL import Image
-from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.scale_out.token_in_token_out import serving as tokens_in
-from vllm.renderers import renderer_from_config
-from vllm.renderers.params import ChatParams
 
-from tests.tiny import tiny_llava
+from tests.renderers import image_keys, tiny_renderer
 from vtr_vllm.engine.frontend import client_media
 from vtr_vllm.errors import InvalidMedia, UnsupportedRequest
 
@@ -29,8 +26,7 @@ PROCESSED: list[list[object]] = []
 def renderer() -> Any:
     client_media.install(lambda: WHOSE[0], lambda media: PROCESSED.append(list(media)))
     client_media.install(lambda: WHOSE[0], lambda media: PROCESSED.append(list(media)))
-    config = EngineArgs(model=str(tiny_llava()), enforce_eager=True).create_engine_config()
-    made = renderer_from_config(config)
+    made = tiny_renderer()
     yield made
     made.shutdown()
 
@@ -50,14 +46,7 @@ def part(colour: str | None, uuid: str | None = None) -> dict[str, Any]:
 def keys(renderer: Any, whose: str, *parts: dict[str, Any]) -> list[str]:
     """Under which keys the images of one request of ``whose`` go to the caches."""
     WHOSE[0] = whose
-    messages: Any = [{"role": "user", "content": [*parts, {"type": "text", "text": "what?"}]}]
-
-    async def render() -> Any:
-        _, [engine_input] = await renderer.render_chat_async([messages], ChatParams())
-        return engine_input
-
-    found: list[str] = asyncio.run(render())["mm_hashes"]["image"]
-    return found
+    return asyncio.run(image_keys(renderer, *parts))
 
 
 def test_one_uuid_with_two_pictures_is_two_keys(renderer: Any) -> None:
