@@ -74,10 +74,10 @@ _IN_FLIGHT = Gauge(
     multiprocess_mode="livesum",
 )
 _DECODED_PIXELS = Gauge(
-    "vtr_decoded_pixels",
-    "Pixels of images that are decoded now and not yet processed, of limits.decoded_pixels.",
-    multiprocess_mode="livesum",
+    "vtr_decoded_pixels", "Pixels decoded and not yet processed.", multiprocess_mode="livesum"
 )
+observe_decoded_pixels = _DECODED_PIXELS.inc
+"""So many more pixels are held by requests, or fewer."""
 
 _VISION_TOKENS = Counter("vtr_vision_tokens", "Vision tokens in the prompts that were admitted.")
 _KEY_VISION_TOKENS = Counter(
@@ -286,11 +286,6 @@ def observe_refusal(err: VTRError) -> None:
 def observe_in_flight(change: Literal[1, -1]) -> None:
     """A request came in, or is done with, however it ended."""
     _IN_FLIGHT.inc(change)
-
-
-def observe_decoded_pixels(change: int) -> None:
-    """So many more pixels are held by requests, or fewer."""
-    _DECODED_PIXELS.inc(change)
 
 
 def observe_reload(outcome: Literal["ok", "rejected"]) -> None:
