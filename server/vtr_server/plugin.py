@@ -10,6 +10,7 @@ from fastapi import FastAPI
 
 import vtr_vllm
 from vtr_server.gate.drain import drain_first
+from vtr_server.gate.drain_flag import shared_drain_flag
 from vtr_server.gate.middleware import Gate, install
 from vtr_server.gate.shared_names import refuse_shared_names
 from vtr_server.http.answer import GenerationService
@@ -76,6 +77,7 @@ class VTREndpoints:
         gate = self._gate or Gate(settings)  # the batch runner has no routes
         drain_first(engine_client, gate)
         engine = Engine(engine_client, state)
+        gate.draining = shared_drain_flag(engine.process_count, os.environ)
         elastic = _elastic(settings)
         schedules = ScheduleFolder(
             engine.geometry, engine.schedules, _chooser(engine, elastic, settings)

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vtr_server.gate.context import Caller, RequestContext
+from vtr_server.gate.drain_flag import DrainFlag
 from vtr_server.gate.exchange import GRACE_SECONDS, Exchange, body_too_large
 from vtr_server.gate.keys import Keyring
 from vtr_server.gate.occupancy import Occupancy, Place
@@ -59,8 +60,8 @@ class Gate:
         self, settings: ServerSettings, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.settings = settings
-        self.draining = False
-        """Set and never unset: nothing new is taken; health is red."""
+        self.draining = DrainFlag()
+        """Once it is set, nothing new is taken and health is red."""
         self.occupancy = Occupancy(settings.limits)
         """Who is inside of requests of scope ``generate``."""
         self.pixels = PixelBudget(settings.limits.decoded_pixels, observe_decoded_pixels)
@@ -88,7 +89,7 @@ class Gate:
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, wait until all is answered, and cut off what is not by ``seconds``."""
-        self.draining = True
+        self.draining.set()
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         inside = self.occupancy

@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vtr_server.jobs.protocol import BrokenJob, Job, JobSpec, State
+from vtr_server.operations.metrics import observe_job_end, observe_jobs
 from vtr_vllm.errors import ConfigurationError, UnknownJob
 from vtr_vllm.schedules.strict_json import show
 from vtr_vllm.schedules.whole_file import whole_file
@@ -55,6 +56,7 @@ class JobStore:
                 self.broken.append(found)
             else:
                 self._jobs[found.id] = found
+        self._tell()
 
     def close(self) -> None:
         """Let another service have the folder."""
@@ -86,14 +88,23 @@ class JobStore:
         _write(draft / "job.json", job)
         draft.replace(folder)  # a folder without job.json is never seen
         self._jobs[job_id] = job
+        self._tell()
         return job
 
     def update(self, job_id: str, **changes: Any) -> Job:
         """Change fields of a job, on disk first; OSError passes through."""
-        job = self.get(job_id).model_copy(update=changes)
+        before = self.get(job_id)
+        job = before.model_copy(update=changes)
         _write(self.folder(job_id) / "job.json", job)
         self._jobs[job_id] = job
+        self._tell()
+        if job.state != before.state and job.state not in ("queued", "running"):
+            observe_job_end(job.state)
         return job
+
+    def _tell(self) -> None:
+        states = [job.state for job in self._jobs.values()]
+        observe_jobs(states.count("queued"), states.count("running"))
 
     def newest(self, state: State | None = None, after: str | None = None) -> list[Job]:
         """Jobs, newest first: of one state, and older than the job ``after``."""

@@ -22,7 +22,8 @@ from vtr_server.gate.middleware import Gate, route_path
 from vtr_server.gate.scopes import is_for_admin_port
 from vtr_server.http.errors import http_error_body
 from vtr_server.http.routes import ready
-from vtr_server.operations.metrics import exposition
+from vtr_server.operations.background import Background
+from vtr_server.operations.metrics import exposition, requests_inside
 from vtr_server.policy.settings import AdminSettings, ServerSettings
 from vtr_vllm.errors import ConfigurationError, Forbidden
 
@@ -63,9 +64,16 @@ async def reload_schedules(request: Request) -> dict[str, list[str]]:
 
 @_admin.post("/drain")
 async def drain(gate: GateOf) -> dict[str, Any]:
-    """Take nothing new from now on; what is in flight finishes. Only a restart takes it back."""
-    gate.draining = True
-    return {"draining": True, "in_flight": gate.occupancy.in_flight}
+    """Take nothing new from now on; what is in flight finishes. Only a restart takes it back.
+
+    Of several API server processes all drain, and ``in_flight`` is of all.
+    """
+    gate.draining.set()
+    shared = gate.draining.is_shared
+    return {
+        "draining": True,
+        "in_flight": requests_inside() if shared else gate.occupancy.in_flight,
+    }
 
 
 @router.get("/metrics", response_class=Response)
@@ -124,12 +132,19 @@ async def start_admin(app: FastAPI, settings: ServerSettings, rank: int = 0) -> 
     """
     if settings.admin is None or rank != 0:
         return None
-    bound = _bind(settings.admin)
+    admin, bound = settings.admin, _bind(settings.admin)
     config = uvicorn.Config(
         AdminPort(app), log_config=None, access_log=False, lifespan="off", ws="none"
     )
-    server = AdminServer(config)
-    app.state.vtr_admin = asyncio.create_task(server.serve(sockets=[bound]))
+
+    async def listen() -> None:
+        nonlocal bound
+        if bound.fileno() < 0:  # closed with the listener that failed
+            bound = _bind(admin)
+        await AdminServer(config).serve(sockets=[bound])
+
+    background = app.state.vtr_admin = Background()
+    background.start("admin", listen)
     port: int = bound.getsockname()[1]
     logger.info("VTR's admin port is %s:%d", settings.admin.host, port)
     return port

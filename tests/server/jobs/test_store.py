@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from tests.server.jobs.conftest import Place
 from vtr_server.jobs.protocol import Job, JobSpec
@@ -30,6 +31,29 @@ def test_a_store_that_is_opened_again_holds_the_same(place: Place, store: JobSto
     again = JobStore(place.jobs)
     assert again.newest() == [jobs[2], changed, jobs[0]]
     assert again.folder(jobs[0].id) == place.jobs / jobs[0].id
+
+
+def test_jobs_are_counted_as_they_come_and_end(place: Place, store: JobStore) -> None:
+    def counted() -> list[float]:
+        found = [REGISTRY.get_sample_value("vtr_jobs", {"state": s}) for s in ("queued", "running")]
+        ends = ("done", "failed", "cancelled")
+        name = "vtr_jobs_finished_total"
+        found += [REGISTRY.get_sample_value(name, {"state": end}) for end in ends]
+        return [value or 0.0 for value in found]
+
+    ended = counted()[2:]
+    jobs = [store.create(place.spec(seed=seed)) for seed in range(4)]
+    store.update(jobs[0].id, state="running", attempts=1)
+    store.update(jobs[0].id, cancel_requested=True)
+    assert counted() == [3, 1, *ended]
+    for job, state in zip(jobs, ("cancelled", "failed", "done"), strict=False):
+        store.update(job.id, state=state)
+        store.update(job.id, exit=1)
+    assert counted() == [1, 0, *(before + 1 for before in ended)]
+    store.update(jobs[1].id, state="queued")
+    store.close()
+    JobStore(place.jobs)
+    assert counted()[:2] == [2, 0], "what a start finds counts"
 
 
 def test_ids_sort_by_creation_whatever_the_clock_says(

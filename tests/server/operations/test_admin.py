@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +15,8 @@ from fastapi import FastAPI
 from tests.server.gate.apps import bearer, key
 from vtr_server.gate.middleware import install
 from vtr_server.http.routes import refuse
-from vtr_server.operations.admin import describe_settings, router, start_admin
+from vtr_server.operations import background
+from vtr_server.operations.admin import AdminServer, describe_settings, router, start_admin
 from vtr_server.policy.settings import AdminSettings, ServerSettings
 from vtr_vllm.errors import ConfigurationError, VTRError
 
@@ -121,3 +123,39 @@ def test_an_address_that_is_taken_is_named() -> None:
 
     with pytest.raises(ConfigurationError, match=r"port \d+ cannot be listened on"):
         asyncio.run(twice())
+
+
+def test_a_listener_that_fails_listens_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the metrics of a server that answers well would be gone until somebody restarts it."""
+    serve, begun = AdminServer.serve, []
+
+    async def fails_once(self: AdminServer, sockets: list[Any] | None = None) -> None:
+        begun.append(self)
+        if len(begun) == 1:
+            assert sockets is not None
+            sockets[0].close()
+            raise OSError("out of files")
+        await serve(self, sockets=sockets)
+
+    monkeypatch.setattr(AdminServer, "serve", fails_once)
+    monkeypatch.setattr(background, "FIRST_WAIT_SECONDS", 0.0)
+
+    async def listens() -> None:
+        app = FastAPI()
+        app.include_router(router)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            port = free.getsockname()[1]
+        settings = ServerSettings(admin=AdminSettings(port=port))
+        install(app, settings)
+        assert await start_admin(app, settings) == port
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            for _ in range(200):
+                try:
+                    assert (await client.get("/live")).status_code == 200
+                    return
+                except httpx.TransportError:
+                    await asyncio.sleep(0.05)
+        pytest.fail("nobody listens")
+
+    asyncio.run(listens())
+    assert len(begun) == 2
