@@ -14,6 +14,7 @@
     │   ├── BodyTimeout          408  body_timeout          the body took too long to arrive
     │   ├── InvalidKey           401  invalid_api_key       no key, or none that we know
     │   ├── Forbidden            403  forbidden             a key without the scope for this route
+    │   ├── UnknownModel         404  model_not_found       no model of that name
     │   ├── UnknownJob           404  unknown_job           no search job of that id
     │   └── JobConflict          409  job_conflict          not in the state that a job is in
     ├── ScheduleError            422  invalid_schedule      a malformed schedule
@@ -62,6 +63,7 @@ __all__ = [
     "TimeLimitReached",
     "TooManyImages",
     "UnknownJob",
+    "UnknownModel",
     "UnknownSchedule",
     "UnknownTier",
     "UnsupportedModel",
@@ -162,6 +164,13 @@ class Forbidden(RequestError):
 
     http_status = 403
     code = "forbidden"
+
+
+class UnknownModel(RequestError):
+    """A name, or a name with an alias, that is no model of this server's. The code is OpenAI's."""
+
+    http_status = 404
+    code = "model_not_found"
 
 
 class UnknownJob(RequestError):

@@ -15,7 +15,8 @@ from vtr_server.gate.middleware import Gate, install
 from vtr_server.gate.shared_names import refuse_shared_names
 from vtr_server.http.answer import GenerationService
 from vtr_server.http.error_handlers import install_error_handlers
-from vtr_server.http.routes import refuse_dead, router
+from vtr_server.http.routes import invocations, refuse_engine_error, router
+from vtr_server.http.upgrade import ignore_upgrades
 from vtr_server.jobs.app import JobService, JobServiceSettings, start_service
 from vtr_server.jobs.app import router as jobs_router
 from vtr_server.jobs.sources import SETTINGS, Sources
@@ -31,7 +32,8 @@ from vtr_server.policy.elastic import Elastic
 from vtr_server.policy.schedule_choice import ScheduleChooser
 from vtr_server.policy.schedule_folder import ScheduleFolder
 from vtr_server.policy.settings import JobsSettings, ServerSettings
-from vtr_server.vllm_api.engine import LOAD, Engine, EngineDeadError
+from vtr_server.vllm_api.engine import LOAD, Engine, EngineDeadError, EngineGenerateError
+from vtr_server.vllm_api.sagemaker import own_invocations
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ScheduleBook
 
@@ -58,7 +60,10 @@ class VTREndpoints:
         install_media_connector(settings.media, settings.limits)
         app.include_router(router)
         install_error_handlers(app)
-        app.add_exception_handler(EngineDeadError, refuse_dead)
+        app.add_exception_handler(EngineDeadError, refuse_engine_error)
+        app.add_exception_handler(EngineGenerateError, refuse_engine_error)
+        own_invocations(invocations)
+        ignore_upgrades()
         if settings.page.enabled:
             app.include_router(page_router)
         if settings.jobs is not None:

@@ -13,7 +13,10 @@ from types import CodeType, FunctionType
 
 import pytest
 import torch
-from vllm.config import SchedulerConfig
+import vllm.envs as envs
+from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
+from vllm.config import SchedulerConfig, VllmConfig
+from vllm.distributed.parallel_state import GroupCoordinator
 from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 from vllm.forward_context import ForwardContext
@@ -375,6 +378,7 @@ def test_fields_of_an_engine_request() -> None:
         (EngineCore.collective_rpc, ["self", "method", "timeout", "args", "kwargs"]),
         (Attention.get_kv_cache_spec, ["self", "vllm_config"]),
         (AttentionGroup.build_metadata, ["self", "common_attn_metadata"]),
+        (GroupCoordinator.broadcast, ["self", "input_", "src"]),
         (
             AttentionMetadataBuilder.build,
             ["self", "common_prefix_len", "common_attn_metadata", "fast_build"],
@@ -390,6 +394,13 @@ def test_fields_of_an_engine_request() -> None:
 )
 def test_methods_that_we_call_take_what_we_give(method: Callable, arguments: list[str]) -> None:
     assert list(inspect.signature(method).parameters)[: len(arguments)] == arguments
+
+
+def test_vllm_still_turns_breakable_graphs_on_by_the_name_that_we_read() -> None:
+    name = "VLLM_USE_BREAKABLE_CUDAGRAPH"
+    assert name in envs.environment_variables
+    assert name in names_in(VllmConfig._maybe_enable_breakable_cudagraph.__code__)
+    assert name in names_in(is_breakable_cudagraph_enabled.__code__)
 
 
 def test_an_engine_core_is_asked_by_name() -> None:

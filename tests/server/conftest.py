@@ -99,10 +99,10 @@ def free_port() -> int:
     return port
 
 
-def serve(schedules: Path, folder: Path, *more: str) -> Iterator[Server]:
+def serve(schedules: Path, folder: Path, *more: str, policy: str = SETTINGS) -> Iterator[Server]:
     """A server process on a free port, until it is asked for the next; ``folder`` is its own.
 
-    ``more`` are further flags.
+    ``more`` are further flags; ``policy`` is its settings file.
     """
     port = free_port()
     log = folder / "server.log"
@@ -110,7 +110,7 @@ def serve(schedules: Path, folder: Path, *more: str) -> Iterator[Server]:
     flags += ["--enforce-eager", "--block-size", "32", "--schedules", str(schedules)]
     flags += ["--max-num-batched-tokens", str(STEP_TOKENS), "--max-num-seqs", "16"]
     settings = log.with_name("settings.toml")
-    settings.write_text(SETTINGS)
+    settings.write_text(policy)
     flags += ["--settings", str(settings), *more]
     command = [sys.executable, "-m", "vtr_vllm.cli", "serve", str(checkpoint()), *flags]
     environment = os.environ | {"VLLM_LOGGING_LEVEL": "INFO"}

@@ -15,7 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vtr_server.http.errors import error_response, http_error_body
+from vtr_server.gate.scopes import route_path
+from vtr_server.http.errors import error_response, http_error_body, in_form_of, is_openais
 from vtr_server.operations.outcomes import Outcome, outcome_of, outcome_of_status
 from vtr_server.policy.settings import LimitSettings
 from vtr_vllm.errors import (
@@ -46,11 +47,12 @@ _TRY_AGAIN_LATER = 1013
 """Close code of a WebSocket (RFC 6455 registry)."""
 
 
-def refusal(err: VTRError | HTTPException) -> Response:
-    """The answer that is an error, in OpenAI's form."""
+def refusal(err: VTRError | HTTPException, path: str) -> Response:
+    """The answer that is an error, in the form of the API at ``path``."""
     if isinstance(err, HTTPException):
-        return JSONResponse(http_error_body(err.status_code, err.detail), err.status_code)
-    response = error_response(err)
+        body = http_error_body(err.status_code, err.detail)
+        return JSONResponse(in_form_of(path, err.status_code, body), err.status_code)
+    response = error_response(err, path)
     if isinstance(err, BodyTooLarge | BodyTimeout):
         response.headers["connection"] = "close"  # the rest of the body is not wanted
     return response
@@ -241,7 +243,7 @@ class Exchange:
         kind = self._scope["type"]
         if kind == "websocket" and "websocket.http.response" not in self._scope["extensions"]:
             return [{"type": "websocket.close", "code": _TRY_AGAIN_LATER}]
-        response = refusal(err)
+        response = refusal(err, route_path(self._scope))
         given = response.raw_headers
         headers = with_missing(given, dict(given), self._headers)
         prefix = "http.response" if kind == "http" else "websocket.http.response"
@@ -255,7 +257,9 @@ class Exchange:
             return [{"type": "websocket.close", "code": _TRY_AGAIN_LATER}]
         if not self._content_type.startswith(b"text/event-stream"):
             return []  # an incomplete answer: the connection closes
-        event = b"data: " + bytes(refusal(err).body) + b"\n\ndata: [DONE]\n\n"
+        path = route_path(self._scope)
+        event = b"data: " + bytes(refusal(err, path).body) + b"\n\n"
+        event = event + b"data: [DONE]\n\n" if is_openais(path) else b"event: error\n" + event
         return [{"type": "http.response.body", "body": event, "more_body": False}]
 
 

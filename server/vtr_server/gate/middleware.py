@@ -21,7 +21,7 @@ from vtr_server.gate.exchange import GRACE_SECONDS, Exchange, body_too_large
 from vtr_server.gate.keys import Keyring
 from vtr_server.gate.occupancy import Occupancy, Place
 from vtr_server.gate.rate import Buckets
-from vtr_server.gate.scopes import COUNTED, is_for_admin_port, needed_scope
+from vtr_server.gate.scopes import BUDGETED, is_for_admin_port, needed_scope, route_path
 from vtr_server.media.pixel_budget import PixelBudget
 from vtr_server.media.request_media import begin_media
 from vtr_server.operations.metrics import (
@@ -42,7 +42,7 @@ from vtr_vllm.errors import (
 )
 from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["Gate", "GateMiddleware", "install", "route_path"]
+__all__ = ["Gate", "GateMiddleware", "install"]
 
 logger = logging.getLogger("vllm.vtr")
 
@@ -123,8 +123,8 @@ class Gate:
         key = self._keys.find(authorization)
         if key is None:
             raise InvalidKey(
-                "the API key is missing or unknown; send Authorization: Bearer KEY with a key of"
-                " this server"
+                "the API key is missing or unknown; send Authorization: Bearer KEY, or X-Api-Key: KEY,"
+                " with a key of this server"
             )
         if needed not in key.scopes:
             raise Forbidden(
@@ -222,7 +222,7 @@ class GateMiddleware:
             caller = context.caller = gate.admit(
                 scope,
                 path,
-                headers.get(b"authorization"),
+                _credentials(headers),
                 on_admin_port=context.on_admin_port,
             )
             if err := gate.health(path):
@@ -242,7 +242,7 @@ class GateMiddleware:
                 media.close()
                 if context.observer is not None:
                     context.observer.end(exchange.outcome)
-                elif path in COUNTED or exchange.failure is not None:
+                elif path in BUDGETED or exchange.failure is not None:
                     observe_outcome(exchange.outcome, key=caller.name or UNKNOWN)
         elif needed == "open":
             await exchange.run(self._app, None)
@@ -260,13 +260,11 @@ def install(app: FastAPI, settings: ServerSettings) -> Gate:
     return gate
 
 
-def route_path(scope: Scope) -> str:
-    """The path as the router sees it: without the prefix of ``--root-path``."""
-    path: str = scope["path"]
-    root: str = scope.get("root_path", "")
-    if root and path.startswith(root) and path[len(root) : len(root) + 1] in ("", "/"):
-        return path[len(root) :]
-    return path
+def _credentials(headers: dict[bytes, bytes]) -> bytes | None:
+    """The Authorization header, or what clients of Anthropic's API send in its place."""
+    given = headers.get(b"authorization")
+    key = headers.get(b"x-api-key")
+    return b"Bearer " + key if given is None and key is not None else given
 
 
 def _read(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:

@@ -1,6 +1,6 @@
 """What happens to one request: ask -> schedule -> vLLM's own handler -> its answer with the facts.
 
-The same for every endpoint that generates; ``vtr_server.http.routes`` says in what they differ.
+The same for every endpoint that generates; ``vtr_server.http.endpoints`` says in what they differ.
 """
 
 import asyncio
@@ -16,9 +16,12 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from vtr_server.gate.context import RequestContext
 from vtr_server.gate.middleware import Gate
+from vtr_server.gate.scopes import route_path
+from vtr_server.http.errors import in_form_of
 from vtr_server.operations.outcomes import Outcome, outcome_of_status
 from vtr_server.operations.request_observer import RequestObserver
 from vtr_server.policy.elastic import Elastic
+from vtr_server.policy.misplaced import refuse_misplaced
 from vtr_server.policy.requested_budget import HEADER, Asked, Bounds, bounds, find_ask, split_alias
 from vtr_server.policy.schedule_choice import ChosenSchedule, ScheduleChooser
 from vtr_server.policy.schedule_folder import ScheduleFolder
@@ -65,6 +68,8 @@ class Endpoint:
     """Of a parsed event: the object that the facts go into, None if the event ends nothing."""
     may_close: tuple[str, ...]
     """Texts of which one is in every event that ends something: the others are not parsed."""
+    early: str = "\n"
+    """How an event begins that has the facts before the end, and so no trace; no event does by default."""
 
 
 @dataclass
@@ -145,13 +150,14 @@ async def _serve(
         collect(decide, noted) as admitted,
         collect_first_tokens() as first_tokens,
         # Of an answer in one piece vLLM shows nothing before its end.
-        first_token(watch.first_token) if request.stream else nullcontext(),
+        first_token(watch.first_token) if getattr(request, "stream", False) else nullcontext(),
     ):
         watch.first_token_made = first_tokens.earliest
         found = await endpoint.serve(service.engine, request, raw_request)
     if isinstance(found, Failure):
         watch.end(_outcome(found))
-        return JSONResponse(found.body, status_code=found.status)
+        body = in_form_of(route_path(raw_request.scope), found.status, found.body)
+        return JSONResponse(body, status_code=found.status)
     assert decide.choice is not None
     known = facts(decide.choice, decide.asked.by, admitted, geometry)
     tell = _Tell(service.engine, endpoint, known, decide.trace, admitted)
@@ -188,7 +194,8 @@ def _decide(
         alias,
         endpoint.details(request) if service.settings.detail else (),
     )
-    refuse_wire_keys(request.vllm_xargs)
+    refuse_wire_keys(getattr(request, "vllm_xargs", None))
+    refuse_misplaced(request.misplaced, raw_request)
     chooser = service.schedules.offer.chooser
     trace = uuid.uuid4().hex if asked.trace else None
     decision = _Decision(chooser, asked, bounds(service.settings, key), trace)
@@ -218,11 +225,12 @@ class _Tell:
     trace: str | None
     admitted: Sequence[Admitted]
 
-    async def __call__(self, holder: Any) -> None:
-        """Put the facts into ``holder``, and into its usage."""
-        if self.trace is not None and self.known.trace is None:
+    async def __call__(self, holder: Any, *, early: bool = False) -> None:
+        """Put the facts into ``holder``, and into its usage; ``early``, while there is no trace yet."""
+        traced = self.trace is not None and not early
+        if self.trace is not None and traced and self.known.trace is None:
             self.known.trace = await self.engine.trace(self.trace, self.admitted)
-        holder["vtr"] = self.known.model_dump(exclude={"trace"} if self.trace is None else None)
+        holder["vtr"] = self.known.model_dump(exclude=None if traced else {"trace"})
         if usage := holder.get("usage"):
             name = self.endpoint.usage
             usage[name] = {**(usage.get(name) or {}), **usage_details(self.known)}
@@ -234,7 +242,7 @@ class _Tell:
         holder = self.endpoint.closes(body)
         if holder is None:
             return event
-        await self(holder)
+        await self(holder, early=event.startswith(self.endpoint.early))
         return f"{head}{mark}{json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 

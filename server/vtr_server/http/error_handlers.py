@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
-from vtr_server.http.errors import error_response, http_error_body
+from vtr_server.gate.scopes import route_path
+from vtr_server.http.errors import error_response, http_error_body, in_form_of
 from vtr_server.operations.metrics import observe_refusal
 from vtr_vllm.errors import RequestError, VTRError
 from vtr_vllm.schedules.strict_json import show
@@ -44,12 +45,14 @@ def install_error_handlers(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _refuse_http)  # type: ignore[arg-type]
 
 
-async def refuse(_: Request, err: VTRError) -> JSONResponse:
+async def refuse(request: Request, err: VTRError) -> JSONResponse:
     """An error of ours, under its own status."""
     observe_refusal(err)
-    return error_response(err)
+    return error_response(err, route_path(request.scope))
 
 
-async def _refuse_http(_: Request, err: HTTPException) -> JSONResponse:
+async def _refuse_http(request: Request, err: HTTPException) -> JSONResponse:
     """Starlette's own errors: a body nested too deep, no such route, another method."""
-    return JSONResponse(http_error_body(err.status_code, err.detail), err.status_code, err.headers)
+    body = http_error_body(err.status_code, err.detail)
+    body = in_form_of(route_path(request.scope), err.status_code, body)
+    return JSONResponse(body, err.status_code, err.headers)

@@ -33,8 +33,8 @@ description of all its routes, vLLM's included, at `/openapi.json`, and shows it
 _VTR = """\
 ## The `vtr` object of a request
 
-Of `POST /v1/chat/completions`, `/v1/completions` and `/v1/responses`: at most one of `budget`, `tier`,
-`schedule`, `max_flops_fraction`, and `keep` with `rules`.
+Of the [routes that take a budget](server.md#which-routes-take-a-budget): at most one of `budget`, `tier`, `schedule`,
+ `max_flops_fraction`, and `keep` with `rules`.
 """
 
 _FACTS = """\

@@ -1,30 +1,42 @@
 """The routes: vLLM's endpoints that generate, with a budget; health, models and schedules."""
 
-from collections.abc import Iterable, Mapping
+import json
 from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
+from pydantic import ValidationError
 
-from vtr_server.http.answer import Endpoint, GenerationService, answer
-from vtr_server.http.error_handlers import refuse
-from vtr_server.http.errors import engine_died, error_response, http_error_body
+from vtr_server.gate.scopes import route_path
+from vtr_server.http.answer import GenerationService, answer
+from vtr_server.http.endpoints import BATCH, CHAT, COMPLETION, MESSAGES, RESPONSE
+from vtr_server.http.error_handlers import CheckedRoute, refuse
+from vtr_server.http.errors import error_response, http_error_body, in_form_of
 from vtr_server.operations.metrics import observe_ready
+from vtr_server.policy.requested_budget import split_alias
 from vtr_server.vllm_api.engine import (
+    BatchRequest,
     ChatRequest,
     CompletionRequest,
-    Engine,
+    CountTokensRequest,
+    Failure,
+    MessagesRequest,
     ResponsesRequest,
+    Whole,
+    cause_of,
     load_aware_call,
     validate_json_request,
+    vllm_error_handler,
     with_cancellation,
 )
-from vtr_vllm.errors import EngineNotReady
+from vtr_vllm.errors import EngineNotReady, RequestError, UnknownModel, VTRError
+from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["refuse_dead", "router"]
+__all__ = ["invocations", "refuse_engine_error", "router"]
 
 router = APIRouter()
+_anthropics = APIRouter(route_class=CheckedRoute)
 
 _JSON_ONLY = [Depends(validate_json_request)]
 _RESPONSES: dict[int | str, dict[str, Any]] = {
@@ -42,7 +54,7 @@ def _service(request: Request) -> GenerationService:
 @load_aware_call
 async def create_chat_completion(request: ChatRequest, raw_request: Request) -> Response:
     """OpenAI's chat completion with a ``vtr`` field."""
-    return await answer(_service(raw_request), _CHAT, request, raw_request)
+    return await answer(_service(raw_request), CHAT, request, raw_request)
 
 
 @router.post("/v1/completions", dependencies=_JSON_ONLY, responses=_RESPONSES)
@@ -50,7 +62,7 @@ async def create_chat_completion(request: ChatRequest, raw_request: Request) -> 
 @load_aware_call
 async def create_completion(request: CompletionRequest, raw_request: Request) -> Response:
     """OpenAI's completion with a ``vtr`` field."""
-    return await answer(_service(raw_request), _COMPLETION, request, raw_request)
+    return await answer(_service(raw_request), COMPLETION, request, raw_request)
 
 
 @router.post("/v1/responses", dependencies=_JSON_ONLY, responses=_RESPONSES)
@@ -58,7 +70,78 @@ async def create_completion(request: CompletionRequest, raw_request: Request) ->
 @load_aware_call
 async def create_response(request: ResponsesRequest, raw_request: Request) -> Response:
     """OpenAI's Responses API with a ``vtr`` field."""
-    return await answer(_service(raw_request), _RESPONSE, request, raw_request)
+    return await answer(_service(raw_request), RESPONSE, request, raw_request)
+
+
+@router.post("/v1/chat/completions/batch", dependencies=_JSON_ONLY)
+@with_cancellation
+@load_aware_call
+async def create_batch(request: BatchRequest, raw_request: Request) -> Response:
+    """vLLM's chat completion of several conversations with a ``vtr`` field, which holds for each."""
+    if getattr(request, "stream", False):
+        raise RequestError("stream is true; a batch is answered in one piece: leave it out")
+    return await answer(_service(raw_request), BATCH, request, raw_request)
+
+
+@_anthropics.post("/v1/messages", dependencies=_JSON_ONLY, responses=_RESPONSES)
+@with_cancellation
+@load_aware_call
+async def create_message(request: MessagesRequest, raw_request: Request) -> Response:
+    """Anthropic's Messages API with a ``vtr`` field."""
+    return await answer(_service(raw_request), MESSAGES, request, raw_request)
+
+
+@_anthropics.post("/v1/messages/count_tokens", dependencies=_JSON_ONLY)
+@with_cancellation
+@load_aware_call
+async def count_tokens(request: CountTokensRequest, raw_request: Request) -> Response:
+    """The tokens of a message's prompt; no budget changes their number, in a model's name neither."""
+    engine = _service(raw_request).engine
+    request.model = split_alias(request.model, engine.served_models())[0] or request.model
+    found = await engine.count_tokens(request, raw_request)
+    if isinstance(found, Failure):
+        body = in_form_of(route_path(raw_request.scope), found.status, found.body)
+        return JSONResponse(body, found.status)
+    assert isinstance(found, Whole)
+    return JSONResponse(found.body)
+
+
+router.include_router(_anthropics)
+
+
+@router.post("/invocations")
+async def invocations(raw_request: Request) -> Response:
+    """SageMaker's route: the body of a chat or of a completion, as on its own route."""
+    await validate_json_request(raw_request)
+    try:
+        body = await raw_request.json()
+    except (json.JSONDecodeError, UnicodeDecodeError) as err:
+        raise RequestError(f"the body is no JSON: {err}") from err
+    kind = next((kind for name, kind in _INVOKED.items() if name in _keys(body)), None)
+    if kind is None:
+        raise RequestError(
+            f"the body has the keys {show(sorted(_keys(body))[:8])}; send messages, for a chat, or a prompt"
+        )
+    try:
+        request = kind.model_validate(body)
+    except ValidationError as err:
+        fault = err.errors()[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise RequestError(f"body.{place}: {fault['msg']}; got {show(fault['input'])}") from err
+    create = create_chat_completion if kind is ChatRequest else create_completion
+    response: Response = await create(request, raw_request=raw_request)
+    return response
+
+
+_INVOKED: dict[str, type[ChatRequest] | type[CompletionRequest]] = {
+    "messages": ChatRequest,
+    "prompt": CompletionRequest,
+    "prompt_embeds": CompletionRequest,
+}
+
+
+def _keys(body: object) -> list[str]:
+    return list(body) if isinstance(body, dict) else []
 
 
 @router.get("/v1/models")
@@ -66,6 +149,20 @@ async def list_models(raw_request: Request) -> JSONResponse:
     """vLLM's models, and each behind each alias that asks for a budget."""
     service = _service(raw_request)
     return JSONResponse(await service.engine.models(service.schedules.offer.aliases))
+
+
+@router.get("/v1/models/{model_id:path}")
+async def retrieve_model(model_id: str, raw_request: Request) -> JSONResponse:
+    """One of these models, by its name or by any alias that can be asked for, listed or not."""
+    service = _service(raw_request)
+    offer = service.schedules.offer
+    _, wish = split_alias(model_id, service.engine.served_models())
+    unlisted = [wish] if wish is not None and offer.has_alias(wish) else []
+    models = await service.engine.models([*offer.aliases, *unlisted])
+    for card in models["data"]:
+        if card["id"] == model_id:
+            return JSONResponse(card)
+    raise UnknownModel(f"the model {show(model_id)} does not exist; GET /v1/models lists what does")
 
 
 @router.get("/v1/schedules")
@@ -93,76 +190,10 @@ async def ready(raw_request: Request) -> Response:
     return error_response(EngineNotReady(reason))
 
 
-async def refuse_dead(request: Request, _: Exception) -> JSONResponse:
-    """A dead engine in the same form, on those routes too that stayed vLLM's."""
-    return await refuse(request, engine_died())
-
-
-_CHUNK_ENDS = ('"finish_reason":"', '"choices":[]')
-
-
-def _closing_chunk(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """A chunk that carries a finish reason, or usage and no choice."""
-    choices = chunk.get("choices", [])
-    ends = any(c.get("finish_reason") for c in choices) if choices else "usage" in chunk
-    return chunk if ends else None
-
-
-_EVENT_ENDS = (
-    "event: response.completed",
-    "event: response.incomplete",
-    "event: response.failed",
-)
-
-
-def _closing_event(event: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The response inside the event that ends a stream of the Responses API."""
-    response: Mapping[str, Any] | None = event.get("response")
+async def refuse_engine_error(request: Request, err: Exception) -> Response:
+    """What the engine raises, on those routes too that stayed vLLM's: it is dead, or we have refused."""
+    cause = cause_of(err)
+    if isinstance(cause, VTRError):
+        return await refuse(request, cause)
+    response: Response = await vllm_error_handler(request, err)
     return response
-
-
-def _parts(messages: Any) -> Iterable[Mapping[str, Any]]:
-    """The parts of all messages, of whatever type a message is."""
-    for message in messages if isinstance(messages, list) else ():
-        get = (
-            message.get
-            if isinstance(message, Mapping)
-            else lambda name, m=message: getattr(m, name, None)
-        )
-        content = get("content")
-        for part in content if isinstance(content, list) else ():
-            yield part if isinstance(part, Mapping) else vars(part)
-
-
-def _details(parts: Iterable[Mapping[str, Any]], place: str) -> list[str]:
-    """What the images say of their detail; ``place`` is where a part has it."""
-    found = []
-    for part in parts:
-        value = part.get(place)
-        value = value.get("detail") if isinstance(value, Mapping) else value
-        if isinstance(value, str):
-            found.append(value)
-    return found
-
-
-_CHAT = Endpoint(
-    serve=Engine.chat,
-    details=lambda request: _details(_parts(request.messages), "image_url"),
-    usage="prompt_tokens_details",
-    closes=_closing_chunk,
-    may_close=_CHUNK_ENDS,
-)
-_COMPLETION = Endpoint(
-    serve=Engine.complete,
-    details=lambda _: [],
-    usage="prompt_tokens_details",
-    closes=_closing_chunk,
-    may_close=_CHUNK_ENDS,
-)
-_RESPONSE = Endpoint(
-    serve=Engine.respond,
-    details=lambda request: _details(_parts(request.input), "detail"),
-    usage="input_tokens_details",
-    closes=_closing_event,
-    may_close=_EVENT_ENDS,
-)

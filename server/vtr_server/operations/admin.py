@@ -18,8 +18,8 @@ from fastapi.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from vtr_server.gate.context import RequestContext
-from vtr_server.gate.middleware import Gate, route_path
-from vtr_server.gate.scopes import is_for_admin_port
+from vtr_server.gate.middleware import Gate
+from vtr_server.gate.scopes import is_for_admin_port, route_path
 from vtr_server.http.errors import http_error_body
 from vtr_server.http.routes import ready
 from vtr_server.operations.background import Background

@@ -14,7 +14,7 @@ from vtr_server.policy.vtr_field import Ask, parse_field
 from vtr_vllm.errors import InvalidBudget, RequestError
 from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["HEADER", "Asked", "Bounds", "bounds", "find_ask", "split_alias"]
+__all__ = ["ALIAS", "HEADER", "Asked", "Bounds", "bounds", "find_ask", "short_form", "split_alias"]
 
 HEADER = "X-VTR-Budget"
 ALIAS = "@"
@@ -80,8 +80,8 @@ def find_ask(
     body, trace, floor = parse_field(field)
     found = [
         ("body", body),
-        ("header", _short(header, f"header {HEADER}") if header else None),
-        ("model", _short([alias], f"model alias {ALIAS}") if alias is not None else None),
+        ("header", short_form(header, f"header {HEADER}") if header else None),
+        ("model", short_form([alias], f"model alias {ALIAS}") if alias is not None else None),
     ]
     explicit = [(by, ask) for by, ask in found if ask is not None]
     if len({_meaning(settings, ask) for _, ask in explicit}) > 1:
@@ -124,7 +124,7 @@ def _detail(settings: ServerSettings, details: Sequence[str]) -> Ask | None:
     return Ask(budget=AUTO) if meaning == AUTO else Ask(tier=meaning)
 
 
-def _short(values: Sequence[str], place: str) -> Ask:
+def short_form(values: Sequence[str], place: str) -> Ask:
     """The short form of an ask: a number, ``auto``, or the name of a tier."""
     value = values[0] if len(values) == 1 else ""
     if value == AUTO:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vtr_server.operations.metrics import observe_reload, observe_schedules
+from vtr_server.policy.requested_budget import ALIAS, short_form
 from vtr_server.policy.schedule_choice import ScheduleChooser, describe
-from vtr_vllm.errors import ScheduleError
+from vtr_server.policy.settings import AUTO
+from vtr_vllm.errors import InvalidBudget, ScheduleError
 from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook
 
 __all__ = ["Offer", "ScheduleFolder"]
@@ -39,6 +41,16 @@ class Offer:
     def of(cls, chooser: ScheduleChooser) -> "Offer":
         _ = chooser.grid  # made here, beside the requests, not by the first one that needs it
         return cls(chooser, describe(chooser), chooser.aliases())
+
+    def has_alias(self, wish: str) -> bool:
+        """Whether ``MODEL@wish`` asks for something that there is, among the aliases or not."""
+        try:
+            ask = short_form([wish], f"model alias {ALIAS}")
+        except InvalidBudget:
+            return False
+        if ask.tier is not None:
+            return ask.tier in self.chooser.offered_tiers()
+        return ask.budget != AUTO or self.chooser.auto is not None
 
 
 class ScheduleFolder:

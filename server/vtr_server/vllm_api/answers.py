@@ -52,13 +52,20 @@ class Chunks:
 
 
 async def serve(
-    create: Callable[..., Awaitable[Any]], request: BaseModel, raw_request: Request
+    create: Callable[..., Awaitable[Any]],
+    request: BaseModel,
+    raw_request: Request,
+    *,
+    without_none: bool = False,
 ) -> Failure | Whole | Chunks:
-    """Call a handler of vLLM's; raises what we or vLLM refused, also for a stream's first chunk."""
+    """Call a handler of vLLM's; raises what we or vLLM refused, also for a stream's first chunk.
+
+    ``without_none``: a whole answer has no field that holds nothing.
+    """
     try:
         answer = await create(request, raw_request)
     except (EngineDeadError, EngineGenerateError) as err:
-        raise _cause(err) from err
+        raise cause_of(err) from err
     except _STUMBLES as err:
         if has_admitted():
             raise
@@ -71,7 +78,8 @@ async def serve(
         return Failure(answer.error.code, answer.model_dump())
     if isinstance(answer, BaseModel):
         wanted = raw_request.headers.get(_LOAD_METRICS_HEADER, "")
-        return Whole(answer.model_dump(mode="json", by_alias=True), metrics_header(wanted))
+        body = answer.model_dump(mode="json", by_alias=True, exclude_none=without_none)
+        return Whole(body, metrics_header(wanted))
     interval = float(getattr(raw_request.app.state.args, "sse_keep_alive_interval", 0))
     return Chunks(await _begun(with_sse_keep_alive(answer, interval)))
 
@@ -91,7 +99,27 @@ async def as_sse(events: AsyncIterator[Any]) -> AsyncIterator[str]:
         yield f"event: error\ndata: {json.dumps(error_body(engine_died())['error'] | place)}\n\n"
 
 
-def _cause(err: Exception) -> Exception:
+async def _raising(chunks: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """Chunks of a chat, of which one that is an error is raised."""
+    try:
+        async for chunk in chunks:
+            if chunk.startswith('data: {"error"'):
+                raise VTRError(json.loads(chunk.removeprefix("data: "))["error"]["message"])
+            yield chunk
+    finally:
+        await chunks.aclose()
+
+
+def tap_message_errors(handler: Any) -> None:
+    """Let a stream of Anthropic's API end with the error of the chat that it is made from.
+
+    vLLM's converter knows no chunk that is an error, and says only that it is none.
+    """
+    convert = handler.message_stream_converter
+    handler.message_stream_converter = lambda chunks: convert(_raising(chunks))
+
+
+def cause_of(err: Exception) -> Exception:
     """What a failure of vLLM's means: the engine is dead, or our refusal, raised at admission."""
     if isinstance(err, EngineDeadError):
         return engine_died()
@@ -114,7 +142,7 @@ async def _begun(events: Any) -> AsyncGenerator[str, None]:
             if failures or has_admitted() or event.startswith(":"):
                 break
     except (EngineDeadError, EngineGenerateError) as err:
-        raise _cause(err) from err
+        raise cause_of(err) from err
     finally:
         _head_failures.reset(token)
     if failures:
@@ -138,7 +166,7 @@ def tap_stream_errors(handler: Any) -> None:
     original = handler.create_streaming_error_response
 
     def create_streaming_error_response(message: str | Exception, *args: Any, **kw: Any) -> str:
-        failure = _cause(message) if isinstance(message, Exception) else message
+        failure = cause_of(message) if isinstance(message, Exception) else message
         if isinstance(failure, Exception) and (failures := _head_failures.get()) is not None:
             failures.append(failure)
         if isinstance(failure, VTRError):

@@ -7,44 +7,79 @@ from typing import Any
 
 from fastapi import Request
 from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelPermission
+from vllm.entrypoints.serve.exception_handling.handlers.vllm_error import vllm_error_handler
 from vllm.entrypoints.serve.utils.api_utils import (
     load_aware_call,
     validate_json_request,
     with_cancellation,
 )
-from vllm.v1.engine.exceptions import EngineDeadError
+from vllm.exceptions import VLLMClientError
+from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-from vtr_server.vllm_api.answers import Chunks, Failure, Whole, as_sse, serve, tap_stream_errors
-from vtr_server.vllm_api.bodies import ChatRequest, CompletionRequest, ResponsesRequest
+from vtr_server.vllm_api.answers import (
+    Chunks,
+    Failure,
+    Whole,
+    as_sse,
+    cause_of,
+    serve,
+    tap_message_errors,
+    tap_stream_errors,
+)
+from vtr_server.vllm_api.bodies import (
+    BatchRequest,
+    ChatRequest,
+    CompletionRequest,
+    CountTokensRequest,
+    MessagesRequest,
+    ResponsesRequest,
+)
 from vtr_server.vllm_api.first_token import first_token, tap_first_tokens
 from vtr_vllm.engine.common.config import EngineSettings, band_starts, model_geometry
 from vtr_vllm.engine.common.kv_report import KVReport
-from vtr_vllm.engine.frontend.admission import Admitted, collect
+from vtr_vllm.engine.frontend.admission import Admitted, collect, decisions_only
 from vtr_vllm.engine.frontend.engine_queries import counters, kv_report, take_trace
 from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
 from vtr_vllm.engine.frontend.load_logger import LOAD
+from vtr_vllm.errors import RequestError, VTRError
 from vtr_vllm.schedules import ModelGeometry
 
 __all__ = [
     "LOAD",
     "Admitted",
+    "BatchRequest",
     "ChatRequest",
     "Chunks",
     "CompletionRequest",
+    "CountTokensRequest",
     "Engine",
     "EngineDeadError",
+    "EngineGenerateError",
     "Failure",
+    "MessagesRequest",
     "ResponsesRequest",
     "Whole",
+    "cause_of",
     "collect",
     "collect_first_tokens",
     "first_token",
     "load_aware_call",
     "validate_json_request",
+    "vllm_error_handler",
     "with_cancellation",
 ]
 
 logger = logging.getLogger("vllm.vtr")
+
+
+_STREAMING = (
+    "openai_serving_chat",
+    "openai_serving_completion",
+    "anthropic_serving_messages",
+    "cohere_serving_chat_v2",
+    "serving_tokens",
+)
+"""Handlers of vLLM's, on the application's state, that turn an error into the last event of a stream."""
 
 
 class Engine:
@@ -60,10 +95,13 @@ class Engine:
         self.band_starts = band_starts(
             self.geometry.layers, EngineSettings.of(client.vllm_config).bands
         )
+        decisions_only(client.input_processor)
         tap_first_tokens(client)
-        for handler in (state.openai_serving_chat, state.openai_serving_completion):
-            if handler is not None:
+        for name in _STREAMING:
+            if (handler := getattr(state, name, None)) is not None:
                 tap_stream_errors(handler)
+        if (messages := getattr(state, "anthropic_serving_messages", None)) is not None:
+            tap_message_errors(messages)
 
     @property
     def process_rank(self) -> int:
@@ -161,6 +199,44 @@ class Engine:
             return as_sse(answer) if isinstance(answer, AsyncIterator) else answer
 
         return await serve(create, request, raw_request)
+
+    async def chat_batch(
+        self, request: BatchRequest, raw_request: Request
+    ) -> Failure | Whole | Chunks:
+        """vLLM's own chat completion of several conversations."""
+        handler = self._state.openai_serving_chat_batch
+        if handler is None:
+            raise NotImplementedError("The model does not support Chat Completions API")
+        return await serve(handler.create_batch_chat_completion, request, raw_request)
+
+    async def messages(
+        self, request: MessagesRequest, raw_request: Request
+    ) -> Failure | Whole | Chunks:
+        """vLLM's own Messages API."""
+        handler = self._messages()
+
+        async def create(request: Any, raw_request: Any) -> Any:
+            try:
+                return await handler.create_messages(request, raw_request)
+            except (ValueError, VLLMClientError) as err:  # no chat can be made of these messages
+                if isinstance(err, VTRError):
+                    raise
+                raise RequestError(f"no chat can be made of these messages: {err}") from err
+
+        return await serve(create, request, raw_request, without_none=True)
+
+    async def count_tokens(
+        self, request: CountTokensRequest, raw_request: Request
+    ) -> Failure | Whole | Chunks:
+        """vLLM's own count of the tokens of messages."""
+        handler = self._messages()
+        return await serve(handler.count_tokens, request, raw_request, without_none=True)
+
+    def _messages(self) -> Any:
+        handler = self._state.anthropic_serving_messages
+        if handler is None:
+            raise NotImplementedError("The model does not support Messages API")
+        return handler
 
     async def report(self) -> tuple[KVReport, dict[str, float]]:
         """KV blocks, and the workers' counters; raises EngineNotReady."""

@@ -2,11 +2,87 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vtr_server.gate.scopes import OPEN, is_for_admin_port, needed_scope
+from vtr_server.gate.scopes import (
+    BUDGETED,
+    OPEN,
+    OPERATOR,
+    READING,
+    TEXT_ONLY,
+    is_for_admin_port,
+    needed_scope,
+)
+
+KINDS = (BUDGETED, TEXT_ONLY, READING, OPERATOR, OPEN)
+
+WALK = """
+import sys
+from vllm.entrypoints.launchers.app import build_app
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", "m", *sys.argv[1:]])
+tasks = ("generate", "transcription", "realtime", "embed", "classify", "score", "token_embed",
+         "token_classify", "plugin", "render")
+for route in build_app(args, tasks).routes:
+    endpoint = getattr(route, "endpoint", None)
+    inner = getattr(endpoint, "__wrapped__", endpoint)
+    print("ROUTE", route.path, getattr(inner, "__module__", "-"))
+"""
+"""vLLM's own application with our plugin, and everything turned on that adds a route; no engine."""
+
+
+@pytest.fixture(scope="module")
+def running() -> dict[str, str]:
+    """Path of each route of the running application -> the module that answers there."""
+    flags = ["--enable-scale-out", "--enable-lora", "--enable-fault-tolerance", "--tokens-only"]
+    flags += ["--enable-tokenizer-info-endpoint", "--enable-offline-docs"]
+    environment = os.environ | {
+        "VLLM_PLUGINS": "vtr",
+        "VLLM_SERVER_DEV_MODE": "1",
+        "VLLM_ENABLE_COHERE_API": "1",
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", WALK, *flags],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=True,
+    )
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("ROUTE ")]
+    return {path: module for _, path, module in lines}
+
+
+def test_no_route_of_the_running_application_is_unknown(running: dict[str, str]) -> None:
+    """Whoever adds one must say whether it generates, and how the policy holds there."""
+    assert len(running) > 60
+    known = frozenset().union(*KINDS)
+    open_folders = ("/page/", "/static", "/metrics")
+    unknown = {p for p in running if p not in known and not p.startswith(open_folders)}
+    assert unknown == set(), "name each in vtr_server.gate.scopes, by what it does"
+
+
+def test_every_route_that_takes_a_budget_is_ours(running: dict[str, str]) -> None:
+    for path in BUDGETED - {"/invocations"}:
+        assert running[path] == "vtr_server.http.routes", path
+    # behind transformations of headers that belong to that route
+    assert (
+        running["/invocations"]
+        == "model_hosting_container_standards.common.transforms.base_factory"
+    )
+
+
+def test_each_path_is_of_one_kind() -> None:
+    assert sum(map(len, KINDS)) == len(frozenset().union(*KINDS))
 
 
 @pytest.mark.parametrize(

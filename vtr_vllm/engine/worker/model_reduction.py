@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.config import VllmConfig
+from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vtr_vllm.engine.common.band_spec import put_into_band
@@ -14,6 +15,7 @@ from vtr_vllm.engine.worker.attention import Step, band_groups, check_backends
 from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.decode_graphs import limit_graphs
 from vtr_vllm.engine.worker.decoder import ReducibleDecoder
+from vtr_vllm.engine.worker.scoring import chosen_by_first_rank
 from vtr_vllm.errors import ConfigurationError
 
 logger = logging.getLogger("vllm.vtr")
@@ -29,6 +31,8 @@ class Reduction:
         backends = {layer.attn_backend.get_name() for layer in self.decoder.attentions}
         check_backends(backends)
         limit_graphs(vllm_config, backends)
+        # Once here, where vLLM still measures memory: a group's first broadcast takes some for good.
+        chosen_by_first_rank(torch.zeros(1, dtype=torch.int64, device=current_platform.device_type))
         self.ready = False
         self.cls_rows: torch.Tensor | None = None
         """[rows of the step] attention of the vision tower's CLS token at vision rows."""
