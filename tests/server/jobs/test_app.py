@@ -50,9 +50,9 @@ def test_the_search_gets_what_was_asked(client: TestClient, place: Place) -> Non
     job_id = finish(client, place, **asked, heldout="items.jsonl")
     out, data = place.jobs / job_id / "out", str(place.folder / "data" / "items.jsonl")
     assert json.loads((out / "arguments.txt").read_text()) == [
-        *("all", "--model", "demo", "--data", data, "--seed", "7", "--budgets", "0.5,0.25"),
-        *("--tolerance", "0.01", "--objective", "label-free"),
-        *("--servers", "http://one:8000,http://two:8000", "--items", "3", "--heldout", data),
+        *("all", "--servers=http://one:8000,http://two:8000", "--model=demo", f"--data={data}"),
+        *(f"--heldout={data}", "--budgets=0.5,0.25", "--objective=label-free"),
+        *("--tolerance=0.01", "--items=3", "--seed=7"),
         *("--out", str(out), "--events", str(place.jobs / job_id / "events.jsonl")),
     ]
 
