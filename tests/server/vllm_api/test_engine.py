@@ -42,6 +42,7 @@ class Client:
 
     def __init__(self, *answers: Any) -> None:
         text_config = SimpleNamespace(to_dict=lambda: TEXT_CONFIG)
+        self.input_processor = SimpleNamespace()
         self.vllm_config = SimpleNamespace(
             model_config=SimpleNamespace(hf_text_config=text_config), additional_config={}
         )
