@@ -136,7 +136,9 @@ def test_what_a_state_does_not_allow(client: TestClient, place: Place) -> None:
 def test_events_are_replayed_and_taken_up_anywhere(client: TestClient, place: Place) -> None:
     job_id = finish(client, place)
     told = events(client, job_id)
-    assert [event for _, event, _ in told] == ["progress", *["step"] * 3, "done", "state"]
+    step = ["step", "progress"]
+    kinds = ["progress", *step, "found", *step, *step, "done", "state"]
+    assert [event for _, event, _ in told] == kinds
     assert [data["evaluations"] for _, event, data in told if event == "step"] == [1, 2, 3]
     assert told[-1][0] is None
     assert told[-1][2] == client.get(f"/v1/jobs/{job_id}").json()
