@@ -1,4 +1,4 @@
-"""The ``vtr`` command. Loads neither torch nor vllm: help answers at once."""
+"""The ``vtr`` command. Loads neither torch nor vllm: help, and why a start is refused, come at once."""
 
 import argparse
 import importlib.metadata
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from vtr_vllm import __version__
+from vtr_vllm import __version__, preflight
+from vtr_vllm.command_line import LAUNCH_VARIABLE, Parser, refuse, value_of
+from vtr_vllm.errors import ConfigurationError, VTRError
 
 __all__ = ["Launch", "main", "plan_batch", "plan_serve"]
 
@@ -46,20 +48,20 @@ One JSON object a line, in the form of OpenAI's batch files. MODEL and its place
 
 @dataclass(frozen=True)
 class Launch:
-    """A process to become: arguments of ``python -m vtr_server`` and what the environment gains."""
+    """A process to become: arguments of ``python -P -m vtr_server`` and what the environment gains."""
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
 
     def __str__(self) -> str:
         given = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*given, "python -m vtr_server", shlex.join(self.arguments)])
+        return " ".join([*given, "python -P -m vtr_server", shlex.join(self.arguments)])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The console script; returns only when a command fails or has nothing to become."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vtr", description="Layer-wise vision-token reduction, served inside vLLM."
     )
     parser.add_argument("--version", action="version", version=f"vtr {__version__}")
@@ -68,33 +70,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_batch(commands)
     commands.add_parser("search", help="find schedules for a model", add_help=False)
     commands.add_parser("keys", help="make API keys for --settings", add_help=False)
+    commands.add_parser("settings", help="check a file for --settings", add_help=False)
     if arguments[:1] == ["search"]:
         return _search(arguments[1:])
     if arguments[:1] == ["keys"]:
         from vtr_server.gate.cli import main as keys
 
         return keys(arguments[1:])
+    if arguments[:1] == ["settings"]:
+        from vtr_server.policy.settings_cli import main as settings
+
+        return settings(arguments[1:])
     if arguments[:1] == ["serve"] and any(part.startswith("--help=") for part in arguments):
         _become(Launch(tuple(arguments), {}))  # vLLM's help by section
     # MODEL is taken out by hand: what else stands alone may be the value of a flag of vLLM's
     first = arguments[1:2] if not "".join(arguments[1:2]).startswith("-") else []
     options, rest = parser.parse_known_args([*arguments[:1], *arguments[1 + len(first) :]])
-    options.config = _read_config(options)
-    options.model = _model([*first, *_listed(options.model), *_listed(options.config.get("model"))])
-    plan = plan_serve if options.command == "serve" else plan_batch
-    return _become(plan(options, rest, os.environ))
+    try:
+        options.config = _read_config(options)
+        named = [*first, *_listed(options.model), *_listed(options.config.get("model"))]
+        options.model = _model(named)
+        plan = plan_serve if options.command == "serve" else plan_batch
+        launch = plan(options, rest, os.environ)
+        _check(options, launch)
+    except VTRError as err:
+        refuse(f"vtr {options.command}", err)
+    _become(launch)
+    return 2
 
 
 def _model(given: Sequence[str]) -> str:
     """The one model that was named, in whichever places."""
     named = sorted(set(given))
     if not named:
-        _fail(
+        raise ConfigurationError(
             "name the model: vtr serve MODEL --port 8080; or --model MODEL, or model in the file of"
             " --config"
         )
     if len(named) > 1:
-        _fail(f"models {' and '.join(named)} are named; give one")
+        raise ConfigurationError(f"models {' and '.join(named)} are named; give one")
     return named[0]
 
 
@@ -112,19 +126,53 @@ def _read_config(options: argparse.Namespace) -> dict[str, Any]:
     try:
         found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as err:
-        _fail(f"--config {path} cannot be read as YAML ({err}); name a file of vLLM's flags")
+        raise ConfigurationError(
+            f"--config {path} cannot be read as YAML ({err}); name a file of vLLM's flags"
+        ) from err
     if not isinstance(found, dict):
-        _fail(f"--config {path} must hold one mapping of flags to values")
+        raise ConfigurationError(f"--config {path} must hold one mapping of flags to values")
     config = {str(key).replace("_", "-"): value for key, value in found.items()}
     if ours := sorted(config.keys() & {"schedules", "settings", "config"}):
-        _fail(f"--config {path} holds {', '.join(ours)}; give that on the command line")
+        raise ConfigurationError(
+            f"--config {path} holds {', '.join(ours)}; give that on the command line"
+        )
     if options.additional_config is not None and "additional-config" in config:
-        _fail(f"--additional-config is given, and stands in --config {path} too; keep one of them")
+        raise ConfigurationError(
+            f"--additional-config is given, and stands in --config {path} too; keep one of them"
+        )
     return config
+
+
+def _check(options: argparse.Namespace, launch: Launch) -> None:
+    """Refuse what cannot succeed, before anything is loaded; raises VTRError."""
+    from vtr_server.policy.exposure import check_exposure
+    from vtr_server.policy.settings import ServerSettings, settings_path
+
+    flags = [*(f"--{name}={value}" for name, value in options.config.items()), *launch.arguments]
+    environ = os.environ | dict(launch.environment)
+    model = str(CHECKPOINT) if options.model == "demo" else options.model
+    config = json.loads(value_of("--additional-config", launch.arguments) or "{}")
+    file, folder = settings_path(config), config.get("vtr", {}).get("schedules")
+    settings = ServerSettings() if file is None else ServerSettings.load(file)
+    if options.command == "batch":
+        preflight.check_batch_files(options.input_file, options.output_file)
+    preflight.check_front_end(flags, environ)
+    preflight.check_model(model, flags, environ)
+    preflight.check_schedules(
+        Path(folder) if isinstance(folder, str) else None,
+        preflight.known_geometry(model, flags),
+        may_be_empty=settings.jobs is not None,
+    )
+    if options.command == "serve" and "--headless" not in flags:
+        local = value_of("--uds", flags) is not None
+        check_exposure(settings, "localhost" if local else value_of("--host", flags))
+        admin = settings.admin
+        preflight.check_address(flags, (admin.host, admin.port) if admin else None)
 
 
 def _search(arguments: Sequence[str]) -> int:
     """The search's own command line, or its service; neither is loaded for other commands."""
+    os.environ["PYTHONSAFEPATH"] = "1"  # for the engines that it starts: see _become
     if arguments[:1] == ["serve"]:
         from vtr_server.jobs.cli import main as serve_jobs
 
@@ -185,7 +233,7 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
 def plan_serve(
     options: argparse.Namespace, rest: Sequence[str], environ: Mapping[str, str]
 ) -> Launch:
-    """What ``vtr serve`` runs; pure but for looking whether folders exist."""
+    """What ``vtr serve`` runs; pure, but for looking whether the demo's files exist."""
     return _plan(("serve",), options, rest, environ)
 
 
@@ -229,7 +277,9 @@ def _plan(
 
 def _demo_flags() -> dict[str, str]:
     if not CHECKPOINT.is_dir():
-        _fail(f"demo: there is no checkpoint at {CHECKPOINT}; run `make demo-model`")
+        raise ConfigurationError(
+            f"demo: there is no checkpoint at {CHECKPOINT}; run `make demo-model`"
+        )
     flags = {"--served-model-name": "demo", "--host": "127.0.0.1", "--enforce-eager": ""}
     if _on_cpu():
         # Not every CPU computes in bf16; float32 is as fast for so small a model, and alike on all.
@@ -268,13 +318,11 @@ def _additional_config(
     try:
         config = json.loads(given) if isinstance(given, str) else given or {}
     except ValueError as err:
-        _fail(f"--additional-config is no JSON ({err}); give one JSON object")
+        raise ConfigurationError(
+            f"--additional-config is no JSON ({err}); give one JSON object"
+        ) from err
     if not isinstance(config, dict) or not isinstance(config.get("vtr", {}), dict):
-        _fail("--additional-config and its vtr must be JSON objects")
-    if schedules is not None and not schedules.is_dir():
-        _fail(f"--schedules {schedules} is no folder; create it or name another")
-    if settings is not None and not settings.is_file():
-        _fail(f"--settings {settings} is no file; create it or name another")
+        raise ConfigurationError("--additional-config and its vtr must be JSON objects")
     paths = {"schedules": schedules, "settings": settings}
     ours = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
     return config | {"vtr": config.get("vtr", {}) | ours} if ours else config
@@ -287,15 +335,14 @@ def _given(flag: str, rest: Sequence[str]) -> bool:
 
 
 def _become(launch: Launch) -> NoReturn:
-    """Replace this process, so that signals and exit codes are vLLM's own."""
-    print(f"vtr: {launch}", file=sys.stderr, flush=True)
-    command = [sys.executable, "-m", "vtr_server", *launch.arguments]
-    os.execve(sys.executable, command, dict(os.environ) | dict(launch.environment))
+    """Replace this process, so that signals and exit codes are vLLM's own.
 
-
-def _fail(message: str) -> NoReturn:
-    print(f"vtr: {message}", file=sys.stderr)
-    raise SystemExit(2)
+    -P, and for processes that it starts the variable: a ``json.py`` or ``vllm.py`` where the user
+    stands is not what is meant.
+    """
+    command = [sys.executable, "-P", "-m", "vtr_server", *launch.arguments]
+    ours = {**launch.environment, "PYTHONSAFEPATH": "1", LAUNCH_VARIABLE: str(launch)}
+    os.execve(sys.executable, command, dict(os.environ) | ours)
 
 
 if __name__ == "__main__":

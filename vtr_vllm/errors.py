@@ -23,6 +23,7 @@
     ├── EvaluationFailed         502  evaluation_failed     an engine did not answer the search
     ├── TimeLimitReached         504  time_limit_reached    a search may not run any longer
     ├── EngineNotReady           503  engine_not_ready      up, but without reduction in place
+    │   └── EngineDead           503  engine_dead           its process has ended
     ├── RequestTimeout           504  request_timeout       took longer than a request may
     ├── RetryLater               503  retry_later           goes with Retry-After
     │   ├── RateLimited          429  rate_limited          a key's allowance is used up
@@ -45,6 +46,7 @@ __all__ = [
     "CalibrationError",
     "ConfigurationError",
     "Draining",
+    "EngineDead",
     "EngineNotReady",
     "EvaluationFailed",
     "Forbidden",
@@ -226,6 +228,12 @@ class EngineNotReady(VTRError):
 
     http_status = 503
     code = "engine_not_ready"
+
+
+class EngineDead(EngineNotReady):
+    """The engine's process has ended, and with it soon the server: a supervisor starts it again."""
+
+    code = "engine_dead"
 
 
 class RequestTimeout(VTRError):

@@ -20,4 +20,4 @@ if __name__ == "__main__":  # child processes import this module too, and need n
         raise SystemExit(main(sys.argv[2:]))
     from vtr_server.vllm_api.launch import run_vllm_serve
 
-    run_vllm_serve()
+    run_vllm_serve(sys.argv[1:])

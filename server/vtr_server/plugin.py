@@ -1,9 +1,9 @@
 """vLLM's way in: the entry point ``vtr`` of the group ``vllm.endpoint_plugins``."""
 
+import asyncio
 import logging
 import os
 from argparse import Namespace
-from pathlib import Path
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
@@ -29,9 +29,11 @@ from vtr_server.operations.metrics import observe_elastic, observe_elastic_step,
 from vtr_server.page.routes import page_data
 from vtr_server.page.routes import router as page_router
 from vtr_server.policy.elastic import Elastic
+from vtr_server.policy.exposure import check_exposure
 from vtr_server.policy.schedule_choice import ScheduleChooser
 from vtr_server.policy.schedule_folder import ScheduleFolder
-from vtr_server.policy.settings import JobsSettings, ServerSettings
+from vtr_server.policy.settings import JobsSettings, ServerSettings, settings_path
+from vtr_server.policy.settings_file import SettingsFile
 from vtr_server.vllm_api.engine import LOAD, Engine, EngineDeadError, EngineGenerateError
 from vtr_server.vllm_api.sagemaker import own_invocations
 from vtr_vllm.errors import ConfigurationError
@@ -57,6 +59,9 @@ class VTREndpoints:
         """Phase A: routes, the gate before them, and the handlers of errors."""
         self._settings = settings = _settings(app.state.args)
         refuse_shared_names(os.environ, has_keys=bool(settings.keys))
+        args = app.state.args
+        local = getattr(args, "uds", None) is not None
+        check_exposure(settings, "localhost" if local else getattr(args, "host", None))
         install_media_connector(settings.media, settings.limits)
         app.include_router(router)
         install_error_handlers(app)
@@ -87,12 +92,22 @@ class VTREndpoints:
         schedules = ScheduleFolder(
             engine.geometry, engine.schedules, _chooser(engine, elastic, settings)
         )
-        state.vtr = GenerationService(engine, settings, schedules, elastic, gate)
-        state.page = page_data(args.model, engine.image_processor, settings)
+
+        async def adopt(settings: ServerSettings) -> None:
+            if schedules.offer.chooser.tiers != settings.tiers:
+                await asyncio.to_thread(schedules.adopt, settings.tiers)
+            gate.adopt(settings)
+            state.vtr = GenerationService(engine, settings, schedules, elastic, gate)
+            state.page = page_data(args.model, engine.image_processor, settings)
+
+        await adopt(settings)
+        path = settings_path(getattr(args, "additional_config", None))
+        settings_file = state.vtr_settings = SettingsFile(path, settings, adopt)
         if settings.jobs is not None:
             state.jobs = _jobs(engine, settings.jobs)
         background = state.vtr_background = Background()
         background.start("schedules", schedules.watch)
+        background.start("settings", settings_file.watch)
         if elastic is not None:
             background.start("elastic", elastic.run)
         if engine.process_rank == 0:
@@ -100,6 +115,8 @@ class VTREndpoints:
         if self._app is not None:
             await start_admin(self._app, settings, engine.process_rank)
         observe_info(vtr_vllm.__version__, engine.served_models()[0], engine.geometry.fingerprint)
+        if path is not None:
+            await engine.greet()
         reason = await engine.why_not_in_place()
         logger.info(
             "VTR serves %s; reduction %s",
@@ -109,14 +126,8 @@ class VTREndpoints:
 
 
 def _settings(args: Namespace) -> ServerSettings:
-    """The settings of the file that ``vtr serve --settings`` put into vLLM's configuration."""
-    config = getattr(args, "additional_config", None) or {}
-    path = config.get("vtr", {}).get("settings") if isinstance(config, dict) else None
-    if path is None:
-        return ServerSettings()
-    if not isinstance(path, str):
-        raise ConfigurationError(f"additional-config vtr settings is {path!r}; it must be a path")
-    return ServerSettings.load(Path(path))
+    path = settings_path(getattr(args, "additional_config", None))
+    return ServerSettings() if path is None else ServerSettings.load(path)
 
 
 def _chooser(engine: Engine, elastic: Elastic | None, settings: ServerSettings) -> ScheduleChooser:

@@ -17,7 +17,9 @@ import vllm.envs as envs
 from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
 from vllm.config import SchedulerConfig, VllmConfig
 from vllm.distributed.parallel_state import GroupCoordinator
+from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
+from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 from vllm.forward_context import ForwardContext
 from vllm.model_executor.layers.attention import Attention
@@ -41,6 +43,7 @@ from vllm.model_executor.models.interfaces import SupportsMultiModal, supports_m
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.multimodal.registry import MultiModalRegistry
+from vllm.plugins.endpoint_plugins import interface as endpoint_plugins
 from vllm.renderers import embed_utils
 from vllm.renderers.base import BaseRenderer
 from vllm.renderers.hf import HfRenderer
@@ -87,6 +90,7 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from vllm.v1.worker.utils import AttentionGroup
 
 from vtr_vllm.engine.common.band_spec import BandSpec
+from vtr_vllm.engine.common.front_end import GREET
 from vtr_vllm.engine.common.kv_report import UTILITY
 from vtr_vllm.engine.common.supported_models import SUPPORTED_ARCHITECTURES, SUPPORTED_DECODERS
 from vtr_vllm.engine.frontend.load_logger import LoadLogger
@@ -103,7 +107,11 @@ WORKER_METHODS = {"vtr_status", "vtr_counters", "vtr_take_trace", "_vtr_reductio
 
 # Our class, vLLM's class, and the methods of ours that vLLM does not know.
 OVERRIDES = [
-    (Scheduler, AsyncScheduler, {"_end_block_hashes", "_unpin", "_admit_nobody_before"}),
+    (
+        Scheduler,
+        AsyncScheduler,
+        {"_end_block_hashes", "_unpin", "_admit_nobody_before", "greet"},
+    ),
     (BandManager, FullAttentionManager, {"bind", "stored_tokens"}),
     (BandSpec, FullAttentionSpec, set()),
     (
@@ -405,7 +413,17 @@ def test_vllm_still_turns_breakable_graphs_on_by_the_name_that_we_read() -> None
 
 def test_an_engine_core_is_asked_by_name() -> None:
     assert "getattr(self, method_name)" in inspect.getsource(EngineCoreProc._handle_client_request)
-    assert UTILITY not in inspect.getsource(EngineCore), "ours stands in for vLLM's own"
+    for name in (UTILITY, GREET):
+        assert name not in inspect.getsource(EngineCore), "ours stands in for vLLM's own"
+
+
+def test_endpoint_plugins_are_loaded_by_a_name_looked_up_late() -> None:
+    """Ours wraps ``vllm.plugins.load_endpoint_plugins`` after others may have imported it."""
+    source = inspect.getsource(endpoint_plugins.attach_endpoint_plugins)
+    assert "from vllm.plugins import load_endpoint_plugins" in source
+    assert "plugin.attach_router(app)" in source
+    assert "app.state.args = args" in inspect.getsource(build_app)
+    assert "load_general_plugins()" in inspect.getsource(EngineArgs.__post_init__), "before the app"
 
 
 @pytest.mark.parametrize("architecture", SUPPORTED_ARCHITECTURES)

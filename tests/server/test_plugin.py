@@ -20,9 +20,9 @@ from vtr_vllm.errors import ConfigurationError
 OURS = ["/health", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/schedules"]
 
 
-def app_with(additional_config: Any) -> FastAPI:
+def app_with(additional_config: Any, host: str | None = "127.0.0.1") -> FastAPI:
     app = FastAPI()
-    app.state.args = Namespace(additional_config=additional_config)
+    app.state.args = Namespace(additional_config=additional_config, host=host)
     VTREndpoints().attach_router(app)
     return app
 
@@ -67,6 +67,14 @@ def test_a_wrong_file_stops_the_start(tmp_path: Path) -> None:
         app_with({"vtr": {"settings": str(tmp_path / "none.toml")}})
     with pytest.raises(ConfigurationError, match="settings is 5; it must be a path"):
         app_with({"vtr": {"settings": 5}})
+
+
+@pytest.mark.parametrize("host", [None, "0.0.0.0"])
+def test_jobs_for_everybody_stop_the_start(tmp_path: Path, host: str | None) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("[jobs]\n")
+    with pytest.raises(ConfigurationError, match="lets everybody"):
+        app_with({"vtr": {"settings": str(file)}}, host)
 
 
 def test_errors_have_openai_form_and_the_gate_stands_before_the_routes(tmp_path: Path) -> None:

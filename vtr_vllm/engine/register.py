@@ -9,8 +9,9 @@ def register() -> None:
 
     from vllm import ModelRegistry
 
+    from vtr_vllm.engine.common import front_end
     from vtr_vllm.engine.common.supported_models import SUPPORTED_ARCHITECTURES
-    from vtr_vllm.engine.frontend import admission, first_tokens, sender_cache
+    from vtr_vllm.engine.frontend import admission, endpoint_guard, first_tokens, sender_cache
     from vtr_vllm.engine.scheduler.kv_bands import register_band_spec
 
     for architecture in SUPPORTED_ARCHITECTURES:
@@ -22,3 +23,5 @@ def register() -> None:
     admission.install()
     first_tokens.install()
     sender_cache.install()
+    endpoint_guard.install()
+    front_end.note_plugin()

@@ -1,6 +1,7 @@
 """The command line of the search: ``vtr search ...``."""
 
 import argparse
+import os
 import shlex
 import signal
 import sys
@@ -8,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from vtr_vllm.command_line import Parser, refuse
 from vtr_vllm.errors import VTRError
+from vtr_vllm.preflight import check_model
 from vtr_vllm.search import commands
 from vtr_vllm.search.answer_metrics import METRICS
 from vtr_vllm.search_options import KINDS, BackendOptions, SearchOptions, add_flags, read_flags
@@ -17,9 +20,13 @@ _STOPPED = 128  # exit codes of a stopped process: this and the signal's number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns its exit code: 0, or 1 with the reason on stderr's last line."""
+    """Run one command; returns its exit code: 0, or 1 with the reason on stderr's last line.
+
+    What cannot begin, for its flags or its model, is status 2 and one line.
+    """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     options = parse(arguments)
+    _check(options)
     signal.signal(signal.SIGTERM, _stop)
     try:
         options.run(options)
@@ -45,6 +52,17 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
+def _check(options: argparse.Namespace) -> None:
+    """Refuse engines of our own for a model that is not there, before one of them is started."""
+    asked = options.asked if options.model_of is SearchOptions else None
+    if asked is None or asked.model == "demo" or asked.servers:
+        return
+    try:
+        check_model(asked.model, (), os.environ)
+    except VTRError as err:
+        refuse("vtr search", err)
+
+
 def _stop(number: int, _: object) -> NoReturn:
     """Leave through every ``finally``, so that the engines end before we do."""
     print("vtr search: stopped; the same command goes on from here", file=sys.stderr)
@@ -52,7 +70,7 @@ def _stop(number: int, _: object) -> NoReturn:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="vtr search",
         description="Find schedules for a model, offline. `vtr search serve` runs it as a service.",
     )

@@ -1,6 +1,5 @@
 """``vtr keys``: make an API key and what the settings file holds of it."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 
@@ -8,6 +7,7 @@ from pydantic import ValidationError
 
 from vtr_server.gate.keys import hash_key, new_key
 from vtr_server.policy.settings import KeySettings, Scope
+from vtr_vllm.command_line import Parser
 
 __all__ = ["main"]
 
@@ -16,7 +16,7 @@ _SCOPES: tuple[Scope, ...] = ("generate", "metrics", "admin", "jobs")
 
 def main(arguments: Sequence[str]) -> int:
     """Run ``vtr keys ARGUMENTS``; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="vtr keys", description="API keys of a server.")
+    parser = Parser(prog="vtr keys", description="API keys of a server.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     new = commands.add_parser("new", help="print a fresh key, and the table for the settings file")
     new.add_argument("name", metavar="NAME", help="whose it is: a-z, 0-9 and -; a label of metrics")

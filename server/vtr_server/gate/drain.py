@@ -15,7 +15,7 @@ from typing import Any
 
 from vtr_server.gate.exchange import GRACE_SECONDS
 from vtr_server.gate.middleware import Gate
-from vtr_vllm.errors import EngineNotReady
+from vtr_vllm.errors import EngineDead
 
 __all__ = ["drain_first"]
 
@@ -25,7 +25,7 @@ def drain_first(engine_client: Any, gate: Gate) -> None:
 
     Must be called in the event loop that serves. ``timeout`` is vLLM's ``--shutdown-timeout``:
     0, its default, aborts what is in flight. Where the engine has died before it was stopped, the
-    call on the server's way out raises EngineNotReady, and so the process ends with status 1.
+    call on the server's way out raises EngineDead, and so the process ends with status 1.
     """
     loop = asyncio.get_running_loop()
     stop = engine_client.shutdown
@@ -44,7 +44,7 @@ def drain_first(engine_client: Any, gate: Gate) -> None:
         stop(timeout=timeout)
         if died and _inside(loop):
             died = False  # said once: vLLM calls once more when it forgets the client
-            raise EngineNotReady("the engine has died; start the server again")
+            raise EngineDead("the engine has died; start the server again")
 
     engine_client.shutdown = shutdown
 

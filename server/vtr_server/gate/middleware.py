@@ -28,10 +28,12 @@ from vtr_server.operations.metrics import (
     UNKNOWN,
     begin_keys,
     observe_decoded_pixels,
+    observe_draining,
     observe_outcome,
     observe_refusal,
 )
 from vtr_server.operations.outcomes import outcome_of
+from vtr_server.policy.exposure import is_loopback, refuse_foreign_page
 from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.errors import (
     Draining,
@@ -59,18 +61,29 @@ class Gate:
     def __init__(
         self, settings: ServerSettings, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.settings = settings
         self.draining = DrainFlag()
-        """Once it is set, nothing new is taken and health is red."""
+        """Once it is set, by ``begin_draining``, nothing new is taken and health is red."""
         self.occupancy = Occupancy(settings.limits)
         """Who is inside of requests of scope ``generate``."""
         self.pixels = PixelBudget(settings.limits.decoded_pixels, observe_decoded_pixels)
         """What they may have decoded at once."""
-        self._keys = Keyring(settings.keys)
-        begin_keys(key.name for key in settings.keys)
+        self.adopt(settings)
         self._requests = Buckets(clock)
         self._vision_tokens = Buckets(clock)
         self._open: set[Exchange] = set()
+
+    def adopt(self, settings: ServerSettings) -> None:
+        """Hold to other settings from the next request on; what is counted stays."""
+        self.settings = settings
+        self.occupancy.adopt(settings.limits)
+        self._keys = Keyring(settings.keys)
+        begin_keys(key.name for key in settings.keys)
+        self._admin_is_local = settings.admin is not None and is_loopback(settings.admin.host)
+
+    def begin_draining(self) -> None:
+        """Take nothing new from now on."""
+        self.draining.set()
+        observe_draining()
 
     def charge(self, context: RequestContext, vision_tokens: float) -> None:
         """Charge for the kept vision tokens of a prompt, which the engine gets if this returns.
@@ -89,7 +102,7 @@ class Gate:
 
     async def drain(self, seconds: float) -> None:
         """Take nothing new, wait until all is answered, and cut off what is not by ``seconds``."""
-        self.draining.set()
+        self.begin_draining()
         loop = asyncio.get_running_loop()
         end = loop.time() + seconds
         inside = self.occupancy
@@ -119,7 +132,15 @@ class Gate:
             raise self._draining_error()
         host = (scope.get("client") or ("-",))[0]
         if needed == "open" or self._is_open(needed, on_admin_port):
+            if needed == "jobs":
+                headers = _read(scope["headers"])
+                refuse_foreign_page(*(_text(headers.get(name)) for name in (b"origin", b"host")))
             return Caller(None, host)
+        if needed == "admin" and on_admin_port and "admin" not in self._keys.scopes:
+            raise Forbidden(
+                "[admin] host leads beyond this machine, and no key has the scope admin: admin"
+                " routes are closed; add a key with it (vtr keys new NAME --scope admin)"
+            )
         key = self._keys.find(authorization)
         if key is None:
             raise InvalidKey(
@@ -172,7 +193,7 @@ class Gate:
     def _is_open(self, needed: str, on_admin_port: bool) -> bool:
         """Whether a guarded route needs no key on this server."""
         if needed == "admin" and on_admin_port:
-            return "admin" not in self._keys.scopes
+            return "admin" not in self._keys.scopes and self._admin_is_local
         return not self._keys or (needed == "metrics" and on_admin_port)
 
     def _allowance(self, caller: Caller, what: str, of_all: str | None = None) -> int:
@@ -270,6 +291,10 @@ def _credentials(headers: dict[bytes, bytes]) -> bytes | None:
 def _read(headers: list[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
     """By name; of a repeated header the first counts, as in Starlette."""
     return dict(reversed(headers))
+
+
+def _text(header: bytes | None) -> str | None:
+    return None if header is None else header.decode("latin-1")
 
 
 def _check_length(given: bytes | None, limit: int) -> None:

@@ -30,9 +30,13 @@ class Occupancy:
     def __init__(self, limits: LimitSettings) -> None:
         self.uploads = 0
         self.in_flight = 0
-        self._limits = limits
+        self.adopt(limits)
         self._uploads_of: Counter[str] = Counter()
         self._inside_of: Counter[str] = Counter()
+
+    def adopt(self, limits: LimitSettings) -> None:
+        """Hold to other limits from the next request on."""
+        self._limits = limits
 
     def arrive(self, caller: str, most: int, *, has_body: bool) -> Place:
         """Let a request in; ``most`` requests of ``caller`` may be inside, 0 for any number.

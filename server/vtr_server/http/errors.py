@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse
 
-from vtr_vllm.errors import EngineNotReady, InvalidKey, RetryLater, VTRError
+from vtr_vllm.errors import EngineDead, InvalidKey, RetryLater, VTRError
 
 __all__ = [
     "engine_died",
@@ -68,9 +68,9 @@ def error_response(err: VTRError, path: str = "") -> JSONResponse:
     return JSONResponse(body, status_code=err.http_status, headers=headers)
 
 
-def engine_died() -> EngineNotReady:
+def engine_died() -> EngineDead:
     """The answer to every request once the engine's process is dead, for which vLLM has a 500."""
-    return EngineNotReady(
+    return EngineDead(
         "the engine has died, and the server ends with it; send the request again when a supervisor"
         " has started the server anew"
     )

@@ -30,7 +30,7 @@ from vtr_server.vllm_api.engine import (
     vllm_error_handler,
     with_cancellation,
 )
-from vtr_vllm.errors import EngineNotReady, RequestError, UnknownModel, VTRError
+from vtr_vllm.errors import RequestError, UnknownModel, VTRError
 from vtr_vllm.schedules.strict_json import show
 
 __all__ = ["invocations", "refuse_engine_error", "router"]
@@ -183,11 +183,9 @@ async def health(raw_request: Request) -> Response:
 
 async def ready(raw_request: Request) -> Response:
     """200 if requests can be answered; else 503 and why."""
-    reason = await _service(raw_request).engine.why_unhealthy()
-    observe_ready(reason is None)
-    if reason is None:
-        return Response(status_code=HTTPStatus.OK)
-    return error_response(EngineNotReady(reason))
+    err = await _service(raw_request).engine.why_unhealthy()
+    observe_ready(err is None)
+    return Response(status_code=HTTPStatus.OK) if err is None else error_response(err)
 
 
 async def refuse_engine_error(request: Request, err: Exception) -> Response:

@@ -38,7 +38,7 @@ from vtr_vllm.schedules.strict_json import show
 
 __all__ = ["SEARCH_COMMAND", "JobServiceSettings", "create_app", "router", "start_service"]
 
-SEARCH_COMMAND = (sys.executable, "-m", "vtr_vllm.cli", "search")
+SEARCH_COMMAND = (sys.executable, "-P", "-m", "vtr_vllm.cli", "search")
 
 
 @dataclass(frozen=True)

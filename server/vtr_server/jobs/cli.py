@@ -1,7 +1,6 @@
 """The command line of the job service: ``vtr search serve``."""
 
 import argparse
-import ipaddress
 import os
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,8 @@ import uvicorn
 
 from vtr_server.jobs.app import SEARCH_COMMAND, JobServiceSettings, create_app
 from vtr_server.jobs.sources import Sources
+from vtr_server.policy.exposure import is_loopback
+from vtr_vllm.command_line import Parser
 from vtr_vllm.errors import ConfigurationError
 
 __all__ = ["main", "parse"]
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None, command: Sequence[str] = SEARCH
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the flags; like argparse, ends the process with status 2 and a message on a bad one."""
-    parser = argparse.ArgumentParser(prog="vtr search serve", description=_DESCRIPTION)
+    parser = Parser(prog="vtr search serve", description=_DESCRIPTION)
     add = parser.add_argument
     add("--root", type=Path, default=Path("jobs"), help="folder of the jobs (default: jobs)")
     add("--data-root", type=Path, default=Path("data"), help="folder of data files (default: data)")
@@ -70,7 +71,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.token is not None and not options.token.strip():
         parser.error("--token is empty; give at least one character")
-    if options.token is None and not _is_loopback(options.host):
+    if options.token is None and not is_loopback(options.host):
         parser.error(
             f"--host {options.host} is beyond this machine: give --token or {TOKEN_VARIABLE}, or"
             " bind 127.0.0.1"
@@ -110,12 +111,3 @@ def _share(text: str) -> float:
     if not 0 < share < 1:
         raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
     return share
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name: where it leads is not known here
-        return False

@@ -62,13 +62,19 @@ async def reload_schedules(request: Request) -> dict[str, list[str]]:
     return {"rejected": await asyncio.to_thread(request.app.state.vtr.schedules.reload)}
 
 
+@_admin.post("/settings/reload")
+async def reload_settings(request: Request) -> dict[str, list[str]]:
+    """Read the settings file now; ``rejected`` says what was wrong, or waits for a restart."""
+    return {"rejected": await request.app.state.vtr_settings.reload()}
+
+
 @_admin.post("/drain")
 async def drain(gate: GateOf) -> dict[str, Any]:
     """Take nothing new from now on; what is in flight finishes. Only a restart takes it back.
 
     Of several API server processes all drain, and ``in_flight`` is of all.
     """
-    gate.draining.set()
+    gate.begin_draining()
     shared = gate.draining.is_shared
     return {
         "draining": True,

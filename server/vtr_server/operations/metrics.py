@@ -24,6 +24,7 @@ __all__ = [
     "exposition",
     "observe_background",
     "observe_decoded_pixels",
+    "observe_draining",
     "observe_elastic",
     "observe_elastic_step",
     "observe_first_token",
@@ -39,6 +40,7 @@ __all__ = [
     "observe_reload",
     "observe_schedule",
     "observe_schedules",
+    "observe_settings_reload",
     "observe_workers",
     "requests_inside",
 ]
@@ -182,6 +184,9 @@ _BACKGROUND_FAILURES = Counter(
 _RELOADS = Counter(
     "vtr_schedule_reloads", "Times that the schedule folder was read again.", ["outcome"]
 )
+_SETTINGS_RELOADS = Counter(
+    "vtr_settings_reloads", "Times that the settings file was read again.", ["outcome"]
+)
 _SCHEDULES = Gauge(
     "vtr_schedules", "Schedules stored, full among them.", multiprocess_mode="mostrecent"
 )
@@ -194,6 +199,11 @@ _READY = Gauge(
     "vtr_ready",
     "1 while the engine lives with reduction in place, as last asked.",
     multiprocess_mode="mostrecent",
+)
+_DRAINING = Gauge(
+    "vtr_draining",
+    "1 once the server takes nothing new.",
+    multiprocess_mode="livemax",
 )
 _INFO = Gauge(
     "vtr_info",
@@ -293,6 +303,11 @@ def observe_reload(outcome: Literal["ok", "rejected"]) -> None:
     _RELOADS.labels(outcome).inc()
 
 
+def observe_settings_reload(outcome: Literal["ok", "partial", "rejected"]) -> None:
+    """The settings file was read again; partial: some of it waits for a restart."""
+    _SETTINGS_RELOADS.labels(outcome).inc()
+
+
 def observe_schedules(count: int) -> None:
     """From now on ``count`` schedules are offered by name; told at the start too."""
     _SCHEDULES.set(count)
@@ -342,6 +357,11 @@ def observe_ready(ready: bool) -> None:
     _READY.set(ready)
 
 
+def observe_draining() -> None:
+    """From now on nothing new is taken."""
+    _DRAINING.set(1)
+
+
 def observe_info(version: str, model: str, fingerprint: str) -> None:
     """What is served; told once, at start."""
     _INFO.labels(version, model, fingerprint).set(1)
@@ -386,6 +406,7 @@ def _begin_at_zero() -> None:
         _REFUSALS.labels(code)
     known: dict[Counter | Gauge, tuple[str, ...]] = {
         _RELOADS: ("ok", "rejected"),
+        _SETTINGS_RELOADS: ("ok", "partial", "rejected"),
         _ELASTIC_STEPS: ("up", "down"),
         _JOBS_FINISHED: ("done", "failed", "cancelled"),
         _JOBS: ("queued", "running"),

@@ -7,7 +7,8 @@ without an event. Requests hold the chooser that they began with, so a change ne
 import asyncio
 import logging
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,12 @@ class ScheduleFolder:
             self._good = {file: Schedule.load(file) for file in self._signature}
         self._take(book)
 
+    def adopt(self, tiers: Mapping[str, float | str]) -> None:
+        """Offer the same schedules under other tiers."""
+        with self._reading:
+            self._template = replace(self._template, tiers=tiers)
+            self.offer = Offer.of(replace(self.offer.chooser, tiers=tiers))
+
     async def watch(self) -> None:
         """Reload for as long as the server runs."""
         while self._folder is not None:
@@ -138,8 +145,7 @@ class ScheduleFolder:
         return good, rejected
 
     def _take(self, book: ScheduleBook) -> None:
-        chooser = ScheduleChooser(book, self._template.tiers, self._template.auto)
-        self.offer = Offer.of(chooser)
+        self.offer = Offer.of(replace(self._template, book=book))
         observe_schedules(len(book.names()))
         logger.info("VTR offers the schedules %s", ", ".join(book.names()))
 

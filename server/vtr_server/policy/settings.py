@@ -31,6 +31,7 @@ __all__ = [
     "PageSettings",
     "Scope",
     "ServerSettings",
+    "settings_path",
 ]
 
 AUTO: Final = "auto"
@@ -252,3 +253,15 @@ class ServerSettings(_Table):
         if self.elastic is None and AUTO in [*asks, *(key.budget.default for key in self.keys)]:
             raise ValueError('"auto" is asked for, and there is no [elastic]; add it')
         return self
+
+
+def settings_path(additional_config: object) -> Path | None:
+    """Where ``vtr serve --settings`` put the file into vLLM's configuration; None without one.
+
+    Raises ConfigurationError for what is no path.
+    """
+    ours = additional_config.get("vtr") if isinstance(additional_config, dict) else None
+    path = ours.get("settings") if isinstance(ours, dict) else None
+    if path is not None and not isinstance(path, str):
+        raise ConfigurationError(f"additional-config vtr settings is {path!r}; it must be a path")
+    return None if path is None else Path(path)

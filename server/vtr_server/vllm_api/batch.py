@@ -36,11 +36,11 @@ from vllm.logger import configure_logging_from_args
 from vllm.plugins.endpoint_plugins.interface import attach_endpoint_plugins
 from vllm.usage.usage_lib import UsageContext
 from vllm.utils import random_uuid
-from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vtr_server.gate.context import Caller, RequestContext
 from vtr_server.http.errors import error_body
 from vtr_server.vllm_api.batch_files import BatchInput, BatchOutput, Line
+from vtr_server.vllm_api.launch import Parser, check
 from vtr_vllm.errors import ConfigurationError, EngineNotReady, VTRError
 
 __all__ = ["answer_lines", "main"]
@@ -63,13 +63,14 @@ class _Output(BatchRequestOutput):
 def main(arguments: Sequence[str]) -> int:
     """Run the file that ``arguments`` name; 0 once every line has its answer or its error."""
     cli_env_setup()
-    parser = make_arg_parser(FlexibleArgumentParser(prog="vtr batch", description=__doc__))
+    parser = make_arg_parser(Parser(prog="vtr batch", description=__doc__))
     args = parser.parse_args(list(arguments))
     configure_logging_from_args(args)
     with ExitStack() as files:
         try:
             asked, output = asyncio.run(_open(args, files))
-        except ConfigurationError as err:
+            check(args)
+        except VTRError as err:
             print(f"vtr batch: {err}", file=sys.stderr)
             return 2
         if args.enable_metrics:
@@ -151,6 +152,7 @@ async def _app(engine: Any, args: Namespace) -> FastAPI:
     """The routes of the endpoint plugins on an engine, as vLLM's server puts them in place."""
     tasks = await engine.get_supported_tasks()
     app = FastAPI()
+    args.host = "127.0.0.1"  # no socket: nobody comes from outside
     app.state.args = args
     attach_endpoint_plugins(app, tasks)
     app.user_middleware.clear()  # the gate: keys, allowances and time limits of callers from outside

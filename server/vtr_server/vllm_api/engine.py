@@ -38,10 +38,10 @@ from vtr_server.vllm_api.first_token import first_token, tap_first_tokens
 from vtr_vllm.engine.common.config import EngineSettings, band_starts, model_geometry
 from vtr_vllm.engine.common.kv_report import KVReport
 from vtr_vllm.engine.frontend.admission import Admitted, collect, decisions_only
-from vtr_vllm.engine.frontend.engine_queries import counters, kv_report, take_trace
+from vtr_vllm.engine.frontend.engine_queries import counters, greet, kv_report, take_trace
 from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
 from vtr_vllm.engine.frontend.load_logger import LOAD
-from vtr_vllm.errors import RequestError, VTRError
+from vtr_vllm.errors import EngineDead, EngineNotReady, RequestError, VTRError
 from vtr_vllm.schedules import ModelGeometry
 
 __all__ = [
@@ -142,25 +142,29 @@ class Engine:
         ]
         return listed.model_dump()
 
-    async def why_unhealthy(self) -> str | None:
-        """None if vLLM is alive and reduces; the reason otherwise."""
+    async def why_unhealthy(self) -> EngineNotReady | None:
+        """None if vLLM is alive and reduces; EngineDead, or why it does not, otherwise."""
         try:
             await self._client.check_health()
+            reason = await self.why_not_in_place()
         except EngineDeadError as err:
-            return str(err)
-        return await self.why_not_in_place()
+            return EngineDead(str(err))
+        except EngineDead as err:
+            return err
+        return None if reason is None else EngineNotReady(reason)
 
     async def why_not_in_place(self) -> str | None:
         """None if every worker has the plugin loaded and its layers in place.
 
-        Yes is remembered, since nothing takes the plugin out again; no is asked anew.
+        Yes is remembered, since nothing takes the plugin out again; no is asked anew. Raises
+        EngineDead.
         """
         if self._in_place:
             return None
         try:
             workers = await self._client.collective_rpc("vtr_status")
         except EngineDeadError as err:
-            return str(err)
+            raise EngineDead(str(err)) from err
         except Exception as err:  # noqa: BLE001  a failed RPC arrives as a bare Exception
             return (
                 f"the workers do not know vtr_status ({err}); start with --worker-cls"
@@ -237,6 +241,10 @@ class Engine:
         if handler is None:
             raise NotImplementedError("The model does not support Messages API")
         return handler
+
+    async def greet(self) -> None:
+        """Tell the engines that this front end holds the settings; raises EngineNotReady."""
+        await greet(self._client)
 
     async def report(self) -> tuple[KVReport, dict[str, float]]:
         """KV blocks, and the workers' counters; raises EngineNotReady."""

@@ -1,19 +1,82 @@
-"""``vllm serve`` in this process, without the ``vllm`` script."""
+"""vLLM's command lines in this process, refused before a model is loaded where they cannot succeed."""
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
 
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
+from vllm.transformers_utils.config import get_config, get_hf_text_config
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from vtr_server.policy.settings import ServerSettings, settings_path
+from vtr_vllm import preflight
+from vtr_vllm.command_line import LAUNCH_VARIABLE, OneLineErrors, refuse
+from vtr_vllm.errors import ConfigurationError, VTRError
+from vtr_vllm.schedules import ModelGeometry
 
-def run_vllm_serve() -> None:
-    """``vllm serve`` with this process's arguments, which begin with ``serve``."""
+__all__ = ["Parser", "check", "run_vllm_serve"]
+
+
+class Parser(OneLineErrors, FlexibleArgumentParser):
+    """vLLM's parser, which refuses in one line."""
+
+
+def run_vllm_serve(arguments: Sequence[str]) -> None:
+    """``vllm serve``; ``arguments`` begin with ``serve``."""
     from vllm.entrypoints.cli.serve import ServeSubcommand
 
     cli_env_setup()
-    parser = FlexibleArgumentParser(prog="vtr", description="vLLM's server with VTR")
+    parser = Parser(prog="vtr serve", description="vLLM's server with VTR")
     command = ServeSubcommand()
-    command.subparser_init(parser.add_subparsers(dest="subparser", required=True))
-    args = parser.parse_args()
+    flags = command.subparser_init(parser.add_subparsers(dest="subparser", required=True))
+    flags.prog = parser.prog  # a flag is refused by either of the two
+    args = parser.parse_args(list(arguments))
     configure_logging_from_args(args)
-    command.validate(args)
+    try:
+        command.validate(args)
+        args.model = args.model_tag or args.model
+        check(args)
+    except (VTRError, TypeError, ValueError) as err:  # vLLM's validation raises the last two
+        refuse("vtr serve", err)
     command.cmd(args)
+
+
+def check(args: Namespace) -> None:
+    """Refuse what only a parsed command line and the model's config tell; raises VTRError.
+
+    Says what is run where that succeeds: ``vtr`` leaves the words.
+    """
+    config = args.additional_config
+    file = settings_path(config)
+    settings = ServerSettings() if file is None else ServerSettings.load(file)
+    folder = config.get("vtr", {}).get("schedules") if isinstance(config, dict) else None
+    geometry = _geometry(args)
+    if isinstance(folder, str):
+        preflight.check_schedules(Path(folder), geometry, may_be_empty=settings.jobs is not None)
+    if said := os.environ.pop(LAUNCH_VARIABLE, None):
+        print(f"vtr: {said}", file=sys.stderr, flush=True)
+
+
+def _geometry(args: Namespace) -> ModelGeometry | None:
+    """The sizes of the model, defaults of its class included; None where the flags hide them."""
+    if args.hf_overrides or "://" in args.model:
+        return None
+    try:
+        config = get_config(
+            args.hf_config_path or args.model,
+            args.trust_remote_code,
+            args.revision,
+            args.code_revision,
+            args.config_format,
+            token=args.hf_token,
+        )
+    except (
+        OSError,
+        ValueError,
+    ) as err:  # Transformers' messages are a page long; the first line says it
+        reason = str(err).partition("\n")[0]
+        raise ConfigurationError(f"model {args.model} cannot be had: {reason}") from err
+    return ModelGeometry.from_config(get_hf_text_config(config).to_dict())

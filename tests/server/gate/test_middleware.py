@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 from tests.server.gate.apps import ALL_SCOPES, Place, bearer, key
 from vtr_server.gate.context import RequestContext
 from vtr_server.gate.middleware import Gate, install
-from vtr_server.policy.settings import LimitSettings, ServerSettings
+from vtr_server.policy.settings import AdminSettings, LimitSettings, ServerSettings
 from vtr_vllm.errors import RateLimited
 
 GUARDED = ("/v1/models", "/v1/jobs", "/metrics", "/admin/settings", "/reset_prefix_cache")
@@ -214,6 +214,82 @@ def test_the_admin_port_asks_for_a_key_where_one_is_for_it(
 
 
 # Allowances
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "statuses"),
+    [
+        ("127.0.0.1", (), {None: 200}),
+        ("0.0.0.0", (), {None: 403}),
+        ("0.0.0.0", KEYED.keys[:1], {None: 403, "plain-key": 403}),
+        ("0.0.0.0", KEYED.keys, {None: 401, "plain-key": 403, "ops-key": 200}),
+    ],
+)
+def test_admin_routes_that_others_reach_need_a_key(
+    host: str, keys: Any, statuses: dict[str | None, int]
+) -> None:
+    place = Place(ServerSettings(admin=AdminSettings(host=host), keys=keys))
+
+    async def on_admin_port(scope: Any, receive: Any, send: Any) -> None:
+        await place.app(RequestContext(on_admin_port=True).put_into(scope), receive, send)
+
+    client = TestClient(on_admin_port)
+    for secret, status in statuses.items():
+        headers = bearer(secret) if secret else {}
+        answer = client.get("/admin/settings", headers=headers)
+        assert answer.status_code == status, secret
+        if status == 403 and secret is None:
+            assert "no key has the scope admin" in answer.json()["error"]["message"]
+    assert client.get("/metrics").status_code == 200
+    assert client.get("/live").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "status"),
+    [(None, 200), ("http://localhost:8000", 200), ("https://evil.example", 403)],
+)
+def test_pages_from_elsewhere_start_no_jobs_where_no_key_is_needed(
+    origin: str | None, status: int
+) -> None:
+    headers = {"Host": "localhost:8000"} | ({"Origin": origin} if origin else {})
+    assert post(Place(), "/v1/jobs", headers=headers).status_code == status
+    assert get(Place(), "/v1/models", headers=headers).status_code == 200, "CORS is vLLM's"
+    keyed = Place(KEYED)
+    assert post(keyed, "/v1/jobs", headers=headers | bearer("jobs-key")).status_code == 200
+
+
+def test_other_settings_hold_for_the_next_request() -> None:
+    place = Place(KEYED)
+
+    async def revoke() -> tuple[list[httpx.Response], list[httpx.Response]]:
+        async with place.client() as client:
+            plain = bearer("plain-key")
+            begun = [
+                asyncio.create_task(client.post(path, headers=plain))
+                for path in ("/v1/slow", "/v1/stream")
+            ]
+            while place.gate.occupancy.in_flight < len(begun):
+                await asyncio.sleep(0)
+            place.gate.adopt(ServerSettings(keys=KEYED.keys[1:], limits=LimitSettings(in_flight=1)))
+            after = [await client.get("/v1/models", headers=plain)]
+            after.append(await client.get("/v1/models", headers=bearer("all-key")))
+            place.release.set()
+            return after, await asyncio.gather(*begun)
+
+    (revoked, full), begun = run(revoke())
+    assert (revoked.status_code, code_of(revoked)) == (401, "invalid_api_key")
+    assert (full.status_code, code_of(full)) == (429, "overloaded"), "those inside count"
+    assert [answer.status_code for answer in begun] == [200, 200]
+    assert begun[1].text.endswith("data: [DONE]\n\n")
+    assert get(place, "/v1/models", headers=bearer("all-key")).status_code == 200
+
+
+def test_a_drain_shows() -> None:
+    place = Place()
+    run(place.gate.drain(0.0))
+    assert REGISTRY.get_sample_value("vtr_draining") == 1
+    assert get(place, "/live").status_code == 200, "a restart would cut off what is inside"
+    assert get(place, "/ready").status_code == 503
 
 
 def test_requests_per_minute_of_a_key() -> None:

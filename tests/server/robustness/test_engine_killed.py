@@ -113,13 +113,13 @@ def check_told(path: str, stream: bool, found: tuple[int, str]) -> None:
     status, text = found
     if not stream:
         assert status == 503, text
-        assert json.loads(text)["error"]["code"] == "engine_not_ready"
+        assert json.loads(text)["error"]["code"] == "engine_dead"
         return
     assert status == 200
     events = [line for line in text.splitlines() if line.startswith("data: {")]
     last = json.loads(events[-1].removeprefix("data: "))
     error = last if path == RESPONSES else last["error"]
-    assert error["code"] == "engine_not_ready", last
+    assert error["code"] == "engine_dead", last
     assert error["message"]
     if path == RESPONSES:
         assert last["type"] == "error"
@@ -160,7 +160,7 @@ def test_a_killed_engine_is_told_of_and_replaced(supervised: Supervised) -> None
         check_told(*each, found[each])
     for answer in refused:
         assert answer.status_code == 503
-        assert answer.json()["error"]["code"] == "engine_not_ready"
+        assert answer.json()["error"]["code"] == "engine_dead"
     short = BODIES[CHAT] | {"max_tokens": 2}
     answer = httpx.post(url + CHAT, json=short, timeout=120)
     assert answer.status_code == 200

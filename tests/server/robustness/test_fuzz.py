@@ -80,7 +80,7 @@ def events(text: str) -> list[Any]:
 def is_error(error: Any) -> bool:
     """Whether an error has OpenAI's form and is the client's."""
     code = error["code"]
-    ours = isinstance(code, str) and code not in ("internal", "engine_not_ready")
+    ours = isinstance(code, str) and code not in ("internal", "engine_not_ready", "engine_dead")
     theirs = isinstance(code, int) and 400 <= code < 500
     return (
         isinstance(error["message"], str)

@@ -253,7 +253,7 @@ def test_a_stream_of_responses_says_that_the_engine_died() -> None:
     assert len(events) == 3
     head, data = events[2].split("\n", 1)
     error = json.loads(data.removeprefix("data: "))
-    assert (head, error["type"], error["code"]) == ("event: error", "error", "engine_not_ready")
+    assert (head, error["type"], error["code"]) == ("event: error", "error", "engine_dead")
     assert error["sequence_number"] == 2
 
 

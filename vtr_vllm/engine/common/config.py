@@ -32,7 +32,8 @@ class EngineSettings:
     schedules: str | None = None
     """Folder of schedule files that the server offers."""
     settings: str | None = None
-    """The server's settings file; the engine has no use for it."""
+    """The server's settings file. The engine does not read it; it runs only behind a front end that
+    does: see ``front_end``."""
 
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> "EngineSettings":

@@ -9,9 +9,15 @@ from typing import Any
 from vllm.v1.engine.core_client import InprocClient, SyncMPClient
 from vllm.v1.engine.exceptions import EngineDeadError
 
+from vtr_vllm.engine.common.front_end import GREET
 from vtr_vllm.engine.common.kv_report import UTILITY, KVReport
 from vtr_vllm.engine.common.request_view import TraceCuts
-from vtr_vllm.errors import EngineNotReady
+from vtr_vllm.errors import EngineDead, EngineNotReady
+
+
+async def greet(client: Any) -> None:
+    """Tell all engines that this front end holds the settings; raises EngineNotReady."""
+    await _ask(client, GREET)
 
 
 async def kv_report(client: Any) -> KVReport:
@@ -56,7 +62,7 @@ async def _ask(client: Any, method: str, *arguments: Any) -> list[Any]:
             return [core.call_utility(method, *arguments)]
         answers: list[Any] = await core.call_utility_all_async(method, *arguments)
     except EngineDeadError as err:
-        raise EngineNotReady(f"the engine is dead ({err}); restart the server") from err
+        raise EngineDead(f"the engine is dead ({err}); restart the server") from err
     except Exception as err:  # a failed utility arrives as a bare Exception
         raise EngineNotReady(
             f"the engine does not answer {method} ({err}); start it with `vtr serve`, or with"

@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm.utils.math_utils import cdiv
 
+from vtr_vllm.engine.common.front_end import GREET
 from vtr_vllm.engine.common.kv_report import UTILITY
 
 
@@ -26,7 +27,8 @@ def count_blocks(scheduler: Any) -> dict[str, int]:
 
 
 def install() -> None:
-    """Give vLLM's engine core the method; called in the scheduler's process, again at will."""
+    """Give vLLM's engine core this method, and that of a greeting; called in the scheduler's process, again at will."""
     from vllm.v1.engine.core import EngineCore
 
     setattr(EngineCore, UTILITY, lambda core: count_blocks(core.scheduler))
+    setattr(EngineCore, GREET, lambda core: core.scheduler.greet())

@@ -9,10 +9,12 @@ from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
+from vtr_vllm.engine.common import front_end
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, model_geometry
 from vtr_vllm.engine.common.request_view import read_request
 from vtr_vllm.engine.scheduler import kv_usage
 from vtr_vllm.engine.scheduler.kv_bands import bind_bands
+from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import ReducedRequest
 
 
@@ -26,9 +28,18 @@ class Scheduler(AsyncScheduler):
         self._num_layers = model_geometry(self.vllm_config).layers
         self.reduced: dict[str, ReducedRequest] = {}
         bind_bands(self.kv_cache_manager.coordinator.single_type_managers, self.reduced)
+        self._awaits_front_end = front_end.has_settings(self.vllm_config)
         kv_usage.install()
 
+    def greet(self) -> bool:
+        """A front end of ours holds the settings: requests may come."""
+        self._awaits_front_end = False
+        return True
+
     def add_request(self, request: Request) -> None:
+        if self._awaits_front_end:
+            # Whoever sent it is no client that could be refused: the server stands open. It ends.
+            raise ConfigurationError(front_end.no_front_end("no front end of VTR's has come up"))
         params = request.sampling_params
         if params is not None and request.request_id not in self.requests:
             reduced = read_request(

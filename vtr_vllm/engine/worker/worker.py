@@ -7,6 +7,7 @@ from typing import Any
 
 from vllm.platforms import current_platform
 
+from vtr_vllm.engine.common import front_end
 from vtr_vllm.engine.common.request_view import TraceCuts
 from vtr_vllm.engine.worker.model_reduction import Reduction
 from vtr_vllm.engine.worker.runner_v1 import ReducingRunner
@@ -30,6 +31,7 @@ class Worker(_StockWorker):
     """The platform's worker; runner V2 needs no exchange, the model brings its own state."""
 
     def init_device(self) -> None:
+        front_end.check_worker(self.vllm_config)
         # vLLM's worker names its runner class in its code; it looks the name up in that module.
         name = _StockRunner.__name__
         setattr(_looked_up_in, name, Runner)

@@ -19,7 +19,7 @@ from tests.vtr_vllm.engine.conftest import Engines
 from tests.vtr_vllm.engine.scheduler.test_scheduler import generate, reduced
 from tests.vtr_vllm.engine.support import BLOCK, words
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
-from vtr_vllm.engine.frontend.engine_queries import counters, kv_report, take_trace
+from vtr_vllm.engine.frontend.engine_queries import counters, greet, kv_report, take_trace
 from vtr_vllm.engine.frontend.load_logger import LOAD
 from vtr_vllm.errors import EngineNotReady
 
@@ -55,6 +55,7 @@ async def serving(checkpoint: Path, data_parallel: int) -> AsyncIterator[AsyncLL
         worker_cls=WORKER_CLS,
         scheduler_cls=SCHEDULER_CLS,
         data_parallel_size=data_parallel,
+        additional_config={"vtr": {"settings": "settings.toml"}},  # nothing runs without a greeting
     )
     engine = AsyncLLM.from_engine_args(arguments)
     try:
@@ -89,6 +90,7 @@ def test_engines_in_other_processes(count: int, engines: Engines, checkpoint: Pa
             assert {"LoadLogger", "PrometheusStatLogger"} <= set(kinds)
             idle = await kv_report(engine)
             assert idle.total == idle.free > 0
+            await greet(engine)
             names = [f"trace {i}" for i in range(4)]
             running = [asyncio.create_task(run_one(engine, name, 200)) for name in names]
             busy = await seen(lambda: kv_report(engine), lambda found: found.saved > 0)

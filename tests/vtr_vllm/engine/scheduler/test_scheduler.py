@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tests.vtr_vllm.engine.support import (
     tokens,
     words,
 )
+from vtr_vllm.engine.frontend.engine_queries import greet
+from vtr_vllm.errors import ConfigurationError
 
 pytestmark = pytest.mark.engine
 
@@ -255,3 +258,17 @@ def test_a_chunk_never_splits_the_range(engines: Engines, checkpoint: Path) -> N
     ]
     mixed = [*cases, *[Case(words(i, 150)) for i in range(6)]]
     assert all(len(ids) == 8 for ids in generate(llm, [mixed[i] for i in rng.permutation(18)]))
+
+
+def test_with_settings_nothing_runs_before_a_front_end_has_greeted(
+    engines: Engines, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = engines.get(model=checkpoint)
+    case = Case(words(1, 9))
+    monkeypatch.setattr(scheduler(llm), "_awaits_front_end", True)
+    with pytest.raises(ConfigurationError, match="no front end of VTR's has come up"):
+        llm.llm_engine.add_request("early", case.prompt, case.params(1))
+    assert not scheduler(llm).requests
+    llm.llm_engine.abort_request(["early"])
+    asyncio.run(greet(llm.llm_engine))
+    assert len(generate(llm, [case], 1)) == 1

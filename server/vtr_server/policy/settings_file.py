@@ -1,0 +1,135 @@
+"""The settings in use, read again when their file changes.
+
+Looked at once a second like the folder of schedules, and for the same reason. What can change while
+the server runs takes effect for the next request; a request inside keeps what it began with. A file
+that is broken, or that would open a server that has keys, replaces nothing.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from vtr_server.operations.metrics import observe_settings_reload
+from vtr_server.policy.settings import ServerSettings
+from vtr_vllm.errors import ConfigurationError
+
+__all__ = ["FIXED", "SettingsFile"]
+
+logger = logging.getLogger("vllm.vtr")
+
+SECONDS = 1.0
+"""Between two looks at the file."""
+
+FIXED = (
+    *("elastic", "media", "admin", "page", "jobs"),
+    *("limits.image_pixels", "limits.video_frames", "limits.decoded_pixels"),
+)
+"""What is built into the server when it starts: a change of it waits for the next start."""
+
+Signature = tuple[int, int, int] | None
+
+
+class SettingsFile:
+    """The file of ``--settings``, or none; ``settings`` is what holds now.
+
+    ``adopt`` is awaited with each new settings, one after the other.
+    """
+
+    def __init__(
+        self,
+        path: Path | None,
+        settings: ServerSettings,
+        adopt: Callable[[ServerSettings], Awaitable[None]],
+    ) -> None:
+        self.settings = settings
+        self._path = path
+        self._adopt = adopt
+        self._seen = self._read = _signature(path)
+        self._one_at_a_time = asyncio.Lock()
+
+    async def watch(self) -> None:
+        """Reload for as long as the server runs."""
+        while self._path is not None:
+            await asyncio.sleep(SECONDS)
+            await self.reload_if_changed()
+
+    async def reload_if_changed(self) -> list[str]:
+        """Look at the file; returns what was rejected.
+
+        A file is read once it has been the same twice, so that half of one that is being written is
+        not taken for the whole.
+        """
+        found = await asyncio.to_thread(_signature, self._path)
+        settled, self._seen = found == self._seen, found
+        return await self.reload() if settled and found != self._read else []
+
+    async def reload(self) -> list[str]:
+        """Read the file whether or not it changed; returns what was rejected or must wait."""
+        if self._path is None:
+            return []
+        async with self._one_at_a_time:
+            self._read = self._seen = await asyncio.to_thread(_signature, self._path)
+            try:
+                wanted = await asyncio.to_thread(ServerSettings.load, self._path)
+                possible = self._possible(wanted)
+            except ConfigurationError as err:
+                logger.error("VTR keeps the settings that it had: %s", err)
+                observe_settings_reload("rejected")
+                return [str(err)]
+            waits = self._waits(wanted)
+            self.settings = possible
+            await self._adopt(possible)
+            for reason in waits:
+                logger.warning("VTR: settings file %s: %s", self._path, reason)
+            observe_settings_reload("partial" if waits else "ok")
+            names = ", ".join(key.name for key in possible.keys) or "none"
+            logger.info("VTR has read %s again; keys: %s", self._path, names)
+            return waits
+
+    def _possible(self, wanted: ServerSettings) -> ServerSettings:
+        """``wanted``, but for what stays as it is running; raises ConfigurationError."""
+        if self.settings.keys and not wanted.keys:
+            raise ConfigurationError(
+                f"settings file {self._path} has no [[keys]] any more, which would open a server that"
+                " had some; restart it if that is meant"
+            )
+        mixed = wanted.model_dump()
+        for table, _, field in (name.partition(".") for name in FIXED):
+            if field:
+                mixed[table][field] = _value(self.settings, table, field)
+            else:
+                mixed[table] = getattr(self.settings, table)
+        try:
+            return ServerSettings.model_validate(mixed)
+        except ValidationError as err:
+            raise ConfigurationError(
+                f"settings file {self._path} goes together with changes that only a restart brings:"
+                f" {err.errors()[0]['msg']}; restart the server"
+            ) from err
+
+    def _waits(self, wanted: ServerSettings) -> list[str]:
+        """What the file changes and only a restart brings."""
+        return [
+            f"[{table}]{f' {field}' if field else ''} changed, which a running server cannot follow:"
+            " restart it"
+            for table, _, field in (name.partition(".") for name in FIXED)
+            if _value(wanted, table, field) != _value(self.settings, table, field)
+        ]
+
+
+def _value(settings: ServerSettings, table: str, field: str) -> Any:
+    found = getattr(settings, table)
+    return getattr(found, field) if field else found
+
+
+def _signature(path: Path | None) -> Signature:
+    """What tells one state of the file from the next; None while it is not there."""
+    try:
+        status = path.stat() if path else None
+    except OSError:
+        return None
+    return (status.st_mtime_ns, status.st_size, status.st_ino) if status else None

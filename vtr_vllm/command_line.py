@@ -1,0 +1,49 @@
+"""What our commands have in common: how they read flags, and how they refuse a command line."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+__all__ = ["LAUNCH_VARIABLE", "OneLineErrors", "Parser", "refuse", "value_of"]
+
+USAGE_ERROR = 2
+
+LAUNCH_VARIABLE = "VTR_LAUNCH"
+"""Environment variable with the command that ``vtr serve`` becomes, which says it once it is valid."""
+
+
+def refuse(command: str, reason: object) -> NoReturn:
+    """One line on standard error, and the status of argparse: nothing has been started."""
+    print(f"{command}: {' '.join(str(reason).split())}", file=sys.stderr)
+    raise SystemExit(USAGE_ERROR)
+
+
+class OneLineErrors:
+    """A base before argparse's parser: a faulty command line gets one line, not a page of usage."""
+
+    prog: str
+
+    def error(self, message: str) -> NoReturn:
+        """End the process."""
+        refuse(self.prog, f"{message}; see {self.prog} --help")
+
+
+class Parser(OneLineErrors, argparse.ArgumentParser):
+    """argparse's parser; those of its commands are of this class too."""
+
+
+def value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """The value of a flag in a command line that somebody else parses; the last one counts.
+
+    Both spellings of vLLM's count, and both forms: ``--a-b V``, ``--a_b=V``. None: not given. Empty:
+    given without a value.
+    """
+    found = None
+    for index, part in enumerate(arguments):
+        name, equals, value = part.partition("=")
+        if name.replace("_", "-") != flag or not part.startswith("--"):
+            continue
+        following = arguments[index + 1 : index + 2]
+        found = value if equals else next((v for v in following if not v.startswith("--")), "")
+    return found
