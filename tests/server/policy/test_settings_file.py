@@ -114,7 +114,7 @@ CHANGES = {
     "media": '[media]\ndomains = ["example.org"]\n',
     "admin": "[admin]\n",
     "page": "[page]\nenabled = false\n",
-    "jobs": "[jobs]\n",
+    "jobs": "[jobs]\nmemory_share = 0.3\n",
     "limits.image_pixels": "[limits]\nimage_pixels = 1\nimages = 2\n",
     "limits.video_frames": "[limits]\nvideo_frames = 1\nimages = 2\n",
     "limits.decoded_pixels": "[limits]\ndecoded_pixels = 99999999\nimages = 2\n",
