@@ -293,8 +293,8 @@ def observe_refusal(err: VTRError) -> None:
     _REFUSALS.labels(err.code).inc()
 
 
-def observe_in_flight(change: Literal[1, -1]) -> None:
-    """A request came in, or is done with, however it ended."""
+def observe_in_flight(change: int) -> None:
+    """So many requests came in or, below 0, are done with, however they ended."""
     _IN_FLIGHT.inc(change)
 
 

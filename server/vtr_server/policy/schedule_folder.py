@@ -71,6 +71,7 @@ class ScheduleFolder:
         self._good: dict[Path, Schedule] = {}
         self._signature: Signature = {}
         self._reading = threading.Lock()
+        self.offer: Offer
         book = ScheduleBook(geometry)
         if folder is not None:
             self._signature = _signature(folder)

@@ -17,7 +17,7 @@ from vtr_server.page.routes import PageData, page_data
 from vtr_server.policy.settings import JobsSettings, LimitSettings, ServerSettings
 from vtr_vllm.demo import CHECKPOINT, sample
 
-FOLDER = Path(pages.__file__).with_name("page")
+FOLDER = Path(pages.__file__).parent
 FILES = sorted(path.name for path in FOLDER.iterdir())
 CLIP = {"do_resize": True, "do_center_crop": True, "size": {"shortest_edge": 336}}
 

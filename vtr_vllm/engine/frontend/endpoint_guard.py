@@ -43,7 +43,7 @@ def install() -> None:
         found: list[Any] = stock(*arguments, **named)
         return found if any(each.name == PLUGIN for each in found) else [*found, _Missing()]
 
-    load_endpoint_plugins.vtr_endpoint_guard = True  # type: ignore[attr-defined]
+    load_endpoint_plugins.vtr_endpoint_guard = True
     vllm.plugins.load_endpoint_plugins = load_endpoint_plugins
 
 

@@ -22,6 +22,7 @@ class Scheduler(AsyncScheduler):
     """vLLM's scheduler, async scheduling included; start with ``--scheduler-cls``."""
 
     __module__ = SCHEDULER_CLS.rpartition(".")[0]  # its public name, which vLLM is started with
+    _pause_state: PauseState  # vLLM's own
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
