@@ -72,7 +72,7 @@ def test_a_wrong_file_stops_the_start(tmp_path: Path) -> None:
 @pytest.mark.parametrize("host", [None, "0.0.0.0"])
 def test_jobs_for_everybody_stop_the_start(tmp_path: Path, host: str | None) -> None:
     file = tmp_path / "settings.toml"
-    file.write_text("[jobs]\n")
+    file.write_text("[jobs]\nmemory_share = 0.3\n")
     with pytest.raises(ConfigurationError, match="lets everybody"):
         app_with({"vtr": {"settings": str(file)}}, host)
 

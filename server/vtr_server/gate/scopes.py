@@ -99,6 +99,7 @@ OPERATOR = frozenset(
         "/admin/drain",
         "/admin/schedules/reload",
         "/admin/settings",
+        "/admin/settings/reload",
         "/collective_rpc",
         "/fault_tolerance/apply",
         "/fault_tolerance/status",
