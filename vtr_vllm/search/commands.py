@@ -16,7 +16,7 @@ from vtr_vllm.search.answers import EngineOptions
 from vtr_vllm.search.calibration import Dataset, check_disjoint
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.output import Output, write_report
-from vtr_vllm.search.pipeline import Selection, Settings
+from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings
 from vtr_vllm.search.progress import Progress, duration
 from vtr_vllm.search.records import report_folder
 from vtr_vllm.search.report_data import read_frontier, read_search
@@ -71,7 +71,7 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
         progress.plan(plan)
         meta = _meta(options, study, data)
         output = Output(
-            options.out, meta, data.sha256, study, Selection(selection), session.journal
+            options.out, meta, data.sha256, study, HeldOutScores(selection), session.journal
         )
         finished = _run(study, settings, output)
         if finished and others:
@@ -89,7 +89,7 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
     )
 
 
-def _run(study: Study, settings: Settings, output: Output) -> bool:
+def _run(study: Study, settings: SearchSettings, output: Output) -> bool:
     """Search and write; False where the time did not suffice."""
     try:
         result = pipeline.run(study, settings, output.write)
@@ -199,8 +199,8 @@ def _backend(asked: BackendOptions, model: str) -> Backend:
     return Backend(engine, asked.engines, asked.servers)
 
 
-def _settings(asked: SearchOptions) -> Settings:
-    return Settings(
+def _settings(asked: SearchOptions) -> SearchSettings:
+    return SearchSettings(
         kind=asked.kind,
         budgets=asked.budgets,
         tolerance=asked.tolerance,

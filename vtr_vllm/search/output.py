@@ -11,7 +11,7 @@ from typing import Any
 from vtr_vllm.schedules import Schedule
 from vtr_vllm.search import records
 from vtr_vllm.search.journal import Journal
-from vtr_vllm.search.pipeline import Result, Selection
+from vtr_vllm.search.pipeline import HeldOutScores, Result
 from vtr_vllm.search.study import Study
 
 __all__ = ["Output", "write_report"]
@@ -30,7 +30,7 @@ class Output:
     data_sha256: str
     """Of all the data, searched on or not."""
     study: Study
-    selection: Selection
+    selection: HeldOutScores
     journal: Journal
     schedules: dict[str, Schedule] = field(default_factory=dict)
     """What is written, by name."""

@@ -35,7 +35,7 @@ def _nobody(_: "Result") -> None:
 
 
 @dataclass(frozen=True)
-class Settings:
+class SearchSettings:
     """What to search and how hard."""
 
     kind: Kind
@@ -98,7 +98,7 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def run(study: Study, settings: Settings, more: Callable[[Result], None] = _nobody) -> Result:
+def run(study: Study, settings: SearchSettings, more: Callable[[Result], None] = _nobody) -> Result:
     """Search; ``more`` is told after each schedule that was found.
 
     Raises EvaluationFailed where the engine fails, ConfigurationError for settings, and
@@ -113,7 +113,7 @@ def run(study: Study, settings: Settings, more: Callable[[Result], None] = _nobo
     return result
 
 
-def _paper(study: Study, settings: Settings, result: Result) -> None:
+def _paper(study: Study, settings: SearchSettings, result: Result) -> None:
     """G-Search over single layers with one rule, and the P-Sigmoid around its curve."""
     starts = range(min(FIRST_ATTENTION_CUT, study.geometry.layers), study.geometry.layers)
     _g_search(study, settings, result, "g-search", starts, {})
@@ -125,7 +125,7 @@ def _paper(study: Study, settings: Settings, result: Result) -> None:
     _p_sigmoid(study, settings, result, "p-sigmoid", family, fit)
 
 
-def _beyond(study: Study, settings: Settings, result: Result) -> None:
+def _beyond(study: Study, settings: SearchSettings, result: Result) -> None:
     """Searched rules, a question-blind first cut, and descent on the counts."""
     blind = [RankRule.parse("saliency"), RankRule.parse("random")]
     if study.has_cls:
@@ -150,7 +150,7 @@ def _beyond(study: Study, settings: Settings, result: Result) -> None:
 
 def _g_search(
     study: Study,
-    settings: Settings,
+    settings: SearchSettings,
     result: Result,
     name: str,
     starts: Sequence[int],
@@ -165,7 +165,7 @@ def _g_search(
 
 
 def _p_sigmoid(
-    study: Study, settings: Settings, result: Result, name: str, family: Family, fit: Point
+    study: Study, settings: SearchSettings, result: Result, name: str, family: Family, fit: Point
 ) -> None:
     study.progress.begin(name)
     result.trials[name] = []
@@ -181,7 +181,7 @@ def _p_sigmoid(
         starts = [fit, tuple(best.parameters.values())]
 
 
-class Selection:
+class HeldOutScores:
     """What was found, scored on items that the search did not use, and the best of it.
 
     Each schedule is scored once: it may be asked again after each that is found.
@@ -231,7 +231,9 @@ class Selection:
         ]
 
 
-def plan(settings: Settings, layers: int, n_vision: int, items: int, rest: int) -> dict[str, int]:
+def plan(
+    settings: SearchSettings, layers: int, n_vision: int, items: int, rest: int
+) -> dict[str, int]:
     """Requests per stage, about: what is stopped early or equals an earlier one is guessed."""
     stages = max(0, layers - FIRST_ATTENTION_CUT)
     tries = g_search.BAYES_TRIALS if settings.inner == "bayes" else n_vision.bit_length() + 1

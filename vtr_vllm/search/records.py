@@ -9,7 +9,7 @@ from typing import Any
 
 from vtr_vllm.schedules import Schedule
 from vtr_vllm.schedules.whole_file import whole_file
-from vtr_vllm.search.pipeline import Result, Scored, Selection, scores
+from vtr_vllm.search.pipeline import HeldOutScores, Result, Scored, scores
 from vtr_vllm.search.study import Cost, Study
 
 REPORT = "report"
@@ -57,7 +57,7 @@ def write_schedules(folder: Path, schedules: Iterable[Schedule]) -> list[Path]:
 def search_record(
     meta: Mapping[str, Any],
     search: Study,
-    selection: Selection,
+    selection: HeldOutScores,
     result: Result,
     states: Mapping[str, int],
 ) -> dict[str, Any]:

@@ -9,12 +9,12 @@ from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.search import pipeline
 from vtr_vllm.search.answers import Batch, EngineOptions, Task
 from vtr_vllm.search.output import Output
-from vtr_vllm.search.pipeline import Selection, Settings
+from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
 
 # one trial more than are quasi-random: the Gaussian process has its say, and no more time
-SETTINGS = Settings(
+SETTINGS = SearchSettings(
     kind="all", budgets=(0.625, 0.5, 0.375), trials=9, items=100, rule_items=(100, 100)
 )
 META = {
@@ -65,7 +65,12 @@ def search(folder: Path, pipe: Connection) -> None:
         first, rest = split(data)
         study, selection = session.study(first), session.study(rest)
         output = Output(
-            folder / "schedules", META, data.sha256, study, Selection(selection), session.journal
+            folder / "schedules",
+            META,
+            data.sha256,
+            study,
+            HeldOutScores(selection),
+            session.journal,
         )
         output.write(pipeline.run(study, SETTINGS, output.write), finished=True)
     pipe.send_bytes(b"end")

@@ -36,7 +36,7 @@ def test_defaults_are_those_of_the_settings(asked):
     assert cli.main(SEARCH) == 0
     (options,) = asked
     asked = options.asked
-    given, defaults = commands._settings(asked), commands.Settings(kind="all")
+    given, defaults = commands._settings(asked), commands.SearchSettings(kind="all")
     assert {**vars(given), "budgets": tuple(given.budgets)} == vars(defaults)
     assert (asked.engines, asked.max_tokens, asked.servers) == (1, 32, [])
     assert (asked.objective, asked.engine_args, options.dry_run) == ("accuracy", {}, False)

@@ -11,12 +11,12 @@ from vtr_vllm.schedules import Schedule, ScheduleBook
 from vtr_vllm.search import pipeline
 from vtr_vllm.search.journal import Journal
 from vtr_vllm.search.output import Output, write_report
-from vtr_vllm.search.pipeline import Selection, Settings
+from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.report_data import read_search
 from vtr_vllm.search.study import Study
 
-SETTINGS = Settings(kind="p-sigmoid", budgets=(0.5, 0.375), trials=4, items=100)
+SETTINGS = SearchSettings(kind="p-sigmoid", budgets=(0.5, 0.375), trials=4, items=100)
 
 
 class Running:
@@ -33,7 +33,9 @@ class Running:
         self.study, selection = (
             Study(evaluator, part, journal, "accuracy", progress) for part in parts
         )
-        self.output = Output(folder, META, data.sha256, self.study, Selection(selection), journal)
+        self.output = Output(
+            folder, META, data.sha256, self.study, HeldOutScores(selection), journal
+        )
         self.seen = []
         result = pipeline.run(self.study, SETTINGS, self.more)
         self.before_the_end = self.look()

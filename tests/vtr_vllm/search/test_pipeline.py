@@ -5,12 +5,12 @@ import pytest
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
 from vtr_vllm.errors import TimeLimitReached
 from vtr_vllm.search.candidates import Candidate
-from vtr_vllm.search.pipeline import Result, Selection, Settings, plan, run
+from vtr_vllm.search.pipeline import HeldOutScores, Result, SearchSettings, plan, run
 from vtr_vllm.search_options import KINDS
 
 LAYERS, N_VISION = 6, 16
 BUDGETS = (0.6, 0.4)
-SETTINGS = Settings(
+SETTINGS = SearchSettings(
     "all", BUDGETS, tolerance=0.02, trials=10, items=100, rule_items=(100, 100), seed=3
 )
 METHODS = {
@@ -117,7 +117,7 @@ def test_cls_is_tried_where_the_model_has_it(data, searched):
 def test_the_best_of_each_budget_is_selected(searched, rest):
     _, result = searched
     selection = new_study(rest)
-    chosen = Selection(selection).best(result)
+    chosen = HeldOutScores(selection).best(result)
     budgets = [scored.schedule.budget for scored in chosen]
     assert sorted(b for b in budgets if b) == sorted(BUDGETS)
     assert [c.method for c in chosen if c.schedule.budget is None] == [
@@ -143,7 +143,9 @@ def test_of_equals_the_earlier_method_is_selected(searched, rest):
     schedules = searched[1].schedules
     same = schedules["p-sigmoid"]
     result = Result(schedules={"p-sigmoid": same, "descent": same})
-    assert {scored.method for scored in Selection(new_study(rest)).best(result)} == {"p-sigmoid"}
+    assert {scored.method for scored in HeldOutScores(new_study(rest)).best(result)} == {
+        "p-sigmoid"
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,14 +167,14 @@ def test_a_search_without_labels(data, rest):
     assert done.unreduced().value == 0
     for trials in result.trials.values():
         assert all(trial.value <= 0 for trial in trials)
-    chosen = Selection(new_study(rest, "label-free")).best(result)
+    chosen = HeldOutScores(new_study(rest, "label-free")).best(result)
     assert {scored.schedule.budget for scored in chosen} == {None, *BUDGETS}
 
 
 def test_every_schedule_is_told_as_it_is_found(data, searched):
     """And a selection that is asked each time scores each schedule once."""
     told = []
-    selection = Selection(new_study(data))
+    selection = HeldOutScores(new_study(data))
 
     def more(result):
         best = selection.best(result)

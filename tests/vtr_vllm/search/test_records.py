@@ -8,13 +8,13 @@ from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.schedules import Schedule, ScheduleBook
 from vtr_vllm.search import pipeline, records
 from vtr_vllm.search.journal import Journal
-from vtr_vllm.search.pipeline import Selection, Settings
+from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.report_data import check_search
 from vtr_vllm.search.session import split
 from vtr_vllm.search.study import Cost, Study
 
-SETTINGS = Settings(kind="p-sigmoid", budgets=(0.5, 0.375), trials=4, seed=3)
+SETTINGS = SearchSettings(kind="p-sigmoid", budgets=(0.5, 0.375), trials=4, seed=3)
 META = {
     "model": "simulated",
     "fingerprint": "5L",
@@ -41,7 +41,7 @@ class Search:
             Study(evaluator, part, self.journal, "accuracy", Progress()) for part in (first, rest)
         )
         self.result = pipeline.run(self.study, SETTINGS)
-        self.scored = Selection(self.selection)
+        self.scored = HeldOutScores(self.selection)
         self.chosen = self.scored.best(self.result)
         self.schedules = [
             records.served(scored, self.study, self.selection, SETTINGS.seed, self.data.sha256)
