@@ -67,11 +67,11 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "benchmarks/",
     ),
     "skopt": ("vtr_vllm/search/",),
-    "prometheus_client": ("server/", "vtr_vllm/engine/"),
+    "prometheus_client": ("server/vtr_server/operations/",),
     "fastapi": ("server/",),
     "starlette": ("server/",),
 }
-IN_ONE_FILE = ("skopt", "prometheus_client")
+IN_ONE_FILE = ("skopt",)
 
 # These load in milliseconds, or must run where torch is absent.
 WITHOUT_TORCH = (

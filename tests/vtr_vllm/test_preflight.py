@@ -80,7 +80,7 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "typo.toml").write_text("[budgit]\n")
     (tmp_path / "broken.toml").write_text("[budget\n")
     (tmp_path / "key.toml").write_text(KEYS.format("secret"))
-    (tmp_path / "jobs.toml").write_text("[jobs]\n")
+    (tmp_path / "jobs.toml").write_text("[jobs]\nmemory_share = 0.3\n")
     (tmp_path / "text.model").mkdir()
     (tmp_path / "text.model" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     return tmp_path

@@ -23,7 +23,7 @@ from vtr_server.gate.scopes import is_for_admin_port, route_path
 from vtr_server.http.errors import http_error_body
 from vtr_server.http.routes import ready
 from vtr_server.operations.background import Background
-from vtr_server.operations.metrics import exposition, requests_inside
+from vtr_server.operations.exposition import exposition, requests_inside
 from vtr_server.policy.settings import AdminSettings, ServerSettings
 from vtr_vllm.errors import ConfigurationError, Forbidden
 

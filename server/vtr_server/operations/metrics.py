@@ -6,14 +6,11 @@ histograms are summed, and each gauge says below how. So: no Info, no callback, 
 bounded sets, and what the engine knows once (workers, KV blocks) is told by one process only.
 """
 
-import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, get_args
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client import Counter, Gauge, Histogram
 
 from vtr_server.operations.outcomes import Outcome
 from vtr_server.policy.vtr_field import VTRAnswer
@@ -21,7 +18,6 @@ from vtr_vllm.errors import VTRError
 
 __all__ = [
     "begin_keys",
-    "exposition",
     "observe_background",
     "observe_decoded_pixels",
     "observe_draining",
@@ -42,10 +38,7 @@ __all__ = [
     "observe_schedules",
     "observe_settings_reload",
     "observe_workers",
-    "requests_inside",
 ]
-
-OPEN_METRICS = "application/openmetrics-text; version=1.0.0"
 
 UNKNOWN = "-"
 """The label of what was never known: the tier of a request refused before it was read, no key."""
@@ -365,33 +358,6 @@ def observe_draining() -> None:
 def observe_info(version: str, model: str, fingerprint: str) -> None:
     """What is served; told once, at start."""
     _INFO.labels(version, model, fingerprint).set(1)
-
-
-def exposition(accept: str, names: Sequence[str] = ()) -> tuple[bytes, str]:
-    """What GET /metrics answers, vLLM's metrics too, and its content type: OpenMetrics where the
-    header ``accept`` prefers it. With ``names``, of these samples alone."""
-    registry = _registry()
-    wanted = registry.restricted_registry(names) if names else registry
-    encode, content_type = choose_encoder(accept)
-    if (
-        "openmetrics" in content_type
-    ):  # by any other escaping it breaks vLLM's colons, valid in both
-        encode, _ = choose_encoder(f"{OPEN_METRICS}; escaping=allow-utf-8")
-        content_type = f"{OPEN_METRICS}; charset=utf-8"
-    return encode(wanted), content_type
-
-
-def requests_inside() -> int:
-    """Requests inside, of all API server processes."""
-    return int(_registry().get_sample_value("vtr_in_flight_requests") or 0)
-
-
-def _registry() -> CollectorRegistry:
-    """As vLLM has it: of all processes, where each writes its numbers into files."""
-    if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-        return REGISTRY
-    MultiProcessCollector(registry := CollectorRegistry())
-    return registry
 
 
 def _codes(error: type[VTRError]) -> Iterator[str]:

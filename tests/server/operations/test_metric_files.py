@@ -34,7 +34,8 @@ import os
 from vtr_server.operations.metric_files import begin_metric_files
 begin_metric_files(os.environ, os.getpid())
 from vtr_server.operations import metrics
-print(metrics.exposition("")[0].decode())
+from vtr_server.operations.exposition import exposition
+print(exposition("")[0].decode())
 """
 
 

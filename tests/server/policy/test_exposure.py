@@ -16,16 +16,18 @@ BEYOND = [None, "", "0.0.0.0", "::", "192.0.2.1", "example.org", "localhost.exam
 @pytest.mark.parametrize("host", LOCAL)
 def test_a_loopback_address_is_this_machine(host: str) -> None:
     assert is_loopback(host)
-    check_exposure(ServerSettings(jobs=JobsSettings()), host)
+    check_exposure(ServerSettings(jobs=JobsSettings(memory_share=0.3)), host)
 
 
 @pytest.mark.parametrize("host", BEYOND)
 def test_jobs_without_keys_stay_on_this_machine(host: str | None) -> None:
     assert not is_loopback(host)
     with pytest.raises(ConfigurationError, match="add a key with scope jobs"):
-        check_exposure(ServerSettings(jobs=JobsSettings()), host)
+        check_exposure(ServerSettings(jobs=JobsSettings(memory_share=0.3)), host)
     check_exposure(ServerSettings(), host)
-    check_exposure(ServerSettings(jobs=JobsSettings(), keys=(key("a", "secret"),)), host)
+    check_exposure(
+        ServerSettings(jobs=JobsSettings(memory_share=0.3), keys=(key("a", "secret"),)), host
+    )
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from vtr_server.vllm_api.engine import (
     collect,
     first_token,
 )
-from vtr_vllm.errors import EngineNotReady, RequestError, UnsupportedRequest
+from vtr_vllm.errors import EngineDead, EngineNotReady, RequestError, UnsupportedRequest
 
 TEXT_CONFIG = {
     "num_hidden_layers": 12,
@@ -121,13 +121,19 @@ def test_that_reduction_is_in_place_is_remembered() -> None:
         ([{"loaded": False, "reason": None}], "not loaded"),
         ([IN_PLACE | {"layers": 11}], "11 of 12 layers"),
         (Exception("no such method"), "--worker-cls"),
-        (EngineDeadError(), "EngineCore"),
     ],
 )
 def test_that_it_is_not_is_asked_anew(answer: Any, reason: str) -> None:
     engine = engine_of(Client(answer, [IN_PLACE]))
     assert reason in (wait(engine.why_not_in_place()) or "")
     assert wait(engine.why_not_in_place()) is None
+
+
+def test_a_dead_engine_is_told_from_one_without_the_plugin() -> None:
+    engine = engine_of(Client(EngineDeadError()))
+    assert isinstance(wait(engine.why_unhealthy()), EngineDead)
+    with pytest.raises(EngineDead, match="EngineCore"):
+        wait(engine_of(Client(EngineDeadError())).why_not_in_place())
 
 
 def test_a_dead_engine_is_unhealthy_although_the_plugin_was_in_place() -> None:

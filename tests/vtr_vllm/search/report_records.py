@@ -19,6 +19,7 @@ def search_record(seed: int = 0) -> dict[str, Any]:
             "model": "demo",
             "fingerprint": FINGERPRINT,
             "n_vision": 144,
+            "finished": True,
             "data": {"path": "calibration.jsonl", "sha256": "ab" * 32, "n": 300, "answered": True},
             "seed": 7,
             "objective": "accuracy",

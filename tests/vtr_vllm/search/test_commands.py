@@ -54,7 +54,7 @@ def no_engine(monkeypatch) -> None:
 
 
 def search(kind, folder, data, *flags) -> int:
-    given = ["--out", str(folder), "--model", "simulated", "--data", str(data.path)]
+    given = ["--out", str(folder), "--model", "demo", "--data", str(data.path)]
     return cli.main([kind, *given, *SMALL, *flags])
 
 
@@ -77,7 +77,7 @@ class TestRefusals:
         return said.err
 
     def search(self, capsys, folder, data, *flags) -> str:
-        given = ("--out", folder, "--model", "simulated", "--data", data)
+        given = ("--out", folder, "--model", "demo", "--data", data)
         return self.refused(capsys, "all", *given, *flags)
 
     def test_missing_data(self, tmp_path, capsys):
@@ -276,7 +276,7 @@ def test_a_comparison_finds_the_data_of_a_search_from_anywhere(
     held = items(tmp_path, 20, first=3000, name="held.jsonl")
     compare = ["compare", "--out", str(here / "out"), "--split", f"a={held.path}"]
     monkeypatch.chdir(here)
-    given = ["--out", "out", "--model", "simulated", "--data", "items.jsonl"]
+    given = ["--out", "out", "--model", "demo", "--data", "items.jsonl"]
     assert cli.main(["g-search", *given, *SMALL]) == 0
     monkeypatch.chdir(there)
     assert cli.main(compare) == 0
