@@ -17,6 +17,8 @@ def own_invocations(handle: Callable[[Request], Awaitable[Any]]) -> None:
     """Have ``handle`` answer at ``/invocations``, behind the transformations that vLLM has there."""
     import model_hosting_container_standards.sagemaker as sagemaker
 
+    description = handle.__doc__
     handle = sagemaker.inject_adapter_id(adapter_path="model")(handle)
     handle = sagemaker.stateful_session_manager()(handle)
+    handle.__doc__ = description  # of the route, which would tell of the wrapper
     sagemaker.custom_invocation_handler(handle)
