@@ -176,27 +176,21 @@ class Engine:
 
     async def chat(self, request: ChatRequest, raw_request: Request) -> Failure | Whole | Chunks:
         """vLLM's own chat completion."""
-        handler = self._state.openai_serving_chat
-        if handler is None:
-            raise NotImplementedError("The model does not support Chat Completions API")
+        handler = self._handler("openai_serving_chat", "Chat Completions")
         return await serve(handler.create_chat_completion, request, raw_request)
 
     async def complete(
         self, request: CompletionRequest, raw_request: Request
     ) -> Failure | Whole | Chunks:
         """vLLM's own completion."""
-        handler = self._state.openai_serving_completion
-        if handler is None:
-            raise NotImplementedError("The model does not support Completions API")
+        handler = self._handler("openai_serving_completion", "Completions")
         return await serve(handler.create_completion, request, raw_request)
 
     async def respond(
         self, request: ResponsesRequest, raw_request: Request
     ) -> Failure | Whole | Chunks:
         """vLLM's own Responses API."""
-        handler = self._state.openai_serving_responses
-        if handler is None:
-            raise NotImplementedError("The model does not support Responses API")
+        handler = self._handler("openai_serving_responses", "Responses")
 
         async def create(request: Any, raw_request: Any) -> Any:
             answer = await handler.create_responses(request, raw_request)
@@ -208,16 +202,14 @@ class Engine:
         self, request: BatchRequest, raw_request: Request
     ) -> Failure | Whole | Chunks:
         """vLLM's own chat completion of several conversations."""
-        handler = self._state.openai_serving_chat_batch
-        if handler is None:
-            raise NotImplementedError("The model does not support Chat Completions API")
+        handler = self._handler("openai_serving_chat_batch", "Chat Completions")
         return await serve(handler.create_batch_chat_completion, request, raw_request)
 
     async def messages(
         self, request: MessagesRequest, raw_request: Request
     ) -> Failure | Whole | Chunks:
         """vLLM's own Messages API."""
-        handler = self._messages()
+        handler = self._handler("anthropic_serving_messages", "Messages")
 
         async def create(request: Any, raw_request: Any) -> Any:
             try:
@@ -233,13 +225,14 @@ class Engine:
         self, request: CountTokensRequest, raw_request: Request
     ) -> Failure | Whole | Chunks:
         """vLLM's own count of the tokens of messages."""
-        handler = self._messages()
+        handler = self._handler("anthropic_serving_messages", "Messages")
         return await serve(handler.count_tokens, request, raw_request, without_none=True)
 
-    def _messages(self) -> Any:
-        handler = self._state.anthropic_serving_messages
+    def _handler(self, name: str, api: str) -> Any:
+        """vLLM's handler of that name; it has none for an API that the model does not support."""
+        handler = getattr(self._state, name)
         if handler is None:
-            raise NotImplementedError("The model does not support Messages API")
+            raise NotImplementedError(f"The model does not support {api} API")
         return handler
 
     async def greet(self) -> None:
