@@ -17,6 +17,7 @@ from vllm.sequence import IntermediateTensors
 from vtr_vllm.engine.common.supported_models import SUPPORTED_DECODERS
 from vtr_vllm.engine.worker.attention import Step, padded
 from vtr_vllm.engine.worker.compiled import LayerRunner
+from vtr_vllm.engine.worker.layer_names import LayerNames
 from vtr_vllm.engine.worker.lora import LoRARows
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
 from vtr_vllm.engine.worker.scoring import RankLayer, Scorer, chosen_by_first_rank
@@ -36,6 +37,7 @@ class ReducibleDecoder:
         self._attention_blocks = [_attention_block(layer) for layer in self.layers]
         self.attentions: list[Attention] = [block.attn for block in self._attention_blocks]
         self.layer_names = [attention.layer_name for attention in self.attentions]
+        self._names = LayerNames(self.layer_names)
         self.timing = Timing()
         self.traces = Traces()
         self._prefix_keys: PrefixKeys | None = None
@@ -87,7 +89,6 @@ class ReducibleDecoder:
         hidden = embeddings[: plan.num_rows].clone()
         positions = positions[..., : plan.num_rows].clone(memory_format=torch.contiguous_format)
         residual: torch.Tensor | None = None
-        get_forward_context().slot_mapping = dict(step.slots)
         rows = Rows(plan, hidden.device)
         scorer = Scorer(step, self._attention_blocks, self._prefix_keys, embeddings, cls_attention)
         self.timing.begin_step(hidden.device)
@@ -95,6 +96,7 @@ class ReducibleDecoder:
         rank_layers = plan.rank_layers
         rank_layer: RankLayer | None = None
         for index, layer in enumerate(self.layers):
+            self._names.enter(index, step)
             if members := plan.cuts.get(index):
                 with self.timing.spent("rank"):
                     scores = scorer.score_all(members, rows.vision, index - 1, rank_layer)
