@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm.config import CompilationMode, CUDAGraphMode
+
 
 @dataclass(frozen=True)
 class Works:
@@ -269,6 +271,17 @@ REFUSED: tuple[Refused, ...] = (
         "`VLLM_USE_BREAKABLE_CUDAGRAPH=1`",
         "the whole model is replayed then, and no step reaches its plan",
         environment={"VLLM_USE_BREAKABLE_CUDAGRAPH": "1"},
+    ),
+    Refused(
+        "piecewise CUDA graphs that hold the write of keys and values (use_inductor_graph_partition, or"
+        " splitting_ops without vllm::unified_kv_cache_update)",
+        "`--compilation-config.use_inductor_graph_partition true`",
+        "a replay writes where the captured step did, and not where a reduced request stores",
+        changes={
+            "compilation_config.mode": CompilationMode.VLLM_COMPILE,
+            "compilation_config.cudagraph_mode": CUDAGraphMode.FULL_AND_PIECEWISE,
+            "compilation_config.splitting_ops": ["vllm::unified_attention_with_output"],
+        },
     ),
     Refused(
         "enable-return-routed-experts",

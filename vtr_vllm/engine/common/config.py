@@ -123,6 +123,19 @@ def _encodes_only(config: VllmConfig) -> bool:
     return multimodal is not None and bool(multimodal.mm_encoder_only)
 
 
+def _captures_kv_update(config: VllmConfig) -> bool:
+    """Piecewise graphs that hold the write of keys and values: at the slots of the captured step, which a
+    reduced request's are not. vLLM splits its graphs there by default."""
+    compilation = config.compilation_config
+    mode = compilation.cudagraph_mode
+    return (
+        compilation.mode != CompilationMode.NONE
+        and mode is not None
+        and mode.has_piecewise_cudagraphs()
+        and "vllm::unified_kv_cache_update" not in (compilation.splitting_ops or ())
+    )
+
+
 def _shares_experts(config: VllmConfig) -> bool:
     """Data-parallel ranks of such a model exchange tokens in each layer, by the counts of the step."""
     return config.parallel_config.data_parallel_size > 1 and config.model_config.is_moe
@@ -155,6 +168,11 @@ _REFUSED: tuple[tuple[str, Callable[[VllmConfig], bool]], ...] = (
         "breakable CUDA graphs (VLLM_USE_BREAKABLE_CUDAGRAPH; VLLM_BATCH_INVARIANT sets it for some"
         " models unless it is 0)",
         lambda _: bool(envs.VLLM_USE_BREAKABLE_CUDAGRAPH),
+    ),
+    (
+        "piecewise CUDA graphs that hold the write of keys and values (use_inductor_graph_partition, or"
+        " splitting_ops without vllm::unified_kv_cache_update)",
+        _captures_kv_update,
     ),
     ("enable-return-routed-experts", lambda c: bool(c.aux_output_config.enabled)),
     ("sleep mode (enable-sleep-mode)", lambda c: bool(c.model_config.enable_sleep_mode)),

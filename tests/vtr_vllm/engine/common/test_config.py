@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm.config import CompilationMode, VllmConfig
+from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
 from vllm.v1.core import kv_cache_utils
 
 from vtr_vllm.engine.common.band_spec import BandSpec
@@ -227,7 +227,11 @@ def config():
             cache_dtype="auto", kv_cache_dtype_skip_layers=[], kv_sharing_fast_prefill=False
         ),
         scheduler_config=SimpleNamespace(disable_hybrid_kv_cache_manager=None),
-        compilation_config=SimpleNamespace(mode=CompilationMode.VLLM_COMPILE),
+        compilation_config=SimpleNamespace(
+            mode=CompilationMode.VLLM_COMPILE,
+            cudagraph_mode=CUDAGraphMode.FULL_AND_PIECEWISE,
+            splitting_ops=["vllm::unified_attention_with_output", "vllm::unified_kv_cache_update"],
+        ),
     )
 
 
@@ -253,6 +257,22 @@ def test_engines_side_by_side_share_experts_only_where_there_are_any():
     check_vllm_config(changed)
 
 
+@pytest.mark.parametrize(
+    ("mode", "graphs", "splits"),
+    [
+        (CompilationMode.VLLM_COMPILE, CUDAGraphMode.FULL_DECODE_ONLY, []),
+        (CompilationMode.VLLM_COMPILE, CUDAGraphMode.NONE, None),
+        (CompilationMode.NONE, CUDAGraphMode.FULL_AND_PIECEWISE, []),
+    ],
+)
+def test_a_write_of_keys_and_values_outside_of_piecewise_graphs_passes(mode, graphs, splits):
+    changed = config()
+    changed.compilation_config = SimpleNamespace(
+        mode=mode, cudagraph_mode=graphs, splitting_ops=splits
+    )
+    check_vllm_config(changed)
+
+
 UNSUPPORTED = {
     "pipeline parallelism": ("parallel_config.pipeline_parallel_size", 2),
     "decode context parallelism": ("parallel_config.decode_context_parallel_size", 2),
@@ -269,6 +289,7 @@ UNSUPPORTED = {
     "kv-cache-dtype-skip-layers": ("cache_config.kv_cache_dtype_skip_layers", ["0"]),
     "kv-sharing-fast-prefill": ("cache_config.kv_sharing_fast_prefill", True),
     "STOCK_TORCH_COMPILE": ("compilation_config.mode", CompilationMode.STOCK_TORCH_COMPILE),
+    "hold the write of keys and values": ("compilation_config.splitting_ops", ["vllm::other"]),
     "enable-return-routed-experts": ("aux_output_config.enabled", True),
     "sleep mode": ("model_config.enable_sleep_mode", True),
     "disable-hybrid-kv-cache-manager": ("scheduler_config.disable_hybrid_kv_cache_manager", True),
