@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -48,7 +49,7 @@ class WorkerDied(RuntimeError):
 
 
 class Arm:
-    """A worker process; ``measure`` blocks until its answer is there."""
+    """A worker process, which starts by itself; ``info`` and ``measure`` block until it answers."""
 
     def __init__(
         self,
@@ -58,7 +59,9 @@ class Arm:
         log: Path,
         threads: int | None = None,
         module: str = "benchmarks.worker",
+        settings: Mapping[str, object] | None = None,
     ) -> None:
+        """``settings`` are engine arguments beside and above those of ``shape``."""
         self.name, self.log = name, log
         self._stderr: IO[bytes] = log.open("wb")
         self._process = subprocess.Popen(
@@ -70,25 +73,40 @@ class Arm:
             stderr=self._stderr,
             text=True,
         )
-        setup = {"arm": name, "shape": shape.name, "engine_args": shape.engine_args(eager)}
-        self.info = self._ask(setup)
+        arguments = shape.engine_args(eager) | dict(settings or {})
+        self._send({"arm": name, "shape": shape.name, "engine_args": arguments})
+
+    @cached_property
+    def info(self) -> dict[str, Any]:
+        """What the worker says of itself once its engine is up."""
+        return self._receive()
 
     def measure(self, spec: Mapping[str, object]) -> dict[str, Any]:
         """Run one measurement and return its numbers."""
+        _ = self.info
         time.sleep(SETTLE_S)
-        return self._ask(spec)
+        self._send(spec)
+        return self._receive()
 
-    def _ask(self, message: Mapping[str, object]) -> dict[str, Any]:
+    def _send(self, message: Mapping[str, object]) -> None:
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
         try:
             self._process.stdin.write(json.dumps(message) + "\n")
             self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise self._died() from error
+
+    def _receive(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        try:
             return json.loads(self._process.stdout.readline())
-        except (BrokenPipeError, json.JSONDecodeError) as error:
-            self.close()
-            tail = self.log.read_text(errors="replace")[-3000:]
-            raise WorkerDied(f"the {self.name} worker died; its log ends with:\n{tail}") from error
+        except json.JSONDecodeError as error:
+            raise self._died() from error
+
+    def _died(self) -> WorkerDied:
+        self.close()
+        tail = self.log.read_text(errors="replace")[-3000:]
+        return WorkerDied(f"the {self.name} worker died; its log ends with:\n{tail}")
 
     def close(self) -> None:
         """End the process."""

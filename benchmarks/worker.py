@@ -33,7 +33,7 @@ class Flight:
 
 
 class KvWatch:
-    """Reads the KV pool right after each scheduling step, where its use peaks."""
+    """Reads the scheduler right after each step is scheduled, where use of the KV pool peaks."""
 
     def __init__(self, scheduler: Any) -> None:
         self.pool = scheduler.kv_cache_manager.block_pool
@@ -44,13 +44,14 @@ class KvWatch:
             group.kv_cache_spec.page_size_bytes * len(group.layer_names)
             for group in config.kv_cache_groups
         )
-        self.peak_blocks = 0
+        self.peak_blocks = self.peak_running = 0
         inner = scheduler.schedule
 
         def schedule(*args: object, **kwargs: object) -> object:
             output = inner(*args, **kwargs)
             used = self.pool.num_gpu_blocks - 1 - self.pool.get_num_free_blocks()  # 1: null block
             self.peak_blocks = max(self.peak_blocks, used)
+            self.peak_running = max(self.peak_running, len(scheduler.running))
             return output
 
         scheduler.schedule = schedule
@@ -153,7 +154,11 @@ class Worker:
         }
 
     def measure(self, spec: dict[str, Any]) -> dict[str, object]:
-        """Run ``spec['requests']`` requests, at most ``spec['concurrency']`` at once."""
+        """Run ``spec['requests']`` requests, at most ``spec['concurrency']`` at once.
+
+        With ``spec['render_first']`` prompts and images are rendered before the clock starts, as
+        they are in a process of their own in a server.
+        """
         from vllm import SamplingParams
 
         params = SamplingParams(
@@ -166,7 +171,9 @@ class Worker:
         waiting = deque(
             (f"r{i}", make_request(self.shape, i)) for i in range(first, first + spec["requests"])
         )
-        self.watch.peak_blocks = 0
+        if spec.get("render_first"):
+            waiting = deque((name, self._rendered(name, at, params)) for name, at in waiting)
+        self.watch.peak_blocks = self.watch.peak_running = 0
         self.stages.take()
         machine, begun = Machine(), time.perf_counter()
         flights = self._fly(waiting, params, spec["concurrency"])
@@ -176,10 +183,18 @@ class Worker:
         result |= {
             "kv_peak_blocks": self.watch.peak_blocks,
             "kv_peak_bytes": self.watch.peak_blocks * self.watch.bytes_per_block,
+            "peak_running": self.watch.peak_running,
             "prompt_tokens": self.prompt_tokens,
             "tokens": [flights[name].tokens for name in sorted(flights)],
         }
         return result
+
+    def _rendered(self, name: str, request: Any, params: Any) -> Any:
+        """The request as a server's front end hands it to the engine's process."""
+        engine = self.engine
+        return engine.input_processor.process_inputs(
+            name, request, params, supported_tasks=engine.get_supported_tasks()
+        )
 
     def _fly(self, waiting: deque, params: Any, concurrency: int) -> dict[str, Flight]:
         flights: dict[str, Flight] = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from vllm import LLM, SamplingParams
 
@@ -33,6 +34,8 @@ def start(model: Path, **arguments: Any) -> LLM:
         "max_logprobs": -1,
         "disable_log_stats": True,
     }
+    if torch.cuda.is_available():  # leave room for what runs beside
+        defaults |= {"kv_cache_memory_bytes": 1 << 30, "gpu_memory_utilization": 0.05}
     return LLM(model=str(model), **(defaults | arguments))
 
 

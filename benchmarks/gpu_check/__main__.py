@@ -1,0 +1,182 @@
+"""Run the stages, each in a process of its own: ``python -m benchmarks.gpu_check --help``.
+
+A stage writes each thing it finds at once; none stops the next. What is known so far is always in the
+results file, out of which ``docs/gpu.md`` is made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+from benchmarks.arms import ROOT
+from benchmarks.gpu_check.findings import one_line, tail
+from benchmarks.gpu_check.stages import STAGES, Stage
+
+RESULTS = ROOT / "benchmarks" / "results"
+DRY_RESULTS = ROOT / "build" / "gpu-check" / "dry-run.json"
+LOG_LINES = 60
+
+
+class Results:
+    """The results file; written anew after every finding."""
+
+    def __init__(self, path: Path | None, meta: dict[str, Any]) -> None:
+        self._path, self.data = path, {"meta": meta, "stages": {}}
+        self._merge()
+
+    def begin(self, stage: str) -> dict[str, Any]:
+        """Return the entry of a stage, which replaces that of an earlier run."""
+        entry: dict[str, Any] = {"findings": [], "outcome": "running"}
+        self.data["stages"][stage] = entry
+        return entry
+
+    def add(self, entry: dict[str, Any], finding: dict[str, Any]) -> None:
+        """Note a finding; the card names the file."""
+        entry["findings"].append(finding)
+        if self._path is None and finding["numbers"].get("card"):
+            card = re.sub(r"[^a-z0-9]+", "-", finding["numbers"]["card"].lower()).strip("-")
+            self._path = RESULTS / f"gpu-{card}.json"
+            self._merge()
+        self.write()
+
+    def write(self) -> None:
+        """Write all that is known."""
+        if self._path is not None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.write_text(json.dumps(self.data, indent=1) + "\n")
+
+    def _merge(self) -> None:
+        """Keep what an earlier run of other stages found."""
+        if self._path is not None and self._path.exists():
+            earlier = json.loads(self._path.read_text())
+            self.data["stages"] = earlier["stages"] | self.data["stages"]
+
+
+def lines_of(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
+    """Yield the lines that a process writes, for ``seconds`` at most."""
+    queue: Queue[str | None] = Queue()
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            queue.put(line)
+        queue.put(None)
+
+    threading.Thread(target=read, daemon=True).start()
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        try:
+            line = queue.get(timeout=left)
+        except Empty:
+            return
+        if line is None:
+            return
+        yield line
+
+
+def run(stage: Stage, options: argparse.Namespace, results: Results, seconds: float) -> bool:
+    """Run a stage for ``seconds`` at most; return whether it ended well."""
+    entry, begun = results.begin(stage.name), time.monotonic()
+    log = Path(tempfile.mkdtemp(prefix="vtr-gpu-check-")) / f"{stage.name}.log"
+    process = subprocess.Popen(
+        stage.command(options.dry_run, seconds, options.out.parent if options.out else None),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=log.open("w"),
+        text=True,
+        start_new_session=True,
+        env=os.environ | stage.environment(options.dry_run),
+    )
+    for line in lines_of(process, seconds):
+        finding = json.loads(line)
+        results.add(entry, finding)
+        print(one_line(finding), flush=True)
+    code = stop(process)
+    entry["seconds"] = round(time.monotonic() - begun, 1)
+    failed = [finding["name"] for finding in entry["findings"] if finding["ok"] is False]
+    entry["outcome"] = outcome(code, bool(failed))
+    if code != 0:
+        entry["log"] = tail(log.read_text(errors="replace"), LOG_LINES)
+        print(entry["log"], flush=True)
+    results.write()
+    print(f"     {stage.name}: {entry['outcome']} after {entry['seconds']} s", flush=True)
+    return entry["outcome"] == "ok"
+
+
+def outcome(code: int | None, failed: bool) -> str:
+    """Return how a stage ended; ``code`` is None when its time was over."""
+    if code is None:
+        return "time over"
+    if code != 0:
+        return f"broke off with exit code {code}"
+    return "failed" if failed else "ok"
+
+
+def stop(process: subprocess.Popen[str]) -> int | None:
+    """Return the exit code, or None of a process that had to be ended; with all it started."""
+    try:
+        code = process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        code = None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return code
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """Return the command line's options."""
+    names = [stage.name for stage in STAGES]
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check", description=__doc__)
+    parser.add_argument("--stages", nargs="+", choices=names, default=names, metavar="STAGE")
+    parser.add_argument(
+        "--from", type=int, default=1, dest="first", choices=range(1, len(names) + 1)
+    )
+    parser.add_argument("--minutes", type=float, default=20, help="for all stages together")
+    parser.add_argument("--dry-run", action="store_true", help="tiny, on a CPU: checks the script")
+    parser.add_argument("--out", type=Path, help="results file; default by the card's name")
+    parser.add_argument("--plan", action="store_true", help="print what each stage takes, and end")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what was asked for; 0 when everything was right."""
+    options = parse(arguments)
+    if options.plan:
+        from benchmarks.gpu_check import estimate  # vLLM behind it
+
+        print(estimate.table())
+        return 0
+    if options.dry_run and options.out is None:
+        options.out = DRY_RESULTS
+    results = Results(options.out, {"dry_run": options.dry_run, "began": time.time()})
+    end = time.monotonic() + 60 * options.minutes
+    good = True
+    for stage in STAGES[options.first - 1 :]:
+        if stage.name not in options.stages:
+            continue
+        seconds = min(stage.limit_s, end - time.monotonic())
+        if seconds < 10:
+            print(f"     {stage.name}: left out, the time is over", flush=True)
+            good = False
+            continue
+        good = run(stage, options, results, seconds) and good
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""The stages in their order: what would be missed most comes first."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage, whose module has its name."""
+
+    name: str
+    shows: str
+    limit_s: float
+
+    def command(self, dry_run: bool, seconds: float, out: Path | None) -> list[str]:
+        """Return the command of its process, which has ``seconds``; traces go beside ``out``."""
+        module = f"benchmarks.gpu_check.{self.name}"
+        return [sys.executable, "-m", module, *self._arguments(dry_run, seconds, out)]
+
+    def _arguments(self, dry_run: bool, seconds: float, out: Path | None) -> list[str]:
+        if self.name == "environment":
+            return []
+        given = ["--seconds", str(round(seconds))]
+        if self.name in ("fast", "hot", "families", "search") and out is not None:
+            given += ["--out", str(out)]
+        return [*given, "--dry-run"] if dry_run else given
+
+    def environment(self, dry_run: bool) -> dict[str, str]:
+        """Return what its process needs in its environment."""
+        return {"VLLM_CPU_KVCACHE_SPACE": "1"} if dry_run else {}
+
+
+STAGES = (
+    Stage("environment", "versions, card, FlashAttention 3, the card's ceilings", 60),
+    Stage("right", "stock's tokens at budget 1.0, the reference's below it", 240),
+    Stage("fast", "LLaVA-1.5-7B's shape beside stock: prefill and serving", 300),
+    Stage("hot", "the largest of host and device in a prefill and a decode step", 150),
+    Stage("families", "all families; InternVL2-8B's and Qwen2.5-VL-7B's shapes", 420),
+    Stage("search", "evaluations a minute of one engine", 90),
+)

@@ -1,0 +1,90 @@
+"""Stages run one after another, whatever becomes of each; what they find is kept at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu_check import __main__ as main
+from benchmarks.gpu_check.stages import STAGES, Stage
+
+FINDING = {"stage": "s", "name": "n", "ok": True, "text": "t", "numbers": {}, "at_s": 0.0}
+
+
+@pytest.fixture
+def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Make a stage of a script, and run it; returns its entry and whether it was good."""
+
+    def make(script: str, seconds: float = 30, out: Path | None = None):
+        path = tmp_path / "stage.py"
+        path.write_text(f"FINDING = {FINDING!r}\nimport json, sys, time\n{textwrap.dedent(script)}")
+        monkeypatch.setattr(Stage, "command", lambda *_: [sys.executable, str(path)])
+        results = main.Results(out or tmp_path / "results.json", {})
+        options = main.parse(["--dry-run"])
+        good = main.run(STAGES[0], options, results, seconds)
+        return json.loads((tmp_path / "results.json").read_text())["stages"]["environment"], good
+
+    return make
+
+
+def test_findings_are_kept(stage) -> None:
+    entry, good = stage("print(json.dumps(FINDING))")
+    assert good
+    assert entry["findings"] == [FINDING]
+    assert entry["outcome"] == "ok"
+
+
+def test_a_finding_that_is_wrong_fails_the_stage(stage) -> None:
+    entry, good = stage("print(json.dumps(FINDING | {'ok': False}))")
+    assert not good
+    assert entry["outcome"] == "failed"
+
+
+def test_a_stage_that_breaks_off_keeps_its_findings_and_its_log(stage) -> None:
+    entry, good = stage("print(json.dumps(FINDING), flush=True)\nsys.exit('out of memory')")
+    assert not good
+    assert entry["outcome"] == "broke off with exit code 1"
+    assert entry["findings"] == [FINDING]
+    assert "out of memory" in entry["log"]
+
+
+def test_a_stage_is_ended_when_its_time_is_over(stage) -> None:
+    entry, good = stage("print(json.dumps(FINDING), flush=True)\ntime.sleep(600)", seconds=3)
+    assert not good
+    assert entry["outcome"] == "time over"
+    assert entry["findings"] == [FINDING]
+
+
+def test_other_stages_of_an_earlier_run_stay(stage, tmp_path: Path) -> None:
+    earlier = {"meta": {}, "stages": {"right": {"outcome": "ok", "findings": []}}}
+    (tmp_path / "results.json").write_text(json.dumps(earlier))
+    stage("print(json.dumps(FINDING))")
+    kept = json.loads((tmp_path / "results.json").read_text())["stages"]
+    assert set(kept) == {"right", "environment"}
+
+
+def test_the_card_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(main, "RESULTS", tmp_path)
+    results = main.Results(None, {})
+    entry = results.begin("environment")
+    results.add(entry, FINDING)
+    assert not list(tmp_path.iterdir())
+    results.add(entry, FINDING | {"numbers": {"card": "NVIDIA H100 80GB HBM3"}})
+    assert [path.name for path in tmp_path.iterdir()] == ["gpu-nvidia-h100-80gb-hbm3.json"]
+
+
+def test_no_time_is_said_and_is_not_good(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code = main.main(["--dry-run", "--minutes", "0.01", "--out", str(tmp_path / "r.json")])
+    assert code == 1
+    assert capsys.readouterr().out.count("left out") == len(STAGES)
+
+
+def test_each_stage_is_a_module() -> None:
+    folder = Path(main.__file__).parent
+    assert all((folder / f"{stage.name}.py").exists() for stage in STAGES)
