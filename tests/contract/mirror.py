@@ -14,7 +14,7 @@ def tests_without_module(tests: list[str], modules: set[str]) -> list[str]:
     """Return every test file whose path names no module.
 
     `tests/vtr_vllm/demo/test_world.py` belongs to `vtr_vllm/demo/world.py`, or to a package
-    `vtr_vllm/demo/world/`; `tests/server/page/test_app.py` belongs to the page's `app.js` in `server/vtr_server/`. Helpers
+    `vtr_vllm/demo/world/`, and `test_main.py` to `__main__.py`; `tests/server/page/test_app.py` belongs to the page's `app.js` in `server/vtr_server/`. Helpers
     and fixtures (no `test_` in front) may lie anywhere.
     """
     said = []
@@ -28,6 +28,7 @@ def tests_without_module(tests: list[str], modules: set[str]) -> list[str]:
             folder = PurePosixPath("server", "vtr_server", *folder.parts[1:])
         module = folder / path.name.removeprefix("test_")
         named = {str(module), str(module.with_suffix("") / "__init__.py")}
+        named.add(str(module.with_name(f"__{module.stem}__.py")))
         if not (named | {str(module.with_suffix(suffix)) for suffix in PAGE}) & modules:
             said.append(f"{test}: no {module}")
     return said

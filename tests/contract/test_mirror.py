@@ -12,6 +12,7 @@ MODULES = {
     "vtr_vllm/cli.py",
     "vtr_vllm/demo/world.py",
     "vtr_vllm/search/__init__.py",
+    "server/vtr_server/__main__.py",
     "server/vtr_server/page/app.js",
 }
 
@@ -43,6 +44,7 @@ def test_a_test_in_the_wrong_place_is_found(test: str) -> None:
         "tests/vtr_vllm/demo/test_world.py",
         "tests/vtr_vllm/test_search.py",
         "tests/vtr_vllm/demo/pictures.py",
+        "tests/server/test_main.py",
         "tests/server/page/test_app.py",
         "tests/contract/test_mirror.py",
         "tests/server/robustness/test_aborts.py",
