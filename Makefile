@@ -20,7 +20,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy elastic rankings search-evidence demo-search demo-compare soak screenshots docs clean
+.PHONY: help setup serve test test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy gpu-check elastic rankings search-evidence demo-search demo-compare soak screenshots docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -141,6 +141,9 @@ overhead: $(READY) ## measure the server at budget 1.0 against stock vLLM's, sid
 accuracy: $(READY) ## measure the demo model's accuracy at each budget
 	@echo "accuracy: running the held-out questions at each budget"
 	$(BIN)/python -m benchmarks.accuracy $(ARGS)
+
+gpu-check: $(READY) ## show on a GPU what only a GPU can show; ARGS=--dry-run checks the script on a CPU
+	$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 elastic: $(READY) ## measure budget auto under load: 4 rates, 3 policies (35 minutes)
 	@echo "elastic: measuring; keep the machine quiet"

@@ -1,8 +1,7 @@
 """Stage 2: answers are right, whatever attention, graphs and compilation.
 
 The demo model in one engine process for each way of running it: budget 1.0 beside stock vLLM run the
-same way, reduced requests beside the fp32 reference, in one mixed batch. Beside them, the engine's own
-tests in fp32 (Triton attention without TF32), which hold every logit to the reference.
+same way, reduced requests beside the fp32 reference, in one mixed batch.
 """
 
 from __future__ import annotations
@@ -10,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -20,6 +18,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.arms import ROOT
 from benchmarks.gpu_check import asker
@@ -32,6 +32,10 @@ from vtr_vllm.schedules import make_plan
 SCHEDULES = ("p-sigmoid-0.5", "p-sigmoid-0.25", "fastv-0.25", "pdrop-0.5", "random-0.25", "vtw-0.5")
 TOLERANCE = {"bfloat16": 0.1, "float32": 1e-3}
 """Nats by which a token may lead and still differ: what rounding can turn around."""
+STARTED = {"stock": "started stock", "vtr": "started vtr"}
+AS_STOCK = "full budget as stock"
+THREADS = {"OMP_NUM_THREADS": "1", "TORCHINDUCTOR_COMPILE_THREADS": "2"}
+"""Of each process: many run at once, and the GPU does the work."""
 GIB = 1 << 30
 ENGINES_AT_ONCE = 7
 
@@ -59,8 +63,6 @@ WAYS = (
     Way("fa3 as vLLM starts by default", FA3),
     Way("fa3 piecewise graphs", FA3 | _graphs("PIECEWISE", True)),
     Way("fa3 full graphs, not compiled", FA3 | _graphs("FULL_DECODE_ONLY", False)),
-    Way("fa3 compiled, no graphs", FA3 | _graphs("NONE", True)),
-    Way("triton eager", TRITON | EAGER),
     Way("triton as vLLM starts by default", TRITON),
     Way(
         "fa3 default, synchronous scheduling",
@@ -75,10 +77,6 @@ WAYS = (
 )
 QUESTIONS = 8
 """Asked under each schedule."""
-TESTS = (
-    ["tests/vtr_vllm/engine/worker", "-m", "engine"],
-    ["tests/vtr_vllm/engine/scheduler", "tests/vtr_vllm/engine/frontend", "-m", "engine"],
-)
 
 
 def is_full(schedule: str | None) -> bool:
@@ -145,7 +143,7 @@ class Jobs:
         job.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.gpu_check.asker", setup, answer],
             cwd=ROOT,
-            env=os.environ | asker.environment(job.arm),
+            env=os.environ | THREADS | asker.environment(job.arm),
             stdout=subprocess.DEVNULL,
             stderr=job.log.open("wb"),
         )
@@ -167,10 +165,12 @@ class Judge:
         if job.result is None:
             assert job.process is not None
             text = f"exit {job.process.returncode} after {seconds:.0f} s"
-            self._report.say(name, False, text, log=tail(job.log.read_text(errors="replace"), 40))
+            log = tail(job.log.read_text(errors="replace"), 40)
+            self._report.say(name, False, text, log=log, way=job.way.name, check=STARTED[job.arm])
             return
         facts = {key: value for key, value in job.result.items() if key != "answers"}
-        self._report.say(name, True, f"ran in {seconds:.0f} s", seconds=seconds, **facts)
+        facts |= {"seconds": seconds, "way": job.way.name, "check": STARTED[job.arm]}
+        self._report.say(name, True, f"ran in {seconds:.0f} s", **facts)
         self._results[job.way.name, job.arm] = job.result
         if job.arm == "vtr":
             self._due.append(job.way)
@@ -182,7 +182,8 @@ class Judge:
     def end(self) -> None:
         """Say what nothing could be compared with."""
         for way in self._due:
-            self._report.say(f"{way.name}: full budget", False, "nothing to compare with ran")
+            text = "nothing to compare with ran"
+            self._report.say(f"{way.name}: full budget", False, text, way=way.name, check=AS_STOCK)
 
     def _full(self, way: Way) -> bool:
         other = self._results.get((way.like, "vtr") if way.like else (way.name, "stock"))
@@ -206,6 +207,8 @@ class Judge:
             f"{way.name}: as {against}",
             ok,
             text,
+            way=way.name,
+            check=AS_STOCK,
             equal=found.equal,
             total=found.total,
             worst=found.worst,
@@ -227,6 +230,8 @@ class Judge:
                 f"{way.name}: {schedule} as the fp32 reference",
                 ok,
                 f"{within} of {len(lost)} answers, the worst by {max(lost):.4f} nats",
+                way=way.name,
+                check=schedule,
                 within=within,
                 total=len(lost),
                 worst=max(lost),
@@ -252,62 +257,17 @@ class ReducedReference:
         return lead_lost(logits.log_softmax(-1), tokens)
 
 
-class EngineTests:
-    """The engine's own tests, in fp32: one process of them."""
-
-    def __init__(self, arguments: list[str], log: Path) -> None:
-        self.log, self.begun = log, time.monotonic()
-        self.name = Path(arguments[0]).name
-        self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "pytest",
-                "-q",
-                "-p",
-                "no:cacheprovider",
-                "--tb=short",
-                *arguments,
-            ],
-            cwd=ROOT,
-            env=os.environ | {"TRITON_F32_DEFAULT": "ieee"},
-            stdout=self.log.open("wb"),
-            stderr=subprocess.STDOUT,
-        )
-
-    def say(self, report: Report) -> None:
-        """Wait for them and say how they went."""
-        self.process.wait()
-        text = self.log.read_text(errors="replace")
-        last = (re.findall(r"^=*\s?(\d+ .+ in .+?)\s?=*$", text, re.MULTILINE) or ["no summary"])[
-            -1
-        ]
-        failed = re.findall(r"^FAILED (.+)$", text, re.MULTILINE)
-        seconds = time.monotonic() - self.begun
-        report.say(
-            f"engine tests of {self.name}, fp32",
-            self.process.returncode == 0,
-            last,
-            seconds=seconds,
-            failed=failed,
-            log=text[-200_000:] if self.process.returncode else "",
-        )
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check.right")
     parser.add_argument("--dry-run", action="store_true")
     parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--way", action="append", help="only ways whose name contains this")
-    parser.add_argument("--no-tests", action="store_true", help="leave the engine's tests out")
     return parser.parse_args(arguments)
 
 
-def plan(
-    options: argparse.Namespace,
-) -> tuple[tuple[Way, ...], dict[str, Any], int, tuple[list[str], ...]]:
-    """Return the ways, what is asked, how many engines run at once, and pytest's arguments."""
+def plan(options: argparse.Namespace) -> tuple[tuple[Way, ...], dict[str, Any], int]:
+    """Return the ways, what is asked, and how many engines run at once."""
     if options.dry_run:
         ways = (Way("cpu eager", EAGER, dtype="float32"),)
         setup = {
@@ -315,37 +275,29 @@ def plan(
             "asked": asked([None, "full", "p-sigmoid-0.25", "fastv-0.25"], 1),
             "engine": {"max_num_batched_tokens": 1024, "max_num_seqs": 8},
         }
-        return ways, setup, 1, (["tests/vtr_vllm/engine/worker/test_attention.py"],)
+        return ways, setup, 1
     kept = [way for way in WAYS if any(part in way.name for part in options.way or [""])]
     setup = {
         "tokens": 12,
         "asked": asked([None, "full", *SCHEDULES], QUESTIONS),
         "engine": {"kv_cache_memory_bytes": GIB, "gpu_memory_utilization": 0.05},
     }
-    return tuple(kept), setup, ENGINES_AT_ONCE, TESTS
+    return tuple(kept), setup, ENGINES_AT_ONCE
 
 
 def main() -> None:
     """Run the stage."""
     report, options = Report("right"), parse()
-    ways, setup, at_once, tests = plan(options)
+    ways, setup, at_once = plan(options)
+    torch.set_num_threads(2)  # for the reference: the engines' processes are many
+    jobs = [
+        Job(way, arm) for way in ways for arm in ("vtr", "stock") if arm == "vtr" or not way.like
+    ]
+    judge = Judge(report, setup)
     with tempfile.TemporaryDirectory() as folder:
-        own = [
-            EngineTests(arguments, Path(folder, f"{number}.tests"))
-            for number, arguments in enumerate(() if options.no_tests else tests)
-        ]
-        jobs = [
-            Job(way, arm)
-            for way in ways
-            for arm in ("vtr", "stock")
-            if arm == "vtr" or not way.like
-        ]
-        judge = Judge(report, setup)
         for job in Jobs(jobs, setup, Path(folder), at_once):
             judge.take(job)
-        judge.end()
-        for run in own:
-            run.say(report)
+    judge.end()
 
 
 if __name__ == "__main__":
