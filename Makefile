@@ -8,10 +8,14 @@ HOST ?= 127.0.0.1
 PORT ?= 8000
 # more arguments for pytest, the benchmark or the accuracy run: make test ARGS="-k plan"
 ARGS ?=
+# processes that share the default tests; 0: all run in this one, as --pdb wants
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 READY := $(VENV)/.ready-$(BACKEND)
+# Which process runs what: tests/sharing.py
+SHARE := -n $(WORKERS)
 
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 TORCH_VERSION := $(shell sed -n 's/^torch==\([0-9.]*\).*/\1/p' constraints.txt)
@@ -68,12 +72,12 @@ serve: $(READY) ## serve the demo model on http://HOST:PORT
 
 test: $(READY) ## run the tests, real engines on both of vLLM's runners included (minutes)
 	@echo "test: running the default tests; those with a real engine take the longest"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SHARE) $(ARGS)
 	@$(MAKE) --no-print-directory test-v2
 
 test-v2: $(READY) ## run the engine tests on vLLM's runner V2, through Triton's interpreter
 	@echo "test-v2: running the tests marked both_runners on runner V2"
-	VTR_TEST_RUNNER=v2 $(BIN)/python -m pytest -m both_runners $(ARGS)
+	VTR_TEST_RUNNER=v2 $(BIN)/python -m pytest -m both_runners $(SHARE) tests/vtr_vllm/engine $(ARGS)
 
 test-families: $(READY) ## run every model family against stock vLLM and the reference, on both runners
 	@echo "test-families: an engine for each family, on runner V1, then on runner V2"

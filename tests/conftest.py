@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.sharing import group, is_with_its_group, scheduler
 
 if TYPE_CHECKING:
     from tests.server.conftest import Server
@@ -25,6 +28,10 @@ ENVIRONMENT = {
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
 
+# A slow machine is no reason to fail. Here, as a test takes its settings when its file is read.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
 if os.environ.get("VTR_TEST_RUNNER", "v1") == "v2":
     # vLLM's runner V2 is made for GPUs. Triton's interpreter runs its kernels here, slowly, once
     # triton believes in a CPU backend; `make test-v2` runs the engine tests so.
@@ -38,6 +45,20 @@ if os.environ.get("VTR_TEST_RUNNER", "v1") == "v2":
             return False
 
     triton.backends.backends["cpu"] = triton.backends.Backend(compiler=None, driver=_NoDriver)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where processes share the tests, those with an engine begin: they take longest."""
+    for item in items:
+        if not is_with_its_group(item.nodeid, getattr(item, "fixturenames", ())):
+            raise pytest.UsageError(f"tests/sharing.py is blind to what {item.nodeid} asks for")
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: not group(item.nodeid).startswith(":"))
+
+
+@pytest.hookimpl(optionalhook=True)  # pytest-xdist's
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return scheduler(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -38,6 +39,7 @@ def tracked_files() -> list[str]:
     return [path for path in listing.stdout.splitlines() if (ROOT / path).is_file()]
 
 
+@cache
 def imports(path: str, text: str) -> list[Import]:
     """Return every import of a file: at its top, in functions and under TYPE_CHECKING alike."""
     found = []

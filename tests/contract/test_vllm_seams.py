@@ -164,7 +164,9 @@ def test_what_we_override_exists_and_takes_our_parameters(
 
 
 @pytest.mark.parametrize(
-    ("ours", "known"), [(ours, known) for ours, _, known in OVERRIDES], ids=str
+    ("ours", "known"),
+    [(ours, known) for ours, _, known in OVERRIDES],
+    ids=[f"{ours.__name__}-{stock.__name__}" for ours, stock, _ in OVERRIDES],
 )
 def test_methods_of_our_own_shadow_nothing(ours: type, known: set[str]) -> None:
     stock = next(s for o, s, _ in OVERRIDES if o is ours)

@@ -1,6 +1,6 @@
 """The dashboard and its provisioning, without a Grafana: queries parse, panels fit, names agree.
 
-That every query returns data from a loaded server is tested in tests/server/test_metrics.py.
+That every query returns data from a loaded server is tested in tests/server/operations/test_metrics.py.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ def test_a_key_is_found() -> None:
 @pytest.mark.parametrize(
     "header",
     [None, "", "Bearer", "Bearer ", ONE, f"Basic {ONE}", f"Bearer {ONE}x", f"Bearer {ONE[:-1]}"],
+    ids=["none", "empty", "scheme", "no-key", "no-scheme", "basic", "longer", "shorter"],
 )
 def test_nothing_else_is_a_key(header: str | None) -> None:
     assert RING.find(header.encode() if header is not None else None) is None

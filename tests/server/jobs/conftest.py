@@ -97,13 +97,13 @@ class Place:
             process.wait()
 
 
-@pytest.fixture
-def place(tmp_path: Path) -> Iterator[Place]:
-    """Ends what a failed test left running."""
+@contextmanager
+def new_place(folder: Path) -> Iterator[Place]:
+    """A place in an empty folder; ends what a failed test left running."""
     for name in ("data", "published"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "data" / "items.jsonl").write_text("{}\n")
-    place = Place(tmp_path)
+        (folder / name).mkdir()
+    (folder / "data" / "items.jsonl").write_text("{}\n")
+    place = Place(folder)
     place.control()
     yield place
     for alone in place.jobs.glob("*/out/alone"):
@@ -112,6 +112,34 @@ def place(tmp_path: Path) -> Iterator[Place]:
             os.kill(place.pids(alone.parents[1].name)[-1], signal.SIGKILL)
         else:
             os.close(lock)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Place]:
+    with new_place(tmp_path) as place:
+        yield place
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A job that is done, for tests that only look at it."""
+
+    client: TestClient
+    place: Place
+    job_id: str
+
+    @property
+    def url(self) -> str:
+        return f"/v1/jobs/{self.job_id}"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    with (
+        new_place(tmp_path_factory.mktemp("finished")) as place,
+        TestClient(create_app(place.settings())) as client,
+    ):
+        yield Finished(client, place, finish(client, place))
 
 
 @pytest.fixture

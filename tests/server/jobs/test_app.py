@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from tests.server.jobs.conftest import (
+    Finished,
     Place,
     create,
     error,
@@ -148,9 +149,8 @@ def test_events_are_replayed_and_taken_up_anywhere(client: TestClient, place: Pl
 
 
 @pytest.mark.parametrize("given", ["1", "999999", "-1", "x", "9" * 40])
-def test_a_wrong_last_event_id_is_refused(client: TestClient, place: Place, given: str) -> None:
-    job_id = finish(client, place)
-    answer = client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": given})
+def test_a_wrong_last_event_id_is_refused(finished: Finished, given: str) -> None:
+    answer = finished.client.get(f"{finished.url}/events", headers={"Last-Event-ID": given})
     error(answer, 400, "invalid_request")
 
 
@@ -252,14 +252,23 @@ def test_a_job_without_results_has_none(client: TestClient, place: Place) -> Non
         ("search.json", "application/json", b"{}"),
     ],
 )
-def test_the_report_is_served(
-    client: TestClient, place: Place, name: str, kind: str, start: bytes
-) -> None:
-    answer = client.get(f"/v1/jobs/{finish(client, place)}/report/{name}")
+def test_the_report_is_served(finished: Finished, name: str, kind: str, start: bytes) -> None:
+    answer = finished.client.get(f"{finished.url}/report/{name}")
     assert answer.status_code == 200
     assert answer.headers["content-type"] == kind
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.content.startswith(start)
+
+
+@pytest.fixture(scope="module")
+def with_secrets(finished: Finished) -> Finished:
+    """Its report's folder also holds what nobody may read."""
+    report = finished.place.jobs / finished.job_id / "out" / "report"
+    (report / ".hidden").write_text("secret")
+    (report / "link.txt").symlink_to(report.parent / "journal.jsonl")
+    (report / "sub").mkdir()
+    (report / "sub" / "index.html").write_text("secret")
+    return finished
 
 
 @pytest.mark.parametrize(
@@ -270,14 +279,8 @@ def test_the_report_is_served(
         "sub/index.html",
     ],
 )
-def test_nothing_but_the_report_is_served(client: TestClient, place: Place, name: str) -> None:
-    job_id = finish(client, place)
-    report = place.jobs / job_id / "out" / "report"
-    (report / ".hidden").write_text("secret")
-    (report / "link.txt").symlink_to(report.parent / "journal.jsonl")
-    (report / "sub").mkdir()
-    (report / "sub" / "index.html").write_text("secret")
-    assert client.get(f"/v1/jobs/{job_id}/report/{name}").status_code == 404
+def test_nothing_but_the_report_is_served(with_secrets: Finished, name: str) -> None:
+    assert with_secrets.client.get(f"{with_secrets.url}/report/{name}").status_code == 404
 
 
 def published(place: Place) -> dict[str, float | None]:
@@ -309,10 +312,10 @@ def test_a_publication_that_a_server_would_refuse_writes_nothing(
 @pytest.mark.parametrize(
     "body", [{}, {"schedules": []}, {"schedules": "all"}, {"schedules": ["nosuch"]}, [], None]
 )
-def test_a_malformed_publication_is_refused(client: TestClient, place: Place, body: object) -> None:
-    job_id = finish(client, place)
-    error(client.post(f"/v1/jobs/{job_id}/publish", json=body), 400, "invalid_request")
-    assert published(place) == {}
+def test_a_malformed_publication_is_refused(finished: Finished, body: object) -> None:
+    answer = finished.client.post(f"{finished.url}/publish", json=body)
+    error(answer, 400, "invalid_request")
+    assert published(finished.place) == {}
 
 
 def test_a_service_without_a_folder_publishes_nothing(place: Place) -> None:

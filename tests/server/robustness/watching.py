@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -64,7 +65,7 @@ def settled(client: httpx.Client) -> Series:
         if not any(inside.values()) and blocks["held"] == 0 and blocks["free"] == blocks["total"]:
             return found
         assert time.monotonic() < end, f"left behind: {inside}, {blocks}"
-        time.sleep(0.5)
+        time.sleep(0.1)
 
 
 def memory(server: Server) -> int:
@@ -109,6 +110,7 @@ class Question:
     answer: tuple[str, Any]
 
 
+@cache  # a fixture's server lives as long as its tests, and says the same to the same question
 def _questions(server: Server) -> list[Question]:
     """Valid requests of all routes and several budgets, alone; unclear answers are left out."""
     asks = ({"budget": 1.0}, {"budget": 0.5}, {"tier": "economy"}, {"schedule": "fastv-0.5"})

@@ -1,4 +1,4 @@
-"""Two engines on the demo model, for the tests that want any; property tests without a clock."""
+"""Two engines on the demo model, for the tests that want any."""
 
 from __future__ import annotations
 
@@ -6,16 +6,11 @@ import copy
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, settings
 
 from vtr_vllm.search.answers import EngineOptions
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.converters import from_demo
 from vtr_vllm.search.engine_pool import EnginePool
-
-# a slow machine is no reason to fail
-settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("untimed")
 
 MAX_TOKENS = 8
 ITEMS = 40

@@ -1,7 +1,7 @@
 """A whole search on the simulated model, as a process that may be killed at any time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -14,9 +14,8 @@ from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
 
 # one trial more than are quasi-random: the Gaussian process has its say, and no more time
-SETTINGS = SearchSettings(
-    kind="all", budgets=(0.625, 0.5, 0.375), trials=9, items=100, rule_items=(100, 100)
-)
+BUDGETS = (0.625, 0.5, 0.375)
+SETTINGS = SearchSettings(kind="all", budgets=BUDGETS, trials=9, items=100, rule_items=(100, 100))
 META = {
     "model": "simulated",
     "fingerprint": "6L",
@@ -57,11 +56,12 @@ class Simulated(Backend):
         return Reporting(self.pipe)
 
 
-def search(folder: Path, pipe: Connection) -> None:
+def search(folder: Path, pipe: Connection, budgets: Sequence[float] = BUDGETS) -> None:
     """Search with everything in ``folder``, from where the last process left it."""
     data = items(folder, LEAST_ITEMS)
+    settings = replace(SETTINGS, budgets=tuple(budgets))
     backend = Simulated(EngineOptions("simulated"), engines=1, pipe=pipe)
-    with open_session(backend, folder, None, "accuracy", SETTINGS.seed, Progress()) as session:
+    with open_session(backend, folder, None, "accuracy", settings.seed, Progress()) as session:
         first, rest = split(data)
         study, selection = session.study(first), session.study(rest)
         output = Output(
@@ -72,5 +72,5 @@ def search(folder: Path, pipe: Connection) -> None:
             HeldOutScores(selection),
             session.journal,
         )
-        output.write(pipeline.run(study, SETTINGS, output.write), finished=True)
+        output.write(pipeline.run(study, settings, output.write), finished=True)
     pipe.send_bytes(b"end")

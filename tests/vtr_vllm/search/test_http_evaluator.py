@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.vtr_vllm.search.conftest import MAX_TOKENS, Pools
 from tests.vtr_vllm.search.demo_servers import DemoServer, demo_servers
 from tests.vtr_vllm.search.stub_server import (
     GEOMETRY,
@@ -20,7 +21,7 @@ from tests.vtr_vllm.search.stub_server import (
 )
 from vtr_vllm.errors import EvaluationFailed
 from vtr_vllm.schedules import fastv, p_sigmoid
-from vtr_vllm.search.answers import Answer, Batch, EngineOptions, Evaluator, GeneratedToken, Task
+from vtr_vllm.search.answers import Answer, Batch, Evaluator, GeneratedToken, Task
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.converters import from_demo
@@ -29,7 +30,6 @@ from vtr_vllm.search.http_evaluator import HTTPEvaluator
 from vtr_vllm.search.outcomes import outcome
 
 ITEMS = 40
-MAX_TOKENS = 6
 IN_FLIGHT = 8
 TOLERANCE = 1e-4  # two servers make other batches than one engine, which changes the rounding
 
@@ -55,13 +55,10 @@ def tasks_of(evaluator: Evaluator, items: Dataset) -> list[Task]:
 
 
 @pytest.fixture(scope="module")
-def in_process(items: Dataset) -> tuple[EnginePool, Batch]:
-    """The in-process evaluator, ended, and what it found."""
-    pool = EnginePool(EngineOptions("demo", MAX_TOKENS))
-    try:
-        return pool, pool.run(tasks_of(pool, items))
-    finally:
-        pool.close()
+def in_process(items: Dataset, pools: Pools) -> tuple[EnginePool, Batch]:
+    """The in-process evaluator, one engine, and what it found."""
+    engine = pools.get(1)
+    return engine, engine.run(tasks_of(engine, items))
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -25,7 +26,6 @@ from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.report_data import read_search
 from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
 
-KILLS = 20
 OPTIONS = EngineOptions("simulated")
 
 # Every process below is a fork of one that has loaded the search: it starts in no time.
@@ -61,13 +61,13 @@ class Running:
         assert self.process.exitcode == 0
 
 
-def kill_at(folder: Path, moment: random.Random) -> bool:
+def kill_at(folder: Path, target: Callable, moment: random.Random, runs: int) -> bool:
     """Start the search, kill it at some moment; False if it came to its end before.
 
-    Before the engine runs, where a process reads what is there, or around its next few runs.
+    Before the engine runs, where a process reads what is there, or around one of its next ``runs``.
     """
-    running = Running(folder)
-    runs = moment.randrange(4)
+    running = Running(folder, target)
+    runs = moment.randrange(runs)
     for _ in range(runs):
         if running.heard() == b"end":
             running.finish()
@@ -109,24 +109,33 @@ def check_kept(before: dict[int, tuple], after: dict[int, tuple]) -> None:
         assert list(after[number][1:]) == facts
 
 
-def test_a_search_killed_at_any_moment_goes_on_to_the_same_end(tmp_path):
+# All kinds of stages at one budget, killed here and there; at three, killed every few runs.
+@pytest.mark.parametrize(
+    ("budgets", "most", "runs"),
+    [
+        pytest.param((0.5,), 5, 12, id="sample"),
+        pytest.param(resumable.BUDGETS, 20, 4, id="dense", marks=pytest.mark.slow),
+    ],
+)
+def test_a_search_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, budgets, most, runs):
+    search = partial(resumable.search, budgets=budgets)
     whole = tmp_path / "whole"
-    Running(whole).finish()
+    Running(whole, search).finish()
     expected = written(whole)
     assert any(name.startswith("searched-") for name in expected)
 
     moment = random.Random(0)
     kills = 0
-    while kills < KILLS:  # one search as a rule; a second if the first was through too soon
+    while kills < most:  # one search as a rule; a second if the first was through too soon
         folder = tmp_path / f"killed-after-{kills}"
         seen: dict[int, tuple] = {}
-        while kills < KILLS and kill_at(folder, moment):
+        while kills < most and kill_at(folder, search, moment, runs):
             kills += 1
             found = rows(folder) if (folder / "journal.sqlite").exists() else {}
             check_kept(seen, found)
             check_usable(folder)
             seen = found
-        Running(folder).finish()
+        Running(folder, search).finish()
         found = rows(folder)
         check_kept(seen, found)
         states = Counter(state for state, *_ in found.values())

@@ -90,31 +90,6 @@ def test_blocks_held_equal_the_formula_at_every_step(engines: Engines, checkpoin
     assert not scheduler(llm).reduced
 
 
-def test_a_quarter_runs_ten_at_once_where_four_full_ones_fit(
-    engines: Engines, checkpoint: Path
-) -> None:
-    """KV cache for 4 full requests of 9 blocks a band (266 prompt tokens and 16 more)."""
-    bands, blocks_a_band = 4, 9
-    llm = engines.get(
-        model=checkpoint,
-        num_gpu_blocks_override=4 * bands * blocks_a_band + 1,
-        additional_config={"vtr": {"bands": bands}},
-        enable_prefix_caching=False,
-        max_model_len=32 * blocks_a_band,
-    )
-    images = tuple(picture(i) for i in range(4))
-    text = f"{words(1, 2)}{'<image>' * 4}{words(2, 8)}"
-    full = Case(text, images)
-    keep = (1.0, 1.0) + (0.0,) * 6  # mean keep 0.25
-    quarter = Case(text, images, keep, ("last",))
-    most = {}
-    for name, case in (("full", full), ("quarter", quarter)):
-        steps = run_steps(llm, [case] * 16, max_tokens=16)
-        most[name] = max(len(held) for held in steps)
-    assert most["full"] == 4
-    assert most["quarter"] >= 10
-
-
 def test_no_wrong_prefix_hit(engines: Engines, checkpoint: Path) -> None:
     """Every order of related requests gives the tokens that each has on a cold cache."""
     llm = engines.get(model=checkpoint)
@@ -215,36 +190,32 @@ def test_ranking_is_the_same_with_a_cold_and_a_warm_prefix(
         assert generate(llm, [case], 12) == cold, rule
 
 
+def test_with_settings_nothing_runs_before_a_front_end_has_greeted(
+    engines: Engines, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = engines.get(model=checkpoint)
+    case = Case(words(1, 9))
+    monkeypatch.setattr(scheduler(llm), "_awaits_front_end", True)
+    with pytest.raises(ConfigurationError, match="no front end of VTR's has come up"):
+        llm.llm_engine.add_request("early", case.prompt, case.params(1))
+    assert not scheduler(llm).requests
+    llm.llm_engine.abort_request(["early"])
+    asyncio.run(greet(llm.llm_engine))
+    assert len(generate(llm, [case], 1)) == 1
+
+
+# From here on other engines than the one above; tests of the same engine stand together, as each
+# change is a start.
+
+
 def test_a_long_text_before_the_image_is_chunked(engines: Engines, checkpoint: Path) -> None:
     """Prefix in several steps, the range in one; same tokens as in one big step."""
     cases = [reduced(f"{words(i, 300)}<image>{words(9, 20)}", i) for i in range(3)]
-    whole = generate(engines.get(model=checkpoint, enable_prefix_caching=False), cases)
+    whole = generate(engines.get(model=checkpoint), cases)
     small = engines.get(
         model=checkpoint, enable_prefix_caching=False, max_num_batched_tokens=128, max_num_seqs=8
     )
     assert generate(small, cases) == whole
-
-
-def test_tokens_do_not_depend_on_neighbours_or_preemption(
-    engines: Engines, checkpoint: Path
-) -> None:
-    """20 random batches in a KV cache that forces preemption."""
-    rng = np.random.default_rng(0)
-    pool = [
-        reduced(f"{words(1, 30)}<image>{words(2, 9)}", 1),
-        reduced(f"{words(3, 8)}<image>{words(4, 30)}", 2, HALF),
-        reduced(f"{words(3, 8)}<image>{words(4, 9)}", 3, (1.0, 1.0) + (0.5,) * 6),
-        Case(f"{words(5, 12)}<image>{words(6, 9)}", (picture(3),)),
-        Case(words(7, 60)),
-    ]
-    alone_engine = engines.get(model=checkpoint)
-    alone = [generate(alone_engine, [case], 24)[0] for case in pool]
-    llm = engines.get(model=checkpoint, num_gpu_blocks_override=60, **SMALL_CACHE)
-    preempted = note_preemptions(llm)
-    for _ in range(20):
-        picks = rng.integers(0, len(pool), 12)
-        assert generate(llm, [pool[i] for i in picks], 24) == [alone[i] for i in picks]
-    assert preempted
 
 
 def test_a_chunk_never_splits_the_range(engines: Engines, checkpoint: Path) -> None:
@@ -260,15 +231,49 @@ def test_a_chunk_never_splits_the_range(engines: Engines, checkpoint: Path) -> N
     assert all(len(ids) == 8 for ids in generate(llm, [mixed[i] for i in rng.permutation(18)]))
 
 
-def test_with_settings_nothing_runs_before_a_front_end_has_greeted(
-    engines: Engines, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_quarter_runs_ten_at_once_where_four_full_ones_fit(
+    engines: Engines, checkpoint: Path
 ) -> None:
-    llm = engines.get(model=checkpoint)
-    case = Case(words(1, 9))
-    monkeypatch.setattr(scheduler(llm), "_awaits_front_end", True)
-    with pytest.raises(ConfigurationError, match="no front end of VTR's has come up"):
-        llm.llm_engine.add_request("early", case.prompt, case.params(1))
-    assert not scheduler(llm).requests
-    llm.llm_engine.abort_request(["early"])
-    asyncio.run(greet(llm.llm_engine))
-    assert len(generate(llm, [case], 1)) == 1
+    """KV cache for 4 full requests of 9 blocks a band (266 prompt tokens and 16 more)."""
+    bands, blocks_a_band = 4, 9
+    llm = engines.get(
+        model=checkpoint,
+        num_gpu_blocks_override=4 * bands * blocks_a_band + 1,
+        additional_config={"vtr": {"bands": bands}},
+        enable_prefix_caching=False,
+        max_model_len=32 * blocks_a_band,
+    )
+    images = tuple(picture(i) for i in range(4))
+    text = f"{words(1, 2)}{'<image>' * 4}{words(2, 8)}"
+    full = Case(text, images)
+    keep = (1.0, 1.0) + (0.0,) * 6  # mean keep 0.25
+    quarter = Case(text, images, keep, ("last",))
+    most = {}
+    for name, case in (("full", full), ("quarter", quarter)):
+        steps = run_steps(llm, [case] * 16, max_tokens=16)
+        most[name] = max(len(held) for held in steps)
+    assert most["full"] == 4
+    assert most["quarter"] >= 10
+
+
+@pytest.mark.parametrize("batches", [6, pytest.param(20, marks=pytest.mark.slow)])
+def test_tokens_do_not_depend_on_neighbours_or_preemption(
+    batches: int, engines: Engines, checkpoint: Path
+) -> None:
+    """Random batches in a KV cache that forces preemption."""
+    rng = np.random.default_rng(0)
+    pool = [
+        reduced(f"{words(1, 30)}<image>{words(2, 9)}", 1),
+        reduced(f"{words(3, 8)}<image>{words(4, 30)}", 2, HALF),
+        reduced(f"{words(3, 8)}<image>{words(4, 9)}", 3, (1.0, 1.0) + (0.5,) * 6),
+        Case(f"{words(5, 12)}<image>{words(6, 9)}", (picture(3),)),
+        Case(words(7, 60)),
+    ]
+    alone_engine = engines.get(model=checkpoint)
+    alone = [generate(alone_engine, [case], 24)[0] for case in pool]
+    llm = engines.get(model=checkpoint, num_gpu_blocks_override=60, **SMALL_CACHE)
+    preempted = note_preemptions(llm)
+    for _ in range(batches):
+        picks = rng.integers(0, len(pool), 12)
+        assert generate(llm, [pool[i] for i in picks], 24) == [alone[i] for i in picks]
+    assert preempted

@@ -98,6 +98,13 @@ def test_abort_frees_everything(engines: Engines, checkpoint: Path) -> None:
     assert not core.scheduler.reduced
 
 
+def test_worker_says_what_it_loaded(engines: Engines, checkpoint: Path) -> None:
+    (status,) = engines.get(model=checkpoint).collective_rpc("vtr_status")
+    assert status["loaded"]
+    assert status["layers"] == LAYERS
+    assert json.dumps(status)
+
+
 @pytest.mark.parametrize(
     ("options", "text", "named"),
     [
@@ -118,10 +125,3 @@ def test_what_cannot_run_reduced_is_refused(
         llm.generate([case.prompt], [case.params(2)], use_tqdm=False)
     good = Case("a<image>b", (picture(1),), HALF, ("last",))
     assert len(tokens(llm.generate([good.prompt], [good.params(2)], use_tqdm=False))[0]) == 2
-
-
-def test_worker_says_what_it_loaded(engines: Engines, checkpoint: Path) -> None:
-    (status,) = engines.get(model=checkpoint).collective_rpc("vtr_status")
-    assert status["loaded"]
-    assert status["layers"] == LAYERS
-    assert json.dumps(status)
