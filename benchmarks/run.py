@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -188,6 +189,16 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def commit() -> str | None:
+    """Return what is checked out; None without git or outside of a clone."""
+    if shutil.which("git") is None:
+        return None
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    )
+    return found.stdout.strip() or None
+
+
 def machine() -> dict[str, object]:
     """Return what the numbers depend on."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -196,12 +207,9 @@ def machine() -> dict[str, object]:
         for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
         if line.startswith("model name")
     ]
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or None,
+        "commit": commit(),
         "cpu": names[0] if names else platform.processor(),
         "cores": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

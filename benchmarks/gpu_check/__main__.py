@@ -25,6 +25,7 @@ from typing import Any
 from benchmarks.arms import ROOT
 from benchmarks.gpu_check.findings import one_line, tail
 from benchmarks.gpu_check.stages import STAGES, Stage
+from benchmarks.run import machine
 
 RESULTS = ROOT / "benchmarks" / "results"
 DRY_RESULTS = ROOT / "build" / "gpu-check" / "dry-run.json"
@@ -92,8 +93,39 @@ def run(stage: Stage, options: argparse.Namespace, results: Results, seconds: fl
     """Run a stage for ``seconds`` at most; return whether it ended well."""
     entry, begun = results.begin(stage.name), time.monotonic()
     log = Path(tempfile.mkdtemp(prefix="vtr-gpu-check-")) / f"{stage.name}.log"
-    process = subprocess.Popen(
-        stage.command(options.dry_run, seconds, options.out.parent if options.out else None),
+    process = start(stage, options, seconds, log)
+    try:
+        for line in lines_of(process, seconds):
+            finding = json.loads(line)
+            results.add(entry, finding)
+            print(one_line(finding), flush=True)
+        wrong = any(finding["ok"] is False for finding in entry["findings"])
+        entry["outcome"] = outcome(stop(process), wrong)
+    except SystemExit:
+        stop(process)
+        entry["outcome"] = "ended from outside"
+        raise
+    finally:
+        entry["seconds"] = round(time.monotonic() - begun, 1)
+        if entry["outcome"] not in ("ok", "failed"):
+            entry["log"] = tail(log.read_text(errors="replace"), LOG_LINES)
+            print(entry["log"], flush=True)
+        results.write()
+        print(f"     {stage.name}: {entry['outcome']} after {entry['seconds']} s", flush=True)
+    return bool(entry["outcome"] == "ok")
+
+
+def start(
+    stage: Stage, options: argparse.Namespace, seconds: float, log: Path
+) -> subprocess.Popen[str]:
+    """Start a stage's process, whose findings are its output."""
+    return subprocess.Popen(
+        stage.command(
+            options.dry_run,
+            seconds,
+            options.out.parent if options.out else None,
+            options.fast_start,
+        ),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=log.open("w"),
@@ -101,20 +133,6 @@ def run(stage: Stage, options: argparse.Namespace, results: Results, seconds: fl
         start_new_session=True,
         env=os.environ | stage.environment(options.dry_run),
     )
-    for line in lines_of(process, seconds):
-        finding = json.loads(line)
-        results.add(entry, finding)
-        print(one_line(finding), flush=True)
-    code = stop(process)
-    entry["seconds"] = round(time.monotonic() - begun, 1)
-    failed = [finding["name"] for finding in entry["findings"] if finding["ok"] is False]
-    entry["outcome"] = outcome(code, bool(failed))
-    if code != 0:
-        entry["log"] = tail(log.read_text(errors="replace"), LOG_LINES)
-        print(entry["log"], flush=True)
-    results.write()
-    print(f"     {stage.name}: {entry['outcome']} after {entry['seconds']} s", flush=True)
-    return entry["outcome"] == "ok"
 
 
 def outcome(code: int | None, failed: bool) -> str:
@@ -148,6 +166,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=20, help="for all stages together")
     parser.add_argument("--dry-run", action="store_true", help="tiny, on a CPU: checks the script")
+    parser.add_argument(
+        "--fast-start",
+        action="store_true",
+        help="graphs of decode steps alone, nothing compiled, in both arms: a minute less a shape",
+    )
     parser.add_argument("--out", type=Path, help="results file; default by the card's name")
     parser.add_argument("--plan", action="store_true", help="print what each stage takes, and end")
     return parser.parse_args(arguments)
@@ -163,7 +186,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if options.dry_run and options.out is None:
         options.out = DRY_RESULTS
-    results = Results(options.out, {"dry_run": options.dry_run, "began": time.time()})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    results = Results(options.out, machine() | {"dry_run": options.dry_run})
     end = time.monotonic() + 60 * options.minutes
     good = True
     for stage in STAGES[options.first - 1 :]:

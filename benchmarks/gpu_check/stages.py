@@ -14,19 +14,22 @@ class Stage:
     name: str
     shows: str
     limit_s: float
+    measures: bool = True
+    """Whether it measures shapes, by the options that all such stages have."""
 
-    def command(self, dry_run: bool, seconds: float, out: Path | None) -> list[str]:
-        """Return the command of its process, which has ``seconds``; traces go beside ``out``."""
-        module = f"benchmarks.gpu_check.{self.name}"
-        return [sys.executable, "-m", module, *self._arguments(dry_run, seconds, out)]
-
-    def _arguments(self, dry_run: bool, seconds: float, out: Path | None) -> list[str]:
+    def command(
+        self, dry_run: bool, seconds: float, out: Path | None, fast_start: bool
+    ) -> list[str]:
+        """Return the command of its process, which has ``seconds``; traces go to ``out``."""
+        found = [sys.executable, "-m", f"benchmarks.gpu_check.{self.name}"]
         if self.name == "environment":
-            return []
-        given = ["--seconds", str(round(seconds))]
-        if self.name in ("fast", "hot", "families", "search") and out is not None:
-            given += ["--out", str(out)]
-        return [*given, "--dry-run"] if dry_run else given
+            return found
+        found += ["--seconds", str(round(seconds))]
+        if self.measures and out is not None:
+            found += ["--out", str(out)]
+        if self.measures and fast_start:
+            found.append("--fast-start")
+        return [*found, "--dry-run"] if dry_run else found
 
     def environment(self, dry_run: bool) -> dict[str, str]:
         """Return what its process needs in its environment."""
@@ -34,10 +37,12 @@ class Stage:
 
 
 STAGES = (
-    Stage("environment", "versions, card, FlashAttention 3, the card's ceilings", 60),
-    Stage("right", "stock's tokens at budget 1.0, the reference's below it", 240),
+    Stage(
+        "environment", "versions, card, FlashAttention 3, the card's ceilings", 60, measures=False
+    ),
+    Stage("right", "stock's tokens at budget 1.0, the reference's below it", 180, measures=False),
     Stage("fast", "LLaVA-1.5-7B's shape beside stock: prefill and serving", 300),
-    Stage("hot", "the largest of host and device in a prefill and a decode step", 150),
+    Stage("hot", "the largest of host and device in a prefill and a decode step", 200),
     Stage("families", "all families; InternVL2-8B's and Qwen2.5-VL-7B's shapes", 420),
     Stage("search", "evaluations a minute of one engine", 90),
 )

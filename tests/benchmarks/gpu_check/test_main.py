@@ -59,6 +59,21 @@ def test_a_stage_is_ended_when_its_time_is_over(stage) -> None:
     assert entry["findings"] == [FINDING]
 
 
+def test_a_run_that_is_ended_from_outside_keeps_what_it_has(
+    stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def interrupted(process, seconds):
+        yield json.dumps(FINDING)
+        raise SystemExit(143)
+
+    monkeypatch.setattr(main, "lines_of", interrupted)
+    with pytest.raises(SystemExit):
+        stage("time.sleep(600)")
+    entry = json.loads((tmp_path / "results.json").read_text())["stages"]["environment"]
+    assert entry["outcome"] == "ended from outside"
+    assert entry["findings"] == [FINDING]
+
+
 def test_other_stages_of_an_earlier_run_stay(stage, tmp_path: Path) -> None:
     earlier = {"meta": {}, "stages": {"right": {"outcome": "ok", "findings": []}}}
     (tmp_path / "results.json").write_text(json.dumps(earlier))
