@@ -24,7 +24,14 @@ class Attention:
     combine: Callable[[torch.Tensor, str], torch.Tensor]
     """Merge a per-rank aggregate over heads across tensor-parallel ranks: (x, "mean"|"max")."""
     unrotated: Callable[[], Attention]
-    """The same without rotary positions, computed when asked for."""
+    """The same without rotary positions."""
+    turn: Callable[[torch.Tensor, int], torch.Tensor] | None = None
+    """Takes rotary positions out of some neighbours, by their place among the keys; None: leaves them."""
+
+    def floats(self, vectors: torch.Tensor, place: int) -> torch.Tensor:
+        """Neighbours of ``query`` or ``key`` [n, heads, head_dim] in float32; ``place`` of the first
+        among the keys."""
+        return vectors.float() if self.turn is None else self.turn(vectors, place)
 
 
 @dataclass(frozen=True)

@@ -120,17 +120,35 @@ def test_half_precision_is_ranked_in_float32():
     )
 
 
+@pytest.mark.parametrize("chunk", [3, ROWS])
+def test_vectors_are_turned_by_their_place_among_the_keys(chunk):
+    """The i-th key of all, and the query of its row alike: here each by a factor of its own."""
+    given = inputs(generated=2, prefix=PREFIX)
+    whole = given.attention
+    factor = torch.linspace(0.5, 2.0, len(whole.key))[:, None, None]
+
+    def turn(vectors, place):
+        return vectors.float() * factor[place : place + len(vectors)]
+
+    turned = replace(whole, query=whole.query * factor[PREFIX:], key=whole.key * factor)
+    torch.testing.assert_close(
+        attention_received(given, replace(whole, turn=turn), 4, "mean", 1, chunk),
+        attention_received(given, turned, 4, "mean"),
+    )
+
+
 @drawn(
     rows=st.integers(1, 60),
     queries=st.integers(1, 60),
     prefix=st.integers(0, 30),
     generated=st.integers(0, 5),
     tile=st.integers(1, 70),
+    chunk=st.integers(1, 100),
     heads=st.sampled_from(get_args(Heads)),
     seed=st.integers(0, 9),
 )
 @settings(max_examples=60, deadline=None)
-def test_tiles_change_no_result(rows, queries, prefix, generated, tile, heads, seed):
+def test_tiles_change_no_result(rows, queries, prefix, generated, tile, chunk, heads, seed):
     queries = min(queries, rows)
     draw = torch.Generator().manual_seed(seed)
     given = replace(
@@ -144,7 +162,7 @@ def test_tiles_change_no_result(rows, queries, prefix, generated, tile, heads, s
     )
     tile_bytes = 4 * HEADS * (prefix + rows) * tile
     whole = attention_received(given, attention, queries, heads)
-    tiled = attention_received(given, attention, queries, heads, tile_bytes)
+    tiled = attention_received(given, attention, queries, heads, tile_bytes, chunk)
     torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-8)
 
 

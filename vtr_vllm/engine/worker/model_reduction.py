@@ -15,6 +15,7 @@ from vtr_vllm.engine.worker.attention import Step, band_groups, check_backends
 from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.decode_graphs import limit_graphs
 from vtr_vllm.engine.worker.decoder import ReducibleDecoder
+from vtr_vllm.engine.worker.memory import StepMemory, reserve
 from vtr_vllm.engine.worker.scoring import chosen_by_first_rank
 from vtr_vllm.errors import ConfigurationError
 
@@ -33,6 +34,13 @@ class Reduction:
         limit_graphs(vllm_config, backends)
         # Once here, where vLLM still measures memory: a group's first broadcast takes some for good.
         chosen_by_first_rank(torch.zeros(1, dtype=torch.int64, device=current_platform.device_type))
+        self._memory = StepMemory.of(
+            self.decoder.attentions[0],
+            self.geometry.hidden_size,
+            vllm_config.model_config.dtype,
+            vllm_config.model_config.max_model_len,
+            self.geometry.layers,
+        )
         self.ready = False
         self.cls_rows: torch.Tensor | None = None
         """[rows of the step] attention of the vision tower's CLS token at vision rows."""
@@ -94,6 +102,14 @@ class Reduction:
             embeddings = self.decoder.embed(input_ids)
         return self.decoder.forward(step, positions, embeddings, self.cls_rows, **inputs)
 
+    def reserve(self, positions: torch.Tensor) -> None:
+        """Reserve memory behind the run that vLLM measures: one before the KV cache is there.
+
+        ``positions`` [..., N] are the run's.
+        """
+        if not self.ready:
+            reserve(self._memory, positions.shape[-1], positions.device)
+
 
 def _catch_calls(decoder: nn.Module, reduction: Reduction) -> None:
     """Let ``decoder`` ask ``reduction`` first whenever it is called.
@@ -115,8 +131,10 @@ def _catch_calls(decoder: nn.Module, reduction: Reduction) -> None:
         hidden = reduction.run_layers(positions, inputs_embeds, input_ids, **inputs)
         if hidden is not None:
             return hidden
-        return stock.__call__(
+        hidden = stock.__call__(
             self, input_ids, positions, intermediate_tensors, inputs_embeds=inputs_embeds, **inputs
         )
+        reduction.reserve(positions)
+        return hidden
 
     decoder.__class__ = type(stock.__name__, (stock,), {"__call__": call})

@@ -114,8 +114,12 @@ class Scorer:
         def unrotated() -> Attention:
             rotary, positions = self._blocks[layer].rotary_emb, rank_layer.positions[..., rows]
             before = torch.arange(cut.computed, device=positions.device)
-            keys = [unrotate(rotary, before, prefix), unrotate(rotary, positions, key)]
-            return replace(rotated, query=unrotate(rotary, positions, query), key=torch.cat(keys))
+            places = torch.cat([before.expand(*positions.shape[:-1], -1), positions], -1)
+
+            def turn(vectors: torch.Tensor, place: int) -> torch.Tensor:
+                return unrotate(rotary, places[..., place : place + len(vectors)], vectors)
+
+            return replace(rotated, turn=turn)
 
         rotated = Attention(
             query=query,

@@ -1,0 +1,92 @@
+"""What a step with cuts takes, in bytes that were allocated, is within what is reserved for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tests.vtr_vllm.engine.conftest import LAYERS, Engines
+from tests.vtr_vllm.engine.support import Case, picture, words
+from vtr_vllm.engine.worker import memory
+from vtr_vllm.engine.worker.memory import StepMemory, reserve
+
+GIB = 1 << 30
+LLAVA_7B = StepMemory(
+    hidden=4096, query=4096, key=4096, heads=32, element=2, longest=4096, layers=32
+)
+CURVES = {
+    "stock": (None, ()),
+    "last": ((1.0, 1.0) + (0.9,) * (LAYERS - 2), ("last",)),
+    "instruction": ((1.0,) * (LAYERS - 1) + (0.9,), ("instruction",)),
+    "norope": ((1.0, 1.0, 1.0) + (0.9,) * (LAYERS - 3), ("instruction-norope-max",)),
+    "saliency": ((0.9,) * LAYERS, ("saliency",)),
+    "floors": ((1.0, 1.0, 0.9) + (0.8,) * (LAYERS - 3), ("last", "previous")),
+}
+
+
+def peak(found: Any) -> int:
+    """Most bytes that were held at a time, above what was held at the beginning."""
+    events = found.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    held = most = 0
+    for _, change in changes:
+        held += change
+        most = max(most, held)
+    return most
+
+
+@pytest.mark.engine
+def test_a_step_with_cuts_takes_no_more_than_is_reserved(
+    engines: Engines, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    llm = engines.get(model=checkpoint, enforce_eager=True)
+    reduction = llm.llm_engine.model_executor.driver_worker.worker.get_model().reduction
+    decoder = type(reduction.decoder._decoder)
+    stock, peaks = decoder.__call__, []
+
+    def measured(*args: Any, **kwargs: Any) -> Any:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+            answer = stock(*args, **kwargs)
+        peaks.append((peak(found), args[2].shape[-1]))
+        return answer
+
+    monkeypatch.setattr(decoder, "__call__", measured)
+    takes = {}
+    for name, (keep, rules) in CURVES.items():
+        llm.reset_prefix_cache()
+        text = f"{words(1, 60)}<image>{words(2, 9)}<image>{words(3, 60)}"
+        floor = 0.5 if name == "floors" else 0.0
+        case = Case(text, (picture(1), picture(2)), keep, rules, floor=floor)
+        peaks.clear()
+        llm.generate([case.prompt], [case.params(1)], use_tqdm=False)
+        ((takes[name], rows),) = peaks
+    # As if no request could be longer than this one: or the bound is wide, and shows little.
+    longest = replace(reduction._memory, longest=rows)
+    reserved = longest.peak(rows, takes["stock"])
+    assert max(takes.values()) > takes["stock"], "or nothing would have to be reserved"
+    assert {name: bytes_ for name, bytes_ in takes.items() if bytes_ > reserved} == {}
+    assert reserved < 3 * max(takes.values())
+
+
+def test_a_step_of_llava_is_given_little_more_than_a_layer_takes() -> None:
+    layer = 600 << 20
+    given = LLAVA_7B.peak(8192, layer)
+    assert layer + (256 << 20) < given < layer + GIB // 2
+    assert LLAVA_7B.peak(8192, 2 * GIB) < 2 * GIB + GIB // 2
+
+
+def test_a_gpu_s_memory_is_taken_once_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * GIB)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4 * GIB)
+    monkeypatch.setattr(memory.torch, "empty", lambda size, **how: taken.append((size, how)))
+    reserve(LLAVA_7B, 8192, torch.device("cpu"))
+    assert taken == []
+    device = torch.device("cuda", 0)
+    reserve(LLAVA_7B, 8192, device)
+    assert taken == [(LLAVA_7B.peak(8192, 3 * GIB), {"dtype": torch.uint8, "device": device})]

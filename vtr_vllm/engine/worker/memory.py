@@ -1,0 +1,84 @@
+"""Memory for steps with cuts, reserved where vLLM measures what a step takes.
+
+vLLM runs the model once on as many rows as a step may have, without any cut, and gives the KV cache what
+that run left at its peak. A step with cuts takes more: layer by layer, its loop holds what a layer gets
+while it runs, and rankings need keys and queries.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from vllm.model_executor.layers.attention import Attention
+
+from vtr_vllm.ranking.probabilities import CHUNK, TILE_BYTES
+
+logger = logging.getLogger("vllm.vtr")
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes that a step takes; widths in elements, of one tensor-parallel rank."""
+
+    hidden: int
+    query: int
+    key: int
+    heads: int
+    element: int
+    """Bytes of an activation's element."""
+    longest: int
+    """Most tokens of a request."""
+    layers: int
+
+    @classmethod
+    def of(
+        cls, attention: Attention, hidden: int, dtype: torch.dtype, longest: int, layers: int
+    ) -> "StepMemory":
+        """That of a model with such layers."""
+        return cls(
+            hidden=hidden,
+            query=attention.num_heads * attention.head_size,
+            key=attention.num_kv_heads * attention.head_size,
+            heads=attention.num_heads,
+            element=dtype.itemsize,
+            longest=longest,
+            layers=layers,
+        )
+
+    def peak(self, rows: int, layer: int) -> int:
+        """At most, with cuts, in a step of ``rows`` of which a layer takes ``layer`` bytes while it runs."""
+        hidden = 2 * rows * self.hidden * self.element  # and the residual
+        seen = rows * (self.query + self.key) * self.element
+        plan = rows * 8 * (self.layers + 8)  # slots of each segment, numbers of the rows
+        # A cut has them before and behind it; a restored step has as many rows as at its beginning.
+        return hidden + seen + plan + max(layer, hidden, self._ranking(rows))
+
+    def _ranking(self, rows: int) -> int:
+        """Of one request: the others' are over, or to come."""
+        own, keys = min(rows, self.longest), self.longest
+        # Read from the cache block by block, values too; put in order; joined.
+        joined = 4 * keys * self.key * self.element
+        logits = min(TILE_BYTES, 4 * self.heads * own * keys)
+        asking = max(1, min(own, logits // (4 * self.heads * keys)))
+        # In float32, turned back: halves, products, and both joined.
+        floats = 4 * 4 * (min(CHUNK, keys) * self.key + asking * self.query)
+        blind = own * self.hidden * (self.element + 3 * 4)  # embeddings, and their distances
+        return max(joined + floats + 2 * max(logits, 4 * self.heads * keys), blind)
+
+
+def reserve(memory: StepMemory, rows: int, device: torch.device) -> None:
+    """Take and give back what a step of ``rows`` takes with cuts, for vLLM to see; on a GPU alone.
+
+    Call behind the run that vLLM measures, in its measurement.
+    """
+    if device.type != "cuda":
+        return
+    layer = torch.cuda.max_memory_allocated(device) - torch.cuda.memory_allocated(device)
+    most = memory.peak(rows, layer)
+    torch.empty(most, dtype=torch.uint8, device=device)
+    logger.info(
+        "VTR: a step of %d rows takes %.2f GiB without cuts, and is given %.2f GiB",
+        rows,
+        layer / 2**30,
+        most / 2**30,
+    )
