@@ -100,7 +100,8 @@ def run(stage: Stage, options: argparse.Namespace, results: Results, seconds: fl
             results.add(entry, finding)
             print(one_line(finding), flush=True)
         wrong = any(finding["ok"] is False for finding in entry["findings"])
-        entry["outcome"] = outcome(stop(process), wrong)
+        left = seconds - (time.monotonic() - begun)
+        entry["outcome"] = outcome(stop(process, max(left, 5)), wrong)
     except SystemExit:
         stop(process)
         entry["outcome"] = "ended from outside"
@@ -144,10 +145,10 @@ def outcome(code: int | None, failed: bool) -> str:
     return "failed" if failed else "ok"
 
 
-def stop(process: subprocess.Popen[str]) -> int | None:
+def stop(process: subprocess.Popen[str], grace: float = 5) -> int | None:
     """Return the exit code, or None of a process that had to be ended; with all it started."""
     try:
-        code = process.wait(timeout=5)
+        code = process.wait(timeout=grace)
     except subprocess.TimeoutExpired:
         code = None
     with contextlib.suppress(ProcessLookupError):

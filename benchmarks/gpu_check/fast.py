@@ -201,6 +201,7 @@ def parse(name: str, arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=240)
     parser.add_argument("--fast-start", action="store_true", help="graphs without compilation")
     parser.add_argument("--out", type=Path, help="where traces go")
+    parser.add_argument("--arm", choices=["stock", "vtr"], help="of hot: only this one")
     return parser.parse_args(arguments)
 
 

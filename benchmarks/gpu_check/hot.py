@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from vtr_vllm.schedules import ScheduleBook
 BUDGET = 0.25
 LARGEST = 15
 DECODE_STEPS = 8
+REPEATS = 3
 RUNNING, DRY_RUNNING = (1, 64), (1, 2)
 MOST_TRACE_BYTES = 12 << 20
 
@@ -94,23 +97,24 @@ def walled(run: Callable[[], None]) -> float:
     return time.perf_counter() - begun
 
 
-def profiled(run: Callable[[], None]) -> tuple[Any, float]:
-    """Return the profile of ``run`` and its seconds under the profiler."""
+def profiled(run: Callable[[], None]) -> Any:
+    """Return the profile of ``run``."""
     activities = [ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(ProfilerActivity.CUDA)
     with profile(activities=activities) as found:
-        seconds = walled(run)
-    return found, seconds
+        walled(run)
+    return found
 
 
-def largest(found: Any, attribute: str) -> list[dict[str, Any]]:
-    """Return the operations that took most time, by themselves."""
-    events = sorted(found.key_averages(), key=lambda event: -getattr(event, attribute))
+def largest(found: Any, device: DeviceType) -> list[dict[str, Any]]:
+    """Return what took most time, by itself: kernels of the GPU, or operations of the host."""
+    kind = "device" if device == DeviceType.CUDA else "cpu"
+    events = [event for event in found.key_averages() if event.device_type == device]
+    spent = [(getattr(event, f"self_{kind}_time_total"), event) for event in events]
     return [
-        {"name": e.key[:100], "ms": getattr(e, attribute) / 1e3, "calls": e.count}
-        for e in events[:LARGEST]
-        if getattr(e, attribute) > 0
+        {"name": event.key[:100], "ms": time / 1e3, "calls": event.count}
+        for time, event in sorted(spent, key=lambda each: -each[0])[:LARGEST]
     ]
 
 
@@ -138,12 +142,13 @@ def say(
     out: Path | None,
 ) -> None:
     """Time ``run`` by itself, then under the profiler; ``prepare`` comes before each."""
+    walls = []
+    for _ in range(REPEATS):  # the first meets shapes for the first time
+        prepare()
+        walls.append(walled(run) / steps)
+    wall = statistics.median(walls)
     prepare()
-    wall = walled(run) / steps
-    prepare()
-    found, _ = profiled(run)
-    device = largest(found, "self_device_time_total")
-    host = largest(found, "self_cpu_time_total")
+    found = profiled(run)
     ran = on_device(found)
     busy = sum(event.time_range.elapsed_us() for event in ran) / 1e3 / steps
     counts = {
@@ -159,8 +164,8 @@ def say(
         wall_ms=wall * 1e3,
         busy_ms=busy,
         **counts,
-        device=device,
-        host=host,
+        device=largest(found, DeviceType.CUDA),
+        host=largest(found, DeviceType.CPU),
     )
     if out is not None:
         keep_trace(found, out / f"{name.replace(' ', '-').replace(',', '')}.json.gz")
@@ -227,27 +232,32 @@ def watch(
     stepper.drain()
 
 
-def main() -> None:
-    """Run the stage; ``--arm`` is for its own processes."""
-    if "--arm" not in sys.argv:
-        for arm in ("vtr", "stock"):
-            subprocess.run(
-                [sys.executable, "-m", "benchmarks.gpu_check.hot", *sys.argv[1:], "--arm", arm],
-                env=os.environ | ENVIRONMENT | {"VLLM_PLUGINS": PLUGINS[arm]},
-                check=False,
-            )
-        return
-    at = sys.argv.index("--arm")
-    arm = sys.argv[at + 1]
-    report, options = Report("hot"), parse("hot", sys.argv[1:at])
+def run_arm(report: Report, arm: str, options: argparse.Namespace) -> None:
+    """Start one arm's engine and say where its time goes."""
+    name = "demo" if options.dry_run else "llava-7b"
+    running = DRY_RUNNING if options.dry_run else RUNNING
+    budget = BUDGET if arm == "vtr" else 1.0
     with tempfile.TemporaryDirectory() as scratch:
-        has_gpu = torch.cuda.is_available()
-        shape = make_shape("demo" if options.dry_run else "llava-7b", Path(scratch), None, has_gpu)
+        shape = make_shape(name, Path(scratch), None, torch.cuda.is_available())
         stepper = Stepper(shape, arm, options.dry_run, options.fast_start)
-        stepper.add(4, BUDGET if arm == "vtr" else 1.0, 4)
+        stepper.add(4, budget, 4)
         stepper.drain()
-        running = DRY_RUNNING if options.dry_run else RUNNING
-        watch(report, stepper, arm, BUDGET if arm == "vtr" else 1.0, running, options.out)
+        watch(report, stepper, arm, budget, running, options.out)
+
+
+def main() -> None:
+    """Run the stage: itself once for each arm, since an engine owns its process."""
+    options = parse("hot")
+    if options.arm is not None:
+        run_arm(Report("hot"), options.arm, options)
+        return
+    arms = ("vtr",) if options.dry_run else ("vtr", "stock")
+    for arm in arms:
+        subprocess.run(
+            [sys.executable, "-m", "benchmarks.gpu_check.hot", *sys.argv[1:], "--arm", arm],
+            env=os.environ | ENVIRONMENT | {"VLLM_PLUGINS": PLUGINS[arm]},
+            check=True,
+        )
 
 
 if __name__ == "__main__":

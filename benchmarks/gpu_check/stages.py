@@ -6,6 +6,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+DRY_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",  # threads that wait for each other cost more than they bring
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -33,7 +39,7 @@ class Stage:
 
     def environment(self, dry_run: bool) -> dict[str, str]:
         """Return what its process needs in its environment."""
-        return {"VLLM_CPU_KVCACHE_SPACE": "1"} if dry_run else {}
+        return DRY_ENVIRONMENT if dry_run else {}
 
 
 STAGES = (
