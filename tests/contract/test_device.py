@@ -189,11 +189,15 @@ def test_the_buffers_of_full_graphs_are_filled_with_one_copy(
 ) -> None:
     reduced = request_of([range(6, 60)], 100, CURVE, RULES[0])
     requests = [StepRequest(120, 1, reduced), StepRequest(50, 1, None)]
-    buffers = DecodeBuffers(LAYERS, BANDS, 8, DEVICE)
+    buffers = DecodeBuffers(LAYERS, BANDS, (0, 1), 8, DEVICE)
     with Watched() as watched:
         starts = torch.empty(5, dtype=torch.int32, device=DEVICE)
         buffers.fill(tables(4), starts[1:], dropped_tokens(requests, LAYERS))
         assert watched.copies == [LAYERS * 4 * np.dtype(np.int32).itemsize]
+        assert watched.operations <= 20 + len(BANDS), "each is a launch before every token"
+        before = watched.operations
+        buffers.fill_whole(starts[1:], torch.empty(2, 4, dtype=torch.int64, device=DEVICE))
+        assert watched.operations - before <= 10
         buffers.capture(tables(4), starts, 1024, NAMES, groups)
         assert len(watched.copies) == 1
 

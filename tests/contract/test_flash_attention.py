@@ -165,7 +165,7 @@ def test_replays_of_a_captured_step(layers: Layers) -> None:
     count = len(PREFILL) + padding
     longer = [torch.cat([table, table.new_zeros(padding, 16)]) for table in tables.tables]
     tables = BandTables(longer, tables.block_sizes)
-    buffers = DecodeBuffers(LAYERS, BANDS, MOST, CPU)
+    buffers = DecodeBuffers(LAYERS, BANDS, (0, 1), MOST, CPU)
     starts = torch.arange(count + 1, dtype=torch.int32)
     metadata, slots = buffers.capture(tables, starts, 16 * BLOCK, NAMES, layers.groups)
     for after in range(3):

@@ -59,9 +59,19 @@ class DecodeBuffers:
     """The buffers of one runner, and the metadata that points into them. R requests, padding included."""
 
     def __init__(
-        self, num_layers: int, band_starts: Sequence[int], max_reqs: int, device: torch.device
+        self,
+        num_layers: int,
+        band_starts: Sequence[int],
+        groups: Sequence[int],
+        max_reqs: int,
+        device: torch.device,
     ) -> None:
         self._bands = list(pairwise((*band_starts, num_layers)))
+        of_layers = np.repeat(groups, [end - first for first, end in self._bands])
+        self._groups = torch.from_numpy(of_layers).to(device)
+        """[layers] KV-cache group of each layer, by ``groups`` of the bands."""
+        self._blocks = torch.zeros(num_layers, max_reqs, dtype=torch.int32, device=device)
+        """[layers, max_reqs] block of the new token."""
         self.lengths = torch.zeros(num_layers, max_reqs, dtype=torch.int32, device=device)
         """[layers, max_reqs] stored tokens of each request, the new one included."""
         self.slots = torch.full((num_layers, max_reqs), -1, dtype=torch.int64, device=device)
@@ -104,24 +114,33 @@ class DecodeBuffers:
         self.lengths[:, :count] = 1
         self.slots[:, :count] = -1
 
+    def fill_whole(self, seq_lens: torch.Tensor, slot_mappings: torch.Tensor) -> None:
+        """Write a step in which every layer stores all, as in stock vLLM.
+
+        ``seq_lens`` [R] int32, ``slot_mappings`` [KV-cache groups, R] int64, both on the device.
+        """
+        count = len(seq_lens)
+        self.lengths[:, :count] = seq_lens
+        self.slots[:, :count] = slot_mappings[:, :count].index_select(0, self._groups)
+
     def fill(self, tables: BandTables, seq_lens: torch.Tensor, dropped: IntArray) -> None:
-        """Write the step that is replayed next.
+        """Write the step that is replayed next, in few operations: each costs a launch before every token.
 
         ``seq_lens`` [R] int32 on the device counts every position of a request, 0 for padding;
         ``dropped`` [layers, requests] what each layer does not store of it. ``tables`` have R rows.
         """
+        (block_size,) = set(tables.block_sizes)
         count = len(seq_lens)
         gone = np.zeros((len(dropped), count), dtype=np.int32)
         gone[:, : dropped.shape[1]] = dropped
-        lengths = self.lengths[:, :count]
+        lengths, blocks = self.lengths[:, :count], self._blocks[:, :count]
         torch.sub(seq_lens, upload(gone, seq_lens.device), out=lengths)
-        for band, (first, end) in enumerate(self._bands):
-            table, block_size = tables.tables[band], tables.block_sizes[band]
-            new = lengths[first:end].T.long() - 1
-            place = new.clamp(min=0)
-            blocks = table.gather(1, place // block_size).long()
-            slots = blocks * block_size + place % block_size
-            self.slots[first:end, :count] = torch.where(new < 0, -1, slots).T
+        place = lengths.long().sub_(1).clamp_(min=0)
+        number = place // block_size
+        for (first, end), table in zip(self._bands, tables.tables, strict=True):
+            torch.gather(table, 1, number[first:end].T, out=blocks[first:end].T)
+        slots = place.remainder_(block_size).add_(blocks, alpha=block_size)
+        self.slots[:, :count] = slots.masked_fill_(lengths <= 0, -1)
 
     def _common(
         self, layer: int, table: torch.Tensor, query_start: torch.Tensor, max_seq_len: int

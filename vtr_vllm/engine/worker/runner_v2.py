@@ -43,6 +43,7 @@ class ReducingModelState(DefaultModelState):
             self._decode_buffers = DecodeBuffers(
                 self.reduction.geometry.layers,
                 self.reduction.band_starts,
+                self._bands,
                 self.max_num_reqs,
                 self.device,
             )
@@ -90,7 +91,10 @@ class ReducingModelState(DefaultModelState):
                     self._decode_buffers.pad(input_batch.num_reqs)
                 else:
                     dropped = dropped_tokens(requests, reduction.geometry.layers)
-                    self._decode_buffers.fill(tables, input_batch.seq_lens, dropped)
+                    if dropped.any():
+                        self._decode_buffers.fill(tables, input_batch.seq_lens, dropped)
+                    else:
+                        self._decode_buffers.fill_whole(input_batch.seq_lens, slot_mappings)
                 return {}
             plan = plan_batch(requests, reduction.geometry.layers, reduction.band_starts)
             if plan is not None:

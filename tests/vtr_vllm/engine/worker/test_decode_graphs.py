@@ -58,7 +58,7 @@ def captured(buffers: DecodeBuffers, tables: BandTables, count: int):
 @given(decode_steps, decode_steps, band_lists, st.integers(0, 3))
 @settings(deadline=None, max_examples=60)
 def test_a_captured_step_reads_what_is_filled_in(first, second, bands, padding):
-    buffers = DecodeBuffers(LAYERS, bands, MOST, torch.device("cpu"))
+    buffers = DecodeBuffers(LAYERS, bands, range(len(bands)), MOST, torch.device("cpu"))
     count = max(len(first), len(second)) + padding
     tables = tables_of(bands, count)
     metadata, slots = captured(buffers, tables, count)
@@ -83,8 +83,28 @@ def test_a_captured_step_reads_what_is_filled_in(first, second, bands, padding):
             assert common.slot_mapping.data_ptr() == slots[name].data_ptr()
 
 
+@pytest.mark.parametrize("padding", [0, 2])
+def test_a_step_in_which_nothing_is_dropped_is_that_of_vllm(padding):
+    """The slots that vLLM computed, of each band's own group: the same as ours."""
+    bands, groups, count = (0, 3, 5), (2, 0, 1), 3
+    tables = tables_of(bands, count + padding)
+    seq_lens = torch.tensor([1, BLOCK, 3 * BLOCK + 2] + [0] * padding, dtype=torch.int32)
+    ours, whole = (
+        DecodeBuffers(LAYERS, bands, groups, MOST, torch.device("cpu")) for _ in range(2)
+    )
+    ours.fill(tables, seq_lens, np.zeros((LAYERS, count), np.int64))
+    mappings = torch.full((len(groups), MOST), -1)
+    for band, group in enumerate(groups):
+        for i, length in enumerate(seq_lens[:count].tolist()):
+            block = tables.tables[band][i, (length - 1) // BLOCK]
+            mappings[group, i] = block * BLOCK + (length - 1) % BLOCK
+    whole.fill_whole(seq_lens, mappings)
+    assert torch.equal(whole.slots, ours.slots)
+    assert torch.equal(whole.lengths, ours.lengths)
+
+
 def test_a_captured_step_is_padding():
-    buffers = DecodeBuffers(LAYERS, (0, 3), MOST, torch.device("cpu"))
+    buffers = DecodeBuffers(LAYERS, (0, 3), (0, 1), MOST, torch.device("cpu"))
     tables = tables_of((0, 3), 2)
     buffers.fill(tables, torch.tensor([5, 9], dtype=torch.int32), np.zeros((LAYERS, 2), np.int64))
     metadata, slots = captured(buffers, tables, 2)
@@ -113,7 +133,7 @@ def test_metadata_of_flash_attention_points_into_the_buffers(version, monkeypatc
         builder = flash_attn.FlashAttentionMetadataBuilder(spec, [], config, device)
     group = AttentionGroup(flash_attn.FlashAttentionBackend, NAMES, spec, 0)
     group.metadata_builders = [builder]
-    buffers, tables = DecodeBuffers(LAYERS, (0,), MOST, device), tables_of((0,), 2)
+    buffers, tables = DecodeBuffers(LAYERS, (0,), (0,), MOST, device), tables_of((0,), 2)
     query_start = torch.arange(3, dtype=torch.int32)
     metadata, slots = buffers.capture(tables, query_start, 512, NAMES, [[group]])
     for layer, name in enumerate(NAMES):
@@ -127,7 +147,7 @@ def test_metadata_of_flash_attention_points_into_the_buffers(version, monkeypatc
 
 
 def test_blocks_that_a_backend_splits_are_refused():
-    buffers = DecodeBuffers(1, (0,), MOST, torch.device("cpu"))
+    buffers = DecodeBuffers(1, (0,), (0,), MOST, torch.device("cpu"))
     group = SimpleNamespace(layer_names=["layer 0"], kernel_block_size=16)
     with pytest.raises(ConfigurationError, match="PIECEWISE"):
         buffers.capture(tables_of((0,), 1), torch.tensor([0, 1]), 64, ["layer 0"], [[group]])
