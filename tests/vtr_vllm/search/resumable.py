@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.search import pipeline
@@ -14,8 +15,9 @@ from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
 
 # one trial more than are quasi-random: the Gaussian process has its say, and no more time
-BUDGETS = (0.625, 0.5, 0.375)
-SETTINGS = SearchSettings(kind="all", budgets=BUDGETS, trials=9, items=100, rule_items=(100, 100))
+SETTINGS = SearchSettings(
+    kind="all", budgets=(0.625, 0.5, 0.375), trials=9, items=100, rule_items=(100, 100)
+)
 META = {
     "model": "simulated",
     "fingerprint": "6L",
@@ -56,10 +58,10 @@ class Simulated(Backend):
         return Reporting(self.pipe)
 
 
-def search(folder: Path, pipe: Connection, budgets: Sequence[float] = BUDGETS) -> None:
-    """Search with everything in ``folder``, from where the last process left it."""
+def search(folder: Path, pipe: Connection, **changes: Any) -> None:
+    """Search with everything in ``folder``, from where the last process left it; changed settings."""
     data = items(folder, LEAST_ITEMS)
-    settings = replace(SETTINGS, budgets=tuple(budgets))
+    settings = replace(SETTINGS, **changes)
     backend = Simulated(EngineOptions("simulated"), engines=1, pipe=pipe)
     with open_session(backend, folder, None, "accuracy", settings.seed, Progress()) as session:
         first, rest = split(data)

