@@ -2,7 +2,11 @@
 
 import pytest
 import torch
+from vllm.model_executor.models import clip
+from vllm.model_executor.models.interfaces import supports_encoder_cudagraph
 
+from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES
+from vtr_vllm.engine.worker.families import stock_class
 from vtr_vllm.engine.worker.tower import attach, detach
 
 HIDDEN = 8
@@ -30,3 +34,12 @@ def test_what_no_tower_saw_has_no_attention_and_loses_nothing():
         assert torch.equal(item, expected)
     known = torch.isfinite(read).tolist()
     assert known == [False] * 3 + [True] * 5 + [False] * 3 + [False] * 5
+
+
+@pytest.mark.parametrize("architecture", CLS_ARCHITECTURES)
+def test_a_tower_that_is_read_is_neither_replayed_nor_compiled(architecture):
+    """A CUDA graph or compiled code of it would pass by the hook, and by ``embed_multimodal``."""
+    stock = stock_class(architecture)
+    assert not supports_encoder_cudagraph(stock)
+    assert supports_encoder_cudagraph(stock_class("Qwen2_5_VLForConditionalGeneration"))
+    assert "support_torch_compile" not in vars(clip)
