@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -77,19 +78,40 @@ def report(folder: Path, search: Any, frontier: Any = None) -> Page:
     return read
 
 
-def test_a_full_report_has_every_figure_and_says_nothing_is_missing(tmp_path: Path) -> None:
-    page = report(tmp_path, search_record(), frontier_record())
+@dataclass(frozen=True)
+class Written:
+    """A report, for tests that only read it."""
+
+    folder: Path
+    page: Page
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """With all that there may be."""
+    folder = tmp_path_factory.mktemp("full")
+    return Written(folder, report(folder, search_record(), frontier_record()))
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """Of a search that was not compared."""
+    folder = tmp_path_factory.mktemp("alone")
+    return Written(folder, report(folder, search_record()))
+
+
+def test_a_full_report_has_every_figure_and_says_nothing_is_missing(full: Written) -> None:
+    page = full.page
     assert set(page.values("img", "src")) == FIGURES
     assert all(page.values("img", "alt"))
     assert "missing" not in page.values("p", "class")
     for name in FIGURES:
-        with Image.open(tmp_path / name) as image:
+        with Image.open(full.folder / name) as image:
             assert min(ImageStat.Stat(image.convert("RGB")).var) > 100
 
 
-def test_the_page_says_what_was_searched_and_found(tmp_path: Path) -> None:
-    search = search_record()
-    page = report(tmp_path, search, frontier_record())
+def test_the_page_says_what_was_searched_and_found(full: Written) -> None:
+    search, page = search_record(), full.page
     meta = search["meta"]
     for fact in (meta["model"], meta["fingerprint"], meta["command"], meta["date"], "vllm 0.32.0"):
         assert fact in page.text
@@ -105,9 +127,8 @@ def test_the_page_says_what_was_searched_and_found(tmp_path: Path) -> None:
     assert page.line("stage", "g-search") == cost
 
 
-def test_the_best_trial_of_each_budget_is_shown(tmp_path: Path) -> None:
-    search = search_record()
-    page = report(tmp_path, search)
+def test_the_best_trial_of_each_budget_is_shown(alone: Written) -> None:
+    search, page = search_record(), alone.page
     lines = [line for table in page.tables for line in table if line[:2] == ["p-sigmoid", "0.25"]]
     own = [t for t in search["trials"] if t["search"] == "p-sigmoid" and t["budget"] == 0.25]
     best = max(own, key=lambda trial: trial["value"])
@@ -117,9 +138,8 @@ def test_the_best_trial_of_each_budget_is_shown(tmp_path: Path) -> None:
     assert line[6].startswith(f"k = {best['parameters']['k']:.4g}, alpha = ")
 
 
-def test_the_comparison_is_shown_with_what_is_not_reachable(tmp_path: Path) -> None:
-    frontier = frontier_record()
-    page = report(tmp_path, search_record(), frontier)
+def test_the_comparison_is_shown_with_what_is_not_reachable(full: Written) -> None:
+    frontier, page = frontier_record(), full.page
     heads = ["method", "1", "0.75", "0.5", "0.375", "0.25", "0.125"]
     grids = [table for table in page.tables if table[0] == heads]
     assert len(grids) == len(frontier["meta"]["splits"])
@@ -135,11 +155,11 @@ def test_the_comparison_is_shown_with_what_is_not_reachable(tmp_path: Path) -> N
     assert page.line("less unreduced", "fastv-0.5")[4].startswith(f"{100 * difference:+.1f} [")
 
 
-def test_without_a_comparison_the_page_says_so(tmp_path: Path) -> None:
-    page = report(tmp_path, search_record())
+def test_without_a_comparison_the_page_says_so(alone: Written) -> None:
+    page = alone.page
     assert set(page.values("img", "src")) == FIGURES - {"frontier.png", "flops.png"}
     assert "this folder has no frontier.json" in page.text
-    assert not (tmp_path / "frontier.png").exists()
+    assert not (alone.folder / "frontier.png").exists()
 
 
 def test_a_search_that_found_nothing_yet_has_no_figure_of_an_earlier_one(tmp_path: Path) -> None:
@@ -191,15 +211,16 @@ def poison(value: Any, attack: str) -> Any:
     return value
 
 
-def test_the_page_needs_nothing_from_elsewhere(tmp_path: Path) -> None:
-    page = report(tmp_path, search_record(), frontier_record())
+def test_the_page_needs_nothing_from_elsewhere(full: Written) -> None:
+    page = full.page
+    text = (full.folder / "index.html").read_text()
     assert not {"script", "link", "iframe"} & {tag for tag, _ in page.tags}
-    style = re.search(r"<style>(.*)</style>", (tmp_path / "index.html").read_text(), re.DOTALL)
+    style = re.search(r"<style>(.*)</style>", text, re.DOTALL)
     assert style is not None
     assert "url(" not in style[1]
     assert "prefers-color-scheme: dark" in style[1]
     assert "width=device-width, initial-scale=1" in page.values("meta", "content")
-    assert (tmp_path / "index.html").read_text().startswith("<!DOCTYPE html>")
+    assert text.startswith("<!DOCTYPE html>")
 
 
 def test_a_comparison_on_another_model_is_refused(tmp_path: Path) -> None:
