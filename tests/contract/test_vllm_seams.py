@@ -112,7 +112,7 @@ OVERRIDES = [
         AsyncScheduler,
         {"_end_block_hashes", "_unpin", "_admit_nobody_before", "greet"},
     ),
-    (BandManager, FullAttentionManager, {"bind", "stored_tokens"}),
+    (BandManager, FullAttentionManager, {"bind", "stored_tokens", "_has_room"}),
     (BandSpec, FullAttentionSpec, set()),
     (
         ReducingRunner,
@@ -273,7 +273,10 @@ def test_a_pause_set_while_the_running_are_scheduled_keeps_the_queue_out() -> No
         (KVCacheManager, ["coordinator", "block_pool"]),
         (KVCacheCoordinator, ["single_type_managers"]),
         (BlockPool, ["hash_block_size", "num_gpu_blocks", "null_block"]),
-        (FullAttentionManager, ["block_size", "req_to_blocks"]),
+        (
+            FullAttentionManager,
+            ["block_size", "req_to_blocks", "num_cached_block", "_partial_hit_reqs"],
+        ),
         (EngineCore, ["scheduler"]),
         (InprocClient, ["engine_core"]),
         (AsyncLLM, ["engine_core"]),

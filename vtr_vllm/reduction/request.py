@@ -104,7 +104,8 @@ class ReducedRequest:
         """Tokens that ``layer`` stores once the first ``num_tokens`` positions are computed."""
         if num_tokens <= self.first_vision:
             return num_tokens
-        return max(num_tokens - int(self.dropped[layer]), self.first_vision)
+        dropped = self.plan.n_vision - self.plan.counts[layer]
+        return max(num_tokens - dropped, self.first_vision)
 
 
 def reduced_request(

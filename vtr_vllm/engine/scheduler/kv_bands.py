@@ -28,18 +28,30 @@ class BandManager(FullAttentionManager):
     """By request id."""
     bands: Sequence["BandManager"]
     """The managers of all bands, this one included."""
+    first_layer: int
+    """What it keeps is what the band stores."""
 
     def bind(self, reduced: Mapping[str, ReducedRequest], bands: Sequence["BandManager"]) -> None:
+        assert isinstance(self.kv_cache_spec, BandSpec)
         self.reduced = reduced
         self.bands = bands
+        self.first_layer = self.kv_cache_spec.first_layer
 
     def stored_tokens(self, request_id: str, num_tokens: int) -> int:
         """Tokens that this band stores once ``num_tokens`` positions are computed."""
         request = self.reduced.get(request_id)
-        if request is None:
-            return num_tokens
-        assert isinstance(self.kv_cache_spec, BandSpec)
-        return request.stored_tokens(num_tokens, self.kv_cache_spec.first_layer)
+        return (
+            num_tokens if request is None else request.stored_tokens(num_tokens, self.first_layer)
+        )
+
+    def _has_room(self, request_id: str, stored: int) -> bool:
+        """Whether the request's blocks hold ``stored`` tokens: in most steps, of most requests.
+
+        The three methods below are asked for each running request, of each band, in each step. Where
+        vLLM's would come to nothing in the end, they say so at once.
+        """
+        held = self.req_to_blocks.get(request_id)
+        return held is not None and stored <= len(held) * self.block_size
 
     def get_num_blocks_to_allocate(
         self,
@@ -50,6 +62,8 @@ class BandManager(FullAttentionManager):
         **kwargs: Any,
     ) -> int:
         stored = self.stored_tokens(request_id, num_tokens)
+        if request_id in self.num_cached_block and self._has_room(request_id, stored):
+            return 0  # of a running request
         return super().get_num_blocks_to_allocate(
             request_id, stored, new_computed_blocks, *args, **kwargs
         )
@@ -58,6 +72,8 @@ class BandManager(FullAttentionManager):
         self, request_id: str, num_tokens: int, num_tokens_main_model: int
     ) -> list[KVCacheBlock]:
         stored = self.stored_tokens(request_id, num_tokens)
+        if self._has_room(request_id, stored) and request_id not in self._partial_hit_reqs:
+            return []
         return super().allocate_new_blocks(request_id, stored, num_tokens_main_model)
 
     def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
@@ -65,6 +81,10 @@ class BandManager(FullAttentionManager):
         if reduced is not None:
             # Behind the first vision token the KV depends on the schedule and on the question.
             num_tokens = min(num_tokens, reduced.first_vision)
+        cached = self.num_cached_block.get(request.request_id, 0)
+        whole = self.block_size == self.block_pool.hash_block_size
+        if whole and num_tokens // self.block_size <= cached:
+            return
         super().cache_blocks(request, num_tokens, *args, **kwargs)
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:

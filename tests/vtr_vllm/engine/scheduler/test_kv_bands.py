@@ -125,6 +125,35 @@ def test_blocks_are_counted_and_given_for_what_is_stored(band, stored):
     assert len(made.allocate_new_blocks("another", 20, 20)) == 5
 
 
+@pytest.mark.parametrize("steps", [[20] + [1] * 12, [3, 5, 1, 1, 9, 1, 1, 1], [4, 4, 4, 1, 1]])
+def test_a_request_that_is_not_reduced_is_served_as_by_vllm(steps):
+    """Step by step: blocks counted, given and registered, where ours answers at once and where it asks."""
+    init_none_hash(sha256)
+    ours = manager(1)
+    pool = BlockPool(64, enable_caching=True, hash_block_size=4)
+    stock = FullAttentionManager(
+        FullAttentionSpec(**SIZES),
+        block_pool=pool,
+        enable_caching=True,
+        kv_cache_group_id=1,
+        scheduler_block_size=4,
+    )
+    hasher = get_request_block_hasher(4, sha256)
+    request = Request("another", [*range(sum(steps))], SamplingParams(), None, block_hasher=hasher)
+    tokens = 0
+    for step in steps:
+        tokens += step
+        given = []
+        for made in (ours, stock):
+            counted = made.get_num_blocks_to_allocate("another", tokens, [], 0, 0, tokens)
+            blocks = made.allocate_new_blocks("another", tokens, tokens)
+            made.cache_blocks(request, tokens, replay_boundaries=[])
+            registered = [block.block_hash for block in made.req_to_blocks["another"]]
+            ids = [block.block_id for block in blocks]
+            given.append((counted, ids, registered, dict(made.num_cached_block)))
+        assert given[0] == given[1]
+
+
 def test_a_request_that_is_bound_later_is_seen():
     table = {}
     made = manager(1)
@@ -142,14 +171,20 @@ def test_nothing_behind_the_first_vision_token_is_cached(monkeypatch):
 
     monkeypatch.setattr(FullAttentionManager, "cache_blocks", cache_blocks)
     made = manager(0)  # keeps every token, and still: its KV may follow another question
-    for request_id, num_tokens in (("reduced", 20), ("reduced", 3), ("another", 20)):
+    for request_id, num_tokens in (
+        ("reduced", 20),
+        ("reduced", 3),
+        ("reduced", 5),
+        ("another", 20),
+    ):
         made.cache_blocks(
             SimpleNamespace(request_id=request_id),
             num_tokens,
             retention_interval=7,
             replay_boundaries=(1,),
         )
-    assert cached == [(6, 7, (1,)), (3, 7, (1,)), (20, 7, (1,))]
+    # Of 3 tokens, which fill no block, vLLM is not asked.
+    assert cached == [(6, 7, (1,)), (5, 7, (1,)), (20, 7, (1,))]
 
 
 # Prefix caching beside stock vLLM: the real manager of a scheduler, in one group or in bands.
