@@ -340,7 +340,7 @@ UNTESTED: tuple[Untested, ...] = (
     Untested(
         "piecewise CUDA graphs",
         "GPU default",
-        "attention runs outside them, as it does without graphs; only a GPU can show it",
+        "attention runs outside them, as it does without graphs; right on an H200 ([gpu](gpu.md))",
     ),
     Untested(
         "expert parallelism",
