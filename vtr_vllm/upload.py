@@ -1,8 +1,13 @@
 """Host arrays to the device, without waiting for it."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 import torch
+
+_ALIGNED = 16
+"""Numbers of 4 bytes. Kernels are compiled once for pointers to multiples of 16 bytes, and once for others."""
 
 
 def upload(values: npt.NDArray[np.generic] | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -15,3 +20,26 @@ def upload(values: npt.NDArray[np.generic] | torch.Tensor, device: torch.device)
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
+
+
+def upload_together(
+    arrays: Sequence[npt.NDArray[np.integer]], device: torch.device
+) -> list[torch.Tensor]:
+    """``arrays`` on ``device`` in one copy, each in its shape, int32 and aligned."""
+    rooms = [padded_size(array.size) for array in arrays]
+    whole = np.zeros(sum(rooms), dtype=np.int32)
+    sizes, begin = [], 0
+    for array, room in zip(arrays, rooms, strict=True):
+        whole[begin : begin + array.size] = array.ravel()
+        sizes += [array.size, room - array.size]
+        begin += room
+    parts = upload(whole, device).split(sizes)[::2]
+    return [
+        part if array.ndim == 1 else part.view(array.shape)
+        for part, array in zip(parts, arrays, strict=True)
+    ]
+
+
+def padded_size(size: int) -> int:
+    """The least multiple that keeps what stands behind aligned."""
+    return -(-size // _ALIGNED) * _ALIGNED

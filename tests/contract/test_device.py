@@ -44,8 +44,8 @@ RULES = [
     ("cls", "previous", "instruction"),
 ]
 CURVE = (1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.1)
-COPIES_OF_A_SEGMENT = 3
-"""Query starts, sequence lengths, slots."""
+COPIES_OF_A_STEP = 1
+"""Query starts, sequence lengths and slots of all segments, together."""
 COPIES_OF_A_CUT = 2
 """At most, a request: rows of embeddings or random numbers, and limits of floors."""
 
@@ -101,7 +101,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> ReducibleDecoder:
     made._names, made._lora_rows = LayerNames(NAMES), LoRARows(None)
     made.timing, made.traces = Timing(), Traces()
     keys = PrefixKeys.__new__(PrefixKeys)
-    keys._shape, keys._block_size = (BLOCK, KV_HEADS, HEAD_DIM), BLOCK
+    keys._shape, keys.block_size = (BLOCK, KV_HEADS, HEAD_DIM), BLOCK
     keys._fp8, keys.rounds = None, False
     keys._offsets = torch.empty(BLOCK * KV_HEADS * HEAD_DIM, dtype=torch.int64, device=DEVICE)
     made._prefix_keys = keys
@@ -171,8 +171,8 @@ def test_a_step_with_cuts_waits_for_nothing(
     cuts = sum(len(members) for members in step.plan.cuts.values())
     assert cuts == 2 * len(rules)
     numbers = 1 + (step.plan.image is not None)
-    most = COPIES_OF_A_SEGMENT * len(step.plan.segments) + COPIES_OF_A_CUT * cuts + numbers
-    assert COPIES_OF_A_SEGMENT * len(step.plan.segments) < len(watched.copies) <= most
+    most = COPIES_OF_A_STEP + COPIES_OF_A_CUT * cuts + numbers
+    assert COPIES_OF_A_STEP < len(watched.copies) <= most
     assert sum(watched.copies) < 64 * rows * len(step.plan.segments)
 
 
@@ -180,8 +180,8 @@ def test_a_decode_step_waits_for_nothing(groups: list[list[AttentionGroup]]) -> 
     reduced = request_of([range(6, 60)], 100, CURVE, RULES[0])
     requests = [StepRequest(120, 1, reduced), StepRequest(50, 1, None)]
     with Watched() as watched:
-        step = step_of(requests, groups)
-        assert len(watched.copies) == COPIES_OF_A_SEGMENT * len(step.plan.segments)
+        step_of(requests, groups)
+        assert len(watched.copies) == COPIES_OF_A_STEP
 
 
 def test_the_buffers_of_full_graphs_are_filled_with_one_copy(

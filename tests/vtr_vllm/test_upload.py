@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vtr_vllm.upload import upload
+from vtr_vllm.upload import upload, upload_together
 
 PACKAGE = Path(__file__).parents[2] / "vtr_vllm"
 
@@ -15,6 +15,20 @@ def test_values_arrive_as_they_are():
         there = upload(given, torch.device("cpu"))
         assert there.dtype == torch.int32
         assert there.tolist() == values.tolist()
+
+
+def test_several_arrays_are_one_copy(monkeypatch):
+    sent = []
+    monkeypatch.setattr(
+        "vtr_vllm.upload.upload", lambda *given: sent.append(given) or upload(*given)
+    )
+    arrays = [np.arange(3), np.zeros((2, 0), np.int64), np.arange(34).reshape(2, 17), np.arange(16)]
+    there = upload_together(arrays, torch.device("cpu"))
+    assert len(sent) == 1
+    for array, tensor in zip(arrays, there, strict=True):
+        assert tensor.dtype == torch.int32
+        assert tensor.tolist() == array.tolist()
+        assert not array.size or tensor.data_ptr() % 16 == sent[0][0].ctypes.data % 16
 
 
 def test_a_gpu_copies_out_of_pinned_memory(monkeypatch):

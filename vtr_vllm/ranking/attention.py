@@ -45,8 +45,8 @@ class AttentionRule(RankRule):
             )
 
     @abstractmethod
-    def asking_rows(self, inputs: RankInputs) -> int:
-        """How many of the prompt's last rows ask."""
+    def asking_rows(self, instruction_rows: int) -> int:
+        """How many of the prompt's last rows ask; ``instruction_rows`` as in ``RankInputs``."""
 
     def score(self, inputs: RankInputs) -> torch.Tensor:
         from vtr_vllm.ranking.probabilities import attention_received
@@ -55,4 +55,5 @@ class AttentionRule(RankRule):
         assert attention is not None
         if not self.rope:
             attention = attention.unrotated()
-        return attention_received(inputs, attention, self.asking_rows(inputs), self.heads)
+        queries = self.asking_rows(inputs.instruction_rows)
+        return attention_received(inputs, attention, queries, self.heads)

@@ -1,14 +1,20 @@
 """Attention probabilities as scores."""
 
+from collections.abc import Callable
+
 import torch
 
 from vtr_vllm.ranking.inputs import Attention, RankInputs
 
 TILE_BYTES = 64 << 20
 """Of the logits that are held at a time, and of their probabilities: twice this, and ``CHUNK`` keys in
-float32, is what a ranking takes. One query's logits are always held at once: heads x keys x 4 bytes."""
+float32, is what a ranking takes. One query's logits are always held at once: heads x keys x 4 bytes,
+of each request that is ranked with it."""
 CHUNK = 8192
 """Keys that are in float32 at a time."""
+
+Floats = Callable[[torch.Tensor, int], torch.Tensor]
+"""(a part of the vectors, place of its first) -> the same in float32, perhaps turned."""
 
 
 def attention_received(
@@ -19,39 +25,114 @@ def attention_received(
     tile_bytes: int = TILE_BYTES,
     chunk: int = CHUNK,
 ) -> torch.Tensor:
-    """Attention that each row gets from the last ``queries`` prompt rows; [rows] float32.
+    """Attention that each row gets from the last ``queries`` prompt rows; [rows] float32."""
+    end, prefix = inputs.prompt_rows, attention.prefix
+    first = end - queries
+    last = None
+    if queries > 1:
+        last = torch.arange(prefix + first, prefix + end, device=attention.key.device)[None]
+    received = received_together(
+        attention.query[None, first:end],
+        attention.key[None, : prefix + end].movedim(2, 0),
+        attention.scale,
+        heads,
+        attention.combine,
+        last=last,
+        queries_in_float=lambda part, place: attention.floats(part[0], prefix + first + place)[
+            None
+        ],
+        keys_in_float=lambda part, place: attention.floats(part[:, 0].transpose(0, 1), place)[
+            None
+        ].movedim(2, 0),
+        tile_bytes=tile_bytes,
+        chunk=chunk,
+    )
+    scores = received.new_zeros(len(inputs.vision))
+    scores[:end] = received[0, prefix:]
+    return scores
+
+
+def _plain(part: torch.Tensor, place: int) -> torch.Tensor:
+    return part.float()
+
+
+def received_together(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scale: float,
+    heads: str,
+    combine: Callable[[torch.Tensor, str], torch.Tensor],
+    *,
+    first: torch.Tensor | None = None,
+    last: torch.Tensor | None = None,
+    share: torch.Tensor | None = None,
+    queries_in_float: Floats = _plain,
+    keys_in_float: Floats = _plain,
+    tile_bytes: int = TILE_BYTES,
+    chunk: int = CHUNK,
+) -> torch.Tensor:
+    """Attention that each key gets from the queries of its request; [C, K] float32.
+
+    ``query`` [C, Q, heads, head_dim] and ``key`` [kv_heads, C, K, head_dim] of C requests. Query q of
+    request c sees its keys from ``first`` [C] to ``last`` [C, Q], and counts as ``share`` [C, Q] of
+    them; None: all keys, and all queries alike. The two ``in_float`` get neighbours among Q or K.
 
     The true probabilities: softmax over every key that a query sees, text, cached prefix and
     vision alike. Normalising over vision tokens alone would let heads that look elsewhere vote as
     loudly. ``heads`` are merged per query (mean or max), then the queries are averaged. Queries are
     taken in tiles: an instruction may be thousands of tokens long.
     """
-    end = inputs.prompt_rows
-    key = attention.key[: attention.prefix + end]
-    floats = attention.floats(key, 0) if len(key) <= chunk else None
-    kv_heads = key.shape[1]
+    kv_heads, requests, keys, _ = key.shape
+    queries, num_heads = query.shape[1:3]
+    chunk = max(1, chunk // requests)
+    turned = _turned(keys_in_float(key, 0)) if keys <= chunk else None
     # The same on all tensor-parallel ranks, which have equally many heads: each tile is merged.
-    tile = max(1, tile_bytes // (4 * attention.query.shape[1] * len(key)))
-    received = torch.zeros(len(key), device=key.device)
-    for first in range(end - queries, end, tile):
-        last = min(first + tile, end)
-        seen = attention.prefix + last
-        query = attention.floats(attention.query[first:last], attention.prefix + first)
-        query = query.unflatten(1, (kv_heads, -1)) * attention.scale
-        if floats is not None:
-            logits = torch.einsum("qhgd,khd->hgqk", query, floats[:seen])
+    tile = max(1, tile_bytes // (4 * num_heads * requests * keys))
+    received = None
+    for begin in range(0, queries, tile):
+        asked = queries_in_float(query[:, begin : begin + tile], begin).unflatten(2, (kv_heads, -1))
+        size = asked.shape[1]
+        asked = asked.permute(2, 0, 3, 1, 4).reshape(kv_heads * requests, -1, query.shape[-1])
+        if turned is not None:
+            logits = _products(asked, turned, scale)
         else:
-            logits = query.new_empty(*query.shape[1:3], len(query), seen)
-            for begin in range(0, seen, chunk):
-                part = attention.floats(key[begin : min(begin + chunk, seen)], begin)
-                logits[..., begin : begin + chunk] = torch.einsum("qhgd,khd->hgqk", query, part)
-        if last - first > 1:
-            # Query i stands ``last - first - 1 - i`` places before the last: it sees no later key.
-            hidden = torch.ones(last - first, seen, dtype=torch.bool, device=key.device)
-            logits.masked_fill_(hidden.triu(seen - (last - first) + 1), -torch.inf)
+            logits = asked.new_empty(*asked.shape[:2], keys)
+            for place in range(0, keys, chunk):
+                part = _turned(keys_in_float(key[:, :, place : place + chunk], place))
+                logits[..., place : place + chunk] = _products(asked, part, scale)
+        logits = logits.view(kv_heads, requests, -1, size, keys)
+        if first is not None or last is not None:
+            place_of = torch.arange(keys, device=key.device)
+            own = None if last is None else last[:, begin : begin + tile]
+            logits.masked_fill_(_hidden(place_of, first, own)[:, None], -torch.inf)
         probability = logits.softmax(-1)
-        merged = probability.amax((0, 1)) if heads == "max" else probability.mean((0, 1))
-        received[:seen] += attention.combine(merged, heads).sum(0)
-    scores = received.new_zeros(len(inputs.vision))
-    scores[:end] = received[attention.prefix :] / queries
-    return scores
+        merged = probability.amax((0, 2)) if heads == "max" else probability.mean((0, 2))
+        merged = combine(merged, heads)
+        if share is not None:
+            merged = merged * share[:, begin : begin + tile, None]
+        part = merged.sum(1) if queries > 1 else merged[:, 0]
+        received = part if received is None else received + part
+    assert received is not None
+    return received / queries if share is None and queries > 1 else received
+
+
+def _turned(keys: torch.Tensor) -> torch.Tensor:
+    """[kv_heads, C, k, head_dim] as [kv_heads * C, head_dim, k]."""
+    return keys.flatten(0, 1).mT
+
+
+def _products(asked: torch.Tensor, turned: torch.Tensor, scale: float) -> torch.Tensor:
+    # Only alpha counts of what is added to: one kernel scales and multiplies.
+    return torch.baddbmm(turned.new_empty(1, 1, 1), asked, turned, beta=0, alpha=scale)
+
+
+def _hidden(
+    place: torch.Tensor, first: torch.Tensor | None, last: torch.Tensor | None
+) -> torch.Tensor:
+    """[C, 1 or Q, K] whether a key at ``place`` [K] is not seen."""
+    before = None if first is None else place < first[:, None, None]
+    if last is None:
+        assert before is not None
+        return before
+    behind = place > last[:, :, None]
+    return behind if before is None else behind | before

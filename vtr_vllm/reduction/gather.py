@@ -1,67 +1,174 @@
-"""Which rows of a step are still there, from cut to cut."""
+"""Which rows of a step are still there, from cut to cut.
 
-from collections.abc import Callable, Sequence
+All requests of a cut are ordered together. C requests that lose rows, of at most L rows each, lie in a
+table [C, L], in which a shorter request is followed by padding: one sort orders every row of it.
+"""
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
 import torch
 
 from vtr_vllm.reduction.batch import BatchPlan, RequestCut
-from vtr_vllm.upload import upload
+from vtr_vllm.reduction.request import IntArray
+from vtr_vllm.upload import upload, upload_together
 
 ScoreRows = Callable[[RequestCut, torch.Tensor], torch.Tensor]
 """(cut, vision numbers [rows of the request]) -> scores [rows of the request], float32."""
 
 
+@dataclass(frozen=True, eq=False)
+class _CutTable:
+    """One cut in the layout just before it."""
+
+    members: Sequence[RequestCut]
+    text: Sequence[int]
+    """Of each request: rows that are not of vision tokens."""
+    rows: torch.Tensor
+    """[C, L] int32: the rows of each request; padding repeats its last one, which is text."""
+    stay: torch.Tensor
+    """[rows of C that stay] int32: their places in C x L once each request's rows are ordered: text,
+    padding with it, then vision tokens."""
+    others: torch.Tensor
+    """[rows of other requests] int32."""
+
+
 class Rows:
     """The rows left of one reduced prefill step, on the device.
 
-    No method waits for the device: every size is known on the host.
+    Cuts come in the order of their layers. No method waits for the device: every size is known on
+    the host.
     """
 
-    def __init__(self, plan: BatchPlan, device: torch.device) -> None:
+    def __init__(
+        self, plan: BatchPlan, device: torch.device, positions: torch.Tensor | None = None
+    ) -> None:
+        """``positions`` [..., N or more] int64 go along."""
         assert plan.vision is not None
-        self.original = torch.arange(plan.num_rows, device=device)
-        """[rows] int64: where each row stood before any cut."""
-        self.vision = upload(plan.vision, device)
-        """[rows] int64: vision-token number within its request, -1 for text."""
-        self._image: torch.Tensor | None = None
+        numbers = [np.arange(plan.num_rows), plan.vision]
         if plan.image is not None:
-            self._image = upload(plan.image, device)
+            numbers.append(plan.image)
+        cuts = sorted(plan.cuts.items())
+        texts = [
+            [cut.kept_rows - cut.request.plan.counts[layer] for cut in of] for layer, of in cuts
+        ]
+        tables = [
+            array
+            for (layer, members), text in zip(cuts, texts, strict=True)
+            for array in _host_table(members, np.array(text), _rows_before(plan, layer))
+        ]
+        sent = upload_together([np.stack(numbers), *tables], device)
+        self._tables = iter(
+            _CutTable(members, text, *sent[1 + 3 * i : 4 + 3 * i])
+            for i, ((_, members), text) in enumerate(zip(cuts, texts, strict=True))
+        )
+        """Of the cuts to come."""
+        self._numbers = sent[0].long()
+        """[axes of positions + 2 or 3, rows left]: what the properties read."""
+        self._axes = 0
+        self._flat_positions = True
+        if positions is not None:
+            ours = positions[..., : plan.num_rows]
+            self._flat_positions = ours.ndim == 1
+            self._axes = 1 if self._flat_positions else len(ours)
+            self._numbers = torch.cat([ours.view(self._axes, -1), sent[0]])
+        self._has_images = plan.image is not None
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """[..., rows] int64, contiguous."""
+        return self._numbers[0] if self._flat_positions else self._numbers[: self._axes]
+
+    @property
+    def original(self) -> torch.Tensor:
+        """[rows] int64: where each row stood before any cut."""
+        return self._numbers[self._axes]
+
+    @property
+    def vision(self) -> torch.Tensor:
+        """[rows] int64: vision-token number within its request, -1 for text."""
+        return self._numbers[self._axes + 1]
 
     def cut(
         self,
         members: Sequence[RequestCut],
-        score: ScoreRows,
+        score: ScoreRows | torch.Tensor,
         agree: Callable[[torch.Tensor], torch.Tensor] = lambda selection: selection,
     ) -> torch.Tensor:
-        """Drop rows; return the selection [rows left] int64, ascending, into the rows before.
+        """Drop rows; return the selection [rows left] int32, ascending, into the rows before.
 
-        ``agree`` makes of the selection of one rank that of all.
+        ``score`` may be scores [C, L] float32. ``agree`` makes of the selection of one rank that of all.
         """
-        device = self.original.device
-        parts = []
-        done = 0
-        for member in members:
-            end = member.first_row + member.num_rows
-            vision = self.vision[member.first_row : end]
-            scores = score(member, vision)
-            if member.floors is None:
-                chosen = keep_best(scores, vision, member.kept_rows)
-            else:
-                assert self._image is not None
-                image = self._image[member.first_row : end]
-                chosen = keep_best_of_each(scores, image, member.kept_rows, member.floors)
-            parts += [
-                torch.arange(done, member.first_row, device=device),
-                chosen + member.first_row,
-            ]
-            done = end
-        parts.append(torch.arange(done, len(self.original), device=device))
-        selection = agree(torch.cat(parts))
-        self.original = self.original[selection]
-        self.vision = self.vision[selection]
-        if self._image is not None:
-            self._image = self._image[selection]
+        table = next(self._tables)
+        assert table.members == members
+        if not isinstance(score, torch.Tensor):
+            parts = {
+                place: score(member, self.vision[rows_of(member)])
+                for place, member in enumerate(members)
+            }
+            score = together(members, parts, self.vision.device)
+        order = self._order(table, score)
+        selection = table.rows.gather(1, order).view(-1).index_select(0, table.stay)
+        if len(table.others):
+            selection = torch.cat([selection, table.others])
+        selection = agree(selection.sort().values)
+        self._numbers = self._numbers.index_select(1, selection)
         return selection
+
+    def _order(self, table: _CutTable, scores: torch.Tensor) -> torch.Tensor:
+        """[C, L] of each request: what stays first."""
+        number = self.vision.index_select(0, table.rows.view(-1)).view(table.rows.shape)
+        order = _order(scores, number)
+        for own, text, member in zip(order, table.text, table.members, strict=True):
+            if member.floors is not None:
+                assert self._has_images
+                image = self._numbers[-1][rows_of(member)]
+                vision = text + len(own) - member.num_rows
+                ranked = torch.cat([own[:text], own[vision:]])
+                ranked = _floors_first(ranked, image, member.floors)
+                own[vision:] = ranked[text:]
+        return order
+
+
+def rows_of(member: RequestCut) -> slice:
+    """The rows of a request before its cut."""
+    return slice(member.first_row, member.first_row + member.num_rows)
+
+
+def together(
+    members: Sequence[RequestCut], parts: Mapping[int, torch.Tensor], device: torch.device
+) -> torch.Tensor:
+    """[C, L] float32: by place among ``members`` the scores [rows] of some of them."""
+    longest = max(member.num_rows for member in members)
+    scores = torch.zeros(len(members), longest, device=device)
+    for place, part in parts.items():
+        scores[place, : len(part)] = part
+    return scores
+
+
+def _rows_before(plan: BatchPlan, layer: int) -> int:
+    """Rows of the step before the cut before ``layer``."""
+    if layer == 0:
+        return plan.num_rows
+    return next(s.num_rows for s in plan.segments if s.first_layer < layer <= s.end_layer)
+
+
+def _host_table(
+    members: Sequence[RequestCut], text: IntArray, num_rows: int
+) -> tuple[IntArray, IntArray, IntArray]:
+    """``rows``, ``stay`` and ``others`` of a ``_CutTable``; ``text`` [C]."""
+    first, count, kept = np.array([(m.first_row, m.num_rows, m.kept_rows) for m in members]).T
+    place = np.arange(count.max())
+    rows = first[:, None] + np.minimum(place, count[:, None] - 1)
+    before, missing = text[:, None], (len(place) - count)[:, None]
+    vision = (place >= before + missing) & (place < kept[:, None] + missing)
+    stay = np.flatnonzero((place < before) | vision)
+    if count.sum() == num_rows:
+        return rows, stay, stay[:0]
+    others = np.ones(num_rows, dtype=bool)
+    others[rows] = False
+    return rows, stay, np.flatnonzero(others)
 
 
 def keep_best(scores: torch.Tensor, vision: torch.Tensor, kept_rows: int) -> torch.Tensor:
@@ -81,7 +188,11 @@ def keep_best_of_each(
     ``image`` [rows] has the image of each row, -1 for text. No image may have fewer rows than
     its floor, and text and floors may come to no more than ``kept_rows``.
     """
-    order = _order(scores, image)
+    return _floors_first(_order(scores, image), image, floors)[:kept_rows].sort().values
+
+
+def _floors_first(order: torch.Tensor, image: torch.Tensor, floors: Sequence[int]) -> torch.Tensor:
+    """``order`` [rows] with text and the best of each image moved to the front."""
     # Group the ranked rows by image, text first, to see each one's place within its own.
     group, member = torch.sort(image[order] + 1, stable=True)
     limits = upload(torch.tensor([len(image), *floors]), image.device)
@@ -89,13 +200,13 @@ def keep_best_of_each(
     place = torch.arange(len(group), device=group.device) - (sizes.cumsum(0) - sizes)[group]
     sure = torch.empty_like(group)
     sure[member] = (place < limits[group]).long()
-    return order[torch.sort(sure, descending=True, stable=True).indices[:kept_rows]].sort().values
+    return order[torch.sort(sure, descending=True, stable=True).indices]
 
 
 def _order(scores: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
-    """[rows] text first, then vision tokens by score; ``number`` is negative for text."""
-    priority = torch.where(number >= 0, torch.nan_to_num(scores), torch.inf)
-    return torch.sort(priority, descending=True, stable=True).indices
+    """[..., rows] text first, then vision tokens by score; ``number`` is negative for text."""
+    priority = torch.nan_to_num(scores).masked_fill_(number < 0, torch.inf)
+    return torch.sort(priority, dim=-1, descending=True, stable=True).indices
 
 
 def restore(rows: Rows, hidden: torch.Tensor, num_rows: int) -> torch.Tensor:
@@ -104,5 +215,4 @@ def restore(rows: Rows, hidden: torch.Tensor, num_rows: int) -> torch.Tensor:
     ``num_rows`` is the length of the full layout, padding included.
     """
     full = hidden.new_zeros(num_rows, hidden.shape[-1])
-    full[rows.original] = hidden
-    return full
+    return full.index_copy_(0, rows.original, hidden)

@@ -12,7 +12,8 @@ from vllm.v1.worker.utils import AttentionGroup
 from vtr_vllm.engine.common.band_spec import BandSpec
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.batch import BatchPlan, Segment
-from vtr_vllm.upload import upload
+from vtr_vllm.reduction.request import IntArray
+from vtr_vllm.upload import padded_size, upload_together
 
 BACKENDS = ("CPU_ATTN", "FLASH_ATTN", "TRITON_ATTN")
 """Attention backends whose metadata of one step stays true when the builder makes the next: it is
@@ -39,6 +40,12 @@ class BandTables:
     """Per band: [R, blocks] int32, device."""
     block_sizes: Sequence[int]
     """Per band: tokens of a block, as the tables count them."""
+
+    @property
+    def block_size(self) -> int:
+        """Of all bands: they differ in how many blocks they hold, not in what a block is."""
+        (size,) = {*self.block_sizes}
+        return size
 
 
 @dataclass(eq=False)
@@ -74,11 +81,30 @@ def build_step(
     layer_names: Sequence[str],
     attn_groups: Sequence[Sequence[AttentionGroup]],
 ) -> Step:
-    """Build slots and metadata, once a segment."""
+    """Build slots and metadata, once a segment; one copy to the device for all of them."""
     group_of = groups_by_layer(attn_groups)
     step = Step(plan, bands)
-    for segment in plan.segments:
-        common = _common_metadata(segment, bands)
+    places = _places(plan.segments, bands)
+    starts = [segment.query_start for segment in plan.segments]
+    lengths = [segment.seq_len for segment in plan.segments]
+    sent = upload_together([*places.sent, *starts, *lengths], bands.tables[0].device)
+    slots = places.slots(bands, *sent[:2])
+    count = len(plan.segments)
+    parts = zip(plan.segments, starts, sent[2 : 2 + count], sent[2 + count :], slots, strict=True)
+    for segment, start, query_start, seq_lens, slot_mapping in parts:
+        common = CommonAttentionMetadata(
+            query_start_loc=query_start,
+            query_start_loc_cpu=torch.from_numpy(start.astype(np.int32)),
+            seq_lens=seq_lens,
+            seq_lens_cpu_upper_bound=torch.from_numpy(segment.seq_len.astype(np.int32)),
+            num_reqs=len(segment.seq_len),
+            num_actual_tokens=segment.num_rows,
+            max_query_len=int(segment.query_len.max()),
+            max_seq_len=int(segment.seq_len.max()),
+            block_table_tensor=bands.tables[segment.band],
+            slot_mapping=slot_mapping,
+            causal=True,
+        )
         names = layer_names[segment.first_layer : segment.end_layer]
         built: dict[int, object] = {}
         for name in names:
@@ -88,35 +114,62 @@ def build_step(
                 # plan, and the segments of a band, which share it, run after all are built.
                 built[id(group)] = group.build_metadata(common, fast_build=True)
             step.metadata[name] = built[id(group)]
-            step.slots[name] = common.slot_mapping
+            step.slots[name] = slot_mapping
     return step
 
 
-def _common_metadata(segment: Segment, bands: BandTables) -> CommonAttentionMetadata:
-    table = bands.tables[segment.band]
-    device = table.device
-    query_start, seq_lens = segment.query_start.astype(np.int32), segment.seq_len.astype(np.int32)
-    return CommonAttentionMetadata(
-        query_start_loc=upload(query_start, device),
-        query_start_loc_cpu=torch.from_numpy(query_start),
-        seq_lens=upload(seq_lens, device),
-        seq_lens_cpu_upper_bound=torch.from_numpy(seq_lens),
-        num_reqs=len(segment.seq_len),
-        num_actual_tokens=segment.num_rows,
-        max_query_len=int(segment.query_len.max()),
-        max_seq_len=int(segment.seq_len.max()),
-        block_table_tensor=table,
-        slot_mapping=_slots(segment, table, bands.block_sizes[segment.band]),
-        causal=True,
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where the keys and values of all rows of all segments go, one segment after another."""
+
+    rooms: list[int]
+    """Per segment: its rows, and how many unused ones follow."""
+    widths: list[int]
+    """Per band: how many columns of its table are looked at."""
+    sent: tuple[IntArray, IntArray]
+    """Of each row: entry of the bands' tables, which stand side by side; place inside of that block."""
+
+    def slots(
+        self, bands: BandTables, entries: torch.Tensor, offsets: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        """[rows] int64 of each segment; ``entries`` and ``offsets`` are what was sent."""
+        columns = [table[:, :width] for table, width in zip(bands.tables, self.widths, strict=True)]
+        blocks = torch.cat(columns, dim=1).view(-1).index_select(0, entries)
+        slots = torch.empty(len(entries), dtype=torch.int64, device=entries.device)
+        torch.add(offsets, blocks, alpha=bands.block_size, out=slots)
+        return slots.split(self.rooms)[::2]
+
+
+def _places(segments: Sequence[Segment], bands: BandTables) -> _Places:
+    block_size = bands.block_size
+    query_len = np.stack([segment.query_len for segment in segments])
+    seq_len = np.stack([segment.seq_len for segment in segments])
+    band = np.array([segment.band for segment in segments])
+    widths = [
+        -(-int(seq_len[band == index].max(initial=1)) // block_size)
+        for index in range(len(bands.tables))
+    ]
+    first_column = np.cumsum(widths) - widths
+    row_of_table = np.arange(query_len.shape[1]) * sum(widths)
+    # A last request of each segment, which is nobody's: the rows that align the next one.
+    rows = query_len.sum(axis=1)
+    gaps = np.array([padded_size(int(size)) for size in rows]) - rows
+    lengths = np.column_stack([query_len, gaps]).ravel()
+    first_stored = np.column_stack([seq_len - query_len, np.zeros_like(gaps)]).ravel()
+    entry = np.column_stack([row_of_table + first_column[band][:, None], np.zeros_like(gaps)])
+    # Of each row: its place in its request's storage.
+    stored = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    stored += np.repeat(first_stored, lengths)
+    entries = np.repeat(entry.ravel(), lengths)
+    return _Places(
+        rooms=np.column_stack([rows, gaps]).ravel().tolist(),
+        widths=widths,
+        # Nobody's rows are read wherever there is something.
+        sent=(
+            np.minimum(entries + stored // block_size, query_len.shape[1] * sum(widths) - 1),
+            stored % block_size,
+        ),
     )
-
-
-def _slots(segment: Segment, table: torch.Tensor, block_size: int) -> torch.Tensor:
-    """[rows] int64: where each row's key and value go."""
-    request, position = segment.storage()
-    host = np.stack([request, position // block_size, position % block_size])
-    rows = upload(host, table.device)
-    return table[rows[0], rows[1]].long() * block_size + rows[2]
 
 
 def padded(slots: Mapping[str, torch.Tensor], num_rows: int) -> dict[str, torch.Tensor]:

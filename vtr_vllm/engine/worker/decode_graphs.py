@@ -17,6 +17,7 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.worker.utils import AttentionGroup
 
 from vtr_vllm.engine.worker.attention import BandTables, groups_by_layer
+from vtr_vllm.engine.worker.decode_slots import DecodeSlots
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import IntArray
 from vtr_vllm.upload import upload
@@ -70,12 +71,11 @@ class DecodeBuffers:
         of_layers = np.repeat(groups, [end - first for first, end in self._bands])
         self._groups = torch.from_numpy(of_layers).to(device)
         """[layers] KV-cache group of each layer, by ``groups`` of the bands."""
-        self._blocks = torch.zeros(num_layers, max_reqs, dtype=torch.int32, device=device)
-        """[layers, max_reqs] block of the new token."""
         self.lengths = torch.zeros(num_layers, max_reqs, dtype=torch.int32, device=device)
         """[layers, max_reqs] stored tokens of each request, the new one included."""
         self.slots = torch.full((num_layers, max_reqs), -1, dtype=torch.int64, device=device)
         """[layers, max_reqs] where the new token's key and value go; -1 for padding."""
+        self._decode_slots = DecodeSlots(self._bands)
 
     def capture(
         self,
@@ -91,6 +91,9 @@ class DecodeBuffers:
         step itself reads no KV: its requests are padding.
         """
         count = len(query_start) - 1
+        # Compiles what fills them, or the first step that is replayed would.
+        nothing = np.zeros((len(self.lengths), count), dtype=np.int32)
+        self.fill(tables, self.lengths.new_zeros(count), nothing)
         self.pad(count)
         group_of = groups_by_layer(attn_groups)
         metadata: dict[str, object] = {}
@@ -124,23 +127,15 @@ class DecodeBuffers:
         self.slots[:, :count] = slot_mappings[:, :count].index_select(0, self._groups)
 
     def fill(self, tables: BandTables, seq_lens: torch.Tensor, dropped: IntArray) -> None:
-        """Write the step that is replayed next, in few operations: each costs a launch before every token.
+        """Write the step that is replayed next: one copy and one kernel, whatever runs in it.
 
         ``seq_lens`` [R] int32 on the device counts every position of a request, 0 for padding;
         ``dropped`` [layers, requests] what each layer does not store of it. ``tables`` have R rows.
         """
-        (block_size,) = set(tables.block_sizes)
-        count = len(seq_lens)
-        gone = np.zeros((len(dropped), count), dtype=np.int32)
+        gone = np.zeros((len(dropped), len(seq_lens)), dtype=np.int32)
         gone[:, : dropped.shape[1]] = dropped
-        lengths, blocks = self.lengths[:, :count], self._blocks[:, :count]
-        torch.sub(seq_lens, upload(gone, seq_lens.device), out=lengths)
-        place = lengths.long().sub_(1).clamp_(min=0)
-        number = place // block_size
-        for (first, end), table in zip(self._bands, tables.tables, strict=True):
-            torch.gather(table, 1, number[first:end].T, out=blocks[first:end].T)
-        slots = place.remainder_(block_size).add_(blocks, alpha=block_size)
-        self.slots[:, :count] = slots.masked_fill_(lengths <= 0, -1)
+        there = upload(gone, seq_lens.device)
+        self._decode_slots.fill(tables, seq_lens, there, self.lengths, self.slots)
 
     def _common(
         self, layer: int, table: torch.Tensor, query_start: torch.Tensor, max_seq_len: int

@@ -5,7 +5,7 @@ know about a step is in the step's plan.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.layer_names import LayerNames
 from vtr_vllm.engine.worker.lora import LoRARows
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
-from vtr_vllm.engine.worker.scoring import RankLayer, Scorer, chosen_by_first_rank
+from vtr_vllm.engine.worker.scoring import Scorer, chosen_by_first_rank
 from vtr_vllm.engine.worker.timing import Timing
 from vtr_vllm.engine.worker.trace import Traces
 from vtr_vllm.errors import UnsupportedModel
@@ -87,36 +87,28 @@ class ReducibleDecoder:
         plan = step.plan
         # Copies: layers may write over their input, and compiled ones take no part of a buffer.
         hidden = embeddings[: plan.num_rows].clone()
-        positions = positions[..., : plan.num_rows].clone(memory_format=torch.contiguous_format)
+        rows = Rows(plan, hidden.device, positions)
+        positions = rows.positions
         residual: torch.Tensor | None = None
-        rows = Rows(plan, hidden.device)
         scorer = Scorer(step, self._attention_blocks, self._prefix_keys, embeddings, cls_attention)
         self.timing.begin_step(hidden.device)
         self._lora_rows.begin_step(plan)
         rank_layers = plan.rank_layers
-        rank_layer: RankLayer | None = None
         for index, layer in enumerate(self.layers):
             self._names.enter(index, step)
             if members := plan.cuts.get(index):
                 with self.timing.spent("rank"):
-                    scores = scorer.score_all(members, rows.vision, index - 1, rank_layer)
+                    scores = scorer.score_all(members, rows, index - 1)
                 with self.timing.spent("gather"):
-                    chosen = rows.cut(
-                        members, lambda cut, _, of=scores: of[cut.index], chosen_by_first_rank
-                    )
+                    chosen = rows.cut(members, scores, chosen_by_first_rank)
+                    positions = rows.positions
                     hidden = hidden.index_select(0, chosen)
-                    positions = positions.index_select(-1, chosen)
                     residual = residual.index_select(0, chosen) if residual is not None else None
                     self._lora_rows.cut(index)
                 self.traces.note(index, members, rows.vision)
-            if index in rank_layers:
-                with self._captured(index) as seen:
-                    hidden, residual = self._run_layer(layer, positions, hidden, residual)
-                query, key = seen
-                rank_layer = RankLayer(query, key, positions)
-            else:
+            watched = self._watched(index, scorer) if index in rank_layers else nullcontext()
+            with watched:
                 hidden, residual = self._run_layer(layer, positions, hidden, residual)
-                rank_layer = None
             if index < len(deepstack):
                 hidden = hidden + deepstack[f"deepstack_input_embeds_{index}"][rows.original]
         self.traces.end_step()
@@ -126,23 +118,25 @@ class ReducibleDecoder:
             return restore(rows, hidden, len(embeddings))
 
     @contextmanager
-    def _captured(self, layer: int) -> Iterator[list[torch.Tensor]]:
-        """Query [rows, heads, head_dim] and key [rows, kv_heads, head_dim] of a layer's attention."""
+    def _watched(self, layer: int, scorer: Scorer) -> Iterator[None]:
+        """Let ``scorer`` look at what the attention of a layer gets."""
         backend = self.attentions[layer].impl
         attend = backend.forward
-        seen: list[torch.Tensor] = []
 
-        # Inside vLLM's attention operator, which compiled code calls as it is.
-        def keep(
+        # Inside vLLM's attention operator, which compiled code calls as it is. What it is given,
+        # compiled code writes over once it has no more use for it.
+        def look(
             attention: Attention, query: torch.Tensor, key: torch.Tensor, *rest: Any, **named: Any
         ) -> torch.Tensor:
-            # Compiled code writes over what it has no more use for.
-            seen.extend((unquantised(query, key.dtype, attention._q_scale), key.clone()))
+            exact = query
+            if query.dtype != key.dtype:
+                exact = unquantised(query, key.dtype, attention._q_scale)
+            scorer.look(layer, exact, key)
             return attend(attention, query, key, *rest, **named)
 
-        backend.forward = keep
+        backend.forward = look
         try:
-            yield seen
+            yield
         finally:
             del backend.forward
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from vllm.model_executor.layers.attention import Attention
 
+from vtr_vllm.engine.worker.rank_groups import most_keys
 from vtr_vllm.ranking.probabilities import CHUNK, TILE_BYTES
 
 logger = logging.getLogger("vllm.vtr")
@@ -48,20 +49,22 @@ class StepMemory:
     def peak(self, rows: int, layer: int) -> int:
         """At most, with cuts, in a step of ``rows`` of which a layer takes ``layer`` bytes while it runs."""
         hidden = 2 * rows * self.hidden * self.element  # and the residual
-        seen = rows * (self.query + self.key) * self.element
+        # Of queries those that ask; keys of several requests are padded by as much as they are.
+        seen = rows * (self.query + 2 * self.key) * self.element
         plan = rows * 8 * (self.layers + 8)  # slots of each segment, numbers of the rows
         # A cut has them before and behind it; a restored step has as many rows as at its beginning.
         return hidden + seen + plan + max(layer, hidden, self._ranking(rows))
 
     def _ranking(self, rows: int) -> int:
-        """Of one request: the others' are over, or to come."""
-        own, keys = min(rows, self.longest), self.longest
+        """Of one request, or of several together: the others' are over, or to come."""
+        own, keys = min(rows, self.longest), max(self.longest, most_keys(rows))
         # Read from the cache block by block, values too; put in order; joined.
         joined = 4 * keys * self.key * self.element
         logits = min(TILE_BYTES, 4 * self.heads * own * keys)
         asking = max(1, min(own, logits // (4 * self.heads * keys)))
         # In float32, turned back: halves, products, and both joined.
-        floats = 4 * 4 * (min(CHUNK, keys) * self.key + asking * self.query)
+        turned = max(min(CHUNK, self.longest), most_keys(rows, rope=False))
+        floats = 4 * max(4 * turned, most_keys(rows)) * self.key + 4 * 4 * asking * self.query
         blind = own * self.hidden * (self.element + 3 * 4)  # embeddings, and their distances
         return max(joined + floats + 2 * max(logits, 4 * self.heads * keys), blind)
 

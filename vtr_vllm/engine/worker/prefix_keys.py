@@ -25,7 +25,7 @@ class PrefixKeys:
 
     def __init__(self, attention: Attention, block_size: int) -> None:
         self._shape = (block_size, attention.num_kv_heads, attention.head_size)
-        self._block_size = block_size
+        self.block_size = block_size
         self._fp8 = _fp8(attention)
         self.rounds = self._fp8 is not None
         """Whether what is read differs from what was written."""
@@ -57,9 +57,9 @@ class PrefixKeys:
 
     def read(self, attention: Attention, blocks: torch.Tensor, count: int) -> torch.Tensor:
         """The first ``count`` keys, [count, kv_heads, head_dim], of a block table row."""
-        num_blocks = -(-count // self._block_size)
+        num_blocks = -(-count // self.block_size)
         cache = attention.kv_cache[blocks[:num_blocks].long()].flatten(1)
-        keys = cache[:, self._offsets].view(num_blocks * self._block_size, *self._shape[1:])
+        keys = cache[:, self._offsets].view(num_blocks * self.block_size, *self._shape[1:])
         if self._fp8 is None:
             return keys[:count]
         values = keys[:count].view(self._fp8).float() * _scale(attention)

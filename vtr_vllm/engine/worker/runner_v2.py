@@ -134,6 +134,9 @@ class ReducingModelState(DefaultModelState):
         return metadata
 
     def _step_requests(self, batch: InputBatch) -> list[StepRequest]:
+        """Those of the batch, in its order; none where none of them is reduced."""
+        if self._reduced.keys().isdisjoint(batch.req_ids):
+            return []
         return [
             StepRequest(int(computed), int(scheduled), self._reduced.get(req_id))
             for req_id, computed, scheduled in zip(

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vtr_vllm.ranking.attention import AttentionRule
-
-if TYPE_CHECKING:
-    from vtr_vllm.ranking.inputs import RankInputs
 
 
 class Last(AttentionRule):
@@ -15,5 +10,5 @@ class Last(AttentionRule):
 
     name = "last"
 
-    def asking_rows(self, inputs: RankInputs) -> int:
+    def asking_rows(self, instruction_rows: int) -> int:
         return 1

@@ -1,0 +1,96 @@
+"""What a reduced step gives a device to do: no more for many requests than for one.
+
+A host takes some 10 us for each operation, and at budget 0.25 a GPU needs less than that: what a cut
+costs is how many there are. So they are counted.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+
+import pytest
+import torch
+from vllm.forward_context import ForwardContext, override_forward_context
+from vllm.v1.worker.utils import AttentionGroup
+
+from tests.contract.device import DEVICE
+from tests.contract.test_device import HIDDEN, decoder, groups, step_of  # noqa: F401  (fixtures)
+from tests.vtr_vllm.engine.operations import Operations
+from tests.vtr_vllm.reduction.strategies import LAYERS, request_of
+from vtr_vllm.engine.worker.decoder import ReducibleDecoder
+from vtr_vllm.reduction.batch import StepRequest
+
+OF_A_STEP = 12
+"""Copies, slots, the first rows, the way back to all rows."""
+OF_A_CUT = 21
+"""Ranking by one query, ordering, taking rows along."""
+OF_A_PREFIX = 8
+"""More, a cut: its keys read back from the cache and put in front."""
+OF_A_LAYER = 1
+"""Of these layers themselves: an addition."""
+CURVES = {
+    0: (1.0,) * 6 + (0.99,),
+    1: (1.0, 1.0, 0.5, 0.5, 0.5, 0.5, 0.5),
+    2: (1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25),
+    4: (1.0, 1.0, 0.8, 0.6, 0.6, 0.4, 0.2),
+}
+
+
+def counted(
+    decoder: ReducibleDecoder,  # noqa: F811
+    groups: list[list[AttentionGroup]],  # noqa: F811
+    requests: list[StepRequest],
+) -> Counter[str]:
+    rows = sum(request.scheduled for request in requests)
+    context = ForwardContext(no_compile_layers={}, attn_metadata={}, slot_mapping={})
+    positions = torch.empty(rows, dtype=torch.int64, device=DEVICE)
+    embeddings = torch.empty(rows, HIDDEN, device=DEVICE)
+    with Operations(DEVICE) as operations, override_forward_context(context):
+        decoder.forward(step_of(requests, groups), positions, embeddings, None)
+    return operations.counts
+
+
+def prompts(count: int, curve: tuple[float, ...], rule: str = "last", computed: int = 0):
+    """Pictures of one size, with questions of several lengths."""
+    cuts = sum(later < earlier for earlier, later in pairwise((1.0, *curve)))
+    return [
+        StepRequest(
+            computed,
+            70 + 3 * (i % 5) - computed,
+            request_of([range(6, 60)], 70 + 3 * (i % 5), curve, (rule,) * cuts),
+        )
+        for i in range(count)
+    ]
+
+
+@pytest.mark.parametrize("computed", [0, 5])
+@pytest.mark.parametrize("rule", ["last", "last-max", "last-norope", "instruction"])
+def test_many_requests_take_what_a_few_do(
+    decoder: ReducibleDecoder,  # noqa: F811
+    groups: list[list[AttentionGroup]],  # noqa: F811
+    rule: str,
+    computed: int,
+) -> None:
+    few, many = (
+        counted(decoder, groups, prompts(count, CURVES[2], rule, computed)) for count in (5, 40)
+    )
+    assert few == many
+
+
+@pytest.mark.parametrize("cuts", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("computed", [0, 5])
+def test_a_cut_takes_few_operations(
+    decoder: ReducibleDecoder,  # noqa: F811
+    groups: list[list[AttentionGroup]],  # noqa: F811
+    cuts: int,
+    count: int,
+    computed: int,
+) -> None:
+    requests = prompts(count, CURVES[cuts], computed=computed)
+    requests += [StepRequest(90, 1, None), StepRequest(3, 20, None)]
+    operations = counted(decoder, groups, requests)
+    print(cuts, count, computed, operations.total(), operations)
+    each = OF_A_CUT + (OF_A_PREFIX if computed else 0)
+    assert operations.total() <= OF_A_STEP + OF_A_LAYER * LAYERS + each * cuts

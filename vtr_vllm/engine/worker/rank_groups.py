@@ -1,0 +1,161 @@
+"""Which requests of a cut are ranked together by attention, and where their queries and keys are.
+
+One batch of requests costs the host what one request does. C requests in a batch have K places for
+keys each: those of a prefix that earlier steps or other requests computed, at its end, then the rows of
+this step. Where a request has fewer, the places in front and behind are seen by no query.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vtr_vllm.ranking.attention import AttentionRule
+from vtr_vllm.ranking.probabilities import CHUNK
+from vtr_vllm.reduction.batch import BatchPlan, RequestCut
+from vtr_vllm.reduction.request import IntArray
+from vtr_vllm.upload import upload_together
+
+
+@dataclass(frozen=True, eq=False)
+class RankGroup:
+    """C requests of one cut, with one rule, Q queries, L rows and a prefix of P at most."""
+
+    rule: AttentionRule
+    places: Sequence[int]
+    """[C] which members of the cut, ascending."""
+    rows: torch.Tensor
+    """[C * L] int32: row before the cut."""
+    asking: torch.Tensor
+    """[C * Q] int32: rows that ask."""
+    index: torch.Tensor
+    """[C] int32: ``places``."""
+    last: torch.Tensor | None = None
+    """[C, Q] int32: the last key that a query sees; None: all see all."""
+    share: torch.Tensor | None = None
+    """[C, Q] float32: what a query counts; None: all alike."""
+    first: torch.Tensor | None = None
+    """[C] int32: the first key that is seen; None: all are."""
+    before: torch.Tensor | None = None
+    """[C * P] int32: positions of the prefix."""
+    requests: torch.Tensor | None = None
+    """[C] int32: which requests of the step have keys that are read back; None: nothing is."""
+    stored: torch.Tensor | None = None
+    """[C * P] or, where the rows' own keys are read back too, [C * (P + L)] int32: which of the keys in
+    C x blocks."""
+    blocks: int = 0
+    """Blocks of a request that hold what is read back."""
+
+
+def rank_groups(
+    plan: BatchPlan, block_size: int, rounds: bool, device: torch.device
+) -> Mapping[int, Sequence[RankGroup]]:
+    """Cut layer -> groups, of a plan's requests with an ``AttentionRule``.
+
+    ``rounds``: the rows' own keys are read back too. A group has no more than ``most_keys``, padding
+    included, or one request.
+    """
+    groups: list[tuple[int, list[int]]] = []
+    for layer, members in plan.cuts.items():
+        by_rule = defaultdict(list)
+        for place, cut in enumerate(members):
+            if isinstance(cut.rule, AttentionRule):
+                by_rule[cut.rule].append(place)
+        for rule, places in by_rule.items():
+            most = most_keys(plan.num_rows, rule.rope)
+            groups += [(layer, alike) for alike in _of_like_length(members, places, most)]
+    if not groups:
+        return {}
+    hosts = [_arrays(plan.cuts[layer], places, block_size, rounds) for layer, places in groups]
+    arrays = [array for host, _ in hosts for array in host.values()]
+    sent = iter(upload_together(arrays, device))
+    made = defaultdict(list)
+    for (layer, places), (host, blocks) in zip(groups, hosts, strict=True):
+        rule = plan.cuts[layer][places[0]].rule
+        assert isinstance(rule, AttentionRule)
+        there = {name: next(sent) for name in host}
+        if "share" in there:
+            there["share"] = there["share"].view(torch.float32)
+        made[layer].append(RankGroup(rule, places, blocks=blocks, **there))
+    return made
+
+
+def most_keys(rows: int, rope: bool = True) -> int:
+    """Of several requests that are ranked together in a step of ``rows``."""
+    # Taking rotary positions out needs four times the memory for a while.
+    return min(CHUNK if rope else CHUNK // 4, 2 * rows)
+
+
+def _of_like_length(
+    members: Sequence[RequestCut], places: Sequence[int], most: int
+) -> list[list[int]]:
+    """``places`` in groups whose padding is less than what is padded, with ``most`` keys."""
+
+    def sizes(place: int) -> tuple[int, int]:
+        cut = members[place]
+        return _queries(cut), cut.computed + cut.num_rows
+
+    groups: list[list[int]] = []
+    largest = (0, 0)
+    for place in sorted(places, key=lambda p: (_queries(members[p]).bit_length(), sizes(p))):
+        own = sizes(place)
+        grown = (max(own[0], largest[0]), max(own[1], largest[1]))
+        if groups:
+            smallest = sizes(groups[-1][0])
+            least = min(sizes(other)[1] for other in groups[-1])
+            fits = grown[0] <= 2 * smallest[0] and grown[1] <= 2 * least
+            if fits and (len(groups[-1]) + 1) * grown[1] <= most:
+                groups[-1].append(place)
+                largest = grown
+                continue
+        groups.append([place])
+        largest = own
+    return [sorted(group) for group in groups]
+
+
+def _queries(cut: RequestCut) -> int:
+    assert isinstance(cut.rule, AttentionRule)
+    return cut.rule.asking_rows(cut.request.instruction_len)
+
+
+def _arrays(
+    members: Sequence[RequestCut], places: Sequence[int], block_size: int, rounds: bool
+) -> tuple[dict[str, IntArray], int]:
+    """What is sent of a group, by field, and its blocks."""
+    cuts = [members[place] for place in places]
+    table = np.array(
+        [
+            (cut.first_row, cut.num_rows, cut.prompt_rows, cut.computed, cut.index, _queries(cut))
+            for cut in cuts
+        ]
+    )
+    first_row, num_rows, prompt_rows, computed, requests, queries = table.T[:, :, None]
+    _, longest, _, prefix, _, most = table.max(axis=0).tolist()
+    place, query = np.arange(longest), np.arange(most)
+    asks = prompt_rows - queries + np.minimum(query, queries - 1)
+    arrays = {
+        "rows": first_row + np.minimum(place, num_rows - 1),
+        "asking": first_row + asks,
+        "index": np.array(places),
+    }
+    if asks.min() < longest - 1:
+        arrays["last"] = prefix + asks
+    if most > 1 and (queries < most).any():
+        arrays["share"] = ((queries > query) / queries).astype(np.float32).view(np.int32)
+    blocks = 0
+    if prefix:
+        missing = prefix - computed
+        arrays["before"] = np.maximum(np.arange(prefix) - missing, 0)
+        if missing.any():
+            arrays["first"] = missing.ravel()
+    if prefix or rounds:
+        held = computed + num_rows if rounds else computed
+        blocks = -(-int(held.max()) // block_size)
+        read = np.arange(prefix + longest if rounds else prefix) - (prefix - computed)
+        start = np.arange(len(cuts))[:, None] * blocks * block_size
+        arrays["stored"] = start + np.clip(read, 0, np.maximum(held - 1, 0))
+        arrays["requests"] = requests.ravel()
+    flat = {"rows", "asking", "before", "stored"}
+    return {name: a.ravel() if name in flat else a for name, a in arrays.items()}, blocks
