@@ -8,6 +8,7 @@ import torch
 
 _ALIGNED = 16
 """Numbers of 4 bytes. Kernels are compiled once for pointers to multiples of 16 bytes, and once for others."""
+_GAPS = [np.zeros(size, dtype=np.int32) for size in range(_ALIGNED)]
 
 
 def upload(values: npt.NDArray[np.generic] | torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -26,14 +27,11 @@ def upload_together(
     arrays: Sequence[npt.NDArray[np.integer]], device: torch.device
 ) -> list[torch.Tensor]:
     """``arrays`` on ``device`` in one copy, each in its shape, int32 and aligned."""
-    rooms = [padded_size(array.size) for array in arrays]
-    whole = np.zeros(sum(rooms), dtype=np.int32)
-    sizes, begin = [], 0
-    for array, room in zip(arrays, rooms, strict=True):
-        whole[begin : begin + array.size] = array.ravel()
-        sizes += [array.size, room - array.size]
-        begin += room
-    parts = upload(whole, device).split(sizes)[::2]
+    pieces: list[npt.NDArray[np.integer]] = []
+    for array in arrays:
+        pieces += [array.ravel(), _GAPS[-array.size % _ALIGNED]]
+    whole = np.concatenate([*pieces, _GAPS[0]], dtype=np.int32)
+    parts = upload(whole, device).split([len(piece) for piece in pieces])[::2]
     return [
         part if array.ndim == 1 else part.view(array.shape)
         for part, array in zip(parts, arrays, strict=True)
@@ -41,5 +39,5 @@ def upload_together(
 
 
 def padded_size(size: int) -> int:
-    """The least multiple that keeps what stands behind aligned."""
-    return -(-size // _ALIGNED) * _ALIGNED
+    """The least size from ``size`` on that keeps what stands behind aligned."""
+    return size + -size % _ALIGNED

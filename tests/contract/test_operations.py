@@ -73,7 +73,7 @@ def test_many_requests_take_what_a_few_do(
     computed: int,
 ) -> None:
     few, many = (
-        counted(decoder, groups, prompts(count, CURVES[2], rule, computed)) for count in (5, 40)
+        counted(decoder, groups, prompts(count, CURVES[2], rule, computed)) for count in (5, 20)
     )
     assert few == many
 

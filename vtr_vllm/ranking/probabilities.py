@@ -10,6 +10,8 @@ TILE_BYTES = 64 << 20
 """Of the logits that are held at a time, and of their probabilities: twice this, and ``CHUNK`` keys in
 float32, is what a ranking takes. One query's logits are always held at once: heads x keys x 4 bytes,
 of each request that is ranked with it."""
+BATCH_TILE_BYTES = 8 << 20
+"""The same of several requests that are ranked together, where one alone could take less."""
 CHUNK = 8192
 """Keys that are in float32 at a time."""
 
@@ -52,7 +54,8 @@ def attention_received(
     return scores
 
 
-def _plain(part: torch.Tensor, place: int) -> torch.Tensor:
+def plain_floats(part: torch.Tensor, _place: int) -> torch.Tensor:
+    """As they are."""
     return part.float()
 
 
@@ -66,8 +69,8 @@ def received_together(
     first: torch.Tensor | None = None,
     last: torch.Tensor | None = None,
     share: torch.Tensor | None = None,
-    queries_in_float: Floats = _plain,
-    keys_in_float: Floats = _plain,
+    queries_in_float: Floats = plain_floats,
+    keys_in_float: Floats = plain_floats,
     tile_bytes: int = TILE_BYTES,
     chunk: int = CHUNK,
 ) -> torch.Tensor:

@@ -69,7 +69,7 @@ class DecodeBuffers:
     ) -> None:
         self._bands = list(pairwise((*band_starts, num_layers)))
         of_layers = np.repeat(groups, [end - first for first, end in self._bands])
-        self._groups = torch.from_numpy(of_layers).to(device)
+        self._groups = upload(of_layers, device)
         """[layers] KV-cache group of each layer, by ``groups`` of the bands."""
         self.lengths = torch.zeros(num_layers, max_reqs, dtype=torch.int32, device=device)
         """[layers, max_reqs] stored tokens of each request, the new one included."""
@@ -92,8 +92,8 @@ class DecodeBuffers:
         """
         count = len(query_start) - 1
         # Compiles what fills them, or the first step that is replayed would.
-        nothing = np.zeros((len(self.lengths), count), dtype=np.int32)
-        self.fill(tables, self.lengths.new_zeros(count), nothing)
+        nothing = self.lengths.new_zeros(len(self.lengths), count)
+        self._decode_slots.fill(tables, nothing[0], nothing, self.lengths, self.slots)
         self.pad(count)
         group_of = groups_by_layer(attn_groups)
         metadata: dict[str, object] = {}

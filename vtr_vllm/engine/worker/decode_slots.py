@@ -87,7 +87,7 @@ class DecodeSlots:
 
 # Not specialised: a new number of requests compiles nothing.
 @triton.jit(do_not_specialize=["dropped_stride", "count"])
-def _kernel(
+def _kernel(  # type: ignore[no-untyped-def]
     tables,  # [layers, 2]
     seq_lens,  # [count]
     dropped,  # [layers, dropped_stride]

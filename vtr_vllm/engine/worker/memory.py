@@ -12,7 +12,7 @@ import torch
 from vllm.model_executor.layers.attention import Attention
 
 from vtr_vllm.engine.worker.rank_groups import most_keys
-from vtr_vllm.ranking.probabilities import CHUNK, TILE_BYTES
+from vtr_vllm.ranking.probabilities import BATCH_TILE_BYTES, CHUNK, TILE_BYTES
 
 logger = logging.getLogger("vllm.vtr")
 
@@ -60,8 +60,9 @@ class StepMemory:
         own, keys = min(rows, self.longest), max(self.longest, most_keys(rows))
         # Read from the cache block by block, values too; put in order; joined.
         joined = 4 * keys * self.key * self.element
-        logits = min(TILE_BYTES, 4 * self.heads * own * keys)
-        asking = max(1, min(own, logits // (4 * self.heads * keys)))
+        alone = 4 * self.heads * own * self.longest
+        logits = min(TILE_BYTES, max(BATCH_TILE_BYTES, alone))
+        asking = max(1, min(own, logits // (4 * self.heads * self.longest)))
         # In float32, turned back: halves, products, and both joined.
         turned = max(min(CHUNK, self.longest), most_keys(rows, rope=False))
         floats = 4 * max(4 * turned, most_keys(rows)) * self.key + 4 * 4 * asking * self.query

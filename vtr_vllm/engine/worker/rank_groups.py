@@ -59,7 +59,7 @@ def rank_groups(
     """
     groups: list[tuple[int, list[int]]] = []
     for layer, members in plan.cuts.items():
-        by_rule = defaultdict(list)
+        by_rule: dict[AttentionRule, list[int]] = defaultdict(list)
         for place, cut in enumerate(members):
             if isinstance(cut.rule, AttentionRule):
                 by_rule[cut.rule].append(place)
@@ -73,12 +73,12 @@ def rank_groups(
     sent = iter(upload_together(arrays, device))
     made = defaultdict(list)
     for (layer, places), (host, blocks) in zip(groups, hosts, strict=True):
-        rule = plan.cuts[layer][places[0]].rule
-        assert isinstance(rule, AttentionRule)
+        ranked_by = plan.cuts[layer][places[0]].rule
+        assert isinstance(ranked_by, AttentionRule)
         there = {name: next(sent) for name in host}
         if "share" in there:
             there["share"] = there["share"].view(torch.float32)
-        made[layer].append(RankGroup(rule, places, blocks=blocks, **there))
+        made[layer].append(RankGroup(ranked_by, places, blocks=blocks, **there))
     return made
 
 

@@ -19,7 +19,13 @@ from vtr_vllm.engine.worker.rank_groups import RankGroup, rank_groups
 from vtr_vllm.engine.worker.rope import unrotate
 from vtr_vllm.ranking import Attention, Need, RankInputs
 from vtr_vllm.ranking.attention import AttentionRule
-from vtr_vllm.ranking.probabilities import Floats, received_together
+from vtr_vllm.ranking.probabilities import (
+    BATCH_TILE_BYTES,
+    TILE_BYTES,
+    Floats,
+    plain_floats,
+    received_together,
+)
 from vtr_vllm.reduction.batch import RequestCut
 from vtr_vllm.reduction.gather import Rows, rows_of, together
 from vtr_vllm.upload import upload
@@ -120,6 +126,12 @@ class Scorer:
             kept = stored if kept is None else torch.cat([stored, kept], dim=2)
         assert kept is not None
         attention: Any = self._blocks[layer].attn
+        length = len(group.rows) // requests
+        queries, keys = (
+            (plain_floats, plain_floats)
+            if group.rule.rope
+            else self._unrotating(group, layer, rows)
+        )
         received = received_together(
             query.unflatten(0, (requests, -1)),
             kept,
@@ -129,11 +141,16 @@ class Scorer:
             first=group.first,
             last=group.last,
             share=group.share,
-            **({} if group.rule.rope else self._unrotating(group, layer, rows)),
+            queries_in_float=queries,
+            keys_in_float=keys,
+            # Little more than one request of this length may take, all of whose rows ask.
+            tile_bytes=min(
+                TILE_BYTES, max(BATCH_TILE_BYTES, 4 * query.shape[1] * length * kept.shape[2])
+            ),
         )
-        return received if group.before is None else received[:, -(len(group.rows) // requests) :]
+        return received[:, -length:]
 
-    def _unrotating(self, group: RankGroup, layer: int, rows: Rows) -> dict[str, Floats]:
+    def _unrotating(self, group: RankGroup, layer: int, rows: Rows) -> tuple[Floats, Floats]:
         """What takes rotary positions out of a group's queries and keys."""
         rotary, requests = self._blocks[layer].rotary_emb, len(group.places)
         asking, own = (
@@ -153,7 +170,7 @@ class Scorer:
             flat = unrotate(rotary, where.flatten(-2), part.flatten(1, 2).transpose(0, 1))
             return flat.unflatten(0, (requests, -1)).movedim(2, 0)
 
-        return {"queries_in_float": queries, "keys_in_float": keys}
+        return queries, keys
 
     def _stored_of(self, group: RankGroup, layer: int) -> torch.Tensor:
         """[kv_heads, C * S, head_dim] keys from the KV cache."""
