@@ -60,8 +60,8 @@ class StepMemory:
         own, keys = min(rows, self.longest), max(self.longest, most_keys(rows))
         # Read from the cache block by block, values too; put in order; joined.
         joined = 4 * keys * self.key * self.element
-        alone = 4 * self.heads * own * self.longest
-        logits = min(TILE_BYTES, max(BATCH_TILE_BYTES, alone))
+        alone, together = (4 * self.heads * own * seen for seen in (self.longest, keys))
+        logits = min(TILE_BYTES, max(min(BATCH_TILE_BYTES, together), alone))
         asking = max(1, min(own, logits // (4 * self.heads * self.longest)))
         # In float32, turned back: halves, products, and both joined.
         turned = max(min(CHUNK, self.longest), most_keys(rows, rope=False))
