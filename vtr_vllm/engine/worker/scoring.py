@@ -73,6 +73,7 @@ class Scorer:
         ``query`` [rows, heads, head_dim] and ``key`` [rows, kv_heads, head_dim], before attention may
         write over them.
         """
+        assert self._prefix_keys is not None, "ranked before the cache is bound"
         self._seen.clear()
         for group in self._groups.get(layer + 1, ()):
             asked = query.index_select(0, group.asking)
