@@ -18,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -30,6 +31,7 @@ from benchmarks.run import machine
 RESULTS = ROOT / "benchmarks" / "results"
 DRY_RESULTS = ROOT / "build" / "gpu-check" / "dry-run.json"
 LOG_LINES = 60
+LEAST_S = 10
 
 
 class Results:
@@ -37,6 +39,7 @@ class Results:
 
     def __init__(self, path: Path | None, meta: dict[str, Any]) -> None:
         self._path, self.data = path, {"meta": meta, "stages": {}}
+        self._lock = threading.Lock()
         self._merge()
 
     def begin(self, stage: str) -> dict[str, Any]:
@@ -47,15 +50,23 @@ class Results:
 
     def add(self, entry: dict[str, Any], finding: dict[str, Any]) -> None:
         """Note a finding; the card names the file."""
+        with self._lock:
+            self._add(entry, finding)
+
+    def _add(self, entry: dict[str, Any], finding: dict[str, Any]) -> None:
         entry["findings"].append(finding)
         if self._path is None and finding["numbers"].get("card"):
             card = re.sub(r"[^a-z0-9]+", "-", finding["numbers"]["card"].lower()).strip("-")
             self._path = RESULTS / f"gpu-{card}.json"
             self._merge()
-        self.write()
+        self._write()
 
     def write(self) -> None:
         """Write all that is known."""
+        with self._lock:
+            self._write()
+
+    def _write(self) -> None:
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._path.write_text(json.dumps(self.data, indent=1) + "\n")
@@ -190,17 +201,21 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results = Results(options.out, machine() | {"dry_run": options.dry_run})
     end = time.monotonic() + 60 * options.minutes
-    good = True
-    for stage in STAGES[options.first - 1 :]:
-        if stage.name not in options.stages:
-            continue
+
+    def run_one(stage: Stage) -> bool:
         seconds = min(stage.limit_s, end - time.monotonic())
-        if seconds < 10:
+        if seconds < LEAST_S:
             print(f"     {stage.name}: left out, the time is over", flush=True)
-            good = False
-            continue
-        good = run(stage, options, results, seconds) and good
-    return 0 if good else 1
+            return False
+        return run(stage, options, results, seconds)
+
+    wanted = [stage for stage in STAGES[options.first - 1 :] if stage.name in options.stages]
+    if options.dry_run:  # nothing is measured: stages may run beside each other
+        with ThreadPoolExecutor(2) as pool:
+            good = list(pool.map(run_one, wanted))
+    else:
+        good = [run_one(stage) for stage in wanted]
+    return 0 if all(good) else 1
 
 
 if __name__ == "__main__":
