@@ -34,6 +34,15 @@ SETTLE_S = 0.3
 """Pause before a measurement: OpenMP threads of the other arm spin briefly after work."""
 
 
+def classes(arm: str) -> dict[str, str]:
+    """Return the engine arguments that make an engine of ``arm``."""
+    if arm == "stock":
+        return {}
+    from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS  # vLLM behind it
+
+    return {"worker_cls": WORKER_CLS, "scheduler_cls": SCHEDULER_CLS}
+
+
 def threading(threads: int | None) -> dict[str, str]:
     """Return the environment of a CPU engine with ``threads`` threads, tied to no core.
 

@@ -19,6 +19,7 @@ from typing import Any, TextIO
 
 import psutil
 
+from benchmarks.arms import classes
 from benchmarks.shapes import make_request
 
 
@@ -128,11 +129,7 @@ class Worker:
     def __init__(self, setup: dict[str, Any]) -> None:
         from vllm import LLM  # after the environment is set
 
-        args = dict(setup["engine_args"])
-        if setup["arm"] == "vtr":
-            from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
-
-            args |= {"worker_cls": WORKER_CLS, "scheduler_cls": SCHEDULER_CLS}
+        args = setup["engine_args"] | classes(setup["arm"])
         self.shape = setup["shape"]
         self.engine = LLM(**args).llm_engine
         self.watch = KvWatch(self.engine.engine_core.engine_core.scheduler)
@@ -172,7 +169,7 @@ class Worker:
             (f"r{i}", make_request(self.shape, i)) for i in range(first, first + spec["requests"])
         )
         if spec.get("render_first"):
-            waiting = deque((name, self._rendered(name, at, params)) for name, at in waiting)
+            waiting = deque((name, rendered(self.engine, name, at, params)) for name, at in waiting)
         self.watch.peak_blocks = self.watch.peak_running = 0
         self.stages.take()
         machine, begun = Machine(), time.perf_counter()
@@ -188,13 +185,6 @@ class Worker:
             "tokens": [flights[name].tokens for name in sorted(flights)],
         }
         return result
-
-    def _rendered(self, name: str, request: Any, params: Any) -> Any:
-        """The request as a server's front end hands it to the engine's process."""
-        engine = self.engine
-        return engine.input_processor.process_inputs(
-            name, request, params, supported_tasks=engine.get_supported_tasks()
-        )
 
     def _fly(self, waiting: deque, params: Any, concurrency: int) -> dict[str, Flight]:
         flights: dict[str, Flight] = {}
@@ -215,6 +205,13 @@ class Worker:
                 self.prompt_tokens = len(output.prompt_token_ids)
                 open_requests -= output.finished
         return flights
+
+
+def rendered(engine: Any, name: str, request: Any, params: Any) -> Any:
+    """Return the request as a server's front end hands it to the engine's process."""
+    return engine.input_processor.process_inputs(
+        name, request, params, supported_tasks=engine.get_supported_tasks()
+    )
 
 
 def summary(flights: list[Flight], wall: float) -> dict[str, object]:

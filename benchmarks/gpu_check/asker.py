@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import PLUGINS
+from benchmarks.arms import ENVIRONMENT, PLUGINS, classes
 from vtr_vllm import demo
 from vtr_vllm.schedules import ModelGeometry, ScheduleBook
 
@@ -47,11 +47,7 @@ def start(setup: dict[str, Any]) -> Any:
         "max_logprobs": 4,
         "seed": 0,
     }
-    if setup["arm"] == "vtr":
-        from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
-
-        arguments |= {"worker_cls": WORKER_CLS, "scheduler_cls": SCHEDULER_CLS}
-    return LLM(**(arguments | setup["engine"]))
+    return LLM(**(arguments | classes(setup["arm"]) | setup["engine"]))
 
 
 def ask(llm: Any, setup: dict[str, Any]) -> list[dict[str, Any]]:
@@ -108,24 +104,13 @@ def is_attention(layer: Any) -> bool:
     return hasattr(layer, "get_attn_backend")
 
 
-def watch_preemptions(llm: Any) -> list[str]:
-    """Return the list that the ids of preempted requests will be in."""
-    scheduler = llm.llm_engine.engine_core.engine_core.scheduler
-    inner, seen = scheduler._preempt_request, []
-
-    def counted(request: Any, *args: Any, **kwargs: Any) -> None:
-        seen.append(request.request_id)
-        inner(request, *args, **kwargs)
-
-    scheduler._preempt_request = counted
-    return seen
-
-
 def main() -> None:
     """Ask what the first file says and write the answers into the second."""
+    from tests.vtr_vllm.engine.support import note_preemptions  # vLLM behind it
+
     setup = json.loads(Path(sys.argv[1]).read_text())
     llm = start(setup)
-    preempted = watch_preemptions(llm)
+    preempted = note_preemptions(llm)
     answers = ask(llm, setup)
     result = {"answers": answers, "preempted": len(preempted), **facts(llm, setup["arm"])}
     Path(sys.argv[2]).write_text(json.dumps(result))
@@ -133,13 +118,7 @@ def main() -> None:
 
 def environment(arm: str) -> dict[str, str]:
     """Return what the process of ``arm`` runs with, beside what all have."""
-    return {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_LOGGING_LEVEL": "INFO",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_PLUGINS": PLUGINS[arm],
-    }
+    return ENVIRONMENT | {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_PLUGINS": PLUGINS[arm]}
 
 
 if __name__ == "__main__":

@@ -164,12 +164,11 @@ def compare(
 def measure(report: Report, name: str, dry_run: bool, fast_start: bool, seconds: float) -> None:
     """Measure a shape until ``seconds`` are over; findings are written load by load."""
     end = time.monotonic() + seconds
-    eager = dry_run
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         folder = Path(scratch)
         shape = make_shape(name, folder, None, torch.cuda.is_available())
         stock, vtr = (
-            Arm(arm, shape, eager, folder / f"{arm}.log", settings=settings(dry_run, fast_start))
+            Arm(arm, shape, dry_run, folder / f"{arm}.log", settings=settings(dry_run, fast_start))
             for arm in ("stock", "vtr")
         )
         stack.enter_context(stock)

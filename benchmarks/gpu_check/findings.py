@@ -7,6 +7,9 @@ import os
 import time
 from typing import IO, Any
 
+STARTED = {"stock": "started stock", "vtr": "started vtr"}
+"""What is said of an arm's engine that came up; no check of an answer."""
+
 
 class Report:
     """The lines of one stage's process; whatever else prints goes to stderr."""

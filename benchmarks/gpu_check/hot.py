@@ -19,10 +19,11 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks.arms import ENVIRONMENT, PLUGINS
+from benchmarks.arms import ENVIRONMENT, PLUGINS, classes
 from benchmarks.gpu_check.fast import parse, settings
 from benchmarks.gpu_check.findings import Report
 from benchmarks.shapes import Shape, make_request, make_shape
+from benchmarks.worker import rendered
 from vtr_vllm.schedules import ScheduleBook
 
 BUDGET = 0.25
@@ -39,11 +40,7 @@ class Stepper:
     def __init__(self, shape: Shape, arm: str, dry_run: bool, fast_start: bool) -> None:
         from vllm import LLM
 
-        arguments = shape.engine_args(dry_run) | settings(dry_run, fast_start)
-        if arm == "vtr":
-            from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
-
-            arguments |= {"worker_cls": WORKER_CLS, "scheduler_cls": SCHEDULER_CLS}
+        arguments = shape.engine_args(dry_run) | settings(dry_run, fast_start) | classes(arm)
         self.shape = shape
         self.engine = LLM(**arguments).llm_engine
         self.book = ScheduleBook(shape.geometry)
@@ -59,12 +56,7 @@ class Stepper:
         )
         for _ in range(count):
             name = f"p{self._next}"
-            request = self.engine.input_processor.process_inputs(
-                name,
-                make_request(self.shape.name, self._next),
-                params,
-                supported_tasks=self.engine.get_supported_tasks(),
-            )
+            request = rendered(self.engine, name, make_request(self.shape.name, self._next), params)
             self._next += 1
             self.engine.add_request(name, request, params)
 

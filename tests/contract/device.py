@@ -29,8 +29,6 @@ class Watched(TorchDispatchMode):
         super().__init__()
         self.copies: list[int] = []
         """Bytes of each."""
-        self.operations = 0
-        """Those that make or change tensors of the device; views are not."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -40,7 +38,6 @@ class Watched(TorchDispatchMode):
         host = [tensor for tensor in given if tensor.device.type == "cpu" and tensor.ndim]
         there = [tensor for tensor in given if tensor.device == DEVICE]
         made = func(*args, **kwargs)
-        self.operations += bool(there) and not func.is_view
         if func in _COPIES:
             if host and DEVICE in {made.device, *(tensor.device for tensor in there)}:
                 assert _within(_PINNING), f"a copy of {tuple(host[0].shape)} that is not pinned"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from vllm.config import CompilationMode, set_current_vllm_config
+from vllm.config import CompilationMode
 from vllm.engine.arg_utils import EngineArgs
 from vllm.forward_context import ForwardContext, override_forward_context
 from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
 from vllm.v1.worker.utils import AttentionGroup
 
+from tests.contract.band_groups import band_groups
 from tests.contract.device import DEVICE, Watched
 from tests.tiny import tiny_llava
+from tests.vtr_vllm.engine.operations import Operations
 from tests.vtr_vllm.reduction.strategies import LAYERS, request_of
-from vtr_vllm.engine.common.band_spec import BandSpec
 from vtr_vllm.engine.worker import decoder as decoder_module
 from vtr_vllm.engine.worker import scoring
 from vtr_vllm.engine.worker.attention import BandTables, Step, build_step
@@ -112,21 +112,17 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> ReducibleDecoder:
 def groups() -> list[list[AttentionGroup]]:
     """Those of the bands, as vLLM makes them."""
     config = EngineArgs(str(tiny_llava()), enforce_eager=True).create_engine_config()
-    made = []
-    for band, (first, end) in enumerate(pairwise((*BANDS, LAYERS))):
-        spec = BandSpec(
-            block_size=BLOCK,
-            num_kv_heads=KV_HEADS,
-            head_size=HEAD_DIM,
-            dtype=torch.float32,
-            band=band,
-            first_layer=first,
-        )
-        group = AttentionGroup(TritonAttentionBackend, NAMES[first:end], spec, band)
-        with set_current_vllm_config(config):
-            group.create_metadata_builders(config, DEVICE, BLOCK)
-        made.append([group])
-    return made
+    return band_groups(
+        config,
+        TritonAttentionBackend,
+        NAMES,
+        BANDS,
+        DEVICE,
+        block_size=BLOCK,
+        num_kv_heads=KV_HEADS,
+        head_size=HEAD_DIM,
+        dtype=torch.float32,
+    )
 
 
 def tables(count: int) -> BandTables:
@@ -190,14 +186,14 @@ def test_the_buffers_of_full_graphs_are_filled_with_one_copy(
     reduced = request_of([range(6, 60)], 100, CURVE, RULES[0])
     requests = [StepRequest(120, 1, reduced), StepRequest(50, 1, None)]
     buffers = DecodeBuffers(LAYERS, BANDS, (0, 1), 8, DEVICE)
-    with Watched() as watched:
+    with Watched() as watched, Operations(DEVICE) as operations:
         starts = torch.empty(5, dtype=torch.int32, device=DEVICE)
         buffers.fill(tables(4), starts[1:], dropped_tokens(requests, LAYERS))
         assert watched.copies == [LAYERS * 4 * np.dtype(np.int32).itemsize]
-        assert watched.operations <= 20 + len(BANDS), "each is a launch before every token"
-        before = watched.operations
+        assert operations.counts.total() <= 20 + len(BANDS), "each is a launch before every token"
+        before = operations.counts.total()
         buffers.fill_whole(starts[1:], torch.empty(2, 4, dtype=torch.int64, device=DEVICE))
-        assert watched.operations - before <= 10
+        assert operations.counts.total() - before <= 10
         buffers.capture(tables(4), starts, 1024, NAMES, groups)
         assert len(watched.copies) == 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +13,11 @@ import torch
 from vllm.config import CUDAGraphMode, set_current_vllm_config
 from vllm.engine.arg_utils import EngineArgs
 from vllm.v1.attention.backends import flash_attn
-from vllm.v1.worker.utils import AttentionGroup
 
+from tests.contract.band_groups import band_groups
 from tests.contract.flash_attention import attend, signature, write
 from tests.tiny import tiny_llava
 from tests.vtr_vllm.reduction.strategies import LAYERS, drawn_order, request_of
-from vtr_vllm.engine.common.band_spec import BandSpec
 from vtr_vllm.engine.worker.attention import BandTables, build_step
 from vtr_vllm.engine.worker.decode_graphs import DecodeBuffers
 from vtr_vllm.reduction.batch import StepRequest, dropped_tokens, plan_batch
@@ -35,23 +33,18 @@ class Layers:
     """KV caches and layers of a model whose attention is FlashAttention 3."""
 
     def __init__(self, config: Any) -> None:
-        self.groups = []
-        self.caches = []
+        self.groups = band_groups(
+            config,
+            flash_attn.FlashAttentionBackend,
+            NAMES,
+            BANDS,
+            CPU,
+            block_size=BLOCK,
+            num_kv_heads=KV_HEADS,
+            head_size=HEAD_DIM,
+            dtype=torch.float16,
+        )
         with set_current_vllm_config(config):
-            for band, (first, end) in enumerate(pairwise((*BANDS, LAYERS))):
-                spec = BandSpec(
-                    block_size=BLOCK,
-                    num_kv_heads=KV_HEADS,
-                    head_size=HEAD_DIM,
-                    dtype=torch.float16,
-                    band=band,
-                    first_layer=first,
-                )
-                group = AttentionGroup(
-                    flash_attn.FlashAttentionBackend, NAMES[first:end], spec, band
-                )
-                group.create_metadata_builders(config, CPU, BLOCK)
-                self.groups.append([group])
             self.attend = flash_attn.FlashAttentionImpl(
                 HEADS, HEAD_DIM, 0.2, KV_HEADS, None, None, "auto"
             )

@@ -91,6 +91,5 @@ def test_a_cut_takes_few_operations(
     requests = prompts(count, CURVES[cuts], computed=computed)
     requests += [StepRequest(90, 1, None), StepRequest(3, 20, None)]
     operations = counted(decoder, groups, requests)
-    print(cuts, count, computed, operations.total(), operations)
     each = OF_A_CUT + (OF_A_PREFIX if computed else 0)
     assert operations.total() <= OF_A_STEP + OF_A_LAYER * LAYERS + each * cuts

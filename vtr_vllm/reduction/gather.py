@@ -171,26 +171,6 @@ def _host_table(
     return rows, stay, np.flatnonzero(others)
 
 
-def keep_best(scores: torch.Tensor, vision: torch.Tensor, kept_rows: int) -> torch.Tensor:
-    """The ``kept_rows`` rows to keep, ascending: all text, then the best vision tokens.
-
-    ``scores`` [rows] float32, read where ``vision`` [rows] is not negative. Ties go to the
-    earlier token, so that equal scores give equal results on every device.
-    """
-    return _order(scores, vision)[:kept_rows].sort().values
-
-
-def keep_best_of_each(
-    scores: torch.Tensor, image: torch.Tensor, kept_rows: int, floors: Sequence[int]
-) -> torch.Tensor:
-    """``keep_best``, but first the ``floors[i]`` best of each image i that are left of it.
-
-    ``image`` [rows] has the image of each row, -1 for text. No image may have fewer rows than
-    its floor, and text and floors may come to no more than ``kept_rows``.
-    """
-    return _floors_first(_order(scores, image), image, floors)[:kept_rows].sort().values
-
-
 def _floors_first(order: torch.Tensor, image: torch.Tensor, floors: Sequence[int]) -> torch.Tensor:
     """``order`` [rows] with text and the best of each image moved to the front."""
     # Group the ranked rows by image, text first, to see each one's place within its own.

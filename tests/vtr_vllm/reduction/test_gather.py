@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.vtr_vllm.reduction.one_request import keep_best, keep_best_of_each
 from tests.vtr_vllm.reduction.strategies import LAYERS, band_lists, request_of, steps
 from vtr_vllm.reduction.batch import StepRequest, plan_batch
-from vtr_vllm.reduction.gather import Rows, keep_best, keep_best_of_each, restore
+from vtr_vllm.reduction.gather import Rows, restore
 
 FEW = settings(deadline=None, max_examples=60)
 CPU = torch.device("cpu")

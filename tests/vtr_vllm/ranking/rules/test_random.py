@@ -3,8 +3,8 @@ from dataclasses import replace
 import torch
 
 from tests.vtr_vllm.ranking.given import inputs
+from tests.vtr_vllm.reduction.one_request import keep_best
 from vtr_vllm.ranking.rules.random import Random
-from vtr_vllm.reduction.gather import keep_best
 
 
 def test_it_is_fixed_by_the_seed_and_nests():
