@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self
 
-from benchmarks.shapes import Shape
+if TYPE_CHECKING:
+    from benchmarks.shapes import Shape
 
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = {"stock": "", "vtr": "vtr"}  # which general plugins vLLM loads: none, or ours alone

@@ -11,22 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from transformers import (
-    GotOcr2ImageProcessorPil,
-    InternVLConfig,
-    InternVLProcessor,
-    InternVLVideoProcessor,
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLProcessor,
-    Qwen2VLImageProcessor,
-    Qwen2VLVideoProcessor,
-)
-
-from tests.families.checkpoint import tokenizer
 from tests.tiny import TinyShape, write_model_files
 from vtr_vllm.schedules import ModelGeometry
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
 
 # One token a byte, so about 30 text tokens: a short question without a system prompt.
 QUESTION = "What is this?"
@@ -89,6 +80,13 @@ def _internvl(
     """InternVL2 in the Hugging Face form: 4 tiles and a thumbnail of 256 vision tokens each."""
 
     def write(folder: Path, dtype: str) -> None:
+        from transformers import (  # seconds, and only this needs them
+            GotOcr2ImageProcessorPil,
+            InternVLConfig,
+            InternVLProcessor,
+            InternVLVideoProcessor,
+        )
+
         special = ("<pad>", "<s>", "</s>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>")
         words = _tokenizer(
             special,
@@ -142,6 +140,13 @@ def _qwen(
     """Qwen2.5-VL shown 896 by 896 pixels: 1,024 vision tokens."""
 
     def write(folder: Path, dtype: str) -> None:
+        from transformers import (
+            Qwen2_5_VLConfig,
+            Qwen2_5_VLProcessor,
+            Qwen2VLImageProcessor,
+            Qwen2VLVideoProcessor,
+        )
+
         special = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>")
         special += ("<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
         Qwen2_5_VLConfig(
@@ -191,6 +196,8 @@ def _text(decoder: ModelGeometry) -> dict[str, object]:
 
 
 def _tokenizer(special: tuple[str, ...], **options: object) -> PreTrainedTokenizerFast:
+    from tests.families.checkpoint import tokenizer  # transformers behind it
+
     return tokenizer(special, VOCABULARY, eos_token=special[2], pad_token=special[0], **options)
 
 
