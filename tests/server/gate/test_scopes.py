@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,44 +18,55 @@ from vtr_server.gate.scopes import (
 
 KINDS = (BUDGETED, TEXT_ONLY, READING, OPERATOR, OPEN)
 
-WALK = """
-import sys
-from vllm.entrypoints.launchers.app import build_app
-from vllm.entrypoints.launchers.cli_args import make_arg_parser
-from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-args = make_arg_parser(FlexibleArgumentParser()).parse_args(["--model", "m", *sys.argv[1:]])
-tasks = ("generate", "transcription", "realtime", "embed", "classify", "score", "token_embed",
-         "token_classify", "plugin", "render")
-for route in build_app(args, tasks).routes:
-    endpoint = getattr(route, "endpoint", None)
-    inner = getattr(endpoint, "__wrapped__", endpoint)
-    print("ROUTE", route.path, getattr(inner, "__module__", "-"))
-"""
-"""vLLM's own application with our plugin, and everything turned on that adds a route; no engine."""
+TASKS = (
+    "generate",
+    "transcription",
+    "realtime",
+    "embed",
+    "classify",
+    "score",
+    "token_embed",
+    "token_classify",
+    "plugin",
+    "render",
+)
+FLAGS = [
+    "--enable-scale-out",
+    "--enable-lora",
+    "--enable-fault-tolerance",
+    "--tokens-only",
+    "--enable-tokenizer-info-endpoint",
+    "--enable-offline-docs",
+]
+ENVIRONMENT = {
+    "VLLM_PLUGINS": "vtr",
+    "VLLM_SERVER_DEV_MODE": "1",
+    "VLLM_ENABLE_COHERE_API": "1",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+}
+"""With the flags, everything that adds a route."""
 
 
 @pytest.fixture(scope="module")
 def running() -> dict[str, str]:
-    """Path of each route of the running application -> the module that answers there."""
-    flags = ["--enable-scale-out", "--enable-lora", "--enable-fault-tolerance", "--tokens-only"]
-    flags += ["--enable-tokenizer-info-endpoint", "--enable-offline-docs"]
-    environment = os.environ | {
-        "VLLM_PLUGINS": "vtr",
-        "VLLM_SERVER_DEV_MODE": "1",
-        "VLLM_ENABLE_COHERE_API": "1",
-        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
-    }
-    done = subprocess.run(
-        [sys.executable, "-c", WALK, *flags],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=True,
-    )
-    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("ROUTE ")]
-    return {path: module for _, path, module in lines}
+    """Path of each route of the running application -> the module that answers there.
+
+    vLLM's own application with our plugin; no engine.
+    """
+    from vllm import envs
+    from vllm.entrypoints.launchers.app import build_app
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    envs.disable_envs_cache()  # an engine that ran in this process has turned it on
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        parser = make_arg_parser(FlexibleArgumentParser())
+        app = build_app(parser.parse_args(["--model", "m", *FLAGS]), TASKS)
+    endpoints = {route.path: getattr(route, "endpoint", None) for route in app.routes}
+    inner = {path: getattr(end, "__wrapped__", end) for path, end in endpoints.items()}
+    return {path: getattr(end, "__module__", "-") for path, end in inner.items()}
 
 
 def test_no_route_of_the_running_application_is_unknown(running: dict[str, str]) -> None:

@@ -11,7 +11,10 @@ from tests.contract.source import ROOT
 from tests.server.conftest import Server
 from vtr_server.http.openapi import PAGE, describe_api, main, render
 
-API = describe_api()
+
+@pytest.fixture(scope="module")
+def api() -> dict[str, Any]:
+    return describe_api()
 
 
 def test_the_page_in_the_docs_is_fresh(tmp_path: Path) -> None:
@@ -20,26 +23,26 @@ def test_the_page_in_the_docs_is_fresh(tmp_path: Path) -> None:
     assert written.read_text() == (ROOT / PAGE).read_text(), "run make docs"
 
 
-def test_it_has_every_route() -> None:
-    page = render(API)
-    for path, methods in API["paths"].items():
+def test_it_has_every_route(api: dict[str, Any]) -> None:
+    page = render(api)
+    for path, methods in api["paths"].items():
         for method in methods:
             assert f"\n## {method.upper()} {path}\n" in page
 
 
 @pytest.mark.engine
-def test_a_running_server_describes_itself_alike(server: Server) -> None:
+def test_a_running_server_describes_itself_alike(server: Server, api: dict[str, Any]) -> None:
     with server.client() as client:
         real = client.get("/openapi.json").json()
-    ours = [path for path in API["paths"] if not path.startswith("/v1/jobs")]  # it serves no jobs
-    assert _reference(real, ours) == _reference(API, ours)
+    ours = [path for path in api["paths"] if not path.startswith("/v1/jobs")]  # it serves no jobs
+    assert _reference(real, ours) == _reference(api, ours)
 
 
 def _reference(api: dict[str, Any], paths: list[str]) -> str:
     return render({**api, "paths": {path: api["paths"][path] for path in paths}})
 
 
-def test_a_change_of_the_description_shows() -> None:
+def test_a_change_of_the_description_shows(api: dict[str, Any]) -> None:
     fields = {
         "type": "object",
         "required": ["many"],
@@ -58,7 +61,7 @@ def test_a_change_of_the_description_shows() -> None:
     body = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Whole"}}}}
     operation = {"description": "Make.", "requestBody": body, "responses": {"201": {}, "422": body}}
     schemas = {
-        "ChatRequest": API["components"]["schemas"]["ChatRequest"],
+        "ChatRequest": api["components"]["schemas"]["ChatRequest"],
         "Whole": fields,
         "Part": {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}},
     }

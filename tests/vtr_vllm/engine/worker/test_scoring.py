@@ -20,14 +20,8 @@ ROOT = Path(__file__).parents[4]
 def test_ranks_that_score_differently_keep_the_same_rows(tmp_path: Path) -> None:
     """Two processes that meet through vLLM's own group, over gloo."""
     answers = [tmp_path / str(rank) for rank in range(2)]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-m", SCRIPT, str(rank), str(tmp_path / "meeting"), str(answer)],
-            cwd=ROOT,
-        )
-        for rank, answer in enumerate(answers)
-    ]
-    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    command = [sys.executable, "-m", SCRIPT, str(tmp_path / "meeting"), *map(str, answers)]
+    subprocess.run(command, cwd=ROOT, timeout=300, check=True)
     (agreed, alone), (other_agreed, other_alone) = (json.loads(a.read_text()) for a in answers)
     assert agreed == other_agreed == alone
     assert other_alone != alone

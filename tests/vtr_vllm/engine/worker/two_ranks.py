@@ -1,8 +1,9 @@
-"""One of two tensor-parallel ranks that score rows differently: ``RANK MEETING_FILE ANSWER_FILE``."""
+"""Two tensor-parallel ranks that score rows differently: ``MEETING_FILE ANSWER_FILE ANSWER_FILE``."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -36,14 +37,26 @@ def choices(rank: int, agree: bool) -> list[list[int]]:
     return left
 
 
-def main() -> None:
-    rank, meeting, answer = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+def run(rank: int, meeting: str, answer: Path) -> None:
     with set_current_vllm_config(VllmConfig()):
         init_distributed_environment(2, rank, f"file://{meeting}", rank, backend="gloo")
         initialize_model_parallel(2)
         with torch.inference_mode():
             answer.write_text(json.dumps([choices(rank, agree) for agree in (True, False)]))
     torch.distributed.destroy_process_group()
+
+
+def main() -> None:
+    """Both ranks are forks of this process, which has imported vLLM for them and done nothing else."""
+    meeting, *answers = sys.argv[1:]
+    children = []
+    for rank, answer in enumerate(answers):
+        if (child := os.fork()) == 0:
+            run(rank, meeting, Path(answer))
+            sys.exit()
+        children.append(child)
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    sys.exit(max(map(abs, codes)))
 
 
 if __name__ == "__main__":
