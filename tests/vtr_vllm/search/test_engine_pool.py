@@ -93,6 +93,7 @@ def test_a_refused_task_fails_the_list_and_not_the_engines(pool, demo):
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_an_engine_that_does_not_start_is_reported(tmp_path, capfd):
     with pytest.raises(EvaluationFailed, match="ended with exit code 1; its last words are above"):
         EnginePool(EngineOptions(str(tmp_path / "no-model")))

@@ -116,7 +116,7 @@ FEW = {"kind": "p-sigmoid", "budgets": (0.625, 0.5)}
 @pytest.mark.parametrize(
     ("changes", "most", "runs"),
     [
-        pytest.param(FEW, 5, 8, id="sample"),
+        pytest.param(FEW, 3, 8, id="sample"),
         pytest.param({}, 20, 4, id="dense", marks=pytest.mark.slow),
     ],
 )
