@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.vtr_vllm.search.blank_figures import save_blank
 from vtr_vllm.search.answers import EngineOptions
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.converters import from_demo
@@ -54,6 +55,12 @@ def pool(pools: Pools) -> EnginePool:
 def engine(pools: Pools) -> EnginePool:
     """The first of them alone."""
     return pools.get(1)
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports with empty figures: drawing takes most of a small search, and test_report draws."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_blank)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from tests.vtr_vllm.search.blank_figures import save_blank
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.search import pipeline
 from vtr_vllm.search.answers import Batch, EngineOptions, Task
@@ -60,6 +61,9 @@ class Simulated(Backend):
 
 def search(folder: Path, pipe: Connection, **changes: Any) -> None:
     """Search with everything in ``folder``, from where the last process left it; changed settings."""
+    from matplotlib.figure import Figure
+
+    Figure.savefig = save_blank
     data = items(folder, LEAST_ITEMS)
     settings = replace(SETTINGS, **changes)
     backend = Simulated(EngineOptions("simulated"), engines=1, pipe=pipe)

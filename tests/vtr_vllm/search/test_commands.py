@@ -15,6 +15,8 @@ from vtr_vllm.search.engine_pool import EnginePool
 from vtr_vllm.search.report_data import read_frontier, read_search
 from vtr_vllm.search.session import Backend
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SMALL = ("--budgets", "0.5", "--trials", "4", "--items", "100", "--tolerance", "0.02")
 
 

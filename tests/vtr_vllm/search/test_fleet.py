@@ -100,10 +100,10 @@ def test_what_failed_is_asked_again(start: Any, how: Reply) -> None:
 
 
 @settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    st.lists(st.integers(0, TRIES - 1), min_size=1, max_size=8),
+    st.lists(st.integers(0, TRIES - 1), min_size=1, max_size=6),
     st.sampled_from([refusal(500, "broken"), refusal(429, "full"), Reply(0)]),
 )
 def test_every_retry_is_counted_and_no_answer_lost(
