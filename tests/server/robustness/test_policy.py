@@ -59,7 +59,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server with keys and bounds, and every route that leads to the engine turned on."""
     schedules, folder = (tmp_path_factory.mktemp(name) for name in ("schedules", "server"))
     store_schedules(schedules)
-    yield from serve(schedules, folder, "--enable-scale-out", policy=POLICY)
+    with pytest.MonkeyPatch.context() as patch:
+        # the engine need not import all again; the server of all tests starts it as vLLM does
+        patch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+        yield from serve(schedules, folder, "--enable-scale-out", policy=POLICY)
 
 
 def body_of(path: str, images: int = 1) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from tests.server.robustness.test_fuzz import is_error
 from tests.server.robustness.watching import Neighbour, settled
 from vtr_server.http.openapi import describe_api
 
-FEW, MANY = 12, 1000
+FEW, MANY = 8, 1000
 GENERATING = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
 JOBS = "/v1/jobs"
 """Not served without [jobs]; then every path under it is one that no route has."""

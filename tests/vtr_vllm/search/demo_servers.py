@@ -64,9 +64,11 @@ def _start(log: Path, settings: Path) -> DemoServer:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "vtr_vllm.cli", "serve", "demo", "--port", str(port)]
     command += ["--settings", str(settings)]
+    # The engine need not import all again; the server of all tests starts it as vLLM does.
+    environment = os.environ | {"VLLM_WORKER_MULTIPROC_METHOD": "fork"}
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     return DemoServer(f"http://127.0.0.1:{port}", process, log)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -61,15 +62,27 @@ def in_process(items: Dataset, pools: Pools) -> tuple[EnginePool, Batch]:
     return engine, engine.run(tasks_of(engine, items))
 
 
+SETTINGS = "[budget]\ndefault = 0.25\n"
+"""A server's own default would reduce the baseline, if nothing were asked for it."""
+
+
 @pytest.fixture(scope="module")
 def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[DemoServer]]:
-    """Whose own default would reduce the baseline, if nothing were asked for it."""
-    settings = "[budget]\ndefault = 0.25\n"
-    with demo_servers(2, tmp_path_factory.mktemp("servers"), settings) as servers:
+    with demo_servers(2, tmp_path_factory.mktemp("servers"), SETTINGS) as servers:
         yield servers
 
 
 @pytest.mark.engine
+def test_a_real_server_answers_as_the_engine_in_process(
+    items: Dataset, in_process: tuple[EnginePool, Batch], tmp_path: Path
+) -> None:
+    with demo_servers(1, tmp_path, SETTINGS) as [server]:
+        evaluator = HTTPEvaluator([server.url], MAX_TOKENS, IN_FLIGHT)
+        check_run(evaluator, items, in_process)
+
+
+@pytest.mark.engine
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 class TestRealServers:
     """Two servers started as users start them; one of them does not live to the end."""
@@ -77,18 +90,8 @@ class TestRealServers:
     def test_they_answer_as_the_engine_in_process(
         self, items: Dataset, in_process: tuple[EnginePool, Batch], servers: list[DemoServer]
     ) -> None:
-        pool, expected = in_process
         evaluator = HTTPEvaluator([server.url for server in servers], MAX_TOKENS, IN_FLIGHT)
-        assert evaluator.geometry == pool.geometry
-        assert evaluator.has_cls is pool.has_cls is True
-        assert evaluator.versions["model"] == "demo"
-        for name in ("vllm", "vtr", "max_tokens"):
-            assert evaluator.versions[name] == pool.versions[name]
-        tasks = tasks_of(pool, items)
-        found = evaluator.run(tasks)
-        check_alike(tasks, found, expected)
-        assert evaluator.retries == 0
-        assert 0 < found.busy <= found.room
+        check_run(evaluator, items, in_process)
         assert all(server.served >= IN_FLIGHT for server in servers)
 
     def test_one_killed_half_way_costs_retries_only(
@@ -114,6 +117,23 @@ def kill_after(victim: DemoServer, servers: list[DemoServer], answers: int) -> N
     while sum(server.served for server in servers) < before + answers:
         time.sleep(0.05)
     victim.kill()
+
+
+def check_run(
+    evaluator: HTTPEvaluator, items: Dataset, in_process: tuple[EnginePool, Batch]
+) -> None:
+    """What is known of the model, and every answer, as in process; nothing is asked twice."""
+    pool, expected = in_process
+    assert evaluator.geometry == pool.geometry
+    assert evaluator.has_cls is pool.has_cls is True
+    assert evaluator.versions["model"] == "demo"
+    for name in ("vllm", "vtr", "max_tokens"):
+        assert evaluator.versions[name] == pool.versions[name]
+    tasks = tasks_of(pool, items)
+    found = evaluator.run(tasks)
+    check_alike(tasks, found, expected)
+    assert evaluator.retries == 0
+    assert 0 < found.busy <= found.room
 
 
 def check_alike(tasks: list[Task], found: Batch, expected: Batch) -> None:

@@ -256,7 +256,7 @@ def test_a_quarter_runs_ten_at_once_where_four_full_ones_fit(
     assert most["quarter"] >= 10
 
 
-@pytest.mark.parametrize("batches", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("batches", [3, pytest.param(20, marks=pytest.mark.slow)])
 def test_tokens_do_not_depend_on_neighbours_or_preemption(
     batches: int, engines: Engines, checkpoint: Path
 ) -> None:

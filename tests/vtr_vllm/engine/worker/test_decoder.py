@@ -82,7 +82,7 @@ def expected(reference: ReferenceLlava, case: Case, generated: list[int]) -> np.
 
 # No shrinking: an example is a batch on a real engine, and the first one that fails says enough.
 ONE_SHOT = settings(
-    max_examples=2 if os.environ.get("VTR_TEST_RUNNER") == "v2" else 8,
+    max_examples=2 if os.environ.get("VTR_TEST_RUNNER") == "v2" else 5,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
