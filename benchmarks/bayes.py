@@ -19,7 +19,7 @@ from benchmarks.demo_study import demo_study
 from benchmarks.run import machine
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.proposer import Dimension, Point
-from vtr_vllm.search.sigmoid_search import PARALLEL, Family, search_sigmoid
+from vtr_vllm.search.sigmoid_search import PARALLEL, Curves, search_sigmoid
 from vtr_vllm.search.study import Study
 
 REACHED = 1e-9
@@ -30,10 +30,10 @@ STRETCH = 5 * PARALLEL
 on gives the trials that a longer run would have had."""
 
 
-def families(layers: int) -> Mapping[str, Family]:
+def families(layers: int) -> Mapping[str, Curves]:
     """What is searched: the paper's family, and the same with a question-blind first cut."""
     starts = range(2, layers)
-    return {"k, alpha": Family(starts, {}, False), "k, alpha, first": Family(starts, {}, True)}
+    return {"k, alpha": Curves(starts, {}, False), "k, alpha, first": Curves(starts, {}, True)}
 
 
 def random_points(dimensions: Sequence[Dimension], count: int, seed: int) -> list[Point]:
@@ -48,7 +48,7 @@ def random_points(dimensions: Sequence[Dimension], count: int, seed: int) -> lis
     return [tuple(coordinate(d) for d in dimensions) for _ in range(count)]
 
 
-def values_of(study: Study, family: Family, budget: float, points: Sequence[Point]) -> list[float]:
+def values_of(study: Study, family: Curves, budget: float, points: Sequence[Point]) -> list[float]:
     """The value of each point."""
     schedules = [family.schedule(study.geometry, budget, point) for point in points]
     candidates = [Candidate.of(schedule, study.same_n_vision) for schedule in schedules]
@@ -56,7 +56,7 @@ def values_of(study: Study, family: Family, budget: float, points: Sequence[Poin
 
 
 def search_until(
-    study: Study, family: Family, budget: float, target: float, limit: int, seed: int
+    study: Study, family: Curves, budget: float, target: float, limit: int, seed: int
 ) -> list[float]:
     """The values of the trials, in their order, until one is ``target`` or ``limit`` are done."""
     values: list[float] = []

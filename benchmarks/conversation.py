@@ -1,9 +1,10 @@
-"""A conversation about one image beside stock vLLM: ``python -m benchmarks.conversation --help``.
+"""A conversation about images beside stock vLLM: ``python -m benchmarks.conversation --help``.
 
 Turn 1 shows an image and asks; each further turn asks on, with all that was said before it in its
-prompt. Stock vLLM finds the earlier turns in its prefix cache. A reduced request finds what lies
-before its first image, and ranks all images by the newest question: so its later turns cost what
-its first did. The conversations are run in pairs, stock and VTR in turn on the same image.
+prompt (``--form talk``), also about an image of its own (``images``), or something else about the first
+image (``questions``). Stock vLLM finds what was before in its prefix cache, and so does a request with a
+local schedule. One that is guided by its question finds what lies before its first image. The
+conversations are run in pairs, stock and VTR in turn on the same images.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ import torch
 from benchmarks.arms import Arm
 from benchmarks.report import show
 from benchmarks.run import machine, say
-from benchmarks.shapes import NAMES, Shape, make_shape
-from vtr_vllm.schedules import ScheduleBook
+from benchmarks.shapes import FORMS, NAMES, Shape, make_shape
+from vtr_vllm.schedules import RankRule, ScheduleBook, to_wire
 
-BUDGETS = (1.0, 0.5, 0.25)
+ARMS = (("full", 1.0), ("local", 0.5), ("local", 0.25), ("guided", 0.5), ("guided", 0.25))
+"""Kinds of schedule, and budgets."""
 Pair = dict[str, Any]
 
 
@@ -36,10 +38,10 @@ class Session:
         self.book = ScheduleBook(shape.geometry)
         self.next_image = self.pairs = 0
 
-    def pair(self, budget: float) -> Pair:
+    def pair(self, kind: str, budget: float) -> Pair:
         """Measure conversations at ``budget`` in VTR, and the same in stock."""
-        wire = None if budget == 1.0 else self.book.for_budget(budget).schedule.wire()
         spec = {
+            "form": self.options.form,
             "first": self.next_image,
             "requests": self.options.conversations,
             "concurrency": self.options.concurrency,
@@ -48,13 +50,21 @@ class Session:
         }
         self.next_image += self.options.conversations
         self.pairs += 1
-        order = [(self.stock, None), (self.vtr, wire)]
+        order = [(self.stock, None), (self.vtr, self._wire(kind, budget))]
         found = {
             arm.name: arm.measure({**spec, "wire": each})
             for arm, each in (order if self.pairs % 2 else order[::-1])
         }
         same = [a == b for a, b in zip(*(f.pop("tokens") for f in found.values()), strict=True)]
-        return {"budget": budget, "same_tokens": sum(same) / len(same), **found}
+        return {"kind": kind, "budget": budget, "same_tokens": sum(same) / len(same), **found}
+
+    def _wire(self, kind: str, budget: float) -> Any:
+        if kind == "full":
+            return None
+        if kind == "guided":
+            return self.book.for_budget(budget).schedule.wire()
+        layers = self.book.geometry.layers
+        return to_wire([budget] * layers, [RankRule.parse(self.options.rule)])
 
 
 def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
@@ -70,43 +80,43 @@ def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
 
     with arm("stock") as stock, arm("vtr") as vtr:
         session = Session(shape, stock, vtr, options)
-        for budget in BUDGETS:
-            session.pair(budget)  # every kernel has run once
+        for kind, budget in options.arms:
+            session.pair(kind, budget)  # every kernel has run once
         for number in range(options.rounds):
-            for budget in BUDGETS:
-                pair = session.pair(budget)
+            for kind, budget in options.arms:
+                pair = session.pair(kind, budget)
                 results["pairs"].append(pair)
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
                 walls = ", ".join(f"{arm} {pair[arm]['wall_s']:.2f} s" for arm in ("stock", "vtr"))
-                say(f"round {number + 1} budget {budget}: {walls}")
+                say(f"round {number + 1} {kind} {budget}: {walls}")
     return list(results["pairs"])
 
 
 def table(pairs: list[Pair]) -> str:
     """Return medians over the rounds, and stock over VTR within the pairs, a row a turn."""
     heads = "turn | cached of its prompt | TTFT stock / VTR, s | CPU s to first token | KV held"
-    lines = [f"| budget | {heads} |", "|---|---|---|---|---|---|"]
-    for budget, mine in _by_budget(pairs).items():
+    lines = [f"| schedule | {heads} |", "|---|---|---|---|---|---|"]
+    for name, mine in _by_arm(pairs).items():
         for turn, last in enumerate(mine[-1]["vtr"]["turns"]):
             cells = [f"{last['cached_tokens']:.0f} of {last['prompt_tokens']:.0f}"]
             for key in ("ttft_s", "ttft_cpu_s"):
                 cells.append(_times(mine, lambda f, t=turn, k=key: f["turns"][t][k]))
             cells.append("")
-            lines.append(f"| {budget} | {turn + 1} | {' | '.join(cells)} |")
+            lines.append(f"| {name} | {turn + 1} | {' | '.join(cells)} |")
         held = [p["vtr"]["kv_peak_bytes"] / p["stock"]["kv_peak_bytes"] for p in mine]
         cells = [_times(mine, lambda f: f["wall_s"]), _times(mine, lambda f: f["cpu_s"])]
         cells.append(f"{statistics.median(held):.2f}")
-        lines.append(f"| {budget} | all, to the last token | | {' | '.join(cells)} |")
+        lines.append(f"| {name} | all, to the last token | | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def evens(pairs: list[Pair]) -> str:
-    """Return from how many follow-ups on full budget is the cheaper one, per budget."""
-    lines = ["| budget | by time | by CPU time |", "|---|---|---|"]
-    for budget, mine in _by_budget(pairs).items():
+    """Return from how many follow-ups on full budget is the cheaper one, per schedule."""
+    lines = ["| schedule | by time | by CPU time |", "|---|---|---|"]
+    for name, mine in _by_arm(pairs).items():
         found = [break_even(mine, key) for key in ("total_s", "total_cpu_s")]
         cells = ["" if even is None else f"{even:.1f} follow-ups" for even in found]
-        lines.append(f"| {budget} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -126,9 +136,11 @@ def break_even(pairs: list[Pair], key: str) -> float | None:
     return None if gain(0) <= 0 or later >= 0 else gain(0) / -later
 
 
-def _by_budget(pairs: list[Pair]) -> dict[float, list[Pair]]:
-    budgets = dict.fromkeys(pair["budget"] for pair in pairs)
-    return {budget: [pair for pair in pairs if pair["budget"] == budget] for budget in budgets}
+def _by_arm(pairs: list[Pair]) -> dict[str, list[Pair]]:
+    found: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        found.setdefault(f"{pair['kind']} {pair['budget']:g}", []).append(pair)
+    return found
 
 
 def _times(pairs: list[Pair], of: Callable[[Any], float]) -> str:
@@ -143,6 +155,14 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conversation", description=__doc__)
     parser.add_argument("--shape", choices=NAMES[1:], default="half-b")
+    parser.add_argument("--form", choices=FORMS, default="talk", help="of what follows turn 1")
+    parser.add_argument("--rule", default="saliency", help="of the local schedules, before layer 0")
+    parser.add_argument(
+        "--arms",
+        type=lambda text: [arm for arm in ARMS if arm[0] in text.split(",")],
+        default=ARMS,
+        help="kinds of schedule, such as full,local; default all",
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--conversations", type=int, default=2, help="in each arm of each pair")

@@ -75,7 +75,9 @@ def blind_scores(embeddings: torch.Tensor, cls_attention: torch.Tensor) -> dict[
         prompt_rows=tokens,
         instruction_rows=0,
         image_sizes=[tokens],
-        seed=0,
+        vision_rows=tokens,
+        seeds=[0],
+        grids=[None],
         embeddings=embeddings,
         cls_attention=cls_attention,
     )

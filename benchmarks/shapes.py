@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,13 @@ from vtr_vllm import demo
 from vtr_vllm.schedules import ModelGeometry
 
 FOLLOW_UP = " USER: And what is behind it? ASSISTANT:"
+
+FORMS = ("talk", "images", "questions")
+"""Of what follows a first question: more questions, each with all before it; the same, each about an image of
+its own; other questions about the first image, each by itself."""
+
+
+WORDS = ("left", "right", "above", "below", "near", "far", "red", "blue")
 
 
 class UnsupportedDevice(RuntimeError):
@@ -55,7 +63,7 @@ class Shape:
             "enforce_eager": eager,
             "enable_prefix_caching": True,
             "mm_processor_cache_gb": 0,
-            "limit_mm_per_prompt": {"image": 1},
+            "limit_mm_per_prompt": {"image": 8},
             "disable_log_stats": True,
         }
 
@@ -127,7 +135,7 @@ def make_shape(
     )
 
 
-def make_request(name: str, index: int) -> dict[str, object]:
+def make_request(name: str, index: int) -> dict[str, Any]:
     """Return prompt and image number ``index``: never twice the same image, so nothing is cached."""
     if name == "demo":
         sample = demo.sample("test", index)
@@ -139,3 +147,22 @@ def make_request(name: str, index: int) -> dict[str, object]:
     size = (dummy.image_side, dummy.image_side, 3)
     pixels = np.random.default_rng(index).integers(0, 256, size, dtype=np.uint8)
     return {"prompt": dummy.prompt, "multi_modal_data": {"image": Image.fromarray(pixels)}}
+
+
+def follow_up(
+    name: str, form: str, request: dict[str, Any], answer: str, index: int, turn: int
+) -> dict[str, Any]:
+    """Return the next turn's prompt and images, of one of ``FORMS``; ``request`` is the last turn's."""
+    if form == "questions":
+        first = make_request(name, index)
+        return first | {"prompt": f"{first['prompt']} And {WORDS[turn % len(WORDS)]}? ASSISTANT:"}
+    if form == "talk":
+        return request | {"prompt": f"{request['prompt']}{answer}{FOLLOW_UP}"}
+    fresh = make_request(name, 1_000_003 * turn + index)["multi_modal_data"]["image"]
+    images = request["multi_modal_data"]["image"]
+    images = [*(images if isinstance(images, list) else [images]), fresh]
+    asked = FOLLOW_UP.replace("USER:", f"USER: {DUMMIES[name].image_prompt}")
+    return {
+        "prompt": f"{request['prompt']}{answer}{asked}",
+        "multi_modal_data": {"image": images},
+    }

@@ -13,7 +13,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from benchmarks.shapes import FOLLOW_UP, make_request
+from benchmarks.shapes import follow_up, make_request
 from benchmarks.worker import Flight, Machine, Worker, main
 
 
@@ -90,10 +90,11 @@ class Talker(Worker):
                     continue
                 talk.cached.append(output.num_cached_tokens or 0)
                 talk.prompts.append(len(output.prompt_token_ids))
-                talk.request = talk.request | {
-                    "prompt": f"{talk.request['prompt']}{answer.text}{FOLLOW_UP}"
-                }
                 if len(talk.turns) < spec["turns"]:
+                    index, turn = int(output.request_id[1:]), len(talk.turns)
+                    talk.request = follow_up(
+                        self.shape, spec["form"], talk.request, answer.text, index, turn
+                    )
                     ask(output.request_id)
                 else:
                     open_talks -= 1

@@ -29,6 +29,7 @@ from vtr_vllm.schedules.strict_json import show
 __all__ = [
     "KINDS",
     "BackendOptions",
+    "Families",
     "Inner",
     "Kind",
     "Objective",
@@ -41,6 +42,7 @@ __all__ = [
 ]
 
 Kind = Literal["g-search", "p-sigmoid", "all"]
+Families = Literal["guided", "local", "both"]
 Objective = Literal["accuracy", "label-free"]
 Inner = Literal["bisection", "bayes"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -126,6 +128,11 @@ class SearchOptions(BackendOptions):
         list[Budget], Field(min_length=1, max_length=32), AfterValidator(_all_different)
     ] = Field(default=[0.75, 0.5, 0.375, 0.25, 0.1875], description="mean keep rates")
     objective: Objective = Field(default="accuracy", description="what quality is measured by")
+    family: Families = Field(
+        default="guided",
+        description="schedules that look at the question, local ones, which later turns of a"
+        " conversation reuse, or one after the other",
+    )
     tolerance: Share = Field(
         default=0.005,
         description="what G-Search may lose: share of accuracy, or nats of divergence",

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from argparse import Namespace
+from functools import partial
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
@@ -32,7 +33,12 @@ from vtr_server.policy.elastic import Elastic
 from vtr_server.policy.exposure import check_exposure
 from vtr_server.policy.schedule_choice import ScheduleChooser
 from vtr_server.policy.schedule_folder import ScheduleFolder
-from vtr_server.policy.settings import JobsSettings, ServerSettings, settings_path
+from vtr_server.policy.settings import (
+    JobsSettings,
+    ServerSettings,
+    check_reuse,
+    settings_path,
+)
 from vtr_server.policy.settings_file import SettingsFile
 from vtr_server.vllm_api.engine import LOAD, Engine, EngineDeadError, EngineGenerateError
 from vtr_server.vllm_api.sagemaker import own_invocations
@@ -100,9 +106,11 @@ class VTREndpoints:
             state.vtr = GenerationService(engine, settings, schedules, elastic, gate)
             state.page = page_data(args.model, engine.image_processor, settings)
 
+        check = partial(check_reuse, caches_prefixes=engine.caches_prefixes)
+        check(settings)
         await adopt(settings)
         path = settings_path(getattr(args, "additional_config", None))
-        settings_file = state.vtr_settings = SettingsFile(path, settings, adopt)
+        settings_file = state.vtr_settings = SettingsFile(path, settings, adopt, check)
         if settings.jobs is not None:
             state.jobs = _jobs(engine, settings.jobs)
         background = state.vtr_background = Background()
@@ -132,14 +140,11 @@ def _settings(args: Namespace) -> ServerSettings:
 
 def _chooser(engine: Engine, elastic: Elastic | None, settings: ServerSettings) -> ScheduleChooser:
     """A chooser without stored schedules."""
-    empty = ScheduleBook(engine.geometry)
-    if elastic is None:
-        return ScheduleChooser(empty, settings.tiers)
-    return ScheduleChooser(
-        empty,
-        settings.tiers,
-        lambda b: (elastic.controller.level, elastic.budget(b.minimum, b.maximum)),
-    )
+    empty = ScheduleBook(engine.geometry, band_starts=engine.band_starts)
+    auto = None
+    if elastic is not None:
+        auto = lambda b: (elastic.controller.level, elastic.budget(b.minimum, b.maximum))  # noqa: E731
+    return ScheduleChooser(empty, settings.tiers, auto, engine.caches_prefixes)
 
 
 def _jobs(engine: Engine, settings: JobsSettings) -> JobService:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from benchmarks.conversation import break_even, evens, table
+from benchmarks.shapes import follow_up, make_request
 
 
 def arm(first: float, later: float) -> dict[str, Any]:
@@ -20,9 +21,10 @@ def arm(first: float, later: float) -> dict[str, Any]:
 
 
 def pairs(*vtr: dict[str, Any]) -> list[dict[str, Any]]:
+    kinds = (("full", 1.0), ("local", 0.25), ("local", 0.25))
     return [
-        {"budget": budget, "same_tokens": 1.0, "stock": arm(1.0, 0.1), "vtr": each}
-        for budget, each in zip((1.0, 0.25, 0.25), vtr, strict=False)
+        {"kind": kind, "budget": budget, "same_tokens": 1.0, "stock": arm(1.0, 0.1), "vtr": each}
+        for (kind, budget), each in zip(kinds, vtr, strict=False)
     ]
 
 
@@ -37,9 +39,9 @@ def test_full_budget_wins_once_follow_ups_cost_what_the_first_turn_saved(key: st
 def test_the_table_has_a_row_a_turn_and_ratios_of_pairs() -> None:
     rows = table(pairs(arm(1.0, 0.1), arm(0.5, 0.5), arm(0.25, 0.25))).splitlines()
     assert [row.split(" | ")[:2] for row in rows[2:5]] == [
-        ["| 1.0", "1"],
-        ["| 1.0", "2"],
-        ["| 1.0", "all, to the last token"],
+        ["| full 1", "1"],
+        ["| full 1", "2"],
+        ["| full 1", "all, to the last token"],
     ]
     assert "1.000 / 0.375 = 3.00 [2.00, 4.00]" in rows[5]
     assert "0.500 / 0.188 = 3.00 [2.00, 4.00]" in rows[5]
@@ -49,4 +51,17 @@ def test_the_table_has_a_row_a_turn_and_ratios_of_pairs() -> None:
 
 def test_break_evens_are_told_where_there_are_any() -> None:
     rows = evens(pairs(arm(1.0, 0.1), arm(0.3, 0.3))).splitlines()
-    assert rows[2:] == ["| 1.0 |  |  |", "| 0.25 | 3.5 follow-ups | 3.5 follow-ups |"]
+    assert rows[2:] == ["| full 1 |  |  |", "| local 0.25 | 3.5 follow-ups | 3.5 follow-ups |"]
+
+
+def test_what_follows_a_first_question() -> None:
+    first = make_request("half-b", 3)
+    again = follow_up("half-b", "talk", first, "red", 3, 1)
+    assert again["prompt"].startswith(f"{first['prompt']}red USER:")
+    assert again["multi_modal_data"] is first["multi_modal_data"]
+    more = follow_up("half-b", "images", again, "blue", 3, 2)
+    assert more["prompt"].startswith(f"{again['prompt']}blue USER: <image>")
+    assert len(more["multi_modal_data"]["image"]) == 2
+    others = {follow_up("half-b", "questions", first, "x", 3, turn)["prompt"] for turn in (1, 2)}
+    assert len(others) == 2
+    assert all(text.startswith(first["prompt"]) and "red" not in text for text in others)

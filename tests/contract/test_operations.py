@@ -78,6 +78,49 @@ def test_many_requests_take_what_a_few_do(
     assert few == many
 
 
+LOCAL = ["saliency", "random", "grid", "prefix", "orthogonal", "diverse"]
+
+
+@pytest.mark.parametrize("rule", LOCAL)
+def test_many_images_take_what_a_few_do(
+    decoder: ReducibleDecoder,  # noqa: F811
+    groups: list[list[AttentionGroup]],  # noqa: F811
+    rule: str,
+) -> None:
+    """Of local requests, whose images each keep their own share: of several prompts, and of one."""
+    few, many, alone = (
+        counted(
+            decoder,
+            groups,
+            [
+                StepRequest(0, 70 + 3 * i, album(images, 70 + 3 * i, rule))
+                for i, images in enumerate(albums)
+            ],
+        )
+        for albums in ([2, 1], [2, 3, 1, 3, 2, 3], [3])
+    )
+    assert few == many == alone
+
+
+@pytest.mark.parametrize("rule", ["self", "self-max"])
+def test_images_that_look_at_what_is_before_take_a_little_more(
+    decoder: ReducibleDecoder,  # noqa: F811
+    groups: list[list[AttentionGroup]],  # noqa: F811
+    rule: str,
+) -> None:
+    """Those behind a prefix of like length are ranked together, and nothing is paid per image."""
+    few, many = (
+        counted(decoder, groups, [StepRequest(0, 70, album(2, 70, rule)) for _ in range(count)])
+        for count in (2, 12)
+    )
+    assert many.total() <= few.total() + 12
+
+
+def album(images: int, length: int, rule: str):
+    spans = [range(20 * i + 2, 20 * i + 18) for i in range(images)]
+    return request_of(spans, length, CURVES[2], (rule, rule), local=True)
+
+
 @pytest.mark.parametrize("cuts", [1, 2, 4])
 @pytest.mark.parametrize("count", [1, 8])
 @pytest.mark.parametrize("computed", [0, 5])

@@ -15,7 +15,7 @@ import pytest
 import torch
 import vllm.envs as envs
 from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
-from vllm.config import SchedulerConfig, VllmConfig
+from vllm.config import CacheConfig, SchedulerConfig, VllmConfig
 from vllm.distributed.parallel_state import GroupCoordinator
 from vllm.engine.arg_utils import EngineArgs
 from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
@@ -73,6 +73,7 @@ from vllm.v1.metrics.loggers import (
 )
 from vllm.v1.metrics.stats import (
     IterationStats,
+    PrefillStats,
     PromptTokenStats,
     RequestStateStats,
     SchedulerStats,
@@ -110,9 +111,21 @@ OVERRIDES = [
     (
         Scheduler,
         AsyncScheduler,
-        {"_end_block_hashes", "_unpin", "_admit_nobody_before", "greet"},
+        {"_set_block_hashes", "_unpin", "_admit_nobody_before", "greet"},
     ),
-    (BandManager, FullAttentionManager, {"bind", "stored_tokens", "_has_room"}),
+    (
+        BandManager,
+        FullAttentionManager,
+        {
+            "bind",
+            "stored_tokens",
+            "_has_room",
+            "cache_local_blocks",
+            "held_for",
+            "_found",
+            "_register",
+        },
+    ),
     (BandSpec, FullAttentionSpec, set()),
     (
         ReducingRunner,
@@ -196,6 +209,17 @@ CALLS: list[tuple[Callable, str]] = [
     (KVCacheCoordinator.get_num_blocks_to_allocate, "get_num_blocks_to_allocate"),
     (KVCacheCoordinator.allocate_new_blocks, "allocate_new_blocks"),
     (KVCacheCoordinator.cache_blocks, "cache_blocks"),
+    (KVCacheManager.get_computed_blocks, "find_longest_cache_hit"),
+    (KVCacheManager.allocate_slots, "cache_blocks"),
+    (KVCacheCoordinator.allocate_new_computed_blocks, "add_local_computed_blocks"),
+    (FullAttentionManager.add_local_computed_blocks, "_has_partial_local_hit"),
+    (FullAttentionManager.allocate_new_blocks, "_apply_cow"),
+    (StockScheduler.schedule, "take_kv_cache_block_copies"),
+    (StockScheduler.schedule, "new_step_starts"),
+    (KVCacheCoordinator.new_step_starts, "new_step_starts"),
+    (GPUModelRunner._update_states, "kv_cache_block_copies"),
+    (model_runner_v2.GPUModelRunner.update_requests, "kv_cache_block_copies"),
+    (Request.update_block_hashes, "block_hashes"),
     (KVCacheCoordinator.free, "free"),
     (FullAttentionManager.free, "pop_blocks_for_free"),
     (KVCacheCoordinator.pop_blocks_for_free, "pop_blocks_for_free"),
@@ -297,7 +321,7 @@ def test_a_pause_set_while_the_running_are_scheduled_keeps_the_queue_out() -> No
         (clip.CLIPAttention, ["num_heads_per_partition", "tp_size", "scale", "attn"]),
         (InputProcessor, ["vllm_config"]),
         (OutputProcessor, ["request_states"]),
-        (RequestState, ["stats"]),
+        (RequestState, ["stats", "external_req_id", "is_prefilling", "num_cached_tokens"]),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )
@@ -313,6 +337,8 @@ def test_attributes_that_we_read_are_set(cls: type, attributes: list[str]) -> No
     ("cls", "needed"),
     [
         (ForwardContext, ["slot_mapping"]),
+        (CacheConfig, ["enable_prefix_caching"]),
+        (PrefillStats, ["num_cached_tokens"]),
         (
             SchedulerStats,
             [

@@ -30,6 +30,8 @@ class Prompt:
     """[n] positions of the vision tokens, ascending: where vLLM's merge puts embeddings."""
     items: list[int]
     """Vision tokens of each image or video, in prompt order."""
+    names: list[str]
+    """Of each item: what vLLM knows it by."""
     deepstack: list[Tensor]
     """[P, hidden] each: what is added behind the first layers."""
 
@@ -43,6 +45,7 @@ def capture(llm: LLM, prompt: dict[str, Any]) -> Prompt:
     with _watched(model, "embed_input_ids") as merges, _watched(decoder, "forward") as forwards:
         (output,) = llm.generate([prompt], [params], use_tqdm=False)
     ids = list(output.prompt_token_ids)
+    uuids = prompt.get("multi_modal_uuids", {})  # the cases have videos before images
     merge, forward = merges[0], forwards[0]
     embeddings, positions = forward["inputs_embeds"], forward["positions"]
     deepstack = forward.get("deepstack_input_embeds")
@@ -54,6 +57,7 @@ def capture(llm: LLM, prompt: dict[str, Any]) -> Prompt:
         positions=positions[..., : len(ids)],
         vision=torch.arange(0) if mask is None else mask.nonzero().squeeze(1),
         items=[len(item) for item in items or ()],
+        names=[name for kind in ("video", "image") for name in uuids.get(kind, ())],
         deepstack=[value[: len(ids)] for value in deepstack.tensors.values()] if deepstack else [],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,7 +29,10 @@ CURVES: tuple[Curve, ...] = (
     {1: (0.6, "saliency"), 2: (0.0, "last")},
     {2: (0.4, "instruction-norope"), 4: (0.2, "last-norope-max")},
     {3: (0.3, "instruction"), 4: (0.1, "random")},
+    # Local: at the first layers of bands, by images alone. Images only: its frames are units of their own.
+    {0: (0.6, "saliency"), 2: (0.3, "random"), 4: (0.1, "previous")},
 )
+LOCAL = len(CURVES) - 1
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ class FamilyCase(Case):
         if self.videos:
             data = prompt.setdefault("multi_modal_data", {})
             data["video"] = [(video, _metadata(len(video))) for video in self.videos]
+            uuids = prompt.setdefault("multi_modal_uuids", {})
+            uuids["video"] = [hashlib.sha256(video.tobytes()).hexdigest() for video in self.videos]
         return prompt
 
 
@@ -103,4 +109,5 @@ def reduced(family: Family, layers: int, number: int) -> Iterator[FamilyCase]:
     rules = tuple(rule for _, rule in curve.values())
     for seed in range(100 * number, 100 * number + 100, 10):
         kinds = requests(family, seed)
-        yield replace(kinds[number % len(kinds)], keep=tuple(keep), rules=rules)
+        kind = 1 if number == LOCAL else number % len(kinds)
+        yield replace(kinds[kind], keep=tuple(keep), rules=rules)

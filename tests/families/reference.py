@@ -11,6 +11,7 @@ Words: ``P`` prompt tokens, ``C`` continuation tokens, ``T = P + C``, ``n`` visi
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,15 +50,17 @@ class Reference:
         counts: Sequence[int],
         rules: dict[int, str],
         continuation: Sequence[int] = (),
+        of_items: Sequence[Sequence[int]] | None = None,
     ) -> Run:
         """Run prompt and teacher-forced continuation in one causal pass.
 
         ``counts``: vision tokens that each layer sees. ``rules``: how the survivors are chosen, by
-        the layer before which a cut lies.
+        the layer before which a cut lies. ``of_items``: the counts of each item, where each keeps
+        its own.
         """
         later = self.model.get_input_embeddings()(torch.tensor(continuation, dtype=torch.long))
         rows = torch.cat([prompt.embeddings, later])
-        cuts = _Cuts(prompt, len(rows), counts, rules)
+        cuts = _Cuts(prompt, len(rows), counts, rules, of_items)
         handles = [
             hook
             for index, layer in enumerate(self.model.layers)
@@ -80,9 +83,14 @@ class _Cuts:
     """Which vision tokens are alive, and the masks that make it so."""
 
     def __init__(
-        self, prompt: Prompt, length: int, counts: Sequence[int], rules: dict[int, str]
+        self,
+        prompt: Prompt,
+        length: int,
+        counts: Sequence[int],
+        rules: dict[int, str],
+        of_items: Sequence[Sequence[int]] | None,
     ) -> None:
-        self.prompt, self.counts, self.rules = prompt, counts, rules
+        self.prompt, self.counts, self.rules, self.of_items = prompt, counts, rules, of_items
         self.alive = torch.arange(len(prompt.vision))
         self.mask = torch.full((length, length), float("-inf")).triu(1)
         self.margins: dict[int, float] = {}
@@ -107,16 +115,25 @@ class _Cuts:
         return hooks
 
     def _cut(self, index: int) -> None:
-        """Keep the best of the vision tokens alive; ties go to the lower index."""
-        count = self.counts[index]
+        """Keep the best of the vision tokens alive, of all or of each item; ties go to the lower index."""
         scores = self._scores(self.rules[index])
         self._previous = scores
-        order = scores[self.alive].sort(descending=True, stable=True)
-        gone = self.alive[order.indices[count:]]
-        self.alive = self.alive[order.indices[:count]].sort().values
-        if count:
-            kept, dropped = order.values[count - 1], order.values[count]
-            self.margins[index] = float((kept - dropped) / kept.abs())
+        groups = [(torch.arange(len(self.prompt.vision)), self.counts[index])]
+        if self.of_items is not None:
+            items = torch.arange(len(self.prompt.vision)).split(self.prompt.items)
+            groups = [(item, own[index]) for item, own in zip(items, self.of_items, strict=True)]
+        kept, gone, margins = [], [], []
+        for tokens, count in groups:
+            alive = self.alive[torch.isin(self.alive, tokens)]
+            order = scores[alive].sort(descending=True, stable=True)
+            kept.append(alive[order.indices[:count]])
+            gone.append(alive[order.indices[count:]])
+            if 0 < count < len(alive):
+                least, lost = order.values[count - 1], order.values[count]
+                margins.append(float((least - lost) / least.abs()))
+        self.alive, gone = torch.cat(kept).sort().values, torch.cat(gone)
+        if margins:
+            self.margins[index] = min(margins)
         hidden = self.mask.clone()
         hidden[:, self.prompt.vision[gone]] = float("-inf")
         self.mask = hidden.fill_diagonal_(0)  # a row must see something; nobody reads hidden rows
@@ -129,7 +146,8 @@ class _Cuts:
             images = prompt.embeddings[prompt.vision].split(prompt.items)
             return torch.cat([median_distance(image) for image in images])
         if name == "random":
-            return random_scores(prompt.ids, len(prompt.vision))
+            seeds = [zlib.crc32(f"0 {name}".encode()) for name in prompt.names]
+            return random_scores(seeds, prompt.items)
         if name == "previous":
             assert self._previous is not None
             return self._previous

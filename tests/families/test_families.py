@@ -19,7 +19,7 @@ from tests.families.stock import Job, Stock
 from tests.families.table import FAMILIES
 from tests.vtr_vllm.engine.conftest import Engines
 from tests.vtr_vllm.engine.support import logits, tokens
-from vtr_vllm.schedules import RankRule, make_plan
+from vtr_vllm.schedules import RankRule, make_plan, see_no_question
 
 pytestmark = pytest.mark.engine
 
@@ -124,11 +124,12 @@ def test_vision_tokens_are_those_that_vllm_merges(loaded: Loaded) -> None:
         prompt = capture(loaded.llm, case.prompt)
         rows = (prompt.embeddings != prompt.text_embeddings).any(-1)
         assert rows.nonzero().squeeze(1).tolist() == prompt.vision.tolist()
-        asked = replace(case, keep=(0.5,) * loaded.layers, rules=("random",))
+        keep = (1.0, 1.0, *[0.5] * (loaded.layers - 2))
+        asked = replace(case, keep=keep, rules=("last",))
         loaded.llm.llm_engine.add_request(str(number), asked.prompt, asked.params(1))
         (found,) = scheduler.reduced.values()
         assert found.vision.tolist() == prompt.vision.tolist()
-        assert np.bincount(found.image_of).tolist() == prompt.items
+        assert found.parts[0].image_sizes == prompt.items
         while loaded.llm.llm_engine.has_unfinished_requests():
             loaded.llm.llm_engine.step()
 
@@ -153,28 +154,40 @@ def clear_case(loaded: Loaded, number: int) -> tuple[FamilyCase, Prompt]:
     margins = []
     for case in reduced(loaded.family, loaded.layers, number):
         prompt = capture(loaded.llm, case.prompt)
-        counts, rules = plan(case, len(prompt.vision))
-        run = loaded.reference.run(prompt, counts, rules)
+        counts, rules, of_items = plan(case, prompt)
+        run = loaded.reference.run(prompt, counts, rules, of_items=of_items)
         if all(margin > CLEAR for margin in run.margins.values()):
             return case, prompt
         margins.append(run.margins)
     raise AssertionError(f"every request under curve {number} has a tie: {margins}")
 
 
-def plan(case: FamilyCase, n_vision: int) -> tuple[list[int], dict[int, str]]:
-    """Tokens that each layer keeps, and the rule of each cut."""
+def plan(
+    case: FamilyCase, prompt: Prompt
+) -> tuple[list[int], dict[int, str], list[tuple[int, ...]] | None]:
+    """Tokens that each layer keeps, the rule of each cut, and of a local schedule each item's counts."""
     assert case.keep is not None
-    made = make_plan(case.keep, [RankRule.parse(rule) for rule in case.rules], n_vision)
+    asked = [RankRule.parse(rule) for rule in case.rules]
+    if see_no_question(asked):
+        plans = [make_plan(case.keep, asked, tokens) for tokens in prompt.items]
+        rules = {
+            cut: str(rule)
+            for each in plans
+            for cut, rule in zip(each.cuts, each.rules, strict=True)
+        }
+        own = [each.counts for each in plans]
+        return [sum(counts) for counts in zip(*own, strict=True)], rules, own
+    made = make_plan(case.keep, asked, len(prompt.vision))
     rules = {cut: str(rule) for cut, rule in zip(made.cuts, made.rules, strict=True)}
-    return list(made.counts), rules
+    return list(made.counts), rules, None
 
 
 def compare(loaded: Loaded, case: FamilyCase, prompt: Prompt, output: Any) -> None:
     """Every logit of the answer beside the reference's, which is not what full budget gives."""
     full = [len(prompt.vision)] * loaded.layers
-    counts, rules = plan(case, full[0]) if case.keep else (full, {})
+    counts, rules, of_items = plan(case, prompt) if case.keep else (full, {}, None)
     generated = list(output.outputs[0].token_ids)[:-1]
-    want = loaded.reference.run(prompt, counts, rules, generated).logits.numpy()
+    want = loaded.reference.run(prompt, counts, rules, generated, of_items).logits.numpy()
     got = logits(output, want.shape[-1])
     assert difference(got, want) <= TOLERANCE, (case.keep, case.rules)
     if rules:

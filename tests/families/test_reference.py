@@ -48,6 +48,7 @@ def prompt_of(reference: Reference) -> Prompt:
         positions=positions,
         vision=torch.arange(FIRST, FIRST + N),
         items=[10, 14],
+        names=["an image", "another"],
         deepstack=deepstack,
     )
 

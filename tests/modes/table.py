@@ -85,14 +85,20 @@ WORKS: tuple[Works, ...] = (
         "prefix caching",
         "default",
         "vtr_vllm/engine/scheduler/test_scheduler.py::test_no_wrong_prefix_hit",
-        "text before the first image is shared",
+        "guided by their question, requests share the text before the first image",
+    ),
+    Works(
+        "reuse of local schedules",
+        'default; `"reuse": true`',
+        "vtr_vllm/engine/scheduler/test_local_hits.py::test_any_order_any_neighbours_any_chunks_any_cache",
+        "later turns and other questions share all before them, in chunks, under preemption and eviction",
     ),
     Works(
         "chunked prefill, no prefix caching, priorities",
         "`--max-num-batched-tokens 192 --no-enable-prefix-caching --scheduling-policy priority`",
         _BATCH,
-        "the range from the first vision token to the prompt's end runs in one step, or the request"
-        " is refused",
+        "an image of a local schedule, and of a guided request the range from the first vision token to"
+        " the prompt's end, runs in one step, or the request is refused",
         {
             "max_num_batched_tokens": 192,
             "max_num_seqs": 8,
@@ -320,7 +326,7 @@ REFUSED_REQUESTS: tuple[RefusedRequest, ...] = (
         "vtr_vllm/engine/frontend/test_admission.py::test_what_is_malformed",
     ),
     RefusedRequest(
-        "a range longer than a step",
+        "a range, or an image, longer than a step",
         "it would wait for ever",
         "vtr_vllm/engine/frontend/test_admission.py::test_a_range_that_fits_no_step",
     ),

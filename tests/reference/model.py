@@ -26,8 +26,10 @@ from tests.reference.scores import (
     Layer,
     attention_scores,
     floors,
+    image_seed,
     median_distance,
     random_scores,
+    self_scores,
 )
 
 Counts = list[int]
@@ -90,9 +92,10 @@ class ReferenceLlava:
         rules: Rules | None = None,
         continuation: list[int] | None = None,
         floor: float = 0.0,
+        local: list[Counts] | None = None,
     ) -> Tensor:
         """Return the logits of ``run``, ``[1 + C, vocab]`` fp32."""
-        return self.run(prompt_token_ids, images, counts, rules, continuation, floor).logits
+        return self.run(prompt_token_ids, images, counts, rules, continuation, floor, local).logits
 
     @torch.no_grad()
     def run(
@@ -103,12 +106,14 @@ class ReferenceLlava:
         rules: Rules | None = None,
         continuation: list[int] | None = None,
         floor: float = 0.0,
+        local: list[Counts] | None = None,
     ) -> Run:
         """Run prompt and teacher-forced continuation in one causal pass.
 
         ``counts``: vision tokens that each layer sees, over all images. ``rules``: how the
         survivors are chosen, by the layer before which a cut lies. ``floor``: the share that each
-        image has for sure, see ``floors``.
+        image has for sure, see ``floors``. ``local``: the counts of each image, where each keeps
+        its own.
         """
         prompt = len(prompt_token_ids)
         ids = torch.tensor([*prompt_token_ids, *(continuation or [])])
@@ -117,11 +122,13 @@ class ReferenceLlava:
         rows = self.hf.get_input_embeddings()(ids)
         rows[vision] = features.flatten(0, 1)
         self._check(counts, rules or {}, len(vision))
-        state = _State(ids, prompt, vision, features, cls, floor)
+        seeds = [image_seed(image) for image in images]
+        state = _State(ids, prompt, vision, features, cls, floor, seeds)
         result = Run(torch.empty(0))
         for index in range(self.text.num_hidden_layers):
             if counts[index] < len(state.alive):
-                rows, cut = _cut(state, rows, counts[index], (rules or {})[index])
+                shares = None if local is None else [image[index] for image in local]
+                rows, cut = _cut(state, rows, counts[index], (rules or {})[index], shares)
                 result.cuts[index] = cut
             rows, state.layer = self._layer(index, rows, state.positions())
         rows = _rms_norm(rows[-1 - len(ids) + prompt :], self.hf.model.language_model.norm)
@@ -198,9 +205,10 @@ class _State:
         features: Tensor,
         cls: Tensor,
         floor: float,
+        seeds: list[int],
     ) -> None:
         self.ids, self.prompt, self.vision = ids, prompt, vision
-        self.features, self.cls, self.floor = features, cls, floor
+        self.features, self.cls, self.floor, self.seeds = features, cls, floor, seeds
         self.alive = torch.arange(len(vision))
         self.previous: Tensor | None = None
         self.layer: Layer | None = None
@@ -212,6 +220,16 @@ class _State:
         there[self.vision[self.alive]] = True
         return there.nonzero().squeeze(1)
 
+    def images_alive(self) -> list[Tensor]:
+        """Return each image's vision tokens that are alive, as indices among the prompt's."""
+        sizes = [len(image) for image in self.features]
+        ends = torch.tensor(sizes).cumsum(0)
+        starts = ends - torch.tensor(sizes)
+        return [
+            self.alive[(self.alive >= first) & (self.alive < end)]
+            for first, end in zip(starts, ends, strict=True)
+        ]
+
     def scores(self, rule: str) -> Tensor:
         """Return the scores of the prompt's vision tokens, ``[n]``; NaN where gone."""
         name, *options = rule.split("-")
@@ -220,9 +238,13 @@ class _State:
         elif name == "cls":
             found = self.cls.flatten()
         elif name == "random":
-            found = random_scores(self.ids[: self.prompt].tolist(), len(self.vision))
+            found = random_scores(self.seeds, [len(image) for image in self.features])
         elif name == "previous" and self.previous is not None:
             found = self.previous
+        elif name == "self" and self.layer is not None:
+            found = torch.full((len(self.vision),), float("nan"))
+            for image in self.images_alive():
+                found[image] = self_scores(self.layer, self.vision[image], options)
         elif name in ("last", "instruction") and self.layer is not None:
             first = int(self.vision[-1]) + 1 if name == "instruction" else self.prompt - 1
             readers = torch.arange(first, self.prompt)
@@ -236,10 +258,12 @@ class _State:
         return scores
 
 
-def _cut(state: _State, rows: Tensor, count: int, rule: str) -> tuple[Tensor, Cut]:
+def _cut(
+    state: _State, rows: Tensor, count: int, rule: str, shares: list[int] | None = None
+) -> tuple[Tensor, Cut]:
     """Keep the ``count`` best of the vision tokens alive; ties go to the lower index.
 
-    Each image's own best come first, as many as its floor says.
+    Each image's own best come first, as many as its floor says, or its share.
     """
     before = state.positions()
     scores = state.scores(rule)
@@ -247,7 +271,7 @@ def _cut(state: _State, rows: Tensor, count: int, rule: str) -> tuple[Tensor, Cu
     per_image = [len(image) for image in state.features]
     image_of = [number for number, size in enumerate(per_image) for _ in range(size)]
     kept: list[int] = []
-    for number, floor in enumerate(floors(state.floor, count, per_image)):
+    for number, floor in enumerate(shares or floors(state.floor, count, per_image)):
         kept += [token for token in ranked if image_of[token] == number][:floor]
     free = [token for token in ranked if token not in kept][: count - len(kept)]
     lost = [token for token in ranked if token not in kept and token not in free]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
-import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 
@@ -47,15 +48,46 @@ def attention_scores(layer: Layer, readers: Tensor, seen: Tensor, options: list[
     return heads.mean(0)
 
 
+def self_scores(layer: Layer, image: Tensor, options: list[str]) -> Tensor:
+    """Return how much an image's tokens at positions ``image`` get of its later ones, ``[image]``.
+
+    The mean over those that see a token, itself among them; of more than 64 tokens, 64 look: evenly
+    spaced, the last one among them.
+    """
+    count = min(64, len(image))
+    looking = [(number + 1) * len(image) // count - 1 for number in range(count)]
+    matrix = layer.probabilities(rope="norope" not in options)
+    rows = torch.stack([(layer.positions == image[place]).nonzero()[0, 0] for place in looking])
+    seen = torch.isin(layer.positions, image)
+    heads = matrix[:, rows][:, :, seen]
+    heads = heads.amax(0) if "max" in options else heads.mean(0)
+    sees = torch.tensor(looking)[:, None] >= torch.arange(len(image))
+    return (heads * sees).sum(0) / sees.sum(0)
+
+
 def median_distance(features: Tensor) -> Tensor:
     """Return each token's distance from the median of its image: ``[n, hidden]`` to ``[n]``."""
     return (features - features.median(0).values).norm(dim=-1)
 
 
-def random_scores(prompt_token_ids: list[int], n: int) -> Tensor:
-    """Return ``n`` uniform scores drawn by the prompt: the same prompt, the same scores."""
-    seed = zlib.crc32(np.asarray(prompt_token_ids, dtype="<i8").tobytes())
-    return torch.rand(n, generator=torch.Generator().manual_seed(seed))
+def image_id(image: Image.Image) -> str:
+    """A name of an image's pixels, under which vLLM is given it."""
+    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+
+
+def image_seed(image: Image.Image) -> int:
+    """The seed of an image that is the first unit of what has its name."""
+    return zlib.crc32(f"0 {image_id(image)}".encode())
+
+
+def random_scores(seeds: list[int], sizes: list[int]) -> Tensor:
+    """Return uniform scores of all images' tokens: the same image, the same scores."""
+    return torch.cat(
+        [
+            torch.rand(size, generator=torch.Generator().manual_seed(seed))
+            for seed, size in zip(seeds, sizes, strict=True)
+        ]
+    )
 
 
 def floors(share: float, count: int, per_image: list[int]) -> list[int]:

@@ -20,7 +20,7 @@ TWO = "USER: <image> and <image>\nWhich one is darker? ASSISTANT:"
 ANSWER = [40, 77, 130, 201, 9]
 ATTENTION_RULES = ["last", "last-max", "last-norope", "last-norope-max"]
 ATTENTION_RULES += [rule.replace("last", "instruction") for rule in ATTENTION_RULES]
-PINNED = [0.2152, 0.3000, 0.7792]  # torch.rand under the CRC-32 of 1, 2, 3, 3, 3 as int64
+PINNED = [0.5349, 0.1988, 0.6592, 0.5979, 0.8453]
 BLIND_RULES = ["saliency", "cls", "random"]
 
 
@@ -172,10 +172,10 @@ def test_kept_sets_nest_and_attention_ranks_only_survivors(model: ReferenceLlava
 
 
 def test_random_scores_are_pinned() -> None:
-    """Any implementation of the rule must draw these numbers for this prompt."""
-    scores = random_scores([1, 2, 3, 3, 3], 3)
+    """Any implementation of the rule must draw these numbers for images of these seeds."""
+    scores = random_scores([7, 8], [3, 2])
     torch.testing.assert_close(scores, torch.tensor(PINNED), atol=1e-4, rtol=0)
-    assert not torch.equal(scores, random_scores([1, 2, 3, 3, 4], 3))
+    assert torch.equal(scores[:3], random_scores([7], [3]))
 
 
 def test_greedy_tokens_vary(model: ReferenceLlava) -> None:

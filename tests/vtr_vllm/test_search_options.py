@@ -32,6 +32,7 @@ VALUES: dict[str, tuple[list[Any], list[Any]]] = {
         [[0.0], [1.0], [0.5, 1.5], [-0.5], [0.5, 0.5], [i / 34 for i in range(1, 34)], []],
     ),
     "objective": (["accuracy", "label-free"], ["speed", ""]),
+    "family": (["guided", "local", "both"], ["blind", "", "Local"]),
     "tolerance": ([0.0, 0.005, 1.0, 1], [-0.1, 1.0000001, 100, float("nan"), float("inf")]),
     "inner": (["bisection", "bayes"], ["random"]),
     "lambda": ([0.0, 0.5, 1.0], [-0.1, 2.0, float("nan")]),

@@ -11,6 +11,7 @@ from vtr_vllm.errors import ScheduleError
 from vtr_vllm.ranking.rule import Need, RankRule
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
     from vtr_vllm.ranking.inputs import RankInputs
@@ -44,16 +45,26 @@ class AttentionRule(RankRule):
                 " rope is True or False, heads is 'mean' or 'max'"
             )
 
+    of_one_image: ClassVar[bool] = False
+    """Whether only an image's own rows ask, so that the rule has a place in local schedules alone."""
+    by_visible: ClassVar[bool] = False
+    """Whether what a row gets is divided by the number of asking rows that see it."""
+
     @abstractmethod
-    def asking_rows(self, instruction_rows: int) -> int:
-        """How many of the prompt's last rows ask; ``instruction_rows`` as in ``RankInputs``."""
+    def asking(self, rows: int, instruction_rows: int) -> np.ndarray:
+        """Places, ascending, of the rows that ask among ``rows`` of a prompt or an image.
+
+        ``instruction_rows`` as in ``RankInputs``.
+        """
 
     def score(self, inputs: RankInputs) -> torch.Tensor:
+        import torch
+
         from vtr_vllm.ranking.probabilities import attention_received
 
         attention = inputs.attention
         assert attention is not None
         if not self.rope:
             attention = attention.unrotated()
-        queries = self.asking_rows(inputs.instruction_rows)
-        return attention_received(inputs, attention, queries, self.heads)
+        asking = self.asking(inputs.prompt_rows, inputs.instruction_rows)
+        return attention_received(inputs, attention, torch.from_numpy(asking), self.heads)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 
 from vtr_vllm.ranking.inputs import Attention, RankInputs
+from vtr_vllm.upload import upload
 
 TILE_BYTES = 64 << 20
 """Of the logits that are held at a time, and of their probabilities: twice this, and ``CHUNK`` keys in
@@ -22,27 +23,23 @@ Floats = Callable[[torch.Tensor, int], torch.Tensor]
 def attention_received(
     inputs: RankInputs,
     attention: Attention,
-    queries: int,
+    asking: torch.Tensor,
     heads: str,
     tile_bytes: int = TILE_BYTES,
     chunk: int = CHUNK,
 ) -> torch.Tensor:
-    """Attention that each row gets from the last ``queries`` prompt rows; [rows] float32."""
+    """Mean attention that each row gets from the rows ``asking``, ascending; [rows] float32."""
     end, prefix = inputs.prompt_rows, attention.prefix
-    first = end - queries
-    last = None
-    if queries > 1:
-        last = torch.arange(prefix + first, prefix + end, device=attention.key.device)[None]
+    asking = upload(asking, attention.key.device)
+    last = prefix + asking[None]
+
     received = received_together(
-        attention.query[None, first:end],
+        attention.floats(attention.query[:end], prefix)[asking][None],
         attention.key[None, : prefix + end].movedim(2, 0),
         attention.scale,
         heads,
         attention.combine,
         last=last,
-        queries_in_float=lambda part, place: attention.floats(part[0], prefix + first + place)[
-            None
-        ],
         keys_in_float=lambda part, place: attention.floats(part[:, 0].transpose(0, 1), place)[
             None
         ].movedim(2, 0),

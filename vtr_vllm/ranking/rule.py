@@ -27,6 +27,8 @@ class Need(enum.Enum):
     """Queries and keys of the layer before the cut; such a cut is never before layer index 2."""
     EMBEDDINGS = "embeddings"
     """Input embeddings of the vision tokens."""
+    STATES = "states"
+    """The residual stream at the cut, of the vision tokens that are still there."""
     TOWER = "tower"
     """Attention of the vision tower's CLS token."""
     PREVIOUS = "previous"

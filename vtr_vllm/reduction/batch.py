@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vtr_vllm.reduction.request import IntArray, Phase, ReducedRequest
+from vtr_vllm.reduction.request import IntArray, Part, ReducedRequest
 from vtr_vllm.schedules import RankRule
 
 
@@ -54,16 +54,24 @@ class Segment:
 
 @dataclass(frozen=True)
 class RequestCut:
-    """One request at one cut; rows are counted in the layout just before the cut."""
+    """One part of a request at one cut; rows are counted in the layout just before the cut.
+
+    It covers the rows of the part; of a request that is guided by its question, all of the step.
+    """
 
     index: int
     """Which request of the step."""
     request: ReducedRequest
+    part: Part
+    layer: int
     rule: RankRule
-    computed: int
-    """Tokens of the prompt that earlier steps, or the prefix cache, computed."""
+    position: int
+    """The position in the prompt of the first row, before any cut."""
+    stored: int
+    """Tokens that the layer before the cut stores of the request before the first row: earlier steps,
+    or the prefix cache, or rows of this step computed them."""
     step_row: int
-    """First row of the request in the step, before any cut."""
+    """The first row in the step, before any cut."""
     first_row: int
     num_rows: int
     generated: int
@@ -78,24 +86,44 @@ class RequestCut:
         return self.num_rows - self.generated
 
     @property
+    def kept_vision(self) -> int:
+        """Rows of vision tokens that stay."""
+        return self.part.plan.counts[self.layer]
+
+    @property
+    def vision_before(self) -> int:
+        """Rows of vision tokens before the cut."""
+        plan = self.part.plan
+        return plan.counts[self.layer - 1] if self.layer else plan.n_vision
+
+    @property
+    def text_rows(self) -> int:
+        return self.kept_rows - self.kept_vision
+
+    @property
     def vision_rows(self) -> IntArray:
-        """[n_vision] rows of the request's vision tokens in the step, before any cut."""
-        return self.request.vision - self.computed + self.step_row
+        """[n_vision] rows of the part's vision tokens in the step, before any cut."""
+        return self.part.vision - self.position + self.step_row
 
 
 @dataclass(frozen=True, eq=False)
 class BatchPlan:
     """The plan of one step in which at least one request is, or was, reduced."""
 
-    num_rows: int
-    """N."""
+    scheduled: IntArray
+    """[R] rows of each request before any cut."""
     segments: tuple[Segment, ...]
     cuts: dict[int, tuple[RequestCut, ...]]
     """Cut layer -> the requests that lose tokens before it. Empty: no row moves in this step."""
     vision: IntArray | None
-    """[N] vision-token number within its request, -1 for text; None without cuts."""
+    """[N] vision-token number within its part, -1 for text; None without cuts."""
     image: IntArray | None
-    """[N] image number within its request, -1 for text; None where no cut has floors."""
+    """[N] image number within its part, -1 for text; None where no cut has floors."""
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return int(self.scheduled.sum())
 
     @property
     def rank_layers(self) -> frozenset[int]:
@@ -114,53 +142,57 @@ def plan_batch(
 
     ``band_starts`` has the first layer of each band, ascending, starting with 0.
     """
-    phases = [_phase(request) for request in requests]
-    if all(phase is Phase.PREFIX for phase in phases):
+    parts = [_parts(request) for request in requests]
+    if not any(behind for _, behind in parts):
         return None
 
     computed = np.array([r.computed for r in requests], dtype=np.int64)
     scheduled = np.array([r.scheduled for r in requests], dtype=np.int64)
-    dropped = _dropped(requests, phases, num_layers)
-    prefilling = np.array([phase is Phase.PREFILL for phase in phases], dtype=bool)
-    # In a decode step the missing tokens were dropped before: only lengths shrink, no row goes.
-    query_len = scheduled - np.where(prefilling, dropped, 0)
-    seq_len = computed + scheduled - dropped
+    # What earlier steps dropped is missing from storage alone: only lengths shrink, no row goes.
+    before = _dropped(requests, [done for done, _ in parts], num_layers)
+    behind = _dropped(requests, [done for _, done in parts], num_layers)
+    query_len = scheduled - (behind - before)
+    seq_len = computed + scheduled - behind
 
-    segments = _segments(query_len, seq_len, dropped, band_starts)
-    cuts = _cuts(requests, prefilling, query_len, scheduled)
+    segments = _segments(query_len, seq_len, band_starts)
+    cuts = _cuts(requests, parts, query_len, scheduled)
     vision = image = None
     if cuts:
-        vision = _numbers(requests, prefilling, scheduled, lambda r: np.arange(len(r.vision)))
+        vision = _numbers(requests, parts, lambda part: np.arange(part.plan.n_vision))
     if any(cut.floors is not None for members in cuts.values() for cut in members):
-        image = _numbers(requests, prefilling, scheduled, lambda r: r.image_of)
-    return BatchPlan(int(scheduled.sum()), segments, cuts, vision, image)
+        image = _numbers(
+            requests, parts, lambda part: np.repeat(range(len(part.units)), part.image_sizes)
+        )
+    return BatchPlan(scheduled, segments, cuts, vision, image)
 
 
 def dropped_tokens(requests: Sequence[StepRequest], num_layers: int) -> IntArray:
     """[layers, R] tokens that each layer does not store of each request once the step is written."""
-    return _dropped(requests, [_phase(request) for request in requests], num_layers)
+    return _dropped(requests, [_parts(request)[1] for request in requests], num_layers)
 
 
-def _dropped(requests: Sequence[StepRequest], phases: Sequence[Phase], num_layers: int) -> IntArray:
+def _dropped(requests: Sequence[StepRequest], done: Sequence[int], num_layers: int) -> IntArray:
+    """[layers, R] of the first ``done`` parts of each request."""
     dropped = np.zeros((num_layers, len(requests)), dtype=np.int64)
-    for i, (request, phase) in enumerate(zip(requests, phases, strict=True)):
-        if request.reduced is not None and phase is not Phase.PREFIX:
-            dropped[:, i] = request.reduced.dropped
+    for i, (request, parts) in enumerate(zip(requests, done, strict=True)):
+        if request.reduced is not None and parts:
+            dropped[:, i] = request.reduced.dropped_by[parts]
     return dropped
 
 
-def _phase(request: StepRequest) -> Phase:
+def _parts(request: StepRequest) -> tuple[int, int]:
+    """How many parts are done before the step, and behind it."""
     if request.reduced is None:
-        return Phase.PREFIX
-    return request.reduced.phase(request.computed, request.scheduled)
+        return 0, 0
+    return request.reduced.parts_of_step(request.computed, request.scheduled)
 
 
 def _segments(
-    query_len: IntArray, seq_len: IntArray, dropped: IntArray, band_starts: Sequence[int]
+    query_len: IntArray, seq_len: IntArray, band_starts: Sequence[int]
 ) -> tuple[Segment, ...]:
-    num_layers = len(dropped)
-    changes = 1 + np.flatnonzero((dropped[1:] != dropped[:-1]).any(axis=1))
-    first_layers = sorted({*band_starts, *changes.tolist()})
+    num_layers = len(query_len)
+    changes = (query_len[1:] != query_len[:-1]) | (seq_len[1:] != seq_len[:-1])
+    first_layers = sorted({*band_starts, *(1 + np.flatnonzero(changes.any(axis=1))).tolist()})
     bands = np.searchsorted(np.asarray(band_starts), first_layers, side="right") - 1
     return tuple(
         Segment(first, end, int(band), query_len[first], seq_len[first])
@@ -172,46 +204,79 @@ def _segments(
 
 def _cuts(
     requests: Sequence[StepRequest],
-    prefilling: np.ndarray,
+    parts: Sequence[tuple[int, int]],
     query_len: IntArray,
     scheduled: IntArray,
 ) -> dict[int, tuple[RequestCut, ...]]:
     cuts: dict[int, list[RequestCut]] = {}
-    for i in np.flatnonzero(prefilling).tolist():
-        request = requests[i].reduced
-        assert request is not None
-        for layer, rule in zip(request.plan.cuts, request.plan.rules, strict=True):
-            before = query_len[layer - 1] if layer else scheduled
-            cut = RequestCut(
-                index=i,
-                request=request,
-                rule=rule,
-                computed=requests[i].computed,
-                step_row=int(scheduled[:i].sum()),
-                first_row=int(before[:i].sum()),
-                num_rows=int(before[i]),
-                generated=requests[i].computed + requests[i].scheduled - request.prompt_len,
-                kept_rows=int(query_len[layer][i]),
-                floors=request.floors(request.plan.counts[layer]),
-            )
-            cuts.setdefault(layer, []).append(cut)
-    return {layer: tuple(members) for layer, members in cuts.items()}
+    row_start = {-1: _starts(scheduled)}
+    for i, (done, behind) in enumerate(parts):
+        if done == behind:
+            continue
+        request = requests[i]
+        reduced = request.reduced
+        assert reduced is not None
+        for number in range(done, behind):
+            plan = reduced.parts[number].plan
+            for layer, rule in zip(plan.cuts, plan.rules, strict=True):
+                if layer - 1 not in row_start:
+                    row_start[layer - 1] = _starts(query_len[layer - 1])
+                first = int(row_start[-1][i]), int(row_start[layer - 1][i])
+                cut = _request_cut(request, i, (done, number), layer, rule, first)
+                cuts.setdefault(layer, []).append(cut)
+    return {layer: tuple(members) for layer, members in sorted(cuts.items())}
+
+
+def _request_cut(
+    request: StepRequest,
+    index: int,
+    parts: tuple[int, int],
+    layer: int,
+    rule: RankRule,
+    first: tuple[int, int],
+) -> RequestCut:
+    """``parts``: how many were done before the step, and which is cut. ``first``: the request's first
+    row in the step, before any cut and before this one."""
+    reduced = request.reduced
+    assert reduced is not None
+    done, number = parts
+    part, plan = reduced.parts[number], reduced.parts[number].plan
+    end = request.computed + request.scheduled
+    begin = part.start if reduced.is_local else request.computed
+    rows = (part.end if reduced.is_local else end) - begin
+    # Those of the layer before the cut; nothing is dropped before layer 0.
+    gone = reduced.dropped_by[:, layer - 1] if layer else np.zeros(number + 1, dtype=np.int64)
+    return RequestCut(
+        index=index,
+        request=reduced,
+        part=part,
+        layer=layer,
+        rule=rule,
+        position=begin,
+        stored=begin - int(gone[number]),
+        step_row=first[0] + begin - request.computed,
+        first_row=first[1] + begin - request.computed - int(gone[number] - gone[done]),
+        num_rows=rows - (plan.dropped(layer - 1) if layer else 0),
+        generated=0 if reduced.is_local else end - reduced.prompt_len,
+        kept_rows=rows - plan.dropped(layer),
+        floors=reduced.floors(plan.counts[layer]),
+    )
 
 
 def _numbers(
     requests: Sequence[StepRequest],
-    prefilling: np.ndarray,
-    scheduled: IntArray,
-    of: Callable[[ReducedRequest], IntArray],
+    parts: Sequence[tuple[int, int]],
+    of: Callable[[Part], IntArray],
 ) -> IntArray:
-    """[N] what ``of`` says of each vision token of the requests that are cut; -1 elsewhere."""
-    row_start = _starts(scheduled)
+    """[N] what ``of`` says of each vision token of the parts that are cut; -1 elsewhere."""
+    row_start = _starts(np.array([request.scheduled for request in requests]))
     numbers = np.full(row_start[-1], -1, dtype=np.int64)
-    for i in np.flatnonzero(prefilling).tolist():
-        request = requests[i].reduced
-        assert request is not None
-        rows = request.vision - requests[i].computed + row_start[i]
-        numbers[rows] = of(request)
+    for i, (done, behind) in enumerate(parts):
+        for number in range(done, behind):
+            reduced = requests[i].reduced
+            assert reduced is not None
+            part = reduced.parts[number]
+            numbers[part.vision - requests[i].computed + row_start[i]] = of(part)
     return numbers
 
 

@@ -1,9 +1,11 @@
 """Which rows of a step are still there, from cut to cut.
 
-All requests of a cut are ordered together. C requests that lose rows, of at most L rows each, lie in a
-table [C, L], in which a shorter request is followed by padding: one sort orders every row of it.
+All members of a cut are ordered together: whole requests, or images of them. C members that lose rows,
+of at most L rows each, lie in a table [C, L], in which a shorter one is followed by padding: one sort
+orders every row of it.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +17,7 @@ from vtr_vllm.reduction.request import IntArray
 from vtr_vllm.upload import upload, upload_together
 
 ScoreRows = Callable[[RequestCut, torch.Tensor], torch.Tensor]
-"""(cut, vision numbers [rows of the request]) -> scores [rows of the request], float32."""
+"""(cut, vision numbers [rows of the member]) -> scores [rows of the member], float32."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,12 +26,12 @@ class _CutTable:
 
     members: Sequence[RequestCut]
     text: Sequence[int]
-    """Of each request: rows that are not of vision tokens."""
+    """Of each member: rows that are not of vision tokens."""
     rows: torch.Tensor
-    """[C, L] int32: the rows of each request; padding repeats its last one, which is text."""
+    """[C, L] int32: the rows of each member; padding repeats its last one."""
     stay: torch.Tensor
-    """[rows of C that stay] int32: their places in C x L once each request's rows are ordered: text,
-    padding with it, then vision tokens."""
+    """[rows of C that stay] int32: their places in C x L once each member's rows are ordered: text,
+    padding with it where that repeats text, then vision tokens, then other padding."""
     others: torch.Tensor
     """[rows of other requests] int32."""
 
@@ -50,18 +52,15 @@ class Rows:
         if plan.image is not None:
             numbers.append(plan.image)
         cuts = sorted(plan.cuts.items())
-        texts = [
-            [cut.kept_rows - cut.request.plan.counts[layer] for cut in of] for layer, of in cuts
-        ]
         tables = [
             array
-            for (layer, members), text in zip(cuts, texts, strict=True)
-            for array in _host_table(members, np.array(text), _rows_before(plan, layer))
+            for layer, members in cuts
+            for array in _host_table(members, _rows_before(plan, layer))
         ]
         sent = upload_together([np.stack(numbers), *tables], device)
-        self._tables = iter(
-            _CutTable(members, text, *sent[1 + 3 * i : 4 + 3 * i])
-            for i, ((_, members), text) in enumerate(zip(cuts, texts, strict=True))
+        self._tables = deque(
+            _CutTable(members, [cut.text_rows for cut in members], *sent[1 + 3 * i : 4 + 3 * i])
+            for i, (_, members) in enumerate(cuts)
         )
         """Of the cuts to come."""
         self._numbers = sent[0].long()
@@ -87,8 +86,13 @@ class Rows:
 
     @property
     def vision(self) -> torch.Tensor:
-        """[rows] int64: vision-token number within its request, -1 for text."""
+        """[rows] int64: vision-token number within its part, -1 for text."""
         return self._numbers[self._axes + 1]
+
+    @property
+    def of_members(self) -> torch.Tensor:
+        """[C, L] int32: the rows of each member of the cut that comes next; padding repeats the last."""
+        return self._tables[0].rows
 
     def cut(
         self,
@@ -100,7 +104,7 @@ class Rows:
 
         ``score`` may be scores [C, L] float32. ``agree`` makes of the selection of one rank that of all.
         """
-        table = next(self._tables)
+        table = self._tables.popleft()
         assert table.members == members
         if not isinstance(score, torch.Tensor):
             parts = {
@@ -124,7 +128,7 @@ class Rows:
             if member.floors is not None:
                 assert self._has_images
                 image = self._numbers[-1][rows_of(member)]
-                vision = text + len(own) - member.num_rows
+                vision = text + len(own) - member.num_rows  # floors are of parts that end in text
                 ranked = torch.cat([own[:text], own[vision:]])
                 ranked = _floors_first(ranked, image, member.floors)
                 own[vision:] = ranked[text:]
@@ -132,16 +136,16 @@ class Rows:
 
 
 def rows_of(member: RequestCut) -> slice:
-    """The rows of a request before its cut."""
+    """The rows of a member before its cut."""
     return slice(member.first_row, member.first_row + member.num_rows)
 
 
 def together(
     members: Sequence[RequestCut], parts: Mapping[int, torch.Tensor], device: torch.device
 ) -> torch.Tensor:
-    """[C, L] float32: by place among ``members`` the scores [rows] of some of them."""
+    """[C, L] float32: by place among ``members`` the scores [rows] of some of them; padding is last."""
     longest = max(member.num_rows for member in members)
-    scores = torch.zeros(len(members), longest, device=device)
+    scores = torch.full((len(members), longest), -torch.inf, device=device)
     for place, part in parts.items():
         scores[place, : len(part)] = part
     return scores
@@ -155,13 +159,15 @@ def _rows_before(plan: BatchPlan, layer: int) -> int:
 
 
 def _host_table(
-    members: Sequence[RequestCut], text: IntArray, num_rows: int
+    members: Sequence[RequestCut], num_rows: int
 ) -> tuple[IntArray, IntArray, IntArray]:
-    """``rows``, ``stay`` and ``others`` of a ``_CutTable``; ``text`` [C]."""
-    first, count, kept = np.array([(m.first_row, m.num_rows, m.kept_rows) for m in members]).T
+    """``rows``, ``stay`` and ``others`` of a ``_CutTable``."""
+    first, count, kept, text, text_at_end = np.array(
+        [(m.first_row, m.num_rows, m.kept_rows, m.text_rows, m.part.ends_in_text) for m in members]
+    ).T
     place = np.arange(count.max())
     rows = first[:, None] + np.minimum(place, count[:, None] - 1)
-    before, missing = text[:, None], (len(place) - count)[:, None]
+    before, missing = text[:, None], (text_at_end * (len(place) - count))[:, None]
     vision = (place >= before + missing) & (place < kept[:, None] + missing)
     stay = np.flatnonzero((place < before) | vision)
     if count.sum() == num_rows:

@@ -21,7 +21,12 @@ from vtr_vllm.schedules.forms import (
 )
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.interpolation import interpolate
-from vtr_vllm.schedules.keep_rates import FIRST_ATTENTION_CUT, check_budget
+from vtr_vllm.schedules.keep_rates import (
+    FIRST_ATTENTION_CUT,
+    check_budget,
+    cut_layers,
+    see_no_question,
+)
 from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.plan import Plan, make_plan
 from vtr_vllm.schedules.schedule import SCHEMA_VERSION, Schedule
@@ -30,8 +35,10 @@ from vtr_vllm.schedules.wire import (
     KEEP_KEY,
     RULES_KEY,
     TRACE_KEY,
+    UNITS_KEY,
     parse_floor,
     parse_trace,
+    parse_units,
     parse_wire,
     to_wire,
 )
@@ -44,6 +51,7 @@ __all__ = [
     "RULES_KEY",
     "SCHEMA_VERSION",
     "TRACE_KEY",
+    "UNITS_KEY",
     "ModelGeometry",
     "Plan",
     "RankRule",
@@ -52,6 +60,7 @@ __all__ = [
     "Selection",
     "check_budget",
     "check_floor",
+    "cut_layers",
     "explicit",
     "fastv",
     "flops_fraction",
@@ -65,8 +74,10 @@ __all__ = [
     "p_sigmoid",
     "parse_floor",
     "parse_trace",
+    "parse_units",
     "parse_wire",
     "prefill_flops",
+    "see_no_question",
     "pyramid_drop",
     "random",
     "to_wire",

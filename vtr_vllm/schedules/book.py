@@ -2,22 +2,22 @@
 
 import os
 from bisect import bisect_left
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
 from vtr_vllm.errors import ScheduleError, UnknownSchedule
 from vtr_vllm.schedules.cost import flops_fraction
-from vtr_vllm.schedules.forms import FORMS, form_by_name, full
+from vtr_vllm.schedules.forms import FORMS, form_by_name, full, uniform
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.interpolation import interpolate
-from vtr_vllm.schedules.keep_rates import check_budget
+from vtr_vllm.schedules.keep_rates import check_budget, see_no_question
 from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.schedule import Schedule
 from vtr_vllm.schedules.strict_json import JSON, show
 
-Source = Literal["full", "searched", "interpolated", "p-sigmoid-default"]
+Source = Literal["full", "searched", "interpolated", "p-sigmoid-default", "local-default"]
 
 _SAME_BUDGET = 1e-9
 
@@ -30,30 +30,64 @@ class Selection:
     source: Source
 
 
+@dataclass
+class _Ladder:
+    """Stored schedules that state a budget, and these budgets, both ascending."""
+
+    schedules: list[Schedule] = field(default_factory=list)
+    budgets: list[float] = field(default_factory=list)
+
+    def of_budget(self, budget: float) -> Schedule | None:
+        first = bisect_left(self.budgets, budget - _SAME_BUDGET)
+        same = first < len(self.budgets) and self.budgets[first] <= budget + _SAME_BUDGET
+        return self.schedules[first] if same else None
+
+    def add(self, schedule: Schedule, budget: float) -> None:
+        rival = self.of_budget(budget)
+        if rival is not None:
+            raise ScheduleError(
+                f"schedules {rival.name} and {schedule.name} both claim budget {budget}; set the"
+                " budget of one to null: it stays reachable by name"
+            )
+        place = bisect_left(self.budgets, budget)
+        self.schedules.insert(place, schedule)
+        self.budgets.insert(place, budget)
+
+
 class ScheduleBook:
     """Stored schedules of one model geometry, beside the built-in forms; immutable.
 
+    ``band_starts``: the first layer of each of the engine's KV bands; None: any layer may start one.
     Raises GeometryMismatch for a schedule of another model, and ScheduleError for two stored
-    schedules of one name or of one budget, and for a stored schedule that carries the name of
-    a built-in form without being equal to it.
+    schedules of one name, or of one budget where both are reused or neither is, and for a stored
+    schedule that carries the name of a built-in form without being equal to it.
     """
 
-    def __init__(self, geometry: ModelGeometry, schedules: Iterable[Schedule] = ()) -> None:
+    def __init__(
+        self,
+        geometry: ModelGeometry,
+        schedules: Iterable[Schedule] = (),
+        band_starts: Collection[int] | None = None,
+    ) -> None:
         self.geometry = geometry
+        self.band_starts = None if band_starts is None else tuple(sorted(band_starts))
         self._stored: dict[str, Schedule] = {}
-        # the stored schedules that state a budget, and these budgets, both ascending
-        self._ladder: list[Schedule] = []
-        self._budgets: list[float] = []
+        self._ladders = {reuse: _Ladder() for reuse in (False, True)}
         for schedule in schedules:
             self._add(schedule)
 
     @classmethod
-    def from_folder(cls, geometry: ModelGeometry, path: str | os.PathLike[str]) -> Self:
+    def from_folder(
+        cls,
+        geometry: ModelGeometry,
+        path: str | os.PathLike[str],
+        band_starts: Collection[int] | None = None,
+    ) -> Self:
         """Load every ``*.json`` of a folder; raises ScheduleError with the path of a bad file."""
         folder = Path(path)
         if not folder.is_dir():
             raise ScheduleError(f"schedule folder {folder} is no folder; create it or name another")
-        book = cls(geometry)
+        book = cls(geometry, band_starts=band_starts)
         for file in sorted(folder.glob("*.json")):
             schedule = Schedule.load(file)
             try:
@@ -77,24 +111,51 @@ class ScheduleBook:
             )
         return schedule
 
-    def for_budget(self, budget: object) -> Selection:
+    def for_budget(self, budget: object, reuse: bool = False) -> Selection:
         """The schedule to run at ``budget``, the mean keep rate; raises InvalidBudget.
 
-        1.0 is ``full``; then a stored schedule of exactly this budget; then the interpolation
-        of the stored schedules next to it, ``full`` standing above the highest; below the
-        lowest the P-Sigmoid with its default parameters, which meets every budget.
+        With ``reuse`` of those whose KV a later request can use, else of those that look at the
+        question. 1.0 is ``full``; then a stored schedule of exactly this budget; then the
+        interpolation of the stored schedules next to it, ``full`` standing above the highest; below
+        the lowest a form that meets every budget: the P-Sigmoid with its default parameters, or with
+        ``reuse`` one cut before layer 0.
         """
         value = check_budget(budget)
         if value == 1.0:
             return Selection(full(self.geometry), "full")
-        stored = self._of_budget(value)
+        ladder = self._ladders[reuse]
+        stored = ladder.of_budget(value)
         if stored is not None:
             return Selection(stored, "searched")
-        above = bisect_left(self._budgets, value)
+        above = bisect_left(ladder.budgets, value)
+        if above == 0 and reuse:
+            return Selection(uniform(self.geometry, value), "local-default")
         if above == 0:
             return Selection(p_sigmoid(self.geometry, value), "p-sigmoid-default")
-        upper = self._ladder[above] if above < len(self._ladder) else full(self.geometry)
-        return Selection(interpolate(self._ladder[above - 1], upper, value), "interpolated")
+        upper = ladder.schedules[above] if above < len(ladder.budgets) else full(self.geometry)
+        lower = ladder.schedules[above - 1]
+        return Selection(interpolate(lower, upper, value), "interpolated")
+
+    def reuses(self, schedule: Schedule) -> bool:
+        """Whether the KV of a request with this schedule can serve later requests."""
+        return schedule.is_local and self.why_not_reused(schedule) is None
+
+    def why_not_reused(self, schedule: Schedule) -> str | None:
+        """What keeps later requests from its KV; None where nothing does, and at full budget."""
+        if not schedule.rules:
+            return None
+        if not schedule.is_local:
+            guided = sorted({str(rule) for rule in schedule.rules if not see_no_question([rule])})
+            return f"{', '.join(guided)} ranks by what stands behind the image"
+        if self.band_starts is None:
+            return None
+        inside = sorted(set(schedule.cuts) - set(self.band_starts))
+        return (
+            f"it cuts before layers {inside}, and the engine's KV bands start at"
+            f" {list(self.band_starts)}"
+            if inside
+            else None
+        )
 
     def names(self) -> tuple[str, ...]:
         """``full`` and the stored names, sorted; form names beside ``full`` need a budget."""
@@ -119,6 +180,8 @@ class ScheduleBook:
             "keep": list(schedule.keep),
             "rules": [str(rule) for rule in schedule.rules],
             "per_image_floor": schedule.per_image_floor,
+            "reuse": self.reuses(schedule),
+            "why_not_reused": self.why_not_reused(schedule),
             "flops_fraction": flops_fraction(self.geometry, counts, n_vision, n_text),
             "n_vision": n_vision,
             "n_text": n_text,
@@ -135,18 +198,5 @@ class ScheduleBook:
                 " rules or per-image floor; rename it"
             )
         if schedule.budget is not None:
-            rival = self._of_budget(schedule.budget)
-            if rival is not None:
-                raise ScheduleError(
-                    f"schedules {rival.name} and {schedule.name} both claim budget"
-                    f" {schedule.budget}; set the budget of one to null: it stays reachable by name"
-                )
-            place = bisect_left(self._budgets, schedule.budget)
-            self._ladder.insert(place, schedule)
-            self._budgets.insert(place, schedule.budget)
+            self._ladders[self.reuses(schedule)].add(schedule, schedule.budget)
         self._stored[schedule.name] = schedule
-
-    def _of_budget(self, budget: float) -> Schedule | None:
-        first = bisect_left(self._budgets, budget - _SAME_BUDGET)
-        same = first < len(self._budgets) and self._budgets[first] <= budget + _SAME_BUDGET
-        return self._ladder[first] if same else None

@@ -52,6 +52,11 @@ def cut_layers(values: Iterable[float], before: float) -> tuple[int, ...]:
     return tuple(cuts)
 
 
+def see_no_question(rules: Iterable[RankRule]) -> bool:
+    """Whether no cut's order depends on what stands behind an image; ``previous`` repeats another's."""
+    return not any(rule.sees_question for rule in rules if Need.PREVIOUS not in rule.needs)
+
+
 def keep_counts(keep: Sequence[float], n_vision: int) -> tuple[int, ...]:
     """Vision tokens kept per layer: keep rate times ``n_vision`` (float product), half up.
 
@@ -98,6 +103,12 @@ def check_keep_and_rules(
                 f"the first cut (before layer {layer}) is ranked by {rule}; there is no order"
                 " to reuse: name another rule"
             )
+    alone = next((rule for rule in parsed if getattr(rule, "of_one_image", False)), None)
+    if alone and not see_no_question(parsed):
+        raise ScheduleError(
+            f"rule {alone} ranks the tokens of one image by themselves, and stands beside a rule that"
+            f" sees the question ({', '.join(map(str, parsed))}); name rules that see images alone"
+        )
     return rates, parsed
 
 

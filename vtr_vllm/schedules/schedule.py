@@ -18,6 +18,7 @@ from vtr_vllm.schedules.keep_rates import (
     cut_layers,
     keep_counts,
     mean,
+    see_no_question,
 )
 from vtr_vllm.schedules.strict_json import (
     JSON,
@@ -106,6 +107,15 @@ class Schedule:
     def cuts(self) -> tuple[int, ...]:
         """The layer indices before which vision tokens are dropped, ascending."""
         return cut_layers(self.keep, 1.0)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it drops tokens, and by rules that look at nothing behind an image.
+
+        An engine can keep the KV for a later request only if its KV bands start at all cuts, too:
+        ``ScheduleBook.reuses``.
+        """
+        return bool(self.rules) and see_no_question(self.rules)
 
     def counts(self, n_vision: int) -> tuple[int, ...]:
         """Kept vision tokens per layer, ``[layers]``; see ``keep_counts`` for the rounding."""

@@ -15,7 +15,8 @@ KEEP_KEY = "vtr_keep"
 RULES_KEY = "vtr_rules"
 FLOOR_KEY = "vtr_floor"
 TRACE_KEY = "vtr_trace"
-_KEYS = (KEEP_KEY, RULES_KEY, FLOOR_KEY, TRACE_KEY)
+UNITS_KEY = "vtr_units"
+_KEYS = (KEEP_KEY, RULES_KEY, FLOOR_KEY, TRACE_KEY, UNITS_KEY)
 _MAX_TRACE_ID = 64
 
 Wire = dict[str, list[float] | list[str] | float]
@@ -81,3 +82,16 @@ def parse_trace(extra_args: Mapping[str, object]) -> str | None:
             " characters, or be left out"
         )
     return name
+
+
+def parse_units(extra_args: Mapping[str, object]) -> list[tuple[int, int, int]]:
+    """(frames, rows, columns) of each image or video, as the front end that admitted them knows it.
+
+    Zeros where it does not; empty where it said nothing. Raises RequestError for anything else.
+    """
+    flat = extra_args.get(UNITS_KEY, [])
+    if not isinstance(flat, list) or len(flat) % 3 or not all(type(n) is int for n in flat):
+        raise RequestError(
+            f"extra_args {UNITS_KEY} is {show(flat)}; it is written by the front end: leave it out"
+        )
+    return list(zip(flat[::3], flat[1::3], flat[2::3], strict=True))

@@ -79,6 +79,10 @@ class Evaluator(Protocol):
     def has_cls(self) -> bool:
         """Whether the model's vision tower has a CLS token, which the rank rule ``cls`` needs."""
 
+    @property
+    def band_starts(self) -> tuple[int, ...]:
+        """First layer of each of the engine's KV bands, ascending from 0: where local schedules cut."""
+
     def run(self, tasks: Sequence[Task]) -> Batch:
         """Answer every task; one refused task fails them all."""
 

@@ -64,7 +64,9 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
         backend, options.out, options.journal, asked.objective, asked.seed, progress
     ) as session:
         study, selection = session.study(first, until), session.study(rest)
-        plan = pipeline.plan(settings, study.geometry.layers, study.n_vision, len(first), len(rest))
+        bands = () if asked.family == "guided" else study.band_starts
+        sizes = study.geometry.layers, study.n_vision, len(first), len(rest)
+        plan = pipeline.plan(settings, *sizes, bands)
         if options.dry_run:
             print(_estimate(study, plan))
             return
@@ -171,7 +173,7 @@ def _compare(
     studies = {name: session.study(dataset) for name, dataset in others.items()}
     first = next(iter(studies.values()))
     geometry = first.geometry
-    book = ScheduleBook.from_folder(geometry, options.out)
+    book = ScheduleBook.from_folder(geometry, options.out, first.band_starts)
     budgets = sorted({s["budget"] for s in record["schedules"] if s["budget"]}, reverse=True)
     entries = list(frontier.contenders(record, book, budgets, first.same_n_vision))
     asked = {entry.candidate for entry in entries if entry.candidate is not None}
@@ -209,6 +211,7 @@ def _settings(asked: SearchOptions) -> SearchSettings:
         trials=asked.trials,
         items=pipeline.CURVE_ITEMS if asked.items is None else asked.items,
         seed=asked.seed,
+        family=asked.family,
     )
 
 
@@ -219,6 +222,7 @@ def _meta(options: argparse.Namespace, study: Study, data: Dataset) -> dict[str,
         "fingerprint": study.geometry.fingerprint,
         "n_vision": study.n_vision,
         "data": data.facts(),
+        "family": asked.family,
         "seed": asked.seed,
         "objective": asked.objective,
         "tolerance": asked.tolerance,

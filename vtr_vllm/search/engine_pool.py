@@ -53,6 +53,7 @@ class EnginePool:
         self._geometry: ModelGeometry = facts[0][0]
         self._versions: Mapping[str, str] = facts[0][1]
         self._has_cls: bool = facts[0][2]
+        self._band_starts: tuple[int, ...] = facts[0][3]
 
     @property
     def geometry(self) -> ModelGeometry:
@@ -68,6 +69,11 @@ class EnginePool:
     def has_cls(self) -> bool:
         """Whether the model's vision tower has a CLS token."""
         return self._has_cls
+
+    @property
+    def band_starts(self) -> tuple[int, ...]:
+        """First layers of the KV bands; the same in every engine."""
+        return self._band_starts
 
     def run(self, tasks: Sequence[Task]) -> Batch:
         """Answer every task; raises EvaluationFailed with the engine's own reason."""
@@ -138,7 +144,8 @@ def _serve(pipe: Connection, options: EngineOptions, cores: int, devices: str | 
         from vtr_vllm.search.vllm_evaluator import VLLMEvaluator
 
         evaluator = VLLMEvaluator(options)
-        pipe.send((evaluator.geometry, evaluator.versions, evaluator.has_cls))
+        facts = evaluator.geometry, evaluator.versions, evaluator.has_cls, evaluator.band_starts
+        pipe.send(facts)
         while True:
             pipe.send(_attempt(evaluator, pipe.recv()))
     except (EOFError, BrokenPipeError):

@@ -1,6 +1,7 @@
 """The held-out frontier: everything that was searched against every baseline, at equal mean keep."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -11,13 +12,18 @@ from vtr_vllm.schedules import (
     ScheduleBook,
     flops_fraction,
     make_plan,
+    uniform,
 )
 from vtr_vllm.search.baselines import Contender, baselines, of_schedule
 from vtr_vllm.search.candidates import unreduced
+from vtr_vllm.search.families import SEARCHED
 from vtr_vllm.search.statistics import LEVEL, bootstrap_interval, paired_difference
 from vtr_vllm.search.study import Evaluation, Study
 
 Rows = list[dict[str, Any]]
+
+SINGLE_CUT = "single-cut"
+"""Method: one cut before layer 0 by the best rule there, of a search that tried the local rules."""
 
 
 def contenders(
@@ -29,15 +35,24 @@ def contenders(
     between two neighbouring budgets the book's interpolation is tested.
     """
     geometry = book.geometry
+    rules = record.get("local_rules")
     yield Contender("full", 1.0, unreduced(geometry), book.by_name("full"))
     for budget in budgets:
         yield from baselines(geometry, budget, n_vision)
+        if rules is not None:
+            rule = RankRule.parse(rules["best"]["0"])
+            cut = replace(uniform(geometry, budget), name=f"{SINGLE_CUT}-{budget!r}", rules=(rule,))
+            yield of_schedule(SINGLE_CUT, cut, n_vision)
     for found in record["schedules"]:
         yield of_schedule(found["method"], _schedule(found, geometry), n_vision)
-    searched = sorted(s["budget"] for s in record["schedules"] if s["method"] == "searched")
-    for low, high in pairwise(searched):
-        schedule = book.for_budget(round((low + high) / 2, 6)).schedule
-        yield of_schedule("interpolated", schedule, n_vision)
+    for reuse, name in ((False, "interpolated"), (True, "local-interpolated")):
+        method = SEARCHED["local" if reuse else "guided"]
+        searched = sorted(s["budget"] for s in record["schedules"] if s["method"] == method)
+        for low, high in pairwise(searched):
+            schedule = book.for_budget(round((low + high) / 2, 6), reuse).schedule
+            if reuse:
+                schedule = replace(schedule, name=f"{name}-{schedule.budget!r}")
+            yield of_schedule(name, schedule, n_vision)
 
 
 def compare(
@@ -54,10 +69,11 @@ def compare(
         study.progress.begin(name)
         scored[name] = study.evaluate(name, candidates)
     first = next(iter(studies.values()))
+    book = ScheduleBook(geometry, band_starts=first.band_starts)
     rows = []
     index = 0
     for entry in entries:
-        row = _describe(entry, geometry, first.n_vision, first.n_text)
+        row = _describe(entry, book, first.n_vision, first.n_text)
         if entry.candidate is not None:
             for name, study in studies.items():
                 full = study.unreduced()
@@ -79,12 +95,11 @@ def _schedule(found: Mapping[str, Any], geometry: ModelGeometry) -> Schedule:
     )
 
 
-def _describe(
-    entry: Contender, geometry: ModelGeometry, n_vision: int, n_text: int
-) -> dict[str, Any]:
+def _describe(entry: Contender, book: ScheduleBook, n_vision: int, n_text: int) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": entry.name,
         "method": entry.method,
+        "family": None,
         "budget": entry.budget,
         "mean_keep": None,
         "flops_fraction": None,
@@ -98,9 +113,11 @@ def _describe(
         schedule = entry.schedule
         plan = make_plan(schedule.keep, schedule.rules, n_vision)
         row["keep"] = list(schedule.keep)
+        if schedule.rules:
+            row["family"] = "local" if book.reuses(schedule) else "guided"
         row["rules"] = [str(rule) for rule in schedule.rules]
         row["mean_keep"] = plan.mean_keep
-        row["flops_fraction"] = flops_fraction(geometry, plan.counts, n_vision, n_text)
+        row["flops_fraction"] = flops_fraction(book.geometry, plan.counts, n_vision, n_text)
     return row
 
 

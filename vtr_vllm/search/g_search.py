@@ -172,7 +172,8 @@ def _check(settings: GSearch, layers: int) -> None:
             f"G-Search stages begin at {starts}; give rising layer indices in 0..{layers - 1}"
         )
     for start in starts:
-        blind = start in settings.rules and not settings.rules[start].sees_question
+        rule = settings.rules.get(start)
+        blind = rule is not None and not rule.sees_question and not rule.needs_attention
         if start < FIRST_ATTENTION_CUT and not blind:
             raise ConfigurationError(
                 f"G-Search has a stage at layer {start} without a question-blind rule; attention"

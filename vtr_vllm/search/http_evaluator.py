@@ -70,6 +70,15 @@ class HTTPEvaluator:
         request = FleetRequest(name, partial(self._body, task), partial(_is_served, name, task))
         return self._fleet.run([request]).answers[0]
 
+    @cached_property
+    def band_starts(self) -> tuple[int, ...]:
+        """What the servers say, else what an engine has by itself."""
+        if self._fleet.served.band_starts is not None:
+            return self._fleet.served.band_starts
+        from vtr_vllm.engine.common.config import band_starts  # loads vLLM
+
+        return band_starts(self.geometry.layers, None)
+
     @property
     def retries(self) -> int:
         """Requests that failed on a server and were put back into the queue, since the start."""

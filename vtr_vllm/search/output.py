@@ -39,7 +39,14 @@ class Output:
         """Write schedules that are new or better, search.json, and the report."""
         seed = self.meta["seed"]
         best = [
-            records.served(scored, self.study, self.selection.study, seed, self.data_sha256)
+            records.served(
+                scored,
+                self.study,
+                self.selection.study,
+                seed,
+                self.data_sha256,
+                self.selection.family(scored, result),
+            )
             for scored in self.selection.best(result)
         ]
         better = [found for found in best if self.schedules.get(found.name) != found]

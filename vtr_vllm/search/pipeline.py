@@ -1,19 +1,32 @@
 """A whole search, from the unreduced model to schedule files."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from vtr_vllm.schedules import FIRST_ATTENTION_CUT, RankRule, Schedule
+from vtr_vllm.schedules import FIRST_ATTENTION_CUT, Schedule, ScheduleBook
 from vtr_vllm.search import g_search
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.descent import Descent, descend
+from vtr_vllm.search.families import (
+    LOSSLESS,
+    NAMES,
+    PAPER,
+    Family,
+    Layout,
+    Names,
+    families,
+    family_of,
+    local_rules,
+    local_starts,
+    paper_layout,
+    places,
+)
 from vtr_vllm.search.lossless import search_lossless
 from vtr_vllm.search.rule_search import ATTENTION_RULES, RuleTable, search_rules
 from vtr_vllm.search.sigmoid_search import (
-    Family,
-    Point,
+    Curves,
     Trial,
     best_trial,
     fit_logistic,
@@ -21,7 +34,7 @@ from vtr_vllm.search.sigmoid_search import (
 )
 from vtr_vllm.search.statistics import bootstrap_interval
 from vtr_vllm.search.study import Evaluation, Study
-from vtr_vllm.search_options import Inner, Kind
+from vtr_vllm.search_options import Families, Inner, Kind
 
 CURVE_ITEMS = 300
 """Items that curves are compared on, where nothing else is asked for."""
@@ -50,6 +63,7 @@ class SearchSettings:
     """Items that curves are compared on; everything else takes all of the study."""
     rule_items: tuple[int, int] = (100, 300)
     seed: int = 0
+    family: Families = "guided"
 
 
 @dataclass
@@ -57,12 +71,15 @@ class Result:
     """What was found."""
 
     schedules: dict[str, list[Schedule]] = field(default_factory=dict)
-    """By method. A P-Sigmoid's, rule P-Sigmoid's and descent's budgets are the settings'."""
+    """By method. A P-Sigmoid's and a descent's budgets are the settings'."""
     steps: dict[str, list[g_search.GreedyStage]] = field(default_factory=dict)
     """Of the G-Searches, by method."""
     trials: dict[str, list[Trial]] = field(default_factory=dict)
     """Of the Bayesian optimisations, by method."""
-    rules: RuleTable | None = None
+    rules: dict[Family, RuleTable] = field(default_factory=dict)
+    """How well rules rank, by family."""
+    family: Families = "guided"
+    """What was asked for."""
     more: Callable[["Result"], None] = field(default=_nobody, compare=False, repr=False)
     """Told after each schedule that was found."""
 
@@ -104,81 +121,88 @@ def run(study: Study, settings: SearchSettings, more: Callable[[Result], None] =
     Raises EvaluationFailed where the engine fails, ConfigurationError for settings, and
     TimeLimitReached as the study.
     """
-    result = Result(more=more)
+    if settings.family != "guided":
+        local_starts(study.band_starts)  # refused before any work
+    result = Result(more=more, family=settings.family)
     study.progress.begin("unreduced")
     study.unreduced()
-    _paper(study, settings, result)
-    if settings.kind == "all":
-        _beyond(study, settings, result)
+    for family in families(settings.family):
+        if family == "guided" or settings.kind != "all":
+            _paper(study, settings, result, family)
+        if settings.kind == "all":
+            _beyond(study, settings, result, family)
     return result
 
 
-def _paper(study: Study, settings: SearchSettings, result: Result) -> None:
-    """G-Search over single layers with one rule, and the P-Sigmoid around its curve."""
-    starts = range(min(FIRST_ATTENTION_CUT, study.geometry.layers), study.geometry.layers)
-    _g_search(study, settings, result, "g-search", starts, {})
-    if settings.kind == "g-search":
-        return
-    curve = result.schedules["g-search"][0].keep
-    family = Family(starts, {}, blind=False)
-    fit = fit_logistic(curve, FIRST_ATTENTION_CUT)
-    _p_sigmoid(study, settings, result, "p-sigmoid", family, fit)
+def _paper(study: Study, settings: SearchSettings, result: Result, family: Family) -> None:
+    """G-Search with one rule at each layer or band, and the P-Sigmoid around its curve."""
+    names = PAPER if family == "guided" else NAMES[family]
+    layout = paper_layout(family, study)
+    _g_search(study, settings, result, names.g_search, layout)
+    if settings.kind != "g-search":
+        _p_sigmoid(study, settings, result, names, layout)
 
 
-def _beyond(study: Study, settings: SearchSettings, result: Result) -> None:
+def _beyond(study: Study, settings: SearchSettings, result: Result, family: Family) -> None:
     """Searched rules, a question-blind first cut, and descent on the counts."""
-    blind = [RankRule.parse("saliency"), RankRule.parse("random")]
-    if study.has_cls:
-        blind.insert(1, RankRule.parse("cls"))
-    study.progress.begin("rules")
-    table = search_rules(study, "rules", settings.rule_items, blind)
-    result.rules = table
-    starts = [0, *table.cut_layers]
-    _g_search(study, settings, result, "g-search-blind", starts, table.rules)
-    curve = result.schedules["g-search-blind"][0].keep
-    family = Family(table.cut_layers, table.rules, blind=True)
-    fit = fit_logistic(curve, FIRST_ATTENTION_CUT)
-    _p_sigmoid(study, settings, result, "p-sigmoid-rules", family, fit)
-    study.progress.begin("descent")
+    names = NAMES[family]
+    study.progress.begin(names.rules)
+    table = search_rules(study, names.rules, settings.rule_items, places(family, study))
+    result.rules[family] = table
+    layout = Layout((0, *table.cut_layers), table.rules)
+    _g_search(study, settings, result, names.g_search, layout)
+    _p_sigmoid(study, settings, result, names, layout)
+    study.progress.begin(names.descent)
     how = Descent(table.cut_layers, table.rules, final=settings.items, enough=settings.tolerance)
-    for schedule in result.schedules["p-sigmoid-rules"]:
-        result.found("descent", descend(study, "descent", how, schedule))
-    study.progress.begin("lossless")
-    found = search_lossless(study, "lossless", result.schedules["descent"], settings.tolerance)
-    result.found("lossless", found)
+    for schedule in result.schedules[names.p_sigmoid]:
+        found = descend(study, names.descent, how, schedule)
+        result.found(names.descent, _named(found, names.descent))
+    study.progress.begin(names.lossless)
+    curve = result.schedules[names.descent]
+    found = search_lossless(study, names.lossless, curve, settings.tolerance)
+    result.found(names.lossless, replace(found, name=LOSSLESS[family], method=names.lossless))
 
 
 def _g_search(
-    study: Study,
-    settings: SearchSettings,
-    result: Result,
-    name: str,
-    starts: Sequence[int],
-    rules: Mapping[int, RankRule],
+    study: Study, settings: SearchSettings, result: Result, name: str, layout: Layout
 ) -> None:
     study.progress.begin(name)
     how = g_search.GSearch(
-        starts, rules, settings.tolerance, inner=settings.inner, weight=settings.weight
+        layout.starts,
+        layout.rules,
+        settings.tolerance,
+        inner=settings.inner,
+        weight=settings.weight,
     )
     schedule, result.steps[name] = g_search.search(study, how, name)
     result.found(name, schedule)
 
 
 def _p_sigmoid(
-    study: Study, settings: SearchSettings, result: Result, name: str, family: Family, fit: Point
+    study: Study, settings: SearchSettings, result: Result, names: Names, layout: Layout
 ) -> None:
+    name = names.p_sigmoid
     study.progress.begin(name)
+    curves = Curves(layout.later, layout.rules, blind=layout.blind)
+    fit = fit_logistic(result.schedules[names.g_search][0].keep, FIRST_ATTENTION_CUT)
     result.trials[name] = []
     starts = [fit]
     for budget in sorted(settings.budgets, reverse=True):
         trials = search_sigmoid(
-            study, name, family, budget, starts, settings.trials, settings.items, settings.seed
+            study, name, curves, budget, starts, settings.trials, settings.items, settings.seed
         )
         best = best_trial(trials)
         result.trials[name] += trials
-        result.found(name, best.schedule)
+        result.found(name, _named(best.schedule, name))
         # what was best at one budget is the place to look first at the next
         starts = [fit, tuple(best.parameters.values())]
+
+
+def _named(schedule: Schedule, method: str) -> Schedule:
+    """A local schedule is named by its method: else its name would be a guided one's."""
+    if family_of(method) == "guided":
+        return schedule
+    return replace(schedule, name=f"{method}-{schedule.budget!r}", method=method)
 
 
 class HeldOutScores:
@@ -205,19 +229,34 @@ class HeldOutScores:
         return [scored for method in result.schedules for scored in self._scored[method]]
 
     def best(self, result: Result) -> list[Scored]:
-        """The best schedule of each budget, and each one without a budget.
+        """The best schedule of each family and budget, and each one without a budget.
 
         Of equals the earlier method is taken, which is the simpler one.
         """
         chosen = []
-        rivals: dict[float, list[Scored]] = {}
+        rivals: dict[tuple[Family, float], list[Scored]] = {}
         for scored in self.scored(result):
             if scored.schedule.budget is None:
                 chosen.append(scored)
             else:
-                rivals.setdefault(scored.schedule.budget, []).append(scored)
+                rung = self.family(scored, result), scored.schedule.budget
+                rivals.setdefault(rung, []).append(scored)
         best = [max(each, key=lambda scored: scored.evaluation.value) for each in rivals.values()]
         return chosen + best
+
+    def family(self, scored: Scored, result: Result) -> Family:
+        """The family that a schedule stands for.
+
+        Its search's; where both are searched, a schedule that the guided search found and that
+        turned out local stands among the local ones, as it does in a server's book.
+        """
+        if result.family != "both":
+            return family_of(scored.method)
+        return "local" if self._book.reuses(scored.schedule) else "guided"
+
+    @cached_property
+    def _book(self) -> ScheduleBook:
+        return ScheduleBook(self.study.geometry, band_starts=self.study.band_starts)
 
     def _score(self, method: str, schedules: Sequence[Schedule]) -> list[Scored]:
         if not schedules:
@@ -232,26 +271,61 @@ class HeldOutScores:
 
 
 def plan(
-    settings: SearchSettings, layers: int, n_vision: int, items: int, rest: int
+    settings: SearchSettings,
+    layers: int,
+    n_vision: int,
+    items: int,
+    rest: int,
+    band_starts: Sequence[int] = (),
 ) -> dict[str, int]:
-    """Requests per stage, about: what is stopped early or equals an earlier one is guessed."""
-    stages = max(0, layers - FIRST_ATTENTION_CUT)
+    """Requests per stage, about: what is stopped early or equals an earlier one is guessed.
+
+    ``band_starts`` are asked for by the local family alone. Raises ConfigurationError where there is
+    no local schedule to search.
+    """
+    found = {"unreduced": items}
+    scored = 0  # schedules that the selection scores, and the unreduced model
+    for family in families(settings.family):
+        stages, schedules = _plan(settings, family, layers, n_vision, items, band_starts)
+        found |= stages
+        scored += schedules + 1
+    return {**found, "selection": scored * rest}
+
+
+def _plan(
+    settings: SearchSettings,
+    family: Family,
+    layers: int,
+    n_vision: int,
+    items: int,
+    band_starts: Sequence[int],
+) -> tuple[dict[str, int], int]:
+    """Requests per stage of one family, and the schedules that it finds."""
+    guided = family == "guided"
+    stages = max(0, layers - FIRST_ATTENTION_CUT) if guided else len(local_starts(band_starts)) - 1
     tries = g_search.BAYES_TRIALS if settings.inner == "bayes" else n_vision.bit_length() + 1
     greedy = round(tries * items * _NOT_STOPPED)
-    found = {"unreduced": items, "g-search": stages * greedy}
-    if settings.kind == "g-search":
-        return {**found, "selection": 2 * rest}
     budgets, compared = len(settings.budgets), min(settings.items, items)
     runs = budgets * settings.trials * compared
-    found["p-sigmoid"] = runs
+    found: dict[str, int] = {}
+    schedules = 0
+    names = NAMES[family]
+    if guided or settings.kind != "all":
+        paper = PAPER if guided else names
+        found[paper.g_search] = (stages if guided else stages + 1) * greedy
+        if settings.kind == "g-search":
+            return found, 1
+        found[paper.p_sigmoid] = runs
+        schedules += budgets + 1
     if settings.kind == "all":
         rough, fine = (min(each, items) for each in settings.rule_items)
-        rules = stages * len(ATTENTION_RULES) * 2
-        found["rules"] = rules * rough + stages * 6 * fine
-        found["g-search-blind"] = (stages + 1) * greedy
-        found["p-sigmoid-rules"] = runs
+        rules = len(ATTENTION_RULES if guided else local_rules(FIRST_ATTENTION_CUT, has_cls=True))
+        found[names.rules] = stages * rules * 2 * rough + stages * 6 * fine
+        found[names.g_search] = (stages + 1) * greedy
+        found[names.p_sigmoid] = runs
         # two sweeps in all, about half of all moves between two stages being possible
         moves = stages * (stages + 1) // 2
-        found["descent"] = budgets * 2 * (moves * min(100, items) + 8 * compared)
-        found["lossless"] = (budgets + 5) * items
-    return {**found, "selection": (4 * budgets + 4) * rest}
+        found[names.descent] = budgets * 2 * (moves * min(100, items) + 8 * compared)
+        found[names.lossless] = (budgets + 5) * items
+        schedules += 2 * budgets + 2
+    return found, schedules

@@ -44,6 +44,7 @@ STYLES = {
     "pdrop": Style("#4f4f4f", "^", "--"),
     "vtw": Style("#b0b0b0", "v", "-."),
     "uniform": Style("#a0a0a0", "D", "-."),
+    "single-cut": Style("#707070", "d", "-."),
     "g-search": Style("#0072b2", "o", ours=True),
     "g-search-blind": Style("#56b4e9", "h", ours=True),
     "p-sigmoid": Style("#009e73", "p", ours=True),
@@ -52,6 +53,12 @@ STYLES = {
     "searched": Style("#d55e00", "*", ours=True),
     "lossless": Style("#7b3294", "D", ours=True),
     "interpolated": Style("#000000", ".", "--", ours=True),
+    "g-search-local": Style("#0072b2", "H", ":", ours=True),
+    "p-sigmoid-local": Style("#009e73", "X", ":", ours=True),
+    "descent-local": Style("#e69f00", "8", ":", ours=True),
+    "local-searched": Style("#d55e00", "P", ":", ours=True),
+    "lossless-local": Style("#7b3294", "s", ":", ours=True),
+    "local-interpolated": Style("#000000", "^", ":", ours=True),
 }
 UNKNOWN = Style("#7f7f7f", "+", ":")
 

@@ -9,7 +9,9 @@ from typing import Any
 
 from vtr_vllm.schedules import Schedule
 from vtr_vllm.schedules.whole_file import whole_file
+from vtr_vllm.search.families import SEARCHED, Family
 from vtr_vllm.search.pipeline import HeldOutScores, Result, Scored, scores
+from vtr_vllm.search.rule_search import RuleTable
 from vtr_vllm.search.study import Cost, Study
 
 REPORT = "report"
@@ -21,15 +23,23 @@ def report_folder(folder: Path) -> Path:
     return folder / REPORT
 
 
-def served(scored: Scored, search: Study, selection: Study, seed: int, source: str) -> Schedule:
+def served(
+    scored: Scored,
+    search: Study,
+    selection: Study,
+    seed: int,
+    source: str,
+    family: Family = "guided",
+) -> Schedule:
     """The schedule as it is written: named, and with where it comes from.
 
     ``source`` is the SHA-256 of all the data. The schedule of a budget is named
-    ``searched-<budget>``, whichever method found it. Nothing in it depends on time or machine: the
+    ``searched-<budget>``, of the local family ``local-searched-<budget>``, whichever method found it.
+    Nothing in it depends on time or machine: the
     same search writes the same file.
     """
     schedule = scored.schedule
-    name = schedule.name if schedule.budget is None else f"searched-{schedule.budget!r}"
+    name = schedule.name if schedule.budget is None else searched_name(schedule.budget, family)
     provenance: dict[str, Any] = {
         "scores": scored.scores,
         "items": {
@@ -42,6 +52,11 @@ def served(scored: Scored, search: Study, selection: Study, seed: int, source: s
         "versions": {**selection.versions, "scikit-optimize": version("scikit-optimize")},
     }
     return replace(schedule, name=name, method=scored.method, provenance=provenance)
+
+
+def searched_name(budget: float, family: Family) -> str:
+    """What the best schedule of a budget is served as."""
+    return f"{SEARCHED[family]}-{budget!r}"
 
 
 def write_schedules(folder: Path, schedules: Iterable[Schedule]) -> list[Path]:
@@ -62,12 +77,14 @@ def search_record(
     states: Mapping[str, int],
 ) -> dict[str, Any]:
     """The search so far as plain JSON; every schedule scored on the selection's items."""
-    found = [_schedule(scored) for scored in selection.scored(result)]
-    best = [scored for scored in selection.best(result) if scored.schedule.budget is not None]
-    found += [
-        _schedule(each) | {"name": f"searched-{each.schedule.budget!r}", "method": "searched"}
-        for each in best
+    found = [
+        _schedule(scored, selection.family(scored, result)) for scored in selection.scored(result)
     ]
+    for each in selection.best(result):
+        budget, family = each.schedule.budget, selection.family(each, result)
+        if budget is not None:
+            name = searched_name(budget, family)
+            found.append(_schedule(each, family) | {"name": name, "method": SEARCHED[family]})
     return {
         "meta": {**meta, "unreduced": scores(selection.unreduced)},
         "g_search": [
@@ -87,7 +104,8 @@ def search_record(
             for method, trials in result.trials.items()
             for trial in trials
         ],
-        "rules": _rules(result),
+        "rules": _rules(result.rules.get("guided")),
+        "local_rules": _rules(result.rules.get("local")),
         "cost": [
             {"stage": stage, **asdict(cost), "occupancy": cost.occupancy}
             for stage, cost in costs(search, selection.study).items()
@@ -115,11 +133,12 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
         file.write("\n")
 
 
-def _schedule(scored: Scored) -> dict[str, Any]:
+def _schedule(scored: Scored, family: Family) -> dict[str, Any]:
     schedule = scored.schedule
     return {
         "name": schedule.name,
         "method": scored.method,
+        "family": family,
         "budget": schedule.budget,
         "mean_keep": schedule.mean_keep,
         "keep": list(schedule.keep),
@@ -128,11 +147,11 @@ def _schedule(scored: Scored) -> dict[str, Any]:
     }
 
 
-def _rules(result: Result) -> dict[str, Any] | None:
-    if result.rules is None:
+def _rules(table: RuleTable | None) -> dict[str, Any] | None:
+    if table is None:
         return None
     return {
-        "values": {str(layer): dict(values) for layer, values in result.rules.values.items()},
-        "best": {str(layer): str(rule) for layer, rule in result.rules.rules.items()},
-        "cut_layers": list(result.rules.cut_layers),
+        "values": {str(layer): dict(values) for layer, values in table.values.items()},
+        "best": {str(layer): str(rule) for layer, rule in table.rules.items()},
+        "cut_layers": list(table.cut_layers),
     }

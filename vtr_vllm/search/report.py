@@ -33,6 +33,8 @@ class Table:
 
     budgets: tuple[float, ...]
     lines: Mapping[str, tuple[Cell, ...]]
+    families: Mapping[str, str]
+    """Of each method that is known to be local, guided, or either by its budget; else empty."""
 
 
 def write_report(folder: Path) -> Path:
@@ -73,11 +75,13 @@ def frontier_table(frontier: Mapping[str, Any]) -> str:
     parts = [_alone_table(known)]
     for split, data in meta["splits"].items():
         table = _table(known["rows"], split)
-        heads = ["method", *(f"{budget:g}" for budget in table.budgets)]
+        kind = ["family"] if any(table.families.values()) else []
+        heads = ["method", *kind, *(f"{budget:g}" for budget in table.budgets)]
         lines = [_markdown(heads), _markdown(["---"] * len(heads), pad="")]
         for method, cells in table.lines.items():
             texts = [f"**{cell.text}**" if cell.best else cell.text for cell in cells]
-            lines.append(_markdown([method, *texts]))
+            kind = [table.families[method]] if kind else []
+            lines.append(_markdown([method, *kind, *texts]))
         title = f"Split `{split}`, {data['n']:,} questions, {meta['level']:.0%} intervals:"
         parts.insert(-1, "\n".join([title, "", *lines, ""]))
     return "\n".join(part for part in parts if part)
@@ -165,7 +169,14 @@ def _table(rows: Iterable[Mapping[str, Any]], split: str) -> Table:
         )
         for method in methods
     }
-    return Table(tuple(budgets), lines)
+    families = {method: _families(by_place, method) for method in methods}
+    return Table(tuple(budgets), lines, families)
+
+
+def _families(rows: Mapping[tuple[str, float], Mapping[str, Any]], method: str) -> str:
+    """A method's family; both, where its schedules differ."""
+    found = {row["family"] for (name, _), row in rows.items() if name == method}
+    return ", ".join(sorted(family for family in found if family))
 
 
 def _shared_budgets(places: Iterable[tuple[str, float]]) -> set[float]:
@@ -183,12 +194,14 @@ def _alone_table(known: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     splits = list(known["meta"]["splits"])
-    heads = ["schedule", "mean keep", "FLOPs"]
+    kind = ["family"] if any(row["family"] for row in rows) else []
+    heads = ["schedule", *kind, "mean keep", "FLOPs"]
     for split in splits:
         heads += [f"`{split}`", "minus full"]
     lines = [_markdown(heads), _markdown(["---"] * len(heads), pad="")]
     for row in sorted(rows, key=lambda row: -row["mean_keep"]):
-        texts = [row["name"], f"{row['mean_keep']:.3f}", f"{row['flops_fraction']:.3f}"]
+        texts = [row["name"], *([row["family"] or ""] if kind else [])]
+        texts += [f"{row['mean_keep']:.3f}", f"{row['flops_fraction']:.3f}"]
         for split in splits:
             score = row["splits"].get(split)
             minus = score and score.get("minus_full")

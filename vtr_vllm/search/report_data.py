@@ -38,6 +38,7 @@ SEARCH: Form = {
         "fingerprint": str,
         "n_vision": int,
         "data": _DATA,
+        "family": Maybe(str),
         "seed": int,
         "objective": str,
         "tolerance": float,
@@ -67,6 +68,7 @@ SEARCH: Form = {
         {
             "name": str,
             "method": str,
+            "family": Maybe(str),
             "budget": Maybe(float),
             "mean_keep": float,
             "keep": [float],
@@ -86,6 +88,9 @@ SEARCH: Form = {
             "accuracy": float,
         }
     ],
+    "local_rules": Maybe(
+        {"values": Each(Each(float)), "best": Each(str), "cut_layers": [int]},
+    ),
     "cost": [
         {
             "stage": str,
@@ -112,6 +117,7 @@ FRONTIER: Form = {
         {
             "name": str,
             "method": str,
+            "family": Maybe(str),
             "budget": float,
             "mean_keep": Maybe(float),
             "flops_fraction": Maybe(float),

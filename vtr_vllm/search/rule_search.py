@@ -26,6 +26,9 @@ ATTENTION_RULES = tuple(
     )
 )
 
+Places = Mapping[int, Sequence[RankRule]]
+"""The rules to try, by the layer before which they rank; 0 is among the layers."""
+
 _RATES = (0.2, 0.07)
 _BLIND_RATES = (0.5, 0.25)
 _WORSE = 0.005
@@ -39,20 +42,21 @@ class RuleTable:
     values: Mapping[int, Mapping[str, float]]
     """Layer to rule to mean value over the keep rates tried."""
     rules: Mapping[int, RankRule]
-    """The best rule of each layer; of ``blind`` at 0."""
+    """The best rule of each layer."""
     cut_layers: tuple[int, ...]
-    """Layers from 2 on that rank no worse than every layer before: where to cut. At another layer
+    """Layers but 0 that rank no worse than every layer before: where to cut. At another layer
     a cut loses tokens that a cut earlier on, or later, would have kept."""
 
 
-def search_rules(
-    study: Study, stage: str, rungs: tuple[int, int], blind: Sequence[RankRule]
-) -> RuleTable:
-    """Measure every rule at every layer on ``rungs[0]`` items, each layer's best three on
-    ``rungs[1]``; ``blind`` are the rules to try before layer 0."""
-    layers = study.geometry.layers
+def guided_places(layers: int, blind: Sequence[RankRule]) -> Places:
+    """The rules by attention before every layer from 2 on, and ``blind`` before layer 0."""
     tried = dict.fromkeys(range(FIRST_ATTENTION_CUT, layers), ATTENTION_RULES)
-    places = {0: tuple(blind), **tried}
+    return {0: tuple(blind), **tried}
+
+
+def search_rules(study: Study, stage: str, rungs: tuple[int, int], places: Places) -> RuleTable:
+    """Measure every rule at every place on ``rungs[0]`` items, each layer's best three on
+    ``rungs[1]``."""
     rough = _values(study, stage, places, rungs[0])
     left = {layer: tuple(_best(values, 3)) for layer, values in rough.items()}
     fine = _values(study, stage, left, rungs[1])
@@ -67,7 +71,7 @@ def search_rules(
 
 
 def _values(
-    study: Study, stage: str, places: Mapping[int, Sequence[RankRule]], items: int
+    study: Study, stage: str, places: Places, items: int
 ) -> dict[int, dict[RankRule, float]]:
     """Mean value over the keep rates, by layer and rule."""
     asked = [

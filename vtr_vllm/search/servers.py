@@ -22,9 +22,12 @@ class Served:
     geometry: ModelGeometry
     vllm: str | None
     """Release; None where the server does not say."""
+    band_starts: tuple[int, ...] | None = None
+    """First layers of its KV bands; None where the server does not say."""
 
     def __str__(self) -> str:
-        return f"{self.model}, {self.geometry.fingerprint}, vllm {self.vllm}"
+        bands = "" if self.band_starts is None else f", KV bands from layers {self.band_starts}"
+        return f"{self.model}, {self.geometry.fingerprint}, vllm {self.vllm}{bands}"
 
 
 @dataclass(frozen=True)
@@ -54,10 +57,13 @@ async def inspect(client: httpx.AsyncClient, url: str) -> Served | Trouble:
             )
         found[path] = response
     try:
+        schedules = found["/v1/schedules"].json()
+        bands = schedules.get("band_starts")
         return Served(
             found["/v1/models"].json()["data"][0]["id"],
-            ModelGeometry.from_dict(found["/v1/schedules"].json()["geometry"]),
+            ModelGeometry.from_dict(schedules["geometry"]),
             found["/version"].json()["version"] if "/version" in found else None,
+            None if bands is None else tuple(map(int, bands)),
         )
     except (ValueError, KeyError, IndexError, TypeError, ScheduleError) as err:
         raise ConfigurationError(

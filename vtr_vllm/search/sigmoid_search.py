@@ -24,7 +24,7 @@ _SHARE = 0.98  # of the budget, at most, for the layers before the first stage
 
 
 @dataclass(frozen=True)
-class Family:
+class Curves:
     """P-Sigmoid schedules of one stage layout and one set of rank rules."""
 
     starts: Sequence[int]
@@ -89,7 +89,7 @@ def fit_logistic(keep: Sequence[float], first: int) -> Point:
 def search_sigmoid(
     study: Study,
     stage: str,
-    family: Family,
+    family: Curves,
     budget: float,
     starts: Sequence[Point],
     trials: int,

@@ -130,6 +130,11 @@ class Study:
         """Whether the rank rule ``cls`` can be tried."""
         return self._evaluator.has_cls
 
+    @property
+    def band_starts(self) -> tuple[int, ...]:
+        """First layer of each of the engine's KV bands."""
+        return self._evaluator.band_starts
+
     @cached_property
     def n_vision(self) -> int:
         """Vision tokens of a prompt: of the largest, where prompts differ."""

@@ -18,7 +18,7 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands
 from vtr_vllm.engine.frontend.admission import collect
 from vtr_vllm.errors import EvaluationFailed, VTRError
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry
@@ -90,6 +90,11 @@ class VLLMEvaluator:
         """Whether the vision tower is CLIP's."""
         tower = getattr(self._llm.model_config.hf_config, "vision_config", None)
         return getattr(tower, "model_type", None) == "clip_vision_model"
+
+    @property
+    def band_starts(self) -> tuple[int, ...]:
+        """First layers of the KV bands, by the engine's own setting."""
+        return LayerBands.of(self._llm.llm_engine.vllm_config).starts
 
     def run(self, tasks: Sequence[Task]) -> Batch:
         """Answer every task; tasks of one item should stand together, its image is read once.

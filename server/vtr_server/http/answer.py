@@ -22,7 +22,15 @@ from vtr_server.operations.outcomes import Outcome, outcome_of_status
 from vtr_server.operations.request_observer import RequestObserver
 from vtr_server.policy.elastic import Elastic
 from vtr_server.policy.misplaced import refuse_misplaced
-from vtr_server.policy.requested_budget import HEADER, Asked, Bounds, bounds, find_ask, split_alias
+from vtr_server.policy.requested_budget import (
+    HEADER,
+    REUSE_HEADER,
+    Asked,
+    Bounds,
+    bounds,
+    find_ask,
+    split_alias,
+)
 from vtr_server.policy.schedule_choice import ChosenSchedule, ScheduleChooser
 from vtr_server.policy.schedule_folder import ScheduleFolder
 from vtr_server.policy.settings import KeySettings, ServerSettings
@@ -82,25 +90,24 @@ class _Decision:
     trace: str | None = None
     """Under which name the engine keeps the trace; None where none was asked for."""
     choice: ChosenSchedule | None = None
-    _prompts: int = 0
 
     def __post_init__(self) -> None:
         if self.asked.ask.max_flops_fraction is None:
             choice = self.chooser.choose(
-                self.asked.ask, self.policy, movable=not self.asked.explicit
+                self.asked.ask,
+                self.policy,
+                movable=not self.asked.explicit,
+                reuse=self.asked.reuse,
             )
             self.choice = choice.with_floor(self.asked.per_image_floor)
 
     def __call__(self, n_vision: int, n_text: int) -> Mapping[str, Any]:
         """What the ``extra_args`` of a prompt gain; raises as ``ScheduleChooser`` does."""
-        self._prompts += 1
-        if self.trace is not None and self._prompts > 1:
-            raise UnsupportedRequest(
-                "trace is true and the request has several prompts; trace one prompt at a time"
-            )
         fraction = self.asked.ask.max_flops_fraction
         if fraction is not None:
-            choice = self.chooser.choose_by_flops(fraction, self.policy, n_vision, n_text)
+            choice = self.chooser.choose_by_flops(
+                fraction, self.policy, n_vision, n_text, self.asked.reuse
+            )
             self.choice = choice.with_floor(self.asked.per_image_floor)
         assert self.choice is not None
         return self.choice.wire | ({TRACE_KEY: self.trace} if self.trace else {})
@@ -153,6 +160,13 @@ async def _serve(
         first_token(watch.first_token) if getattr(request, "stream", False) else nullcontext(),
     ):
         watch.first_token_made = first_tokens.earliest
+
+        def vision_cached() -> int:
+            return sum(
+                each.vision_before(first_tokens.cached(each.request_id)) for each in admitted
+            )
+
+        watch.vision_cached = vision_cached
         found = await endpoint.serve(service.engine, request, raw_request)
     if isinstance(found, Failure):
         watch.end(_outcome(found))
@@ -160,7 +174,7 @@ async def _serve(
         return JSONResponse(body, status_code=found.status)
     assert decide.choice is not None
     known = facts(decide.choice, decide.asked.by, admitted, geometry)
-    tell = _Tell(service.engine, endpoint, known, decide.trace, admitted)
+    tell = _Tell(service.engine, endpoint, known, decide.trace, admitted, vision_cached)
     if isinstance(found, Whole):
         await tell(found.body)
         watch.end("ok")
@@ -193,6 +207,7 @@ def _decide(
         raw_request.headers.getlist(HEADER),
         alias,
         endpoint.details(request) if service.settings.detail else (),
+        raw_request.headers.getlist(REUSE_HEADER),
     )
     refuse_wire_keys(getattr(request, "vllm_xargs", None))
     refuse_misplaced(request.misplaced, raw_request)
@@ -212,7 +227,19 @@ def _decide(
         )
     if asked.trace and (getattr(request, "n", 1) or 1) > 1:
         raise UnsupportedRequest(f"trace is true and n is {request.n}; trace one answer at a time")
+    if asked.trace and (prompts := _prompts(request)) > 1:
+        raise UnsupportedRequest(
+            f"trace is true and the request has {prompts} prompts; trace one prompt at a time"
+        )
     return decision
+
+
+def _prompts(request: Any) -> int:
+    """Of a body: a batch has one a conversation, a completion one a text or list of tokens."""
+    several = getattr(request, "messages", None) or getattr(request, "prompt", None)
+    if isinstance(several, list) and several and isinstance(several[0], list | str):
+        return len(several)
+    return 1
 
 
 @dataclass
@@ -224,12 +251,15 @@ class _Tell:
     known: VTRAnswer
     trace: str | None
     admitted: Sequence[Admitted]
+    vision_cached: Callable[[], int]
+    """Known once the first token is there, as everything that tells of the facts is later."""
 
     async def __call__(self, holder: Any, *, early: bool = False) -> None:
         """Put the facts into ``holder``, and into its usage; ``early``, while there is no trace yet."""
         traced = self.trace is not None and not early
         if self.trace is not None and traced and self.known.trace is None:
             self.known.trace = await self.engine.trace(self.trace, self.admitted)
+        self.known.vision_tokens_cached = self.vision_cached()
         holder["vtr"] = self.known.model_dump(exclude=None if traced else {"trace"})
         if usage := holder.get("usage"):
             name = self.endpoint.usage

@@ -8,17 +8,20 @@ bounded sets, and what the engine knows once (workers, KV blocks) is told by one
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
 from typing import Literal, get_args
 
 from prometheus_client import Counter, Gauge, Histogram
 
 from vtr_server.operations.outcomes import Outcome
+from vtr_server.policy.vtr_answer import Kind, kind_of
 from vtr_server.policy.vtr_field import VTRAnswer
 from vtr_vllm.errors import VTRError
 
 __all__ = [
     "begin_keys",
     "observe_background",
+    "observe_cached",
     "observe_decoded_pixels",
     "observe_draining",
     "observe_elastic",
@@ -68,6 +71,8 @@ _IN_FLIGHT = Gauge(
     "Requests inside the server now, waiting in the engine or running.",
     multiprocess_mode="livesum",
 )
+observe_in_flight = _IN_FLIGHT.inc
+"""So many requests came in or, below 0, are done with, however they ended."""
 _DECODED_PIXELS = Gauge(
     "vtr_decoded_pixels", "Pixels decoded and not yet processed.", multiprocess_mode="livesum"
 )
@@ -80,6 +85,11 @@ _KEY_VISION_TOKENS = Counter(
     "Vision tokens in the prompts that were admitted, by API key: seen, and kept, mean over layers,"
     " as allowances count them.",
     ["key", "state"],
+)
+_KIND_VISION_TOKENS = Counter(
+    "vtr_kind_vision_tokens",
+    "Vision tokens by the kind of their schedule: seen in prompts, and cached when a request ended.",
+    ["kind", "state"],
 )
 _LAYER_TOKENS = Counter(
     "vtr_vision_token_layers",
@@ -219,6 +229,7 @@ def observe_prompt(facts: VTRAnswer, key: str = UNKNOWN, bands: Sequence[int] = 
     if not seen:
         return  # text alone has nothing to keep: it would hide what is done to images
     _VISION_TOKENS.inc(seen)
+    _KIND_VISION_TOKENS.labels(kind_of(facts), "seen").inc(seen)
     _KEY_VISION_TOKENS.labels(key, "seen").inc(seen)
     _KEY_VISION_TOKENS.labels(key, "kept").inc(kept / layers)
     _LAYER_TOKENS.inc(seen * layers)
@@ -228,6 +239,11 @@ def observe_prompt(facts: VTRAnswer, key: str = UNKNOWN, bands: Sequence[int] = 
         _BAND_TOKENS.labels(str(band), "kept").inc(facts.kept_per_layer[first_layer])
     _MEAN_KEEP.observe(facts.mean_keep)
     _FLOPS.observe(facts.flops_fraction)
+
+
+def observe_cached(tokens: int, kind: Kind) -> None:
+    """Count the vision tokens of a request, which has ended, that came from the prefix cache."""
+    _KIND_VISION_TOKENS.labels(kind, "cached").inc(tokens)
 
 
 def observe_outcome(
@@ -286,11 +302,6 @@ def observe_refusal(err: VTRError) -> None:
     _REFUSALS.labels(err.code).inc()
 
 
-def observe_in_flight(change: int) -> None:
-    """So many requests came in or, below 0, are done with, however they ended."""
-    _IN_FLIGHT.inc(change)
-
-
 def observe_reload(outcome: Literal["ok", "rejected"]) -> None:
     """The schedule folder was read again."""
     _RELOADS.labels(outcome).inc()
@@ -345,9 +356,8 @@ def observe_kv(total: int, free: int, held: int, saved: int) -> None:
         _KV_BLOCKS.labels(state).set(blocks)
 
 
-def observe_ready(ready: bool) -> None:
-    """Whether the engine lives with reduction in place."""
-    _READY.set(ready)
+observe_ready = _READY.set
+"""Whether the engine lives with reduction in place."""
 
 
 def observe_draining() -> None:
@@ -380,6 +390,8 @@ def _begin_at_zero() -> None:
     for metric, labels in known.items():
         for label in labels:
             metric.labels(label)
+    for kind, state in product(get_args(Kind), ("seen", "cached")):
+        _KIND_VISION_TOKENS.labels(kind, state)
     begin_keys([UNKNOWN])
 
 

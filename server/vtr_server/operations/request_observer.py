@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 
 from vtr_server.operations.metrics import (
     UNKNOWN,
+    observe_cached,
     observe_first_token,
     observe_outcome,
     observe_prompt,
@@ -18,7 +19,7 @@ from vtr_server.operations.metrics import (
 from vtr_server.operations.outcomes import Outcome, outcome_of
 from vtr_server.policy.elastic import Elastic, Work
 from vtr_server.policy.settings import KeySettings
-from vtr_server.policy.vtr_answer import AdmittedRequest, kept_per_layer
+from vtr_server.policy.vtr_answer import AdmittedRequest, Kind, kept_per_layer, kind_of
 from vtr_server.policy.vtr_field import AutoAnswer, VTRAnswer
 from vtr_vllm.errors import VTRError
 from vtr_vllm.schedules import ModelGeometry
@@ -41,6 +42,8 @@ class RequestObserver:
     elastic: Elastic | None
     first_token_made: Callable[[], float | None] = lambda: None
     """When the engine made the first token, on the monotonic clock; None if it has not."""
+    vision_cached: Callable[[], int] = lambda: 0
+    """How many vision tokens came from the prefix cache, as far as is known."""
     why_cut_off: Callable[[], Exception | None] = lambda: None
     """Why the gate ended the request; None if it did not."""
     arrived: float = field(default_factory=time.monotonic)
@@ -50,6 +53,7 @@ class RequestObserver:
     _first_token_told: bool = False
     _tier: str = UNKNOWN
     _source: str = UNKNOWN
+    _kind: Kind | None = None
     _ended: bool = False
 
     def prompt(self, prompt: AdmittedRequest, known: VTRAnswer) -> None:
@@ -58,6 +62,7 @@ class RequestObserver:
         if self._prompts == 1:
             self._tier = known.tier or tier_label(known.budget, known.schedule, self.tiers)
             self._source = known.source
+            self._kind = kind_of(known)
             observe_schedule(known.schedule, known.source)
         observe_prompt(known, self._key, self.bands)
         if self.elastic is not None:
@@ -82,6 +87,8 @@ class RequestObserver:
                 self.elastic.backlog.done(f"{self._id}-{number}", completed=outcome == "ok")
         if not self._first_token_told and (made := self.first_token_made()) is not None:
             self._tell_first_token(made, streamed=False)
+        if self._kind is not None:
+            observe_cached(self.vision_cached(), self._kind)
         observe_outcome(
             outcome,
             tier=self._tier,

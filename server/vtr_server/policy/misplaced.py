@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from vtr_server.policy.requested_budget import HEADER
+from vtr_server.policy.requested_budget import HEADER, REUSE_HEADER
 from vtr_server.policy.vtr_field import EXAMPLE, VTRField
 from vtr_vllm.errors import RequestError
 from vtr_vllm.schedules.strict_json import show
@@ -47,7 +47,8 @@ def misplaced_in_body(body: object) -> str | None:
 def refuse_misplaced(place: str | None, request: Request) -> None:
     """Raise RequestError for ``place`` of the body, or for such a header or query parameter."""
     headers = (name for name in request.headers if name.startswith("x-vtr"))
-    others = (f"the header {name}" for name in headers if name != HEADER.lower())
+    read = (HEADER.lower(), REUSE_HEADER.lower())
+    others = (f"the header {name}" for name in headers if name not in read)
     query = (f"the query parameter {show(name)}" for name in _asking(request.query_params))
     if found := next(chain(others, query), place):
         raise RequestError(

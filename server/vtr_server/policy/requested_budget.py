@@ -6,17 +6,33 @@ refused, and so is what lies outside of the caller's bounds. What the others say
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from vtr_server.policy.settings import AUTO, BudgetSettings, KeySettings, ServerSettings
-from vtr_server.policy.vtr_field import Ask, parse_field
+from vtr_server.policy.vtr_field import Ask, Read, parse_field
 from vtr_vllm.errors import InvalidBudget, RequestError
 from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["ALIAS", "HEADER", "Asked", "Bounds", "bounds", "find_ask", "short_form", "split_alias"]
+__all__ = [
+    "ALIAS",
+    "HEADER",
+    "REUSE_HEADER",
+    "REUSE_SUFFIX",
+    "UNSAID",
+    "Asked",
+    "Bounds",
+    "Reuse",
+    "bounds",
+    "find_ask",
+    "short_form",
+    "split_alias",
+]
 
 HEADER = "X-VTR-Budget"
+REUSE_HEADER = "X-VTR-Reuse"
+REUSE_SUFFIX = "+reuse"
+"""What may stand behind a short form."""
 ALIAS = "@"
 FULL = "full"
 """The tier and the schedule that are budget 1.0 on every server."""
@@ -26,6 +42,19 @@ _TIER = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
 
 _RANK = ("low", "auto", "high")
 """Details of several images in one request: the most demanding one counts."""
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """Whether later requests shall find the KV of a request's images in the prefix cache."""
+
+    wanted: bool = False
+    explicit: bool = False
+    """Whether the client asked for just this: a schedule of the other kind is then refused."""
+
+
+UNSAID = Reuse()
+"""Of a request that says nothing, on a server that does not either."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +70,7 @@ class Asked:
     trace: bool = False
     per_image_floor: float | None = None
     """None: the schedule's own."""
+    reuse: Reuse = UNSAID
 
 
 @dataclass(frozen=True)
@@ -75,27 +105,58 @@ def find_ask(
     header: Sequence[str],
     alias: str | None,
     details: Sequence[str] = (),
+    reuse_header: Sequence[str] = (),
 ) -> Asked:
     """What a request asks for; raises RequestError and its kin, as ``parse_field`` does."""
-    body, trace, floor = parse_field(field)
-    found = [
-        ("body", body),
-        ("header", short_form(header, f"header {HEADER}") if header else None),
-        ("model", short_form([alias], f"model alias {ALIAS}") if alias is not None else None),
-    ]
+    body = parse_field(field)
+    by_header = short_form(header, f"header {HEADER}") if header else Read()
+    by_model = short_form([alias], f"model alias {ALIAS}") if alias is not None else Read()
+    beside = {
+        "body": body.reuse,
+        f"header {REUSE_HEADER}": _switch(reuse_header) if reuse_header else None,
+        f"header {HEADER}": by_header.reuse,
+        "model": by_model.reuse,
+    }
+    reuse = _reuse(settings, key, beside)
+    trace, floor = body.trace, body.per_image_floor
+    found = [("body", body.ask), ("header", by_header.ask), ("model", by_model.ask)]
     explicit = [(by, ask) for by, ask in found if ask is not None]
     if len({_meaning(settings, ask) for _, ask in explicit}) > 1:
         said = " and ".join(f"the {by} asks for {_wish(ask)}" for by, ask in explicit)
         raise RequestError(f"{said}; they differ: leave out all but one")
     if explicit:
         by, ask = explicit[0]
-        return Asked(ask, by, True, trace, floor)
+        return Asked(ask, by, True, trace, floor, reuse)
     if detail := _detail(settings, details):
-        return Asked(detail, "detail", False, trace, floor)
+        return Asked(detail, "detail", False, trace, floor, reuse)
     if key and key.budget.default is not None:
-        return Asked(Ask(budget=key.budget.default), "key-default", False, trace, floor)
+        return Asked(Ask(budget=key.budget.default), "key-default", False, trace, floor, reuse)
     default = 1.0 if settings.budget.default is None else settings.budget.default
-    return Asked(Ask(budget=default), "default", False, trace, floor)
+    return Asked(Ask(budget=default), "default", False, trace, floor, reuse)
+
+
+def _reuse(
+    settings: ServerSettings, key: KeySettings | None, places: Mapping[str, bool | None]
+) -> Reuse:
+    """What the client says of reuse in any of ``places``, else the key, else the server."""
+    said = {by: wanted for by, wanted in places.items() if wanted is not None}
+    if len(set(said.values())) > 1:
+        each = " and ".join(
+            f"the {by} asks for reuse {str(wish).lower()}" for by, wish in said.items()
+        )
+        raise RequestError(f"{each}; they differ: leave out all but one")
+    if said:
+        return Reuse(next(iter(said.values())), explicit=True)
+    own = key.budget.reuse if key else None
+    return Reuse(bool(settings.budget.reuse if own is None else own))
+
+
+def _switch(values: Sequence[str]) -> bool:
+    if list(values) not in (["true"], ["false"]):
+        raise RequestError(
+            f"header {REUSE_HEADER} is {show(list(values))}; it must be true or false"
+        )
+    return values[0] == "true"
 
 
 def _meaning(settings: ServerSettings, ask: Ask) -> tuple[object, ...]:
@@ -124,18 +185,20 @@ def _detail(settings: ServerSettings, details: Sequence[str]) -> Ask | None:
     return Ask(budget=AUTO) if meaning == AUTO else Ask(tier=meaning)
 
 
-def short_form(values: Sequence[str], place: str) -> Ask:
-    """The short form of an ask: a number, ``auto``, or the name of a tier."""
-    value = values[0] if len(values) == 1 else ""
+def short_form(values: Sequence[str], place: str) -> Read:
+    """The short form of an ask: a number, ``auto``, or the name of a tier; ``+reuse`` may follow."""
+    text = values[0] if len(values) == 1 else ""
+    value = text.removesuffix(REUSE_SUFFIX)
+    reuse = True if value != text else None
     if value == AUTO:
-        return Ask(budget=AUTO)
+        return Read(Ask(budget=AUTO), reuse=reuse)
     if _NUMBER.fullmatch(value) and 0 < float(value) <= 1:
-        return Ask(budget=float(value))
+        return Read(Ask(budget=float(value)), reuse=reuse)
     if _TIER.fullmatch(value):
-        return Ask(tier=value)
+        return Read(Ask(tier=value), reuse=reuse)
     raise InvalidBudget(
         f"{place} is {show(list(values))}; it must be one decimal number in (0, 1] such as 0.25,"
-        " the name of a tier, or auto"
+        f" the name of a tier, or auto, and may end in {REUSE_SUFFIX}"
     )
 
 

@@ -6,12 +6,13 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
-from vtr_server.policy.requested_budget import Bounds
+from vtr_server.policy.requested_budget import REUSE_SUFFIX, UNSAID, Bounds, Reuse
 from vtr_server.policy.settings import AUTO
 from vtr_server.policy.vtr_field import Ask, AutoAnswer
 from vtr_vllm.errors import (
     BudgetNotAllowed,
     InvalidBudget,
+    RequestError,
     UnknownSchedule,
     UnknownTier,
     UnsupportedRequest,
@@ -45,6 +46,8 @@ class ChosenSchedule:
     source: str
     tier: str | None = None
     auto: AutoAnswer | None = None
+    reuse: bool = False
+    """Whether later requests can use its KV; of full budget, which vLLM caches by itself, False."""
 
     @property
     def wire(self) -> Wire:
@@ -67,47 +70,55 @@ class ScheduleChooser:
     auto: Callable[[Bounds], tuple[float, float]] | None = None
     """Bounds -> the controller's level, and the budget that it gives within them; None without a
     controller."""
+    caches_prefixes: bool = True
+    """Whether the engine does: nothing is reused without."""
 
-    def choose(self, ask: Ask, policy: Bounds, *, movable: bool = False) -> ChosenSchedule:
+    def choose(
+        self, ask: Ask, policy: Bounds, *, movable: bool = False, reuse: Reuse = UNSAID
+    ) -> ChosenSchedule:
         """The choice for every way of asking but ``max_flops_fraction``.
 
         What is ``movable``, a default or a detail, is moved to the bound of ``policy`` next to it.
         Raises InvalidBudget, UnknownSchedule, UnknownTier or ScheduleError for what cannot be
         met, UnsupportedRequest for ``auto`` without a controller, BudgetNotAllowed outside
-        ``policy``.
+        ``policy``, RequestError for a schedule that an explicit ``reuse`` excludes, and for
+        ``reuse`` without prefix caching.
         """
+        self._check_caching(reuse)
         if ask.budget == AUTO:
-            return self._by_load(ask, policy)
-        if ask.tier is not None:
-            choice = self._of_tier(ask.tier)
-        elif ask.schedule is not None:
-            choice = self._named(ask.schedule)
-        elif ask.keep is not None and ask.rules is not None:
-            schedule = explicit(self.book.geometry, ask.keep, ask.rules, name="inline")
-            choice = ChosenSchedule(schedule.mean_keep, schedule, "inline")
-        else:
-            choice = self._of_budget(1.0 if ask.budget is None else float(ask.budget))
+            return self._by_load(ask, policy, reuse)
+        choice = self._of_ask(ask, reuse)
+        self._check_reuse(choice, reuse)
         if _is_inside(choice.budget, policy):
             return choice
         if not movable:
             raise BudgetNotAllowed(
                 f"budget {choice.budget:g} lies outside {_range(policy)}; ask for one inside"
             )
-        return self._of_budget(min(max(choice.budget, policy.minimum), policy.maximum))
+        bounded = min(max(choice.budget, policy.minimum), policy.maximum)
+        return self._of_budget(bounded, reuse)
 
     def choose_by_flops(
-        self, fraction: float, policy: Bounds, n_vision: int, n_text: int
+        self,
+        fraction: float,
+        policy: Bounds,
+        n_vision: int,
+        n_text: int,
+        reuse: Reuse = UNSAID,
     ) -> ChosenSchedule:
         """The largest budget whose prefill costs at most ``fraction`` of no reduction.
 
         A prompt without vision tokens has nothing to reduce. Raises InvalidBudget, with the
-        least share that this prompt can come to, where no budget within ``policy`` is enough.
+        least share that this prompt can come to, where no budget within ``policy`` is enough, and
+        RequestError for ``reuse`` without prefix caching.
         """
+        self._check_caching(reuse)
         if n_vision == 0:
-            return self._of_budget(policy.maximum)
-        inside = [each for each in self.grid if policy.minimum < each.budget < policy.maximum]
+            return self._of_budget(policy.maximum, reuse)
+        grid = self.grids[reuse.wanted]
+        inside = [each for each in grid if policy.minimum < each.budget < policy.maximum]
         ends = {policy.minimum, policy.maximum} - {0.0}
-        choices = [*inside, *(self._of_budget(end) for end in ends)]
+        choices = [*inside, *(self._of_budget(end, reuse) for end in ends)]
         costs = {}
         # Every one is looked at: of two schedules the one with the larger budget may cost less.
         for choice in sorted(choices, key=lambda each: each.budget, reverse=True):
@@ -123,9 +134,14 @@ class ScheduleChooser:
         )
 
     @cached_property
-    def grid(self) -> list[ChosenSchedule]:
-        """The budgets that ``max_flops_fraction`` looks at; tens of milliseconds, once."""
-        return [self._of_budget(step / _GRID) for step in range(1, _GRID + 1)]
+    def grids(self) -> dict[bool, list[ChosenSchedule]]:
+        """The budgets that ``max_flops_fraction`` looks at, without reuse and with; tens of
+        milliseconds, once."""
+        steps = [step / _GRID for step in range(1, _GRID + 1)]
+        return {
+            wanted: [self._of_budget(step, Reuse(wanted)) for step in steps]
+            for wanted in (False, True)
+        }
 
     def offered_tiers(self) -> dict[str, float]:
         """The tiers that can be asked for now, with the budgets that they come to."""
@@ -138,12 +154,57 @@ class ScheduleChooser:
         return offered
 
     def aliases(self) -> list[str]:
-        """What may stand behind ``MODEL@``: the tiers, and the budgets of stored schedules."""
-        stored = [entry["budget"] for entry in self.book.describe() if entry["budget"] is not None]
-        numbers = sorted({f"{budget:g}" for budget in stored if budget != 1.0}, reverse=True)
-        return [*self.offered_tiers(), *numbers, *([AUTO] if self.auto else [])]
+        """What may stand behind ``MODEL@``: the tiers, the budgets of stored schedules, and both once
+        more with ``+reuse``, where that has a meaning."""
+        auto = [AUTO] if self.auto else []
+        plain = [*self.offered_tiers(), *self._stored_budgets(reuse=False), *auto]
+        if not self.caches_prefixes:
+            return plain
+        wanted = Reuse(wanted=True)
+        tiers = [
+            name
+            for name in self.offered_tiers()
+            if self._of_meaning(self.tiers[name], wanted).reuse
+        ]
+        reused = [*tiers, *self._stored_budgets(reuse=True), *auto]
+        return [*plain, *(alias + REUSE_SUFFIX for alias in reused)]
 
-    def _by_load(self, ask: Ask, policy: Bounds) -> ChosenSchedule:
+    def _stored_budgets(self, *, reuse: bool) -> list[str]:
+        entries = [entry for entry in self.book.describe() if entry["reuse"] == reuse]
+        budgets = [entry["budget"] for entry in entries if entry["budget"] not in (None, 1.0)]
+        return sorted({f"{budget:g}" for budget in budgets}, reverse=True)
+
+    def _check_caching(self, reuse: Reuse) -> None:
+        if reuse.explicit and reuse.wanted and not self.caches_prefixes:
+            raise RequestError(
+                "reuse is true, and this server runs without prefix caching: nothing would be reused;"
+                " leave reuse out, or have the server started without --no-enable-prefix-caching"
+            )
+
+    def _check_reuse(self, choice: ChosenSchedule, reuse: Reuse) -> None:
+        """Refuse a schedule of the other kind than the client asks for; full budget is of both."""
+        schedule = choice.schedule
+        if not reuse.explicit or not schedule.cuts or choice.reuse == reuse.wanted:
+            return
+        why = self.book.why_not_reused(schedule)
+        kind = f"cannot be reused: {why}" if why else "is reused: it looks at no question"
+        raise RequestError(
+            f"reuse is {str(reuse.wanted).lower()}, and schedule {schedule.name} {kind}; leave reuse"
+            f" out (or {str(choice.reuse).lower()}), ask for a budget, or for a schedule whose reuse"
+            f" GET /v1/schedules gives as {str(reuse.wanted).lower()}"
+        )
+
+    def _of_ask(self, ask: Ask, reuse: Reuse) -> ChosenSchedule:
+        if ask.tier is not None:
+            return self._of_tier(ask.tier, reuse)
+        if ask.schedule is not None:
+            return self._named(ask.schedule)
+        if ask.keep is not None and ask.rules is not None:
+            schedule = explicit(self.book.geometry, ask.keep, ask.rules, name="inline")
+            return self._chosen(schedule.mean_keep, schedule, "inline")
+        return self._of_budget(1.0 if ask.budget is None else float(ask.budget), reuse)
+
+    def _by_load(self, ask: Ask, policy: Bounds, reuse: Reuse) -> ChosenSchedule:
         if self.auto is None:
             raise UnsupportedRequest(
                 'budget "auto" needs a controller, and this server runs without one; ask for a'
@@ -158,36 +219,41 @@ class ScheduleChooser:
             )
         level, budget = self.auto(within)
         auto = AutoAnswer(level=level, minimum=within.minimum, maximum=within.maximum)
-        return replace(self._of_budget(budget), auto=auto)
+        return replace(self._of_budget(budget, reuse), auto=auto)
 
-    def _of_budget(self, budget: float) -> ChosenSchedule:
-        selection = self.book.for_budget(budget)
-        return ChosenSchedule(budget, selection.schedule, selection.source)
+    def _chosen(self, budget: float, schedule: Schedule, source: str) -> ChosenSchedule:
+        return ChosenSchedule(budget, schedule, source, reuse=self.book.reuses(schedule))
+
+    def _of_budget(self, budget: float, reuse: Reuse) -> ChosenSchedule:
+        selection = self.book.for_budget(budget, reuse.wanted)
+        return self._chosen(budget, selection.schedule, selection.source)
 
     def _named(self, name: str) -> ChosenSchedule:
         schedule = self.book.by_name(name)
         stored = schedule.name in self.book.names()
         source = "full" if schedule.name == "full" else "searched" if stored else "built-in-form"
         budget = schedule.mean_keep if schedule.budget is None else schedule.budget
-        return ChosenSchedule(budget, schedule, source)
+        return self._chosen(budget, schedule, source)
 
-    def _of_tier(self, name: str) -> ChosenSchedule:
+    def _of_tier(self, name: str, reuse: Reuse) -> ChosenSchedule:
         meaning = self.tiers.get(name)
         if meaning is None:
             raise UnknownTier(
                 f"tier {show(name)} is unknown; there are {', '.join(self.offered_tiers())}"
             )
         try:
-            return replace(self._of_meaning(meaning), tier=name)
+            return replace(self._of_meaning(meaning, reuse), tier=name)
         except UnknownSchedule as err:
             raise UnknownTier(
                 f"tier {name} stands for schedule {meaning}, which is not stored; there are"
                 f" {', '.join(self.offered_tiers())}"
             ) from err
 
-    def _of_meaning(self, meaning: float | str) -> ChosenSchedule:
+    def _of_meaning(self, meaning: float | str, reuse: Reuse = UNSAID) -> ChosenSchedule:
         """What a tier stands for; raises UnknownSchedule."""
-        return self._named(meaning) if isinstance(meaning, str) else self._of_budget(meaning)
+        if isinstance(meaning, str):
+            return self._named(meaning)
+        return self._of_budget(meaning, reuse)
 
 
 def _is_inside(budget: float, policy: Bounds) -> bool:
@@ -221,6 +287,8 @@ def describe(chooser: ScheduleChooser) -> dict[str, Any]:
         },
         "tiers": chooser.offered_tiers(),
         "auto": chooser.auto is not None,
+        "prefix_caching": chooser.caches_prefixes,
+        "band_starts": None if book.band_starts is None else list(book.band_starts),
         "geometry": book.geometry.to_dict(),
         "fingerprint": book.geometry.fingerprint,
     }

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from vtr_server.operations.metrics import observe_reload, observe_schedules
-from vtr_server.policy.requested_budget import ALIAS, short_form
+from vtr_server.policy.requested_budget import ALIAS, Bounds, Reuse, short_form
 from vtr_server.policy.schedule_choice import ScheduleChooser, describe
-from vtr_server.policy.settings import AUTO
-from vtr_vllm.errors import InvalidBudget, ScheduleError
+from vtr_vllm.errors import RequestError, ScheduleError
 from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook
 
 __all__ = ["Offer", "ScheduleFolder"]
@@ -40,18 +39,19 @@ class Offer:
 
     @classmethod
     def of(cls, chooser: ScheduleChooser) -> "Offer":
-        _ = chooser.grid  # made here, beside the requests, not by the first one that needs it
+        _ = chooser.grids  # made here, beside the requests, not by the first one that needs it
         return cls(chooser, describe(chooser), chooser.aliases())
 
     def has_alias(self, wish: str) -> bool:
         """Whether ``MODEL@wish`` asks for something that there is, among the aliases or not."""
         try:
-            ask = short_form([wish], f"model alias {ALIAS}")
-        except InvalidBudget:
+            read = short_form([wish], f"model alias {ALIAS}")
+            assert read.ask is not None
+            reuse = Reuse(bool(read.reuse), explicit=read.reuse is not None)
+            self.chooser.choose(read.ask, Bounds(0.0, 1.0), reuse=reuse)
+        except RequestError:
             return False
-        if ask.tier is not None:
-            return ask.tier in self.chooser.offered_tiers()
-        return ask.budget != AUTO or self.chooser.auto is not None
+        return True
 
 
 class ScheduleFolder:
@@ -64,7 +64,7 @@ class ScheduleFolder:
     def __init__(
         self, geometry: ModelGeometry, folder: Path | None, template: ScheduleChooser
     ) -> None:
-        """``template`` has everything but the book."""
+        """``template`` has everything but the schedules in the book."""
         self._geometry = geometry
         self._folder = folder
         self._template = template
@@ -72,10 +72,11 @@ class ScheduleFolder:
         self._signature: Signature = {}
         self._reading = threading.Lock()
         self.offer: Offer
-        book = ScheduleBook(geometry)
+        self._band_starts = template.book.band_starts
+        book = ScheduleBook(geometry, band_starts=self._band_starts)
         if folder is not None:
             self._signature = _signature(folder)
-            book = ScheduleBook.from_folder(geometry, folder)
+            book = ScheduleBook.from_folder(geometry, folder, self._band_starts)
             self._good = {file: Schedule.load(file) for file in self._signature}
         self._take(book)
 
@@ -121,7 +122,7 @@ class ScheduleFolder:
             return [f"schedule folder {folder} is gone; bring it back"]
         good, rejected = self._read(signature)
         try:
-            book = ScheduleBook(self._geometry, good.values())
+            book = ScheduleBook(self._geometry, good.values(), self._band_starts)
         except ScheduleError as err:
             # Each file is fine by itself: two share a name or a budget. Neither wins by chance.
             rejected.append(str(err))

@@ -31,6 +31,7 @@ __all__ = [
     "PageSettings",
     "Scope",
     "ServerSettings",
+    "check_reuse",
     "settings_path",
 ]
 
@@ -58,6 +59,9 @@ class BudgetSettings(_Table):
     bounds."""
     minimum: Budget | None = None
     maximum: Budget | None = None
+    reuse: Annotated[bool, Field(strict=True)] | None = None
+    """Whether later requests shall be able to use the KV of a request's images; None: of the server
+    no, of a key as the server has it."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -253,6 +257,17 @@ class ServerSettings(_Table):
         if self.elastic is None and AUTO in [*asks, *(key.budget.default for key in self.keys)]:
             raise ValueError('"auto" is asked for, and there is no [elastic]; add it')
         return self
+
+
+def check_reuse(settings: ServerSettings, *, caches_prefixes: bool) -> None:
+    """Refuse a default that an engine without prefix caching cannot meet; raises ConfigurationError."""
+    tables = {"budget": settings.budget} | {f"key {key.name}": key.budget for key in settings.keys}
+    wanting = [name for name, table in tables.items() if table.reuse]
+    if wanting and not caches_prefixes:
+        raise ConfigurationError(
+            f"reuse is true in the settings ({', '.join(wanting)}), and the engine runs without prefix"
+            " caching; leave it out, or start without --no-enable-prefix-caching"
+        )
 
 
 def settings_path(additional_config: object) -> Path | None:

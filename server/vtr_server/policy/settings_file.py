@@ -36,7 +36,8 @@ Signature = tuple[int, int, int] | None
 class SettingsFile:
     """The file of ``--settings``, or none; ``settings`` is what holds now.
 
-    ``adopt`` is awaited with each new settings, one after the other.
+    ``adopt`` is awaited with each new settings, one after the other. Those of which ``check`` raises
+    ConfigurationError are not taken.
     """
 
     def __init__(
@@ -44,10 +45,12 @@ class SettingsFile:
         path: Path | None,
         settings: ServerSettings,
         adopt: Callable[[ServerSettings], Awaitable[None]],
+        check: Callable[[ServerSettings], None] = lambda _: None,
     ) -> None:
         self.settings = settings
         self._path = path
         self._adopt = adopt
+        self._check = check
         self._seen = self._read = _signature(path)
         self._one_at_a_time = asyncio.Lock()
 
@@ -76,6 +79,7 @@ class SettingsFile:
             try:
                 wanted = await asyncio.to_thread(ServerSettings.load, self._path)
                 possible = self._possible(wanted)
+                self._check(possible)
             except ConfigurationError as err:
                 logger.error("VTR keeps the settings that it had: %s", err)
                 observe_settings_reload("rejected")

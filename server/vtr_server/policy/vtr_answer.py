@@ -1,14 +1,24 @@
 """What an answer says about itself: in its body, in its headers, and in its usage."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from vtr_server.policy.schedule_choice import ChosenSchedule
 from vtr_server.policy.vtr_field import VTRAnswer
 from vtr_vllm.errors import VTRError
 from vtr_vllm.schedules import ModelGeometry, Plan, prefill_flops
 
-__all__ = ["AdmittedRequest", "facts", "headers", "kept_per_layer", "usage_details"]
+__all__ = [
+    "AdmittedRequest",
+    "Kind",
+    "facts",
+    "headers",
+    "kept_per_layer",
+    "kind_of",
+    "usage_details",
+]
+
+Kind = Literal["full", "local", "guided"]
 
 
 class AdmittedRequest(Protocol):
@@ -33,7 +43,8 @@ def facts(
     admitted: Sequence[AdmittedRequest],
     geometry: ModelGeometry,
 ) -> VTRAnswer:
-    """What the prompts of one request came to, summed over them.
+    """What the prompts of one request came to, summed over them; before anything ran, so that none
+    of their tokens came from the cache yet.
 
     Raises VTRError without any prompt: the admission hook is then not in place, and nothing is
     known about what ran.
@@ -58,11 +69,19 @@ def facts(
         asked_by=asked_by,
         auto=choice.auto,
         per_image_floor=choice.schedule.per_image_floor,
+        reuse=choice.reuse,
         vision_tokens=n_vision,
         kept_per_layer=kept,
         mean_keep=sum(kept) / (n_vision * geometry.layers) if n_vision else 1.0,
         flops_fraction=spent / full,
     )
+
+
+def kind_of(known: VTRAnswer) -> Kind:
+    """What reduced a request: nothing, a local schedule, or one whose KV no later request can use."""
+    if known.reuse:
+        return "local"
+    return "full" if known.budget == 1.0 else "guided"
 
 
 def headers(known: VTRAnswer) -> dict[str, str]:
@@ -71,6 +90,7 @@ def headers(known: VTRAnswer) -> dict[str, str]:
         "X-VTR-Budget": f"{known.budget:g}",
         "X-VTR-Schedule": known.schedule,
         "X-VTR-Source": known.source,
+        "X-VTR-Reuse": str(known.reuse).lower(),
         "X-VTR-Vision-Tokens": str(known.vision_tokens),
         "X-VTR-Mean-Keep": f"{known.mean_keep:.6g}",
         "X-VTR-Flops-Fraction": f"{known.flops_fraction:.6g}",
@@ -81,6 +101,7 @@ def usage_details(known: VTRAnswer) -> dict[str, Any]:
     """What ``usage.prompt_tokens_details`` gains; kept tokens are the mean over the layers."""
     return {
         "vision_tokens": known.vision_tokens,
+        "vision_tokens_cached": known.vision_tokens_cached,
         "vision_tokens_kept": round(known.vision_tokens * known.mean_keep, 3),
         "mean_keep": known.mean_keep,
         "flops_fraction": known.flops_fraction,

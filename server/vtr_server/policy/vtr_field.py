@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WithJsonSchema
 
@@ -21,6 +21,7 @@ __all__ = [
     "EXAMPLE",
     "Ask",
     "AutoAnswer",
+    "Read",
     "VTRAnswer",
     "VTRField",
     "parse_field",
@@ -49,8 +50,8 @@ class VTRField(BaseModel):
     """The ``vtr`` object of a request body.
 
     At most one of ``budget``, ``tier``, ``schedule``, ``max_flops_fraction``, and ``keep`` with
-    ``rules``; ``minimum`` and ``maximum`` go with budget ``auto``. ``per_image_floor`` and
-    ``trace`` stand beside any of them, or alone.
+    ``rules``; ``minimum`` and ``maximum`` go with budget ``auto``. ``reuse``,
+    ``per_image_floor`` and ``trace`` stand beside any of them, or alone.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
@@ -97,6 +98,14 @@ class VTRField(BaseModel):
     maximum: _Share | None = Field(
         default=None, description="With budget auto: the largest budget the server may choose."
     )
+    reuse: bool | None = Field(
+        default=None,
+        description=(
+            "true: reduce by what the images show alone, so that later turns and other questions about"
+            " them find their KV in the prefix cache. false: by the question. Left out: as the server"
+            " or the key has it."
+        ),
+    )
     per_image_floor: _Floor | None = Field(
         default=None,
         description=(
@@ -131,8 +140,8 @@ class VTRAnswer(BaseModel):
     """Name of the schedule that ran."""
     source: str
     """``full``, ``searched``, ``interpolated`` (between two searched schedules),
-    ``p-sigmoid-default`` (no searched schedule has this budget or a lower one), ``built-in-form`` or
-    ``inline``."""
+    ``p-sigmoid-default`` (no searched schedule has this budget or a lower one), ``local-default`` (the
+    same with ``reuse``), ``built-in-form`` or ``inline``."""
     tier: str | None = None
     """The tier that was asked for."""
     asked_by: str = "default"
@@ -142,8 +151,13 @@ class VTRAnswer(BaseModel):
     per_image_floor: float = 0.0
     """What each of several images kept whatever the others scored, as asked for or of the
     schedule."""
+    reuse: bool = False
+    """Whether later requests can use the KV of what was reduced; false at full budget too, where
+    vLLM itself caches everything."""
     vision_tokens: int
     """Vision tokens in the prompt (of all prompts, where a request has several)."""
+    vision_tokens_cached: int = 0
+    """Those of them whose KV came from the prefix cache."""
     kept_per_layer: list[int]
     """Vision tokens that each decoder layer saw."""
     mean_keep: float
@@ -170,16 +184,23 @@ class Ask:
     """Bounds of budget ``auto``."""
 
 
-def parse_field(field: object) -> tuple[Ask | None, bool, float | None]:
-    """Read the body's ``vtr``: what it asks for, whether to trace, and the per-image floor.
+class Read(NamedTuple):
+    """The ``vtr`` object of a body; None is what it does not say."""
 
-    None where it does not ask, and where it names no floor.
+    ask: Ask | None = None
+    trace: bool = False
+    per_image_floor: float | None = None
+    reuse: bool | None = None
+
+
+def parse_field(field: object) -> Read:
+    """Read the body's ``vtr``.
 
     Raises InvalidBudget, UnknownTier, UnknownSchedule, ScheduleError or RequestError with the
     value and the next step.
     """
     if field is None:
-        return None, False, None
+        return Read()
     if not isinstance(field, Mapping):
         raise RequestError(f"vtr is {show(field)}; it must be an object: {EXAMPLE}")
     try:
@@ -193,17 +214,16 @@ def parse_field(field: object) -> tuple[Ask | None, bool, float | None]:
         )
     ways = [asked.budget, asked.tier, asked.schedule, asked.max_flops_fraction, asked.keep]
     given = len(ways) - ways.count(None)
-    beside = asked.trace or asked.per_image_floor is not None
+    beside = asked.trace or (asked.per_image_floor, asked.reuse) != (None, None)
     if given > 1 or (given == 0 and not beside):
         raise RequestError(
             f"vtr is {show(dict(field))}; it must hold exactly one of budget, tier, schedule,"
             f" max_flops_fraction, and keep with rules: {EXAMPLE}"
         )
     _check_bounds(asked)
-    if not given:
-        return None, asked.trace, asked.per_image_floor
-    values = asked.model_dump(exclude={"trace", "per_image_floor"})
-    return Ask(**values), asked.trace, asked.per_image_floor
+    values = asked.model_dump(exclude={"trace", "per_image_floor", "reuse"})
+    ask = Ask(**values) if given else None
+    return Read(ask, asked.trace, asked.per_image_floor, asked.reuse)
 
 
 def refuse_wire_keys(xargs: Mapping[str, object] | None) -> None:
@@ -255,8 +275,8 @@ def _translate(field: Mapping[str, object], err: ValidationError) -> VTRError:
             f"schedule {value} is not a name of 1 to 96 characters; GET /v1/schedules lists what"
             " there is"
         )
-    if wrong == "trace":
-        return RequestError(f"trace is {value}; it must be true or false")
+    if wrong in ("trace", "reuse"):
+        return RequestError(f"{wrong} is {value}; it must be true or false")
     if wrong == "per_image_floor":
         return RequestError(
             f"per_image_floor {value} is not a number in [0, 1]; send 0 to rank all images"

@@ -95,6 +95,7 @@ class Engine:
         self.band_starts = band_starts(
             self.geometry.layers, EngineSettings.of(client.vllm_config).bands
         )
+        self.caches_prefixes = bool(client.vllm_config.cache_config.enable_prefix_caching)
         decisions_only(client.input_processor)
         tap_first_tokens(client)
         for name in _STREAMING:
@@ -249,7 +250,11 @@ class Engine:
         reduced = any(item.plan is not None for item in admitted)
         return {
             "images": [
-                {"grid": image.grid, "first": image.first, "tokens": image.tokens}
+                {
+                    "grid": image.grid if image.frames == 1 else None,
+                    "first": image.first,
+                    "tokens": image.tokens,
+                }
                 for item in admitted
                 for image in item.images
             ],

@@ -260,6 +260,7 @@ def test_models_are_listed_with_their_aliases(server: Server) -> None:
         assert offer["tiers"] == {"full": 1.0, "balanced": 0.5, "economy": 0.25, "halved": 0.5}
         assert offer["auto"] is True
         aliases = [*offer["tiers"], "0.5", "auto"]
+        aliases += [f"{alias}+reuse" for alias in ("balanced", "economy", "auto")]
         assert list(listed) == [NAME, *(f"{NAME}@{alias}" for alias in aliases)]
         for name in list(listed)[1:]:
             assert listed[name]["parent"] == NAME
@@ -267,3 +268,53 @@ def test_models_are_listed_with_their_aliases(server: Server) -> None:
             assert told_by(answer, COMPLETION)[0]["asked_by"] == "model"
         unknown = client.post(COMPLETION, json=body_of(COMPLETION) | {"model": "other@0.5"})
     assert unknown.status_code == 404
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("reuse", [True, None])
+def test_the_second_turn_finds_the_image_in_the_cache(
+    server: Server, reuse: bool | None, stream: bool
+) -> None:
+    """Of a reused schedule all of its vision tokens, of one that looks at the question none."""
+    url = data_url(picture(150 + 2 * stream + bool(reuse)))  # that no other test has sent
+    field = {"budget": 0.5} | ({} if reuse is None else {"reuse": reuse})
+    body = chat_body(NAME, url, vtr=field)
+    if stream:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    first = body["messages"][0]["content"]
+    first[1]["text"] = " ".join(["what color is the square?"] * 8)  # blocks behind the image fill
+    told = []
+    with server.client() as client:
+        for question in ("", "is it red?"):
+            if question:
+                body["messages"] += [
+                    {"role": "assistant", "content": "red"},
+                    {"role": "user", "content": question},
+                ]
+            answer = client.post(CHAT, json=body)
+            told.append(told_by(answer, CHAT))
+            assert answer.headers["x-vtr-reuse"] == str(bool(reuse)).lower()
+    (one, _), (two, usage) = told
+    assert (one["reuse"], two["reuse"]) == (bool(reuse), bool(reuse))
+    assert one["source"] == ("local-default" if reuse else "searched")
+    assert one["kept_per_layer"] == two["kept_per_layer"]
+    assert one["vision_tokens_cached"] == 0
+    assert two["vision_tokens_cached"] == (two["vision_tokens"] if reuse else 0)
+    assert usage["prompt_tokens_details"]["vision_tokens_cached"] == two["vision_tokens_cached"]
+
+
+def test_a_trace_of_several_prompts_is_refused_before_any_of_them_runs(server: Server) -> None:
+    """Nothing of it is counted, or charged."""
+    said = [[{"role": "user", "content": f"word {number}"}] for number in range(2)]
+    asked = [
+        ("/v1/chat/completions/batch", {"messages": said}),
+        ("/v1/completions", {"prompt": ["a word", "another"]}),
+        ("/v1/completions", {"prompt": [[5, 6], [7, 8]]}),
+    ]
+    with server.client() as client:
+        for path, body in asked:
+            answer = client.post(path, json=body | {"max_tokens": 1, "vtr": {"trace": True}})
+            assert answer.status_code == 400
+            assert "has 2 prompts" in answer.json()["error"]["message"]
+        one = {"prompt": [5, 6], "max_tokens": 1, "vtr": {"trace": True}}
+        assert client.post("/v1/completions", json=one).status_code == 200

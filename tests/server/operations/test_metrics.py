@@ -23,6 +23,7 @@ from tests.server.bad_input import chat_body
 from tests.server.conftest import NAME, Server
 from vtr_server.operations import metrics
 from vtr_server.operations.outcomes import Outcome
+from vtr_server.policy.vtr_answer import kind_of
 from vtr_server.policy.vtr_field import VTRAnswer
 from vtr_vllm.errors import InvalidBudget, Overloaded
 
@@ -64,6 +65,22 @@ def test_a_band_counts_what_its_first_layer_sees() -> None:
     metrics.observe_prompt(told(0.6), bands=(0, 2))
     after = [value("vtr_band_vision_tokens_total", **labels) for labels in states]
     assert [new - old for new, old in zip(after, before, strict=True)] == [100, 100, 100, 20]
+
+
+@pytest.mark.parametrize(
+    ("budget", "reuse", "kind"),
+    [(0.5, True, "local"), (0.5, False, "guided"), (1.0, False, "full")],
+)
+def test_tokens_count_by_the_kind_of_their_schedule(budget: float, reuse: bool, kind: str) -> None:
+    def counts() -> list[float]:
+        states = ("seen", "cached")
+        return [value("vtr_kind_vision_tokens_total", kind=kind, state=state) for state in states]
+
+    before = counts()
+    known = told(budget).model_copy(update={"reuse": reuse})
+    metrics.observe_prompt(known)
+    metrics.observe_cached(64, kind_of(known))
+    assert [new - old for new, old in zip(counts(), before, strict=True)] == [100, 64]
 
 
 def test_text_alone_does_not_count_as_kept_in_full() -> None:

@@ -292,3 +292,16 @@ def test_every_budget_has_one_of_few_tiers(budget: float, schedule: str) -> None
     label = tier_label(budget, schedule, NAMED)
     assert label in NAMED or 0 < float(label) <= 1
     assert len(label) <= 8
+
+
+def test_what_came_from_the_cache_is_counted_once_at_the_end() -> None:
+    labels = {"kind": "guided", "state": "cached"}
+    before = counted("vtr_kind_vision_tokens_total", **labels)
+    watched = watch(vision_cached=lambda: 40)
+    watched.prompt(Prompt(), known())
+    assert counted("vtr_kind_vision_tokens_total", **labels) == before
+    watched.end("ok")
+    watched.end("aborted")
+    assert counted("vtr_kind_vision_tokens_total", **labels) == before + 40
+    watch(vision_cached=lambda: 40).end("refused")  # never admitted: nothing ran
+    assert counted("vtr_kind_vision_tokens_total", **labels) == before + 40

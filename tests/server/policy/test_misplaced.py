@@ -98,6 +98,8 @@ def request(headers: tuple[tuple[str, str], ...] = (), query: str = "") -> Reque
     [
         ((("X-VTR-Tier", "economy"),), "", "the header x-vtr-tier"),
         ((("X-VTR", "0.25"), ("X-VTR-Budget", "0.5")), "", "the header x-vtr"),
+        ((("X-VTR-Reused", "true"), ("X-VTR-Reuse", "true")), "", "the header x-vtr-reused"),
+        ((), "reuse=true", "the query parameter 'reuse'"),
         ((), "vtr=0.25", "the query parameter 'vtr'"),
         ((), "a=1&budget=0.25", "the query parameter 'budget'"),
         ((), "vtr_budget=1", "the query parameter 'vtr_budget'"),
@@ -109,7 +111,8 @@ def test_headers_and_queries(headers: tuple[tuple[str, str], ...], query: str, p
 
 
 def test_the_header_and_other_parameters_are_fine() -> None:
-    refuse_misplaced(None, request((("X-VTR-Budget", "0.25"), ("X-Other", "1")), "api-version=2"))
+    headers = (("X-VTR-Budget", "0.25"), ("X-VTR-Reuse", "true"), ("X-Other", "1"))
+    refuse_misplaced(None, request(headers, "api-version=2"))
 
 
 def test_a_deep_body_is_looked_at_to_some_depth_only() -> None:

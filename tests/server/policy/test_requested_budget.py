@@ -9,7 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.bad_input import HEADERS
-from vtr_server.policy.requested_budget import Asked, Bounds, bounds, find_ask, split_alias
+from vtr_server.policy.requested_budget import (
+    Asked,
+    Bounds,
+    Reuse,
+    bounds,
+    find_ask,
+    split_alias,
+)
 from vtr_server.policy.settings import KeySettings, ServerSettings
 from vtr_server.policy.vtr_field import Ask
 from vtr_vllm.errors import InvalidBudget, RequestError
@@ -36,8 +43,9 @@ def find(
     details: tuple[str, ...] = (),
     caller: KeySettings | None = KEY,
     settings: ServerSettings = SETTINGS,
+    reuse: tuple[str, ...] = (),
 ) -> Asked:
-    return find_ask(settings, caller, field, header, alias, details)
+    return find_ask(settings, caller, field, header, alias, details, reuse)
 
 
 PLACES: list[tuple[str, dict[str, Any], Ask]] = [
@@ -192,6 +200,95 @@ def test_detail_means_nothing_where_it_is_not_configured() -> None:
 def test_the_short_form(text: str, ask: Ask) -> None:
     assert find(header=(text,)) == Asked(ask, "header")
     assert find(alias=text) == Asked(ask, "model")
+
+
+REUSES: dict[str, dict[str, Any]] = {
+    "body": {"field": {"budget": 0.4, "reuse": True}},
+    "body alone": {"field": {"reuse": True}},
+    "header of its own": {"reuse": ("true",)},
+    "header": {"header": ("0.4+reuse",)},
+    "model": {"alias": "0.4+reuse"},
+}
+
+
+@pytest.mark.parametrize("place", REUSES)
+def test_reuse_can_be_asked_for_beside_any_way(place: str) -> None:
+    asked = find(**REUSES[place])
+    assert asked.reuse == Reuse(wanted=True, explicit=True)
+    assert asked.ask.budget in (0.4, KEY.budget.default)
+    for beside in (
+        {"field": {"max_flops_fraction": 0.5}},
+        {"field": {"budget": "auto", "minimum": 0.3}},
+        {"field": {"keep": [1.0, 1.0], "rules": []}},
+        {"alias": "economy"},
+        {"details": ("low",)},
+    ):
+        assert find(**beside, reuse=("true",)).reuse == Reuse(wanted=True, explicit=True)
+        assert find(**beside, reuse=("false",)).reuse == Reuse(wanted=False, explicit=True)
+
+
+@pytest.mark.parametrize("text", ["economy", "auto", "full", ".5", "25e-2"])
+def test_the_suffix_is_no_part_of_the_wish(text: str) -> None:
+    for places in ({"header": (f"{text}+reuse",)}, {"alias": f"{text}+reuse"}):
+        asked = find(**places)
+        assert asked.ask == find(alias=text).ask
+        assert asked.reuse == Reuse(wanted=True, explicit=True)
+    assert find({"tier": "economy"}, alias="0.25+reuse").by == "body", "they agree"
+
+
+@pytest.mark.parametrize("text", ["+reuse", "0.5+reuse+reuse", "0.5+Reuse", "0.5 +reuse", "0.5+"])
+def test_what_is_no_suffix_is_refused(text: str) -> None:
+    with pytest.raises(InvalidBudget, match=r"may end in \+reuse"):
+        find(alias=text)
+
+
+@given(
+    body=st.none() | st.booleans(),
+    own=st.none() | st.booleans(),
+    header=st.booleans(),
+    alias=st.booleans(),
+    of_key=st.none() | st.booleans(),
+    of_server=st.none() | st.booleans(),
+)
+def test_what_the_client_says_of_reuse_decides_then_the_key_then_the_server(
+    body: bool | None,
+    own: bool | None,
+    header: bool,
+    alias: bool,
+    of_key: bool | None,
+    of_server: bool | None,
+) -> None:
+    said = {value for value in (body, own, header or None, alias or None) if value is not None}
+    arguments: dict[str, Any] = {
+        "field": None if body is None else {"reuse": body},
+        "header": ("0.5+reuse" if header else "0.5",),
+        "alias": "0.5+reuse" if alias else "0.5",
+        "reuse": () if own is None else (str(own).lower(),),
+        "caller": key(reuse=of_key),
+        "settings": ServerSettings.model_validate({"budget": {"reuse": of_server}}),
+    }
+    if len(said) > 1:
+        with pytest.raises(RequestError, match="asks for reuse .*they differ: leave out all but"):
+            find(**arguments)
+    elif said:
+        assert find(**arguments).reuse == Reuse(said.pop(), explicit=True)
+    else:
+        wanted = of_server if of_key is None else of_key
+        assert find(**arguments).reuse == Reuse(bool(wanted), explicit=False)
+
+
+def test_a_contradiction_about_reuse_names_the_places() -> None:
+    said = "the body asks for reuse false and the header X-VTR-Budget asks for reuse true"
+    with pytest.raises(RequestError, match=said):
+        find({"reuse": False}, ("0.5+reuse",))
+
+
+@pytest.mark.parametrize("values", [("1",), ("True",), ("",), ("true", "true"), ("no",)])
+def test_the_header_of_reuse_is_true_or_false(values: tuple[str, ...]) -> None:
+    with pytest.raises(
+        RequestError, match=r"header X-VTR-Reuse is \[.*\]; it must be true or false"
+    ):
+        find(reuse=values)
 
 
 @given(st.text(max_size=40))

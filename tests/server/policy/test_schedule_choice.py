@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from tests.server.bad_input import INLINE
 from vtr_server.policy.elastic import within
-from vtr_server.policy.requested_budget import Bounds
+from vtr_server.policy.requested_budget import Bounds, Reuse
 from vtr_server.policy.schedule_choice import ChosenSchedule, ScheduleChooser, describe
 from vtr_server.policy.settings import ServerSettings
 from vtr_server.policy.vtr_field import Ask, AutoAnswer
 from vtr_vllm.errors import (
     BudgetNotAllowed,
     InvalidBudget,
+    RequestError,
     ScheduleError,
     UnknownSchedule,
     UnknownTier,
@@ -183,8 +184,127 @@ def test_every_offered_tier_can_be_asked_for_and_comes_to_its_budget() -> None:
 
 def test_aliases_are_tiers_stored_budgets_and_auto() -> None:
     names = ["full", "balanced", "economy", "halved", "quick", "0.5"]
-    assert CHOOSER.aliases() == names
-    assert ScheduleChooser(BOOK, TIERS, lambda _: (1.0, 1.0)).aliases() == [*names, "auto"]
+    reused = ["balanced+reuse", "economy+reuse"]
+    assert CHOOSER.aliases() == [*names, *reused]
+    auto = ScheduleChooser(BOOK, TIERS, lambda _: (1.0, 1.0))
+    assert auto.aliases() == [*names, "auto", *reused, "auto+reuse"]
+    assert replace(auto, caches_prefixes=False).aliases() == [*names, "auto"]
+    stored = ScheduleBook(GEOMETRY, [SEARCHED, LOCAL])
+    tiers = TIERS | {"local": "local-quarter"}
+    assert ScheduleChooser(stored, tiers).aliases() == [
+        *names[:-1],
+        *("local", "0.5", "balanced+reuse", "economy+reuse", "local+reuse", "0.25+reuse"),
+    ]
+
+
+REUSED, GUIDED = Reuse(wanted=True, explicit=True), Reuse(wanted=False, explicit=True)
+LOCAL = Schedule(
+    name="local-quarter",
+    geometry=GEOMETRY,
+    keep=(0.5,) * 4 + (0.125,) * 8,
+    rules=(RankRule.parse("saliency"), RankRule.parse("grid")),
+    method="g-search",
+    budget=0.25,
+)
+TWO = ScheduleChooser(
+    ScheduleBook(GEOMETRY, [SEARCHED, LOCAL], band_starts=(0, 2, 4, 6, 8, 10)),
+    TIERS | {"local": "local-quarter"},
+    lambda b: (0.5, min(0.5, b.maximum)),
+)
+
+
+@pytest.mark.parametrize(
+    ("ask", "name", "source"),
+    [
+        (Ask(budget=0.25), "local-quarter", "searched"),
+        (Ask(tier="economy"), "local-quarter", "searched"),
+        (Ask(budget=0.2), "uniform-0.2", "local-default"),
+        (Ask(budget=0.5), "interpolated-0.5", "interpolated"),
+        (Ask(budget="auto"), "interpolated-0.5", "interpolated"),
+        (Ask(tier="local"), "local-quarter", "searched"),
+        (Ask(schedule="local-quarter"), "local-quarter", "searched"),
+        (Ask(schedule="uniform-0.5"), "uniform-0.5", "built-in-form"),
+        (Ask(keep=[0.5] * 12, rules=["cls"]), "inline", "inline"),
+    ],
+)
+def test_reuse_chooses_from_the_ladder_of_local_schedules(ask: Ask, name: str, source: str) -> None:
+    choice = TWO.choose(ask, OPEN, reuse=REUSED)
+    assert (choice.schedule.name, choice.source, choice.reuse) == (name, source, True)
+    assert choice.with_floor(0.5).reuse
+    # a default runs the same, and never refuses a schedule that has a name
+    assert TWO.choose(ask, OPEN, reuse=Reuse(wanted=True)) == choice
+    if ask.budget is not None or ask.tier == "economy":
+        assert not TWO.choose(ask, OPEN).reuse
+        assert TWO.choose(ask, OPEN, reuse=GUIDED) == TWO.choose(ask, OPEN)
+
+
+@pytest.mark.parametrize(
+    ("ask", "reuse", "said"),
+    [
+        (
+            Ask(schedule="searched-half"),
+            REUSED,
+            "reuse is true, and schedule searched-half cannot be",
+        ),
+        (Ask(tier="halved"), REUSED, "last ranks by what stands behind the image; leave reuse out"),
+        (Ask(schedule="fastv-0.5"), REUSED, "schedule fastv-0.5 cannot be reused"),
+        (Ask(schedule="vtw-0.25"), REUSED, r"cuts before layers \[3\], and the engine's KV bands"),
+        (
+            Ask(keep=[1.0] * 6 + [0.5] * 6, rules=["last"]),
+            REUSED,
+            "schedule inline cannot be reused",
+        ),
+        (
+            Ask(schedule="local-quarter"),
+            GUIDED,
+            "reuse is false, and schedule local-quarter is reused",
+        ),
+        (Ask(tier="local"), GUIDED, "leave reuse out"),
+        (Ask(keep=[0.5] * 12, rules=["cls"]), GUIDED, r"leave reuse out \(or true\)"),
+    ],
+)
+def test_a_schedule_of_the_other_kind_is_refused(ask: Ask, reuse: Reuse, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        TWO.choose(ask, OPEN, reuse=reuse)
+    for silent in (Reuse(), Reuse(wanted=True)):
+        TWO.choose(ask, OPEN, reuse=silent)
+
+
+@pytest.mark.parametrize("reuse", [REUSED, GUIDED])
+def test_full_budget_goes_with_either(reuse: Reuse) -> None:
+    for ask in (Ask(), Ask(tier="full"), Ask(schedule="full"), Ask(keep=[1] * 12, rules=[])):
+        choice = TWO.choose(ask, OPEN, reuse=reuse)
+        assert (choice.wire, choice.reuse) == ({}, False)
+
+
+def test_reuse_without_prefix_caching_is_refused() -> None:
+    chooser = replace(TWO, caches_prefixes=False)
+    for ask in (Ask(budget=0.5), Ask(budget="auto"), Ask(), Ask(schedule="local-quarter")):
+        with pytest.raises(RequestError, match="without prefix caching: nothing would be reused"):
+            chooser.choose(ask, OPEN, reuse=REUSED)
+        chooser.choose(ask, OPEN, reuse=Reuse())
+    with pytest.raises(RequestError, match="without prefix caching"):
+        chooser.choose_by_flops(0.5, OPEN, 100, 10, REUSED)
+    assert describe(chooser)["prefix_caching"] is False
+
+
+def test_what_a_policy_moves_stays_of_its_kind() -> None:
+    for wanted in (True, False):
+        choice = TWO.choose(
+            Ask(budget=0.1), Bounds(0.3, 0.5), movable=True, reuse=Reuse(wanted, explicit=True)
+        )
+        assert (choice.budget, choice.reuse) == (0.3, wanted)
+
+
+def test_the_list_says_which_schedules_are_reused_and_why_not() -> None:
+    listed = describe(TWO)
+    assert (listed["prefix_caching"], listed["band_starts"]) == (True, [0, 2, 4, 6, 8, 10])
+    assert {row["name"]: row["reuse"] for row in listed["data"]} == {
+        "full": False,
+        "local-quarter": True,
+        "searched-half": False,
+    }
+    assert describe(CHOOSER)["band_starts"] is None
 
 
 def allowed(policy: Bounds, budget: float) -> bool:
@@ -285,14 +405,21 @@ GRID = [step / 128 for step in range(1, 129)]
     st.integers(1, 2000),
     st.integers(1, 300),
     st.booleans(),
+    st.booleans(),
 )
-@example(LADDERS[2], 64 / 128, OPEN, 2000, 10, True)
-@example(LADDERS[2], 63 / 128, Bounds(0.48, 0.5), 2000, 10, True)
+@example(LADDERS[2], 64 / 128, OPEN, 2000, 10, True, True)
+@example(LADDERS[2], 63 / 128, Bounds(0.48, 0.5), 2000, 10, True, True)
 def test_a_share_of_the_flops_gives_the_largest_budget_on_the_grid_that_meets_it(
-    book: ScheduleBook, share: float, policy: Bounds, n_vision: int, n_text: int, exact: bool
+    book: ScheduleBook,
+    share: float,
+    policy: Bounds,
+    n_vision: int,
+    n_text: int,
+    exact: bool,
+    wanted: bool,
 ) -> None:
     def cost(budget: float) -> float:
-        counts = book.for_budget(budget).schedule.counts(n_vision)
+        counts = book.for_budget(budget, wanted).schedule.counts(n_vision)
         return flops_fraction(GEOMETRY, counts, n_vision, n_text)
 
     fraction = cost(share) if exact else share
@@ -301,12 +428,12 @@ def test_a_share_of_the_flops_gives_the_largest_budget_on_the_grid_that_meets_it
     enough = [budget for budget, spent in costs.items() if spent <= fraction + 1e-9]
     chooser = ScheduleChooser(book, TIERS)
     if enough:
-        choice = chooser.choose_by_flops(fraction, policy, n_vision, n_text)
+        choice = chooser.choose_by_flops(fraction, policy, n_vision, n_text, Reuse(wanted))
         assert choice.budget == max(enough)
-        assert choice.schedule == book.for_budget(choice.budget).schedule
+        assert choice.schedule == book.for_budget(choice.budget, wanted).schedule
     else:
         with pytest.raises(InvalidBudget) as caught:
-            chooser.choose_by_flops(fraction, policy, n_vision, n_text)
+            chooser.choose_by_flops(fraction, policy, n_vision, n_text, Reuse(wanted))
         assert f"costs at least {min(costs.values()):.4f}" in str(caught.value)
 
 

@@ -16,12 +16,19 @@ from prometheus_client import REGISTRY
 
 from tests.server.bad_input import CHAT, chat_body
 from tests.server.conftest import NAME, Server
-from vtr_server.policy.requested_budget import Bounds
+from vtr_server.policy.requested_budget import Bounds, Reuse
 from vtr_server.policy.schedule_choice import ScheduleChooser
 from vtr_server.policy.schedule_folder import ScheduleFolder
 from vtr_server.policy.vtr_field import Ask
 from vtr_vllm.errors import ScheduleError
-from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook, fastv
+from vtr_vllm.schedules import (
+    ModelGeometry,
+    RankRule,
+    Schedule,
+    ScheduleBook,
+    explicit,
+    fastv,
+)
 
 GEOMETRY = ModelGeometry(
     layers=12, hidden_size=128, intermediate_size=320, heads=2, kv_heads=2, head_dim=64
@@ -64,7 +71,7 @@ def test_a_new_file_is_offered_everywhere(folded: ScheduleFolder, folder: Path) 
     offer = folded.offer
     assert names(folded) == {"a", "b"}
     assert [each["name"] for each in offer.description["data"]] == ["a", "b", "full"]
-    assert offer.aliases == ["full", "kept", "0.5", "0.25", "auto"]
+    assert offer.aliases == ["full", "kept", "0.5", "0.25", "auto", "auto+reuse"]
     assert offer.chooser.choose(Ask(budget=0.25), OPEN).schedule.name == "b"
     assert offer.chooser.choose(Ask(budget="auto"), OPEN).budget == 1.0
     assert reloads("ok") == before + 1
@@ -194,6 +201,42 @@ def test_links_are_followed_when_they_are_turned(tmp_path: Path) -> None:
     (tmp_path / "next").replace(tmp_path / "data")
     assert folded.reload_if_changed() == []
     assert folded.offer.chooser.book.by_name("a").budget == 0.25
+
+
+def test_the_bands_of_the_engine_hold_after_every_reload(folder: Path) -> None:
+    """A cut inside of a band is no reused one, and may stand beside one of the same budget."""
+    book = ScheduleBook(GEOMETRY, band_starts=(0, 6))
+    folded = ScheduleFolder(GEOMETRY, folder, replace(TEMPLATE, book=book))
+
+    def stored(name: str, cut: int) -> Schedule:
+        rate = 1 - 3 / (12 - cut)
+        keep = (1.0,) * cut + (rate,) * (12 - cut)
+        return explicit(GEOMETRY, keep, [RankRule.parse("saliency")], name=name)
+
+    replace(stored("inside", 4), budget=0.75).save(folder / "inside.json")
+    replace(stored("between", 6), budget=0.75).save(folder / "between.json")
+    assert folded.reload_if_changed() == []
+    choose = folded.offer.chooser.choose
+    assert choose(Ask(budget=0.75), OPEN).schedule.name == "inside"
+    reused = choose(Ask(budget=0.75), OPEN, reuse=Reuse(wanted=True))
+    assert (reused.schedule.name, reused.reuse) == ("between", True)
+    assert folded.offer.description["band_starts"] == [0, 6]
+
+
+@pytest.mark.parametrize(
+    ("wish", "known"),
+    [
+        *(("0.3", True), ("0.3+reuse", True), ("full+reuse", True), ("auto+reuse", True)),
+        *(("kept", True), ("kept+reuse", False), ("gold", False), ("gold+reuse", False)),
+        *(("+reuse", False), ("0+reuse", False), ("0.5+", False)),
+    ],
+)
+def test_an_alias_is_known_if_it_can_be_asked_for(
+    folded: ScheduleFolder, folder: Path, wish: str, known: bool
+) -> None:
+    assert folded.offer.has_alias(wish) is known
+    uncached = ScheduleFolder(GEOMETRY, folder, replace(TEMPLATE, caches_prefixes=False))
+    assert uncached.offer.has_alias(wish) is (known and "+" not in wish)
 
 
 def test_a_server_does_not_start_with_a_faulty_folder(folder: Path) -> None:

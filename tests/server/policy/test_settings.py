@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vtr_server.policy.settings import ServerSettings
+from vtr_server.policy.settings import ServerSettings, check_reuse
 from vtr_vllm.errors import ConfigurationError
 
 KEY = '[[keys]]\nname = "{name}"\nsha256 = "{hash}"\n'
@@ -78,6 +78,8 @@ def test_every_table_is_read(tmp_path: Path) -> None:
         ("[budget]\ndefault = nan\n", "budget.default"),
         ("[budget]\nminimum = 0.5\nmaximum = 0.2\n", "minimum 0.5 is above maximum 0.2"),
         ("[budget]\nminimum = 0.5\ndefault = 0.2\n", "default 0.2 lies outside"),
+        ("[budget]\nreuse = 1\n", "budget.reuse"),
+        ('[budget]\nreuse = "true"\n', "budget.reuse"),
         ('[budget]\ndefault = "auto"\n', "there is no \\[elastic\\]"),
         ("[tiers]\nfull = 0.5\n", "full is always 1.0"),
         ("[tiers]\nauto = 0.5\n", "auto is no name"),
@@ -121,6 +123,19 @@ def test_what_is_wrong_is_named(tmp_path: Path, text: str, place: str) -> None:
 @pytest.mark.parametrize("line", ['servers = ["http://127.0.0.1:8000"]', "memory_share = 0.3"])
 def test_jobs_run_on_servers_or_in_a_share_of_the_memory(tmp_path: Path, line: str) -> None:
     assert load(tmp_path, f"[jobs]\n{line}\n").jobs is not None
+
+
+def test_a_default_of_reuse_needs_prefix_caching(tmp_path: Path) -> None:
+    key = KEY.format(name="a", hash="0" * 64)
+    for text in ("", "[budget]\nreuse = false\n", key + "budget = { reuse = false }\n"):
+        check_reuse(load(tmp_path, text), caches_prefixes=False)
+    for text, place in (
+        ("[budget]\nreuse = true\n", "budget"),
+        (key + "budget = { reuse = true }\n", "key a"),
+    ):
+        check_reuse(load(tmp_path, text), caches_prefixes=True)
+        with pytest.raises(ConfigurationError, match=rf"reuse is true in the settings \({place}\)"):
+            check_reuse(load(tmp_path, text), caches_prefixes=False)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from tests.server.bad_input import CHAT, chat_body
 from tests.server.conftest import NAME, SETTINGS, Server
 from tests.server.gate.apps import key
 from tests.server.policy.test_schedule_folder import wait
-from vtr_server.policy.settings import ServerSettings
+from vtr_server.policy.settings import ServerSettings, check_reuse
 from vtr_server.policy.settings_file import FIXED, SettingsFile
 
 KEY = '[[keys]]\nname = "{}"\nsha256 = "{}"\n'
@@ -26,7 +27,8 @@ class Watched:
         self.path = path
         self.adopted: list[ServerSettings] = []
         path.write_text(text)
-        self.file = SettingsFile(path, ServerSettings.load(path), self._adopt)
+        check = partial(check_reuse, caches_prefixes=False)
+        self.file = SettingsFile(path, ServerSettings.load(path), self._adopt, check)
 
     async def _adopt(self, settings: ServerSettings) -> None:
         self.adopted.append(settings)
@@ -85,6 +87,7 @@ def test_half_a_file_is_not_taken_for_the_whole(watched: Watched) -> None:
         ("[budgit]\n" + A, "budgit"),
         ("[budget]\nminimum = 2\n" + A, "budget.minimum"),
         ("", "would open a server that had some"),
+        ("[budget]\nreuse = true\n" + A, "runs without prefix caching"),
         ('[budget]\ndefault = "auto"\n[elastic]\nttft_seconds = 1\n' + A, "only a restart brings"),
     ],
 )

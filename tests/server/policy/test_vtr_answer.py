@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vtr_server.policy.requested_budget import Bounds
 from vtr_server.policy.schedule_choice import ChosenSchedule, ScheduleChooser
-from vtr_server.policy.vtr_answer import facts, headers, usage_details
+from vtr_server.policy.vtr_answer import facts, headers, kind_of, usage_details
 from vtr_server.policy.vtr_field import Ask, AutoAnswer, VTRAnswer
 from vtr_vllm.errors import VTRError
 from vtr_vllm.schedules import ModelGeometry, Plan, ScheduleBook, flops_fraction, make_plan
@@ -54,6 +54,19 @@ def test_facts_of_a_reduced_prompt() -> None:
     assert (told.tier, told.auto, told.trace) == (None, None, None)
     assert told.per_image_floor == 0.0
     assert facts(HALF.with_floor(0.5), "body", [prompt], GEOMETRY).per_image_floor == 0.5
+
+
+def test_facts_say_whether_the_schedule_is_reused() -> None:
+    for ask, kind in (
+        ({"schedule": "uniform-0.5"}, "local"),
+        ({"schedule": "fastv-0.5"}, "guided"),
+        ({"budget": 0.5}, "guided"),
+        ({"budget": 1.0}, "full"),
+    ):
+        told = facts(choice(**ask), "body", [Prompt(None, 100, 20)], GEOMETRY)
+        assert (told.reuse, told.vision_tokens_cached) == (kind == "local", 0)
+        assert kind_of(told) == kind
+        assert headers(told)["X-VTR-Reuse"] == ("true" if kind == "local" else "false")
 
 
 def test_facts_of_an_unreduced_prompt() -> None:
@@ -113,6 +126,7 @@ def test_headers_and_usage_say_what_the_body_says(budget: float, vision: int, te
     assert float(said["X-VTR-Flops-Fraction"]) == pytest.approx(told.flops_fraction, rel=1e-5)
     usage = usage_details(told)
     assert usage["vision_tokens"] == told.vision_tokens
+    assert usage["vision_tokens_cached"] == told.vision_tokens_cached
     kept = sum(told.kept_per_layer) / GEOMETRY.layers
     assert usage["vision_tokens_kept"] == pytest.approx(kept, abs=1e-3)
     assert (usage["mean_keep"], usage["flops_fraction"]) == (told.mean_keep, told.flops_fraction)
@@ -132,6 +146,7 @@ def test_the_names_in_headers_are_those_of_the_facts() -> None:
         "X-VTR-Budget": "0.25",
         "X-VTR-Schedule": "fastv-0.25",
         "X-VTR-Source": "built-in-form",
+        "X-VTR-Reuse": "false",
         "X-VTR-Vision-Tokens": "4",
         "X-VTR-Mean-Keep": "0.25",
         "X-VTR-Flops-Fraction": "0.5",

@@ -47,14 +47,15 @@ from vtr_vllm.errors import (
     ],
 )
 def test_what_may_be_asked(field: dict[str, Any] | None, ask: Ask | None) -> None:
-    assert parse_field(field) == (ask, False, None)
+    assert parse_field(field) == (ask, False, None, None)
     if field is not None:
-        assert parse_field(field | {"trace": True}) == (ask, True, None)
-        assert parse_field(field | {"per_image_floor": 0.5}) == (ask, False, 0.5)
+        assert parse_field(field | {"trace": True}) == (ask, True, None, None)
+        assert parse_field(field | {"per_image_floor": 0.5}) == (ask, False, 0.5, None)
+        assert parse_field(field | {"reuse": False}) == (ask, False, None, False)
 
 
 def test_a_trace_alone_asks_for_no_budget() -> None:
-    assert parse_field({"trace": True}) == (None, True, None)
+    assert parse_field({"trace": True}) == (None, True, None, None)
     with pytest.raises(RequestError, match="exactly one of"):
         parse_field({"trace": False})
 
@@ -69,7 +70,7 @@ def test_a_budget_outside_the_range_is_named(budget: object) -> None:
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_a_float_is_a_budget_exactly_in_the_range(value: float) -> None:
     if not math.isnan(value) and 0 < value <= 1:
-        assert parse_field({"budget": value}) == (Ask(budget=value), False, None)
+        assert parse_field({"budget": value}) == (Ask(budget=value), False, None, None)
     else:
         with pytest.raises(InvalidBudget):
             parse_field({"budget": value})
@@ -127,15 +128,21 @@ def test_a_tier_that_is_no_name_is_refused(name: object) -> None:
         parse_field({"tier": name})
 
 
-@pytest.mark.parametrize("trace", ["yes", 1, 0, [], {}])
-def test_trace_is_true_or_false(trace: object) -> None:
-    with pytest.raises(RequestError, match="true or false"):
-        parse_field({"budget": 0.5, "trace": trace})
+@pytest.mark.parametrize("switch", ["trace", "reuse"])
+@pytest.mark.parametrize("value", ["yes", "true", 1, 0, [], {}])
+def test_a_switch_is_true_or_false(switch: str, value: object) -> None:
+    with pytest.raises(RequestError, match=f"{switch} is .*; it must be true or false"):
+        parse_field({"budget": 0.5, switch: value})
+
+
+@pytest.mark.parametrize("reuse", [True, False])
+def test_reuse_alone_asks_for_no_budget(reuse: bool) -> None:
+    assert parse_field({"reuse": reuse}) == (None, False, None, reuse)
 
 
 @given(st.floats(0, 1) | st.sampled_from([0, 1]))
 def test_a_floor_alone_asks_for_no_budget(floor: float) -> None:
-    assert parse_field({"per_image_floor": floor}) == (None, False, floor)
+    assert parse_field({"per_image_floor": floor}) == (None, False, floor, None)
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.1, True, "0.5", math.nan, math.inf, [0.5], {}])
@@ -164,14 +171,14 @@ JSON = st.recursive(
 @given(JSON | st.dictionaries(st.sampled_from([*VTRField.model_fields, "other"]), JSON))
 def test_any_json_is_understood_or_refused_in_few_words(field: object) -> None:
     with catch(VTRError) as refused:
-        ask, trace, floor = parse_field(field)
+        ask, trace, floor, reuse = parse_field(field)
     if refused:
         assert refused[0].http_status in (400, 422)
         assert 20 < len(str(refused[0])) < 2000
         return
     ways = [ask.budget, ask.tier, ask.schedule, ask.max_flops_fraction, ask.keep] if ask else []
     assert len(ways) - ways.count(None) == (0 if ask is None else 1)
-    assert ask or trace or floor is not None or field is None
+    assert ask or trace or (floor, reuse) != (None, None) or field is None
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda value: f"{value!r:.40}")
@@ -200,7 +207,7 @@ def test_an_inline_schedule_is_two_lists_of_bounded_length(field: dict[str, obje
 
 @pytest.mark.parametrize("field", INLINE, ids=lambda value: f"{value!r:.40}")
 def test_the_entries_of_the_lists_are_not_judged_here(field: dict[str, list[object]]) -> None:
-    assert parse_field(field) == (Ask(keep=field["keep"], rules=field["rules"]), False, None)
+    assert parse_field(field) == (Ask(keep=field["keep"], rules=field["rules"]), False, None, None)
 
 
 @pytest.mark.parametrize("xargs", XARGS, ids=str)
@@ -221,6 +228,7 @@ def test_the_schema_in_the_api_description_forbids_extra_keys() -> None:
     assert set(schema["properties"]) == {field.name for field in fields(Ask)} | {
         "trace",
         "per_image_floor",
+        "reuse",
     }
     rates, _ = schema["properties"]["keep"]["anyOf"]
     assert rates["maxItems"] == 1024

@@ -107,8 +107,10 @@ VALID: tuple[Any, ...] = (
     *({"schedule": "stored-half"}, {"schedule": "fastv-0.5"}, {"max_flops_fraction": 0.9}),
     *({"budget": "auto", "minimum": 0.25}, {"budget": 0.25, "trace": True}),
     {"keep": [1.0] * 6 + [0.5] * 6, "rules": ["last"]},
+    *({"budget": 0.5, "reuse": True}, {"reuse": True}, {"tier": "economy", "reuse": False}),
 )
 ODD_HEADERS: tuple[dict[str, str], ...] = (
+    *({"x-vtr-reuse": "true"}, {"x-vtr-reuse": "yes"}, {"x-vtr-budget": "0.5+reuse"}),
     *({"x-vtr-budget": "0.5"}, {"x-vtr-budget": "economy"}, {"x-vtr-budget": "auto"}),
     *({"x-request-id": "a" * 5000}, {"x-request-id": ""}, {"authorization": "Bearer \xff"}),
     *({"authorization": "x"}, {"content-type": "text/plain"}, {"content-type": ""}),
@@ -217,7 +219,9 @@ _ASPECTS = ("image", "image", "ask", "field", "mutation", "text", "header", "ali
 
 _ODD_ASKS = st.sampled_from((*FIELDS, *INLINE, *WAYS)) | st.builds(
     lambda key, value: {key: value},
-    st.sampled_from(("budget", "schedule", "tier", "max_flops_fraction", "trace", "minimum")),
+    st.sampled_from(
+        ("budget", "schedule", "tier", "max_flops_fraction", "trace", "minimum", "reuse")
+    ),
     st.sampled_from((*BUDGETS, *SCHEDULES)),
 )
 

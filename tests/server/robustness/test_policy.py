@@ -129,10 +129,16 @@ _ASKS = st.none() | st.one_of(
             {"keep": [1.0] * 6 + [0.0] * 6, "rules": ["last"]},
             {"keep": [1.0] * 12, "rules": []},
             {"trace": True},
+            {"reuse": True},
+            {"budget": 0.4, "reuse": True},
+            {"tier": "economy", "reuse": True},
+            {"max_flops_fraction": 0.5, "reuse": True},
         )
     ),
 )
-_SHORT = st.none() | st.sampled_from(("0.05", "0.25", "0.5", "1", "economy", "full", "auto"))
+_SHORT = st.none() | st.sampled_from(
+    ("0.05", "0.25", "0.5", "1", "economy", "full", "auto", "0.5+reuse")
+)
 
 
 def _smuggle(body: dict[str, Any], place: str, wire: dict[str, Any]) -> None:

@@ -44,7 +44,9 @@ class Client:
         text_config = SimpleNamespace(to_dict=lambda: TEXT_CONFIG)
         self.input_processor = SimpleNamespace()
         self.vllm_config = SimpleNamespace(
-            model_config=SimpleNamespace(hf_text_config=text_config), additional_config={}
+            model_config=SimpleNamespace(hf_text_config=text_config),
+            additional_config={},
+            cache_config=SimpleNamespace(enable_prefix_caching=True),
         )
         self.answers = list(answers)
         self.calls = 0

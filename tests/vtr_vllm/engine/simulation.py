@@ -113,12 +113,13 @@ class Simulation:
         self,
         *parts: int | Item,
         keep: tuple[float, ...] | None = None,
+        rule: str = "last",
         max_tokens: int = 4,
         priority: int = 0,
     ) -> str:
         """Add a request of ``parts``, in which a number is so many text tokens; returns its id.
 
-        It runs reduced where ``keep`` has a keep rate per layer.
+        It runs reduced where ``keep`` has a keep rate per layer; ``rule`` ranks at each cut.
         """
         self._made += 1
         name = f"request-{self._made}"
@@ -136,7 +137,7 @@ class Simulation:
         wire = None
         if keep is not None:
             cuts = sum(b < a for a, b in zip((1.0, *keep), keep, strict=False))
-            wire = to_wire(keep, [RankRule.parse("last")] * cuts)
+            wire = to_wire(keep, [RankRule.parse(rule)] * cuts)
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, extra_args=wire)
         self.scheduler.add_request(
             Request(
@@ -184,7 +185,7 @@ class Simulation:
             self.scheduler.update_from_output(*self._in_flight.popleft())
 
     def _check(self, output: SchedulerOutput) -> None:
-        """No range is split, and the worker has every embedding that the step reads."""
+        """No part is split, and the worker has every embedding that the step reads."""
         self._encoded -= set(output.free_encoder_mm_hashes)
         for name, indices in output.scheduled_encoder_inputs.items():
             features = self.scheduler.requests[name].mm_features
@@ -193,7 +194,7 @@ class Simulation:
             request = self.scheduler.requests[name]
             end = request.num_computed_tokens
             if reduced := self.scheduler.reduced.get(name):
-                reduced.phase(end - scheduled, scheduled)
+                reduced.parts_of_step(end - scheduled, scheduled)
             for feature in request.mm_features:
                 place = feature.mm_position
                 first, last = (

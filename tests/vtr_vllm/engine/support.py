@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from vllm import LLM, SamplingParams
 
+from tests.reference.scores import image_id
 from tests.tiny import TinyShape, random_image
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.schedules import TRACE_KEY, RankRule, to_wire
@@ -56,6 +57,8 @@ class Case:
         prompt: dict[str, Any] = {"prompt": self.text}
         if self.images:
             prompt["multi_modal_data"] = {"image": list(self.images)}
+            # So that a reference can draw what vLLM draws by an image's name.
+            prompt["multi_modal_uuids"] = {"image": [image_id(image) for image in self.images]}
         return prompt
 
     def params(self, max_tokens: int, **options: Any) -> SamplingParams:

@@ -30,12 +30,20 @@ def inputs(generated: int = 0, prefix: int = 0, seed: int = 0) -> RankInputs:
         prompt_rows=ROWS - prefix,
         instruction_rows=INSTRUCTION,
         image_sizes=[len(image) for image in IMAGES],
-        seed=11 + seed,
+        vision_rows=8,
+        seeds=[11 + seed, 12 + seed],
+        grids=[None, None],
         attention=replace(rotated, unrotated=lambda: plain),
         embeddings=torch.randn(8, 16, generator=draw),
+        states=torch.randn(ROWS, 16, generator=draw)[rows_there(generated, prefix)],
         cls_attention=torch.rand(8, generator=draw),
         previous=torch.rand(8, generator=draw),
     )
+
+
+def rows_there(generated: int, prefix: int) -> list[int]:
+    """Which rows of the prompt stand in each row; generated ones repeat the last."""
+    return [*range(prefix, ROWS), *[ROWS - 1] * generated]
 
 
 def attention(draw: torch.Generator, generated: int, prefix: int) -> Attention:
@@ -64,6 +72,8 @@ def at_rows(given: RankInputs, left: torch.Tensor) -> RankInputs:
         given,
         vision=given.vision[left],
         prompt_rows=len(left),
+        vision_rows=int((given.vision[left] >= 0).sum()),
+        states=given.states[left],
         attention=replace(kept[0], unrotated=lambda: kept[1]),
     )
 

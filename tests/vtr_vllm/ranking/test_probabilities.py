@@ -21,6 +21,11 @@ ASKING = [("last", 1), ("instruction", 4)]
 OPTIONS = ["", "-norope", "-max", "-norope-max"]
 
 
+def behind(given, queries):
+    """The last rows of a prompt."""
+    return torch.arange(given.prompt_rows - queries, given.prompt_rows)
+
+
 def by_hand(given, attention, queries, heads):
     """Attention from the last ``queries`` prompt rows: one query, one head at a time, float64."""
     query = attention.query.double().numpy()
@@ -98,15 +103,17 @@ def test_heads_of_other_ranks_are_merged_before_queries_are_averaged(heads, tile
             key=whole.key[:, rank : rank + 1],
             combine=catch,
         )
-        attention_received(given, part, 4, heads, tile_bytes)
+        attention_received(given, part, behind(given, 4), heads, tile_bytes)
     turns = iter(zip(*merged_by_rank, strict=True))
 
     def combine(merged, how):
         both = torch.stack(next(turns))
         return both.amax(0) if how == "max" else both.mean(0)
 
-    together = attention_received(given, replace(part, combine=combine), 4, heads, tile_bytes)
-    torch.testing.assert_close(together, attention_received(given, whole, 4, heads))
+    together = attention_received(
+        given, replace(part, combine=combine), behind(given, 4), heads, tile_bytes
+    )
+    torch.testing.assert_close(together, attention_received(given, whole, behind(given, 4), heads))
 
 
 def test_half_precision_is_ranked_in_float32():
@@ -132,8 +139,8 @@ def test_vectors_are_turned_by_their_place_among_the_keys(chunk):
 
     turned = replace(whole, query=whole.query * factor[PREFIX:], key=whole.key * factor)
     torch.testing.assert_close(
-        attention_received(given, replace(whole, turn=turn), 4, "mean", 1, chunk),
-        attention_received(given, turned, 4, "mean"),
+        attention_received(given, replace(whole, turn=turn), behind(given, 4), "mean", 1, chunk),
+        attention_received(given, turned, behind(given, 4), "mean"),
     )
 
 
@@ -161,8 +168,8 @@ def test_tiles_change_no_result(rows, queries, prefix, generated, tile, chunk, h
         key=torch.randn(prefix + rows + generated, KV_HEADS, 8, generator=draw),
     )
     tile_bytes = 4 * HEADS * (prefix + rows) * tile
-    whole = attention_received(given, attention, queries, heads)
-    tiled = attention_received(given, attention, queries, heads, tile_bytes, chunk)
+    whole = attention_received(given, attention, behind(given, queries), heads)
+    tiled = attention_received(given, attention, behind(given, queries), heads, tile_bytes, chunk)
     torch.testing.assert_close(tiled, whole, rtol=1e-5, atol=1e-8)
 
 
@@ -179,7 +186,7 @@ def test_a_long_instruction_holds_no_more_than_two_tiles(monkeypatch):
     given = inputs()
     for tile_bytes in (1, 4 * HEADS * ROWS, 3 * 4 * HEADS * ROWS + 5, TILE_BYTES):
         seen.clear()
-        attention_received(given, given.attention, 10, "mean", tile_bytes)
+        attention_received(given, given.attention, behind(given, 10), "mean", tile_bytes)
         assert max(seen) <= max(tile_bytes, 4 * HEADS * ROWS)
         per_tile = min(10, max(1, tile_bytes // (4 * HEADS * ROWS)))
         assert len(seen) == -(-10 // per_tile)

@@ -17,7 +17,8 @@ def test_the_text_of_a_rule_that_schedules_hold():
     texts = {str(rule) for kind in RULES.values() for rule in kind.forms()}
     options = ["", "-norope", "-max", "-norope-max"]
     attention = {rule + option for rule in ("last", "instruction") for option in options}
-    assert attention | {"saliency", "cls", "random", "previous"} <= texts
+    blind = {"saliency", "cls", "random", "grid", "prefix", "orthogonal", "diverse"}
+    assert attention | blind | {"previous"} <= texts
 
 
 def test_parsed_fields():
@@ -73,5 +74,7 @@ def test_what_a_rule_needs():
     assert RankRule.parse("last").needs_attention
     assert not RankRule.parse("previous").needs_attention
     assert RULES["previous"].needs == {Need.PREVIOUS}
-    assert {"saliency", "cls", "random"} <= blind
+    assert needs["grid"] == needs["prefix"] == set()
+    assert needs["orthogonal"] == needs["diverse"] == {"states"}
+    assert {"saliency", "cls", "random", "grid", "prefix", "orthogonal", "diverse"} <= blind
     assert not {"last", "instruction", "previous"} & blind

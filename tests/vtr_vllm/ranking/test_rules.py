@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.vtr_vllm.ranking.given import PREFIX, ROWS, VISION, at_rows, at_tokens, inputs
-from vtr_vllm.ranking import RULES, rules
+from vtr_vllm.ranking import RULES, Need, rules
 
 ROOT = Path(__file__).parents[3]
 ALL = [rule for kind in RULES.values() for rule in kind.forms()]
@@ -46,13 +46,14 @@ def test_a_warm_prefix_ranks_as_a_cold_one(rule):
 
 @pytest.mark.parametrize("rule", ALL, ids=str)
 def test_tokens_that_earlier_cuts_took_leave_rows_that_still_line_up(rule):
-    """Where no attention is read, a score belongs to its token, whichever others are left."""
+    """A score belongs to its token, whichever others are left; but where attention or states are read,
+    it comes of those that are there."""
     given = inputs()
     left = torch.tensor([row for row, number in enumerate(VISION) if number not in (1, 4, 5)])
     kept = at_rows(given, left)
     scores = rule.score(kept)
     assert scores.shape == (len(left),)
-    if not rule.needs_attention:
+    if not rule.needs & {Need.ATTENTION, Need.STATES}:
         assert torch.equal(
             at_tokens(scores, kept), rule.score(given)[left][given.vision[left] >= 0]
         )

@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 
 from vtr_vllm.reduction.batch import BatchPlan
@@ -20,12 +21,17 @@ def keep_best_of_each(scores, image, kept_rows, floors):
 
 def _cut(scores, vision, kept_rows, image, floors):
     of_vision = kept_rows - int((vision < 0).sum())
+    # A row of text behind all others, as every prompt that is guided has.
+    scores = torch.nn.functional.pad(scores, (0, 1))
+    vision = torch.nn.functional.pad(vision, (0, 1), value=-1)
+    image = None if image is None else np.append(image, -1)
     member = SimpleNamespace(
         first_row=0,
         num_rows=len(vision),
-        kept_rows=kept_rows,
+        kept_rows=kept_rows + 1,
+        text_rows=kept_rows + 1 - of_vision,
         floors=floors,
-        request=SimpleNamespace(plan=SimpleNamespace(counts=[of_vision])),
+        part=SimpleNamespace(ends_in_text=True),
     )
-    plan = BatchPlan(len(vision), (), {0: (member,)}, vision.numpy(), image)
-    return Rows(plan, torch.device("cpu")).cut((member,), scores[None]).long()
+    plan = BatchPlan(np.array([len(vision)]), (), {0: (member,)}, vision.numpy(), image)
+    return Rows(plan, torch.device("cpu")).cut((member,), scores[None]).long()[:-1]

@@ -16,7 +16,6 @@ from tests.vtr_vllm.reduction.strategies import (
 )
 from vtr_vllm.errors import VTRError
 from vtr_vllm.reduction.batch import StepRequest, plan_batch
-from vtr_vllm.reduction.request import Phase
 
 FEW = settings(deadline=None, max_examples=60)
 seeds = st.integers(0, 2**32 - 1)
@@ -29,10 +28,10 @@ def segment_at(plan, layer):
 
 def cutting(step):
     """Whether tokens are dropped in this very step."""
-    return (
-        step.reduced is not None
-        and step.reduced.phase(step.computed, step.scheduled) is Phase.PREFILL
-    )
+    if step.reduced is None:
+        return False
+    done, behind = step.reduced.parts_of_step(step.computed, step.scheduled)
+    return behind > done
 
 
 @given(steps, band_lists, seeds)
@@ -90,8 +89,10 @@ def test_decode_and_prefix_rows_only_shift(step, bands):
         for i, one in enumerate(step):
             if cutting(one):
                 continue
-            past_prompt = one.reduced is not None and one.computed >= one.reduced.prompt_len
-            dropped = one.reduced.plan.dropped(segment.first_layer) if past_prompt else 0
+            parts = one.reduced.parts if one.reduced is not None else ()
+            dropped = sum(
+                part.plan.dropped(segment.first_layer) for part in parts if part.end <= one.computed
+            )
             positions = np.arange(one.computed, one.computed + one.scheduled)
             assert position[request == i].tolist() == (positions - dropped).tolist()
 
@@ -123,36 +124,54 @@ def test_cuts_name_the_rows_that_they_choose_from(step, bands, seed):
     if plan is None:
         return
     kept = [drawn_order(request, seed) for request in step]
-    losing = {
-        layer: [
-            i
-            for i, one in enumerate(kept)
-            if cutting(one.step) and len(one.rows(layer)) < len(one.rows(layer - 1))
-        ]
-        for layer in range(LAYERS)
+    assert {layer: [(m.index, m.part) for m in of] for layer, of in plan.cuts.items()} == {
+        layer: losing for layer in range(LAYERS) if (losing := losing_parts(kept, layer))
     }
-    assert {layer: [m.index for m in members] for layer, members in plan.cuts.items()} == {
-        layer: members for layer, members in losing.items() if members
-    }
-    step_rows = np.concatenate(([0], np.cumsum([one.scheduled for one in step])))
     for layer, members in plan.cuts.items():
-        rows = [len(one.rows(layer - 1)) for one in kept]
+        rows = [one.rows(layer - 1) for one in kept]
         for member in members:
-            i = member.index
-            assert member.request is step[i].reduced
-            assert member.rule == step[i].reduced.plan.rule_at(layer)
-            assert member.computed == step[i].computed
-            assert member.step_row == step_rows[i]
-            assert (member.first_row, member.num_rows) == (sum(rows[:i]), rows[i])
-            assert member.kept_rows == len(kept[i].rows(layer))
-            counts = (len(step[i].reduced.vision), *step[i].reduced.plan.counts)
-            assert member.kept_rows + counts[layer] - counts[layer + 1] == member.num_rows
-            before = kept[i].rows(layer - 1)
-            assert member.prompt_rows == (before < step[i].reduced.prompt_len).sum()
-            assert member.generated == (before >= step[i].reduced.prompt_len).sum()
+            one, part = kept[member.index], member.part
+            assert (member.request, member.layer) == (one.step.reduced, layer)
+            assert member.rule == part.plan.rule_at(layer)
+            covered = covered_by(one.step, part)
+            own = np.isin(rows[member.index], covered)
+            before = sum(len(others) for others in rows[: member.index])
+            assert (member.first_row, member.num_rows) == (before + own.argmax(), own.sum())
+            assert own[own.argmax() :][: own.sum()].all(), "one behind the other"
+            assert member.position == covered[0]
+            assert member.step_row == covered[0] - one.step.computed + sum(
+                request.scheduled for request in step[: member.index]
+            )
+            assert member.stored == (one.positions(layer - 1) < covered[0]).sum()
+            assert member.kept_rows == np.isin(one.rows(layer), covered).sum()
+            assert member.text_rows == own.sum() - np.isin(rows[member.index], part.vision).sum()
+            assert member.kept_rows - member.text_rows == member.kept_vision
+            assert member.num_rows - member.text_rows == member.vision_before
+            generated = rows[member.index][own] >= one.step.reduced.prompt_len
+            assert (member.generated, member.prompt_rows) == (generated.sum(), (~generated).sum())
     assert plan.rank_layers == {
         layer - 1 for layer, ms in plan.cuts.items() for m in ms if m.rule.needs_attention
     }
+
+
+def losing_parts(kept, layer):
+    """(request, part) of all that lose tokens before ``layer``."""
+    return [
+        (i, part)
+        for i, one in enumerate(kept)
+        for part in (one.step.reduced.parts if one.step.reduced is not None else ())
+        if one.step.computed <= part.start
+        if part.end <= one.step.computed + one.step.scheduled
+        if np.isin(one.rows(layer - 1), part.vision).sum()
+        > np.isin(one.rows(layer), part.vision).sum()
+    ]
+
+
+def covered_by(step, part):
+    """The positions that a cut of ``part`` sees: an image's, or those of a whole step."""
+    if step.reduced.is_local:
+        return np.arange(part.vision[0], part.vision[-1] + 1)
+    return np.arange(step.computed, step.computed + step.scheduled)
 
 
 @given(steps, band_lists)
@@ -163,15 +182,18 @@ def test_vision_rows_and_numbers_say_where_vision_tokens_stand(step, bands):
         return
     if not plan.cuts:
         assert plan.vision is None
-        assert not any(cutting(one) for one in step)
         return
     expected = []
     for one in step:
-        number = dict(zip(one.reduced.vision, range(100), strict=False)) if cutting(one) else {}
+        number = {}
+        for part in one.reduced.parts if one.reduced is not None else ():
+            if one.computed <= part.start and part.end <= one.computed + one.scheduled:
+                number |= dict(zip(part.vision, range(100), strict=False))
         expected += [number.get(one.computed + row, -1) for row in range(one.scheduled)]
     assert plan.vision.tolist() == expected
     for member in (m for members in plan.cuts.values() for m in members):
-        assert plan.vision[member.vision_rows].tolist() == list(range(len(member.request.vision)))
+        numbers = list(range(member.part.plan.n_vision))
+        assert plan.vision[member.vision_rows].tolist() == numbers
 
 
 def test_a_mixed_step_by_hand():
@@ -201,7 +223,29 @@ def test_a_cut_before_layer_0_and_a_band_per_layer():
     assert plan.rank_layers == set()
 
 
-def test_a_step_that_splits_a_range_makes_no_plan():
+def test_a_step_that_splits_a_part_makes_no_plan():
     request = request_of([range(3, 7)], 10, [1, 1, 0.25, 0.25], ["last"])
-    with pytest.raises(VTRError, match="splits the range"):
+    with pytest.raises(VTRError, match="splits the part"):
         plan_batch([StepRequest(0, 5, request)], 4, (0,))
+
+
+def test_images_of_a_local_request_by_hand():
+    """Two images of 4 and 2 tokens, of which layer 1 keeps half each, in two chunks."""
+    request = request_of([range(1, 5), range(6, 8)], 9, [1, 0.5], ["saliency"], local=True)
+    assert [part.plan.counts for part in request.parts] == [(4, 2), (2, 1)]
+    assert request.plan.counts == (6, 3)
+    plan = plan_batch([StepRequest(0, 6, request)], 2, (0, 1))
+    assert [(s.query_len.tolist(), s.seq_len.tolist()) for s in plan.segments] == [
+        ([6], [6]),
+        ([4], [4]),
+    ]
+    (cut,) = plan.cuts[1]
+    assert (cut.first_row, cut.num_rows, cut.kept_rows, cut.stored) == (1, 4, 2, 1)
+    plan = plan_batch([StepRequest(6, 3, request)], 2, (0, 1))
+    assert [(s.query_len.tolist(), s.seq_len.tolist()) for s in plan.segments] == [
+        ([3], [9]),
+        ([2], [6]),
+    ]
+    (cut,) = plan.cuts[1]
+    assert (cut.first_row, cut.num_rows, cut.kept_rows, cut.stored) == (0, 2, 1, 6)
+    assert plan_batch([StepRequest(9, 1, request)], 2, (0, 1)).segments[1].seq_len.tolist() == [7]

@@ -127,28 +127,43 @@ def test_several_cuts_of_several_requests(step, bands, seed):
 
         def score(member, vision, table=table):
             assert len(vision) == member.num_rows
-            return torch.from_numpy(table[member.index])[vision.clamp(min=0)]
+            own = table[member.index][member.part.first :]
+            return torch.from_numpy(own)[vision.clamp(min=0)]
 
         chosen = rows.cut(plan.cuts[layer], score)
         hidden = hidden[chosen]
         for member in plan.cuts[layer]:
-            own = [row for row in left if owner[row] == member.index]
+            own = covered(member, left, owner)
             numbers = [int(plan.vision[row]) for row in own]
-            values = [float(table[member.index][number]) for number in numbers]
-            images = [-1 if n < 0 else int(member.request.image_of[n]) for n in numbers]
+            values = [float(table[member.index][member.part.first + n]) for n in numbers]
+            images = image_of(member, numbers)
             floors = member.floors or ()
             best = best_of_each_by_hand(values, images, member.kept_rows, floors)
             stay = {own[row] for row in best}
-            left = [row for row in left if owner[row] != member.index or row in stay]
+            left = [row for row in left if row not in own or row in stay]
         assert hidden.tolist() == left
         assert rows.original.tolist() == left
         assert rows.vision.tolist() == plan.vision[left].tolist()
         lengths = next(s for s in plan.segments if s.first_layer <= layer < s.end_layer).query_len
         for member in plan.cuts[layer]:
-            own = [plan.vision[row] for row in left if owner[row] == member.index]
-            held = [int(member.request.image_of[number]) for number in own if number >= 0]
+            own = [plan.vision[row] for row in covered(member, left, owner)]
+            held = image_of(member, own)
             assert all(held.count(i) >= floor for i, floor in enumerate(member.floors or ()))
         assert [sum(owner[row] == i for row in left) for i in range(len(step))] == lengths.tolist()
+
+
+def covered(member, left, owner):
+    """The rows of the step that a cut chooses from: an image's, or all of a request."""
+    own = [row for row in left if owner[row] == member.index]
+    if not member.request.is_local:
+        return own
+    first, last = member.vision_rows[0], member.vision_rows[-1]
+    return [row for row in own if first <= row <= last]
+
+
+def image_of(member, numbers):
+    images = np.repeat(range(len(member.part.units)), member.part.image_sizes)
+    return [-1 if number < 0 else int(images[number]) for number in numbers]
 
 
 def test_restore_puts_rows_back_and_zeros_elsewhere():

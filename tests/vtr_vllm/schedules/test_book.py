@@ -1,12 +1,25 @@
 import json
+import re
 from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.vtr_vllm.schedules.strategies import budgets
 from vtr_vllm.errors import GeometryMismatch, InvalidBudget, ScheduleError, UnknownSchedule
-from vtr_vllm.schedules import ModelGeometry, ScheduleBook, fastv, interpolate, p_sigmoid, uniform
+from vtr_vllm.schedules import (
+    ModelGeometry,
+    RankRule,
+    Schedule,
+    ScheduleBook,
+    explicit,
+    fastv,
+    full,
+    interpolate,
+    p_sigmoid,
+    uniform,
+)
 
 GEOMETRY = ModelGeometry(12, 128, 320, 2, 2, 64)
 OTHER = ModelGeometry(24, 128, 320, 2, 2, 64)
@@ -157,3 +170,96 @@ def test_a_bad_file_is_named(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(ScheduleError, match="is no folder"):
         ScheduleBook.from_folder(GEOMETRY, tmp_path / "none")
+
+
+STARTS = (0, 2, 4, 6, 8, 10)
+
+
+def local(budget, cuts=(4,), name=None, rule="saliency"):
+    """A schedule of this budget that keeps the same share from its first cut on, a bit less at each."""
+    steps = [sum(layer >= cut for cut in cuts) for layer in range(12)]
+    drop = (1 - budget) * 12 / sum(steps)
+    keep = tuple(1 - drop * step for step in steps)
+    rules = (RankRule.parse(rule),) * len(cuts)
+    return Schedule(name or f"local-{budget}", GEOMETRY, keep, rules, "g-search", budget=budget)
+
+
+def test_local_is_what_looks_at_nothing_behind_an_image():
+    assert local(0.75).is_local
+    assert uniform(GEOMETRY, 0.5).is_local
+    assert not fastv(GEOMETRY, 0.5).is_local
+    assert not full(GEOMETRY).is_local, "nothing is ranked: it is stock's own path"
+    mixed = explicit(
+        GEOMETRY,
+        (1.0,) * 4 + (0.5,) * 4 + (0.2,) * 4,
+        [RankRule.parse(r) for r in ("grid", "last")],
+    )
+    assert not mixed.is_local
+
+
+@pytest.mark.parametrize(
+    ("schedule", "starts", "why"),
+    [
+        (local(0.75), STARTS, None),
+        (local(0.75, (3,)), None, None),
+        (
+            local(0.75, (3, 5, 8)),
+            STARTS,
+            r"cuts before layers \[3, 5\], .* start at \[0, 2, 4, 6, 8, 10\]",
+        ),
+        (fastv(GEOMETRY, 0.5), STARTS, "last ranks by what stands behind the image"),
+    ],
+)
+def test_what_is_reused_cuts_where_bands_start(schedule, starts, why):
+    book = ScheduleBook(GEOMETRY, [schedule], starts)
+    row = next(row for row in book.describe() if row["name"] == schedule.name)
+    assert (book.reuses(schedule), row["reuse"]) == (why is None, why is None)
+    assert re.search(why, row["why_not_reused"]) if why else row["why_not_reused"] is None
+    assert (book.for_budget(schedule.budget, reuse=True).source == "searched") is (why is None)
+    assert (book.for_budget(schedule.budget).source == "searched") is (why is not None)
+
+
+def test_full_budget_is_neither():
+    book = ScheduleBook(GEOMETRY, (), STARTS)
+    assert book.for_budget(1.0, reuse=True) == book.for_budget(1.0)
+    row = book.describe()[0]
+    assert (row["reuse"], row["why_not_reused"]) == (False, None)
+
+
+def test_two_ladders_hold_the_same_budgets():
+    both = [SEARCHED, local(0.25, (0,)), local(0.75), replace(fastv(GEOMETRY, 0.75), name="x")]
+    book = ScheduleBook(GEOMETRY, both, STARTS)
+    assert book.for_budget(0.25).schedule == SEARCHED
+    assert book.for_budget(0.25, reuse=True).schedule == both[1]
+    assert book.for_budget(0.75, reuse=True).schedule == both[2]
+    assert book.for_budget(0.75).schedule == both[3]
+    with pytest.raises(ScheduleError, match=r"local-0.75 and again both claim budget 0.75"):
+        ScheduleBook(GEOMETRY, [*both, local(0.75, (6,), "again")], STARTS)
+    # of one that the bands do not allow for, the rival is guided
+    with pytest.raises(ScheduleError, match=r"x and again both claim budget 0.75"):
+        ScheduleBook(GEOMETRY, [*both, local(0.75, (5,), "again")], STARTS)
+
+
+@given(
+    st.lists(st.sampled_from(STARTS[:3]), min_size=1, max_size=3, unique=True),
+    st.lists(st.sampled_from(STARTS[:3]), min_size=1, max_size=3, unique=True),
+    budgets,
+)
+@settings(deadline=None, max_examples=60)
+def test_what_is_between_reused_ones_is_reused(low, high, budget):
+    stored = [local(0.5, tuple(sorted(low))), local(0.8, tuple(sorted(high)), rule="grid")]
+    book = ScheduleBook(GEOMETRY, [*stored, SEARCHED, fastv(GEOMETRY, 0.6)], STARTS)
+    selection = book.for_budget(budget, reuse=True)
+    assert abs(selection.schedule.mean_keep - budget) < 1e-9
+    assert selection.source == "full" or book.reuses(selection.schedule)
+    if budget < 0.5 - 1e-9:
+        assert selection.source == "local-default"
+        assert selection.schedule == uniform(GEOMETRY, budget)
+        assert book.by_name(selection.schedule.name if budget == 0.25 else "uniform-0.25").is_local
+
+
+def test_a_folder_is_read_with_the_bands(tmp_path):
+    local(0.75, (5,)).save(tmp_path / "a.json")
+    assert ScheduleBook.from_folder(GEOMETRY, tmp_path).for_budget(0.75, True).source == "searched"
+    book = ScheduleBook.from_folder(GEOMETRY, tmp_path, STARTS)
+    assert book.for_budget(0.75, True).source == "local-default"

@@ -37,7 +37,12 @@ QUALITY: Mapping[str, float] = {
     "last-norope": 0.8,
     "last": 0.75,
     "cls": 0.6,
+    "self": 0.65,
     "saliency": 0.55,
+    "orthogonal": 0.5,
+    "diverse": 0.45,
+    "grid": 0.4,
+    "prefix": 0.2,
     "random": 0.3,
 }
 """Share of a rule's kept tokens that are of use, before layer 0; it rises with depth, up to 1.
@@ -97,12 +102,14 @@ class SimulatedEvaluator:
         delay: float = 0.0,
         poor: Collection[int] = (),
         has_cls: bool = False,
+        bands: Sequence[int] = (0, 2, 4),
     ) -> None:
         self.geometry = ModelGeometry(
             layers=layers, hidden_size=8, intermediate_size=16, heads=2, kv_heads=1, head_dim=4
         )
         self.versions = {"model": "simulated", "dtype": "none"}
         self.has_cls = has_cls
+        self.band_starts = tuple(bands)
         self.runs = 0
         """Calls of ``run``."""
         self.tasks: list[Task] = []
@@ -155,6 +162,9 @@ class SimulatedEvaluator:
         """Least ratio of tokens of use to tokens needed, over the layers."""
         layers = self.geometry.layers
         plan = make_plan(candidate.keep, candidate.rules, n_vision)
+        alone = any(getattr(rule, "of_one_image", False) for rule in candidate.rules)
+        if alone and not set(plan.cuts) <= set(self.band_starts):  # as an engine refuses it
+            raise EvaluationFailed(f"cuts before layers {plan.cuts}, bands {self.band_starts}")
         rules = dict(zip(plan.cuts, plan.rules, strict=True))
         of_use = n_vision * candidate.image_scale
         margin = 100.0

@@ -67,6 +67,8 @@ class Stub:
     geometry: ModelGeometry = GEOMETRY
     alive: bool = True
     """If not, connections are closed without an answer."""
+    band_starts: list[int] | None = None
+    """Of the KV bands, where it says so."""
     missing: tuple[str, ...] = ()
     """Paths that are not served."""
     answered: int = 0
@@ -81,7 +83,10 @@ class Stub:
             "/health": None,
             "/version": {"version": "0.32.0"},
             "/v1/models": {"data": [{"id": self.model}]},
-            "/v1/schedules": {"geometry": self.geometry.to_dict()},
+            "/v1/schedules": {
+                "geometry": self.geometry.to_dict(),
+                **({"band_starts": self.band_starts} if self.band_starts else {}),
+            },
         }
         return Reply(body=bodies[path])
 

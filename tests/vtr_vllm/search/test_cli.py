@@ -46,7 +46,7 @@ def test_defaults_are_those_of_the_settings(asked):
 def test_every_flag_arrives(asked):
     flags = (
         "--heldout held.jsonl --budgets 0.5,0.25 --objective label-free --tolerance 0.02"
-        " --inner bayes --lambda 0.1 --trials 9 --items 100 --max-minutes 1.5 --seed 7 --dry-run"
+        " --family both --inner bayes --lambda 0.1 --trials 9 --items 100 --max-minutes 1.5 --seed 7 --dry-run"
         " --engines 2 --max-tokens 5 --journal sqlite:///j --events e.jsonl"
     )
     engine = '{"dtype": "float16", "max_model_len": 512}'
@@ -54,7 +54,7 @@ def test_every_flag_arrives(asked):
     (options,) = asked
     asked_for = options.asked
     settings = commands._settings(asked_for)
-    assert settings.kind == "p-sigmoid"
+    assert (settings.kind, settings.family) == ("p-sigmoid", "both")
     assert settings.budgets == [0.5, 0.25]
     assert (settings.tolerance, settings.inner, settings.weight) == (0.02, "bayes", 0.1)
     assert (settings.trials, settings.items, settings.seed) == (9, 100, 7)

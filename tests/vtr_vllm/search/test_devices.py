@@ -88,7 +88,7 @@ def evaluator(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str | None]]:
     seen: list[str | None] = []
 
     class Evaluator:
-        geometry, versions, has_cls = None, {}, False
+        geometry, versions, has_cls, band_starts = None, {}, False, (0,)
 
         def __init__(self, options: EngineOptions) -> None:
             seen.append(os.environ.get(VISIBLE))

@@ -52,6 +52,7 @@ def test_a_pool_knows_its_model(pool, engine):
     assert pool.versions["model"] == "demo"
     assert pool.versions["max_tokens"] == str(MAX_TOKENS)
     assert set(pool.versions) >= {"dtype", "vtr", "vllm"}
+    assert pool.band_starts == (0, 2, 4, 6, 8, 10)
     assert pool.has_cls  # its tower is CLIP's
 
 

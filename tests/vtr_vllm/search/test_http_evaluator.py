@@ -20,7 +20,8 @@ from tests.vtr_vllm.search.stub_server import (
     refusal,
     stub_server,
 )
-from vtr_vllm.errors import EvaluationFailed
+from vtr_vllm.engine.common.config import band_starts
+from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.schedules import fastv, p_sigmoid
 from vtr_vllm.search.answers import Answer, Batch, Evaluator, GeneratedToken, Task
 from vtr_vllm.search.calibration import Dataset
@@ -227,6 +228,25 @@ class TestStubs:
     def test_a_tower_with_cls_is_known_by_its_answer(self) -> None:
         with stub_server(lambda body: completion("red", body)) as stub:
             assert HTTPEvaluator([stub.url], 7).has_cls is True
+
+    def test_bands_are_those_that_the_server_names(self) -> None:
+        with stub_server(lambda body: completion("red", body)) as stub:
+            stub.band_starts = [0, 3]
+            assert HTTPEvaluator([stub.url], 7).band_starts == (0, 3)
+
+    def test_bands_that_no_server_names_are_the_default(self) -> None:
+        with stub_server(lambda body: completion("red", body)) as stub:
+            found = HTTPEvaluator([stub.url], 7).band_starts
+        assert found == band_starts(GEOMETRY.layers, None)
+
+    def test_servers_of_other_bands_are_no_fleet(self) -> None:
+        with (
+            stub_server(lambda body: completion("red", body)) as one,
+            stub_server(lambda body: completion("red", body)) as two,
+        ):
+            one.band_starts, two.band_starts = [0, 2], [0, 1, 2, 3]
+            with pytest.raises(ConfigurationError, match=r"KV bands from layers \(0, 2\)"):
+                HTTPEvaluator([one.url, two.url], 7)
 
     def test_another_refusal_does_not_mean_no_cls(self) -> None:
         with stub_server(lambda body: refusal(400, "no chat template")) as stub:

@@ -255,6 +255,18 @@ def test_the_table_is_exactly_this() -> None:
     )
 
 
+def test_a_family_that_is_known_is_a_column() -> None:
+    frontier = frontier_record()
+    for row in frontier["rows"]:
+        local = row["method"] == "uniform" or (row["method"], row["budget"]) == ("descent", 0.5)
+        row["family"] = None if row["method"] == "full" else "local" if local else "guided"
+    lines = frontier_table(frontier).splitlines()
+    assert lines[2].startswith("| method | family | 1 |")
+    shown = {line.split("|")[1].strip(): line.split("|")[2].strip() for line in lines[4:12]}
+    assert (shown["full"], shown["uniform"], shown["fastv"]) == ("", "local", "guided")
+    assert any(line.startswith("| descent | guided, local |") for line in lines)
+
+
 @given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=len(OURS) * len(BUDGETS)))
 def test_exactly_the_best_of_a_column_are_bold(draws: list[float]) -> None:
     frontier = frontier_record()

@@ -2,10 +2,12 @@ import pytest
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
 from vtr_vllm.schedules import RankRule
-from vtr_vllm.search.rule_search import ATTENTION_RULES, search_rules
+from vtr_vllm.search.rule_search import ATTENTION_RULES, guided_places, search_rules
 
 LAYERS, N_VISION = 8, 24
 BLIND = (RankRule.parse("saliency"), RankRule.parse("cls"), RankRule.parse("random"))
+PLACES = guided_places(LAYERS, BLIND)
+WITH_SALIENCY = guided_places(LAYERS, BLIND[:1])
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +17,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def table(data):
-    return search_rules(study(model(poor=(3, 5)), data), "rules", (100, 200), BLIND)
+    return search_rules(study(model(poor=(3, 5)), data), "rules", (100, 200), PLACES)
 
 
 def model(poor=()):
@@ -52,18 +54,18 @@ class Confused(SimulatedEvaluator):
 
 def test_no_cut_where_ranking_is_worse_than_before(data):
     searched = study(Confused(LAYERS, (N_VISION,)), data)
-    assert search_rules(searched, "rules", (100, 100), BLIND[:1]).cut_layers == (2, 4, 6, 7)
+    assert search_rules(searched, "rules", (100, 100), WITH_SALIENCY).cut_layers == (2, 4, 6, 7)
 
 
 def test_layers_that_rank_well_are_all_kept(data):
-    found = search_rules(study(model(), data), "rules", (100, 100), BLIND[:1])
+    found = search_rules(study(model(), data), "rules", (100, 100), WITH_SALIENCY)
     assert found.cut_layers == tuple(range(2, LAYERS))
     assert str(found.rules[0]) == "saliency"
 
 
 def test_a_value_is_the_mean_over_the_keep_rates(data):
     searched = study(model(), data)
-    found = search_rules(searched, "rules", (100, 100), BLIND)
+    found = search_rules(searched, "rules", (100, 100), PLACES)
     unreduced = searched.unreduced(100).value
     for values in found.values.values():
         assert all(0 <= value <= unreduced for value in values.values())
@@ -73,7 +75,7 @@ def test_a_value_is_the_mean_over_the_keep_rates(data):
 def test_only_the_best_three_meet_all_items(data):
     searched = study(model(), data)
     searched.unreduced()
-    search_rules(searched, "rules", (100, 200), BLIND)
+    search_rules(searched, "rules", (100, 200), PLACES)
     places = 3 + 6 * len(ATTENTION_RULES)  # layer 0 and layers 2 to 7
     finalists = 3 + 6 * 3
     assert searched.costs["rules"].evaluations == 2 * (places + finalists)

@@ -11,7 +11,7 @@ from vtr_vllm.schedules import ModelGeometry, RankRule
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.sigmoid_search import (
     PARALLEL,
-    Family,
+    Curves,
     Trial,
     best_trial,
     fit_logistic,
@@ -20,13 +20,13 @@ from vtr_vllm.search.sigmoid_search import (
 
 N_VISION, LAYERS = 24, 8
 GEOMETRY = ModelGeometry(12, 128, 320, 2, 2, 64)
-PAPER = Family(range(2, LAYERS), {}, blind=False)
+PAPER = Curves(range(2, LAYERS), {}, blind=False)
 RULES = {
     0: RankRule.parse("saliency"),
     2: RankRule.parse("instruction-norope"),
     5: RankRule.parse("last"),
 }
-BLIND = Family((2, 5), RULES, blind=True)
+BLIND = Curves((2, 5), RULES, blind=True)
 
 budgets = st.floats(0.02, 1.0)
 shares = st.floats(0, 1)
@@ -49,7 +49,7 @@ def searched(data):
 
 @given(budgets, shares, shares)
 def test_the_papers_family_meets_the_budget(budget, k, alpha):
-    family = Family(range(2, 12), {}, blind=False)
+    family = Curves(range(2, 12), {}, blind=False)
     point = at(family.dimensions(12), (k, alpha))
     schedule = family.schedule(GEOMETRY, budget, point)
     assert schedule.mean_keep == pytest.approx(budget, abs=1e-9)
@@ -61,7 +61,7 @@ def test_the_papers_family_meets_the_budget(budget, k, alpha):
 
 @given(budgets, shares, shares, shares)
 def test_a_blind_first_cut_meets_the_budget(budget, k, alpha, first):
-    family = Family(
+    family = Curves(
         (2, 6, 9), {0: RankRule.parse("cls"), 6: RankRule.parse("instruction")}, blind=True
     )
     point = at(family.dimensions(12), (k, alpha, first))
@@ -74,7 +74,7 @@ def test_a_blind_first_cut_meets_the_budget(budget, k, alpha, first):
 
 @given(st.floats(0.02, 0.99), shares)
 def test_the_third_coordinate_runs_from_one_rate_to_the_most_that_fits(budget, share):
-    family = Family((2, 6), {}, blind=True)
+    family = Curves((2, 6), {}, blind=True)
     one, some, most = (
         family.schedule(GEOMETRY, budget, (0.5, 6.0, s)).keep for s in (0.0, share, 1.0)
     )

@@ -1,6 +1,6 @@
 """Our settings inside vLLM's configuration, and the combinations that we refuse at start-up."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import vllm.envs as envs
@@ -63,6 +63,24 @@ class EngineSettings:
                     f"additional-config vtr {name} is {path!r}; it must be a path"
                 )
         return settings
+
+
+@dataclass(frozen=True)
+class LayerBands:
+    """A decoder's layers, in bands that each have KV blocks of their own."""
+
+    layers: int
+    starts: tuple[int, ...]
+    """The first layer of each band, ascending, from 0 on."""
+
+    @classmethod
+    def of(cls, vllm_config: VllmConfig) -> "LayerBands":
+        layers = model_geometry(vllm_config).layers
+        return cls(layers, band_starts(layers, EngineSettings.of(vllm_config).bands))
+
+    def starts_all(self, layers: Iterable[int]) -> bool:
+        """Whether each of ``layers`` is the first of a band."""
+        return set(layers) <= set(self.starts)
 
 
 def model_geometry(vllm_config: VllmConfig) -> ModelGeometry:

@@ -1,12 +1,29 @@
 """From vLLM's view of a request to ours. The same function in every process, so all agree."""
 
+import zlib
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from vllm.multimodal.inputs import MultiModalFeatureSpec
 
-from vtr_vllm.reduction.request import IntArray, ReducedRequest, reduced_request
-from vtr_vllm.schedules import make_plan, parse_floor, parse_trace, parse_wire
+from vtr_vllm.engine.common.config import LayerBands
+from vtr_vllm.errors import RequestError
+from vtr_vllm.reduction.request import (
+    IntArray,
+    ReducedRequest,
+    Unit,
+    guided_request,
+    local_request,
+)
+from vtr_vllm.schedules import (
+    cut_layers,
+    make_plan,
+    parse_floor,
+    parse_trace,
+    parse_units,
+    parse_wire,
+    see_no_question,
+)
 
 TraceCuts = list[tuple[int, list[int]]]
 """(cut layer, vision-token numbers that are seen from there on, ascending), by depth."""
@@ -37,21 +54,69 @@ def read_request(
     extra_args: Mapping[str, object] | None,
     features: Sequence[MultiModalFeatureSpec] | None,
     prompt_token_ids: Sequence[int] | None,
-    num_layers: int,
+    bands: LayerBands,
 ) -> ReducedRequest | None:
     """The request's plan and prompt facts; None when it runs unreduced.
 
     It runs unreduced when it asks for nothing, when it has no vision tokens, and when its
-    schedule keeps them all. Raises RequestError when what it carries is malformed.
+    schedule keeps them all. It is local when no rule sees the question and every cut is before the
+    first layer of a band: layers of one band share blocks, so they must store the same tokens.
+    Raises RequestError when what it carries is malformed.
     """
-    asked = parse_wire(extra_args or {}, num_layers)
+    asked = parse_wire(extra_args or {}, bands.layers)
     floor = parse_floor(extra_args or {})
     trace = parse_trace(extra_args or {})
-    items = vision_items(features or ())
+    forms = parse_units(extra_args or {})
+    items = [item for item in vision_items(features or ()) if len(vision_span(item))]
     if asked is None or not items or prompt_token_ids is None:
         return None
-    spans = [vision_span(item) for item in items]
-    plan = make_plan(*asked, n_vision=sum(len(span) for span in spans))
+    keep, rules = asked
+    if see_no_question(rules) and bands.starts_all(cut_layers(keep, 1.0)):
+        units = vision_units(items, forms)
+        plans = [make_plan(keep, rules, len(unit.vision)) for unit in units]
+        if not any(plan.reduces for plan in plans):
+            return None
+        return local_request(plans, units, len(prompt_token_ids), trace)
+    if alone := next((rule for rule in rules if getattr(rule, "of_one_image", False)), None):
+        raise RequestError(
+            f"rule {alone} ranks images one by one, and the cuts before layers"
+            f" {list(cut_layers(keep, 1.0))} are not all before the first layer of a KV band"
+            f" ({list(bands.starts)}); move the cuts there, or name another rule"
+        )
+    units = vision_units(items, forms, frames=False)
+    plan = make_plan(keep, rules, sum(len(unit.vision) for unit in units))
     if not plan.reduces:
         return None
-    return reduced_request(plan, spans, prompt_token_ids, trace, floor)
+    return guided_request(plan, units, len(prompt_token_ids), trace, floor)
+
+
+def vision_units(
+    items: Sequence[MultiModalFeatureSpec],
+    forms: Sequence[tuple[int, int, int]] = (),
+    *,
+    frames: bool = True,
+) -> list[Unit]:
+    """The images of a prompt, and the frames of its videos, or with ``frames`` off whole videos.
+
+    ``forms``: (frames, rows, columns) of each item, zeros where that is not known; as many as items
+    or none. A video whose frames stand apart shows them by itself.
+    """
+    known = forms if len(forms) == len(items) else [(0, 0, 0)] * len(items)
+    units = []
+    for item, (count, *grid) in zip(items, known, strict=True):
+        span = vision_span(item)
+        pieces = _frames(span, item.modality == "video", count) if frames else [span]
+        for number, piece in enumerate(pieces):
+            fits = len(piece) == grid[0] * grid[1]
+            seed = zlib.crc32(f"{number} {item.identifier}".encode())
+            units.append(Unit(piece, seed, (grid[0], grid[1]) if fits else None))
+    return units
+
+
+def _frames(span: IntArray, is_video: bool, count: int) -> Sequence[IntArray]:
+    if not is_video:
+        return [span]
+    apart = np.flatnonzero(np.diff(span) > 1) + 1
+    if len(apart):
+        return np.split(span, apart)
+    return np.split(span, count) if count and len(span) % count == 0 else [span]

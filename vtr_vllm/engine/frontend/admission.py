@@ -13,20 +13,21 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from vllm.config import VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, is_active, model_geometry
-from vtr_vllm.engine.common.request_view import read_request
+from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands, is_active
+from vtr_vllm.engine.common.request_view import read_request, vision_items, vision_span
 from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens, image_tokens
 from vtr_vllm.engine.frontend.sender_cache import note_sent
 from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
 from vtr_vllm.ranking import Need
-from vtr_vllm.reduction.request import ReducedRequest
-from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, TRACE_KEY, Plan
+from vtr_vllm.reduction.request import IntArray, ReducedRequest
+from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, TRACE_KEY, UNITS_KEY, Plan
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,12 @@ class Admitted:
     """Prompt tokens that are no vision tokens."""
     images: tuple[ImageTokens, ...] = ()
     """Where each image's vision tokens are, in prompt order."""
+    vision: IntArray = field(default_factory=lambda: np.empty(0, np.int64), compare=False)
+    """[n_vision] their positions in the prompt, ascending."""
+
+    def vision_before(self, position: int) -> int:
+        """How many vision tokens stand before a position of the prompt."""
+        return int(np.searchsorted(self.vision, position))
 
 
 Decide = Callable[[int, int], Mapping[str, Any]]
@@ -153,11 +160,16 @@ def admit(
         params.extra_args = {**(params.extra_args or {}), **wire}
     if params is not None and _asks(params):
         _check_engine(vllm_config)
+        forms = [image.form for image in images if image.tokens]
+        params.extra_args = {
+            **(params.extra_args or {}),
+            UNITS_KEY: [n for form in forms for n in form],
+        }
         reduced = read_request(
             params.extra_args,
             request.mm_features,
             request.prompt_token_ids,
-            model_geometry(vllm_config).layers,
+            LayerBands.of(vllm_config),
         )
         if reduced is not None:
             _check_features(request, params)
@@ -165,7 +177,9 @@ def admit(
             _check_rules(reduced, vllm_config)
             _check_length(reduced, vllm_config)
             plan = reduced.plan
-    return Admitted(request.request_id, plan, n_vision, n_prompt - n_vision, images)
+    spans = [vision_span(item) for item in vision_items(request.mm_features or ())]
+    vision = np.concatenate([np.empty(0, np.int64), *spans])
+    return Admitted(request.request_id, plan, n_vision, n_prompt - n_vision, images, vision)
 
 
 def _asks(params: SamplingParams) -> bool:
@@ -256,10 +270,18 @@ def _check_length(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
     limit, name = step - scheduler.max_num_seqs + 1, f"{name} - max_num_seqs + 1"
     if 0 < scheduler.long_prefill_token_threshold < limit:
         limit, name = scheduler.long_prefill_token_threshold, "long_prefill_token_threshold"
-    if reduced.range_len > limit:
+    if reduced.longest_part <= limit:
+        return
+    if reduced.is_local:
         raise PromptTooLong(
-            f"the prompt has {reduced.range_len} tokens from its first vision token to its end,"
-            f" and a reduced request must run them in one step of at most {limit} ({name}); send"
-            f" fewer or smaller images, ask for budget 1.0, or start the server with a larger"
-            f" --max-num-batched-tokens"
+            f"an image (or a frame) of the prompt takes {reduced.longest_part} tokens, and a reduced"
+            f" request must run it in one step of at most {limit} ({name}); send smaller images, ask"
+            f" for budget 1.0, or start the server with a larger --max-num-batched-tokens"
         )
+    raise PromptTooLong(
+        f"the prompt has {reduced.longest_part} tokens from its first vision token to its end,"
+        f" and a request whose schedule looks at the question must run them in one step of at most"
+        f" {limit} ({name}); ask for a schedule that can be reused, whose images run one by one, send"
+        f" fewer or smaller images, ask for budget 1.0, or start the server with a larger"
+        f" --max-num-batched-tokens"
+    )

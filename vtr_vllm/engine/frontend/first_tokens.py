@@ -1,7 +1,7 @@
-"""When the engine made the first token of a request, from vLLM's own statistics.
+"""When the engine made the first token of a request, and how much of its prompt was cached before.
 
 An answer in one piece shows nothing before its end, and what vLLM then hands out carries the
-statistics of one of several choices. So the statistics of each are held from where vLLM makes them:
+statistics of one of several choices. So the state of each is held from where vLLM makes it:
 ``OutputProcessor.add_request``, called in the context of the request, once for each prompt and choice.
 """
 
@@ -13,8 +13,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.output_processor import OutputProcessor
-from vllm.v1.metrics.stats import RequestStateStats
+from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 
 __all__ = ["FirstTokens", "collect_first_tokens", "install"]
 
@@ -23,23 +22,39 @@ class FirstTokens:
     """The first tokens of all prompts and choices of one request, as they come."""
 
     def __init__(self) -> None:
-        self._stats: list[RequestStateStats] = []
+        self._states: list[RequestState] = []
 
-    def add(self, stats: RequestStateStats) -> None:
-        """Hold what vLLM counts of one more prompt or choice."""
-        self._stats.append(stats)
+    def add(self, state: RequestState) -> None:
+        """Hold what vLLM knows of one more prompt or choice."""
+        self._states.append(state)
 
     def earliest(self) -> float | None:
         """When the first of them was made, in seconds of ``time.monotonic``; None if none was yet.
 
-        vLLM tells it by the clock of the day, in this process.
+        vLLM tells it by the clock of the day, in this process, and where it keeps no statistics never.
         """
+        stats = [state.stats for state in self._states if state.stats is not None]
         made = [
             each.arrival_time + each.first_token_latency
-            for each in self._stats
+            for each in stats
             if each.num_generation_tokens
         ]
         return time.monotonic() - max(0.0, time.time() - min(made)) if made else None
+
+    def cached(self, request_id: str) -> int:
+        """How many tokens of a prompt came from the prefix cache; 0 before its first token.
+
+        ``request_id`` is that of admission. Of several choices the first to run may have cached it for
+        the others, so the least counts.
+        """
+        return min(
+            (
+                state.num_cached_tokens
+                for state in self._states
+                if state.external_req_id == request_id and not state.is_prefilling
+            ),
+            default=0,
+        )
 
 
 _collector: ContextVar[FirstTokens | None] = ContextVar("vtr_first_tokens", default=None)
@@ -68,9 +83,8 @@ def install() -> None:
     ) -> None:
         stock(self, request, *args, **kwargs)
         collector = _collector.get()
-        stats = self.request_states[request.request_id].stats
-        if collector is not None and stats is not None:
-            collector.add(stats)
+        if collector is not None:
+            collector.add(self.request_states[request.request_id])
 
     add_request.vtr_first_tokens = True
     OutputProcessor.add_request = add_request

@@ -24,6 +24,13 @@ class ImageTokens:
     tokens: int
     grid: tuple[int, int] | None
     """(rows, columns) of tokens in reading order; None where there is no such grid."""
+    frames: int = 1
+    """Of a video, where ``grid`` is that of each; 1 also where they are not known."""
+
+    @property
+    def form(self) -> tuple[int, int, int]:
+        """(frames, rows, columns), zeros where they are not known."""
+        return (self.frames, *self.grid) if self.grid else (0, 0, 0)
 
 
 def image_tokens(
@@ -37,21 +44,23 @@ def image_tokens(
     first = 0
     for feature in vision_items(features):
         tokens = len(vision_span(feature))
-        grid = _grid(feature, hf_config, cache)
-        fits = grid is not None and grid[0] * grid[1] == tokens
-        images.append(ImageTokens(first, tokens, grid if fits else None))
+        frames, rows, columns = _form(feature, hf_config, cache)
+        fits = frames * rows * columns == tokens
+        grid = (rows, columns) if fits else None
+        images.append(ImageTokens(first, tokens, grid, frames if fits else 1))
         first += tokens
     return tuple(images)
 
 
-def _grid(feature: MultiModalFeatureSpec, hf_config: Any, cache: Any) -> tuple[int, int] | None:
-    """The grid of an image's tokens, if these are all that the model makes of it."""
+def _form(feature: MultiModalFeatureSpec, hf_config: Any, cache: Any) -> tuple[int, int, int]:
+    """(frames, rows, columns) of an item's tokens, if these are all that the model makes of it."""
     tower = getattr(hf_config, "vision_config", None)
     if getattr(tower, "model_type", None) in _ONE_SIZE:
         side = tower.image_size // tower.patch_size
-        return side, side
+        return 1, side, side
     if getattr(hf_config, "model_type", None) in _ANY_SIZE:
         patches = patch_grid(feature, cache)
         if patches is not None:
-            return patches[0] // tower.spatial_merge_size, patches[1] // tower.spatial_merge_size
-    return None
+            frames, rows, columns = patches
+            return frames, rows // tower.spatial_merge_size, columns // tower.spatial_merge_size
+    return 0, 0, 0

@@ -47,8 +47,8 @@ def note_sent(cache: Any, features: Iterable[MultiModalFeatureSpec]) -> None:
             entry.vtr_patch_grid = _patch_grid(feature)
 
 
-def patch_grid(feature: MultiModalFeatureSpec, cache: Any) -> tuple[int, int] | None:
-    """(rows, columns) of the patches of an image of any size; None for what has none.
+def patch_grid(feature: MultiModalFeatureSpec, cache: Any) -> tuple[int, int, int] | None:
+    """(frames, rows, columns) of the patches of what can have any size; None for what has none.
 
     An image that the engine has already comes without its data; ``cache`` knows it from before.
     """
@@ -59,12 +59,13 @@ def patch_grid(feature: MultiModalFeatureSpec, cache: Any) -> tuple[int, int] | 
     return getattr(_entry(cache, feature.mm_hash or feature.identifier), "vtr_patch_grid", None)
 
 
-def _patch_grid(feature: MultiModalFeatureSpec) -> tuple[int, int] | None:
-    field = (feature.data or {}).get("image_grid_thw")
+def _patch_grid(feature: MultiModalFeatureSpec) -> tuple[int, int, int] | None:
+    data = feature.data or {}
+    field = data.get("image_grid_thw", data.get("video_grid_thw"))
     if field is None:
         return None
-    _, rows, columns = field.data.tolist()
-    return rows, columns
+    frames, rows, columns = field.data.tolist()
+    return frames, rows, columns
 
 
 def _entry(cache: LruKeyReplicatedSenderCache, mm_hash: str) -> Any:

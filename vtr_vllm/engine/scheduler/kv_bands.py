@@ -8,15 +8,17 @@ from collections.abc import Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from vllm.v1.core.kv_cache_utils import KVCacheBlock
+from vllm.utils.math_utils import cdiv
+from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
+from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock, make_block_hash_with_group_id
 from vllm.v1.core.single_type_kv_cache_manager import (
     FullAttentionManager,
-    SingleTypeKVCacheManager,
 )
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.request import Request
 
 from vtr_vllm.engine.common.band_spec import BandSpec
+from vtr_vllm.engine.scheduler.block_names import BlockNames
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import ReducedRequest
 
@@ -30,12 +32,19 @@ class BandManager(FullAttentionManager):
     """The managers of all bands, this one included."""
     first_layer: int
     """What it keeps is what the band stores."""
+    fresh: set[int]
+    """Blocks that were named in this step: what they hold is computed when it runs."""
 
     def bind(self, reduced: Mapping[str, ReducedRequest], bands: Sequence["BandManager"]) -> None:
         assert isinstance(self.kv_cache_spec, BandSpec)
         self.reduced = reduced
         self.bands = bands
         self.first_layer = self.kv_cache_spec.first_layer
+        self.fresh = set()
+
+    def new_step_starts(self) -> None:
+        super().new_step_starts()
+        self.fresh.clear()
 
     def stored_tokens(self, request_id: str, num_tokens: int) -> int:
         """Tokens that this band stores once ``num_tokens`` positions are computed."""
@@ -58,6 +67,8 @@ class BandManager(FullAttentionManager):
         request_id: str,
         num_tokens: int,
         new_computed_blocks: Sequence[KVCacheBlock],
+        total_computed_tokens: int,
+        num_local_computed_tokens: int,
         *args: Any,
         **kwargs: Any,
     ) -> int:
@@ -65,7 +76,28 @@ class BandManager(FullAttentionManager):
         if request_id in self.num_cached_block and self._has_room(request_id, stored):
             return 0  # of a running request
         return super().get_num_blocks_to_allocate(
-            request_id, stored, new_computed_blocks, *args, **kwargs
+            request_id,
+            stored,
+            new_computed_blocks,
+            self.stored_tokens(request_id, total_computed_tokens),
+            self.stored_tokens(request_id, num_local_computed_tokens),
+            *args,
+            **kwargs,
+        )
+
+    def add_local_computed_blocks(
+        self,
+        request_id: str,
+        new_computed_blocks: Sequence[KVCacheBlock],
+        num_local_computed_tokens: int,
+        num_external_computed_tokens: int,
+    ) -> None:
+        # Where a hit ends inside of the band's last block, vLLM gives the request a copy of that.
+        super().add_local_computed_blocks(
+            request_id,
+            new_computed_blocks,
+            self.stored_tokens(request_id, num_local_computed_tokens),
+            num_external_computed_tokens,
         )
 
     def allocate_new_blocks(
@@ -79,13 +111,68 @@ class BandManager(FullAttentionManager):
     def cache_blocks(self, request: Request, num_tokens: int, *args: Any, **kwargs: Any) -> None:
         reduced = self.reduced.get(request.request_id)
         if reduced is not None:
-            # Behind the first vision token the KV depends on the schedule and on the question.
+            # Behind the first vision token the KV depends on the schedule: of a local request,
+            # ``cache_local_blocks`` has names for it; of others, it depends on the question too.
             num_tokens = min(num_tokens, reduced.first_vision)
         cached = self.num_cached_block.get(request.request_id, 0)
         whole = self.block_size == self.block_pool.hash_block_size
         if whole and num_tokens // self.block_size <= cached:
             return
         super().cache_blocks(request, num_tokens, *args, **kwargs)
+
+    def cache_local_blocks(
+        self, names: BlockNames, request_id: str, num_tokens: int, marks: Sequence[int]
+    ) -> None:
+        """Register a local request's blocks once ``num_tokens`` positions are computed: those that are
+        full, and the last ones at ``marks``.
+
+        No event tells of blocks with names of ours: no tokens could be told that they hold.
+        """
+        full = self.stored_tokens(request_id, num_tokens) // self.block_size
+        cached = self.num_cached_block.get(request_id, 0)
+        for number in range(cached, full):
+            name = names.name(number, self.first_layer, self.block_size)
+            assert name is not None, "computed tokens are known"
+            self._register(name, request_id, number)
+        self.num_cached_block[request_id] = max(cached, full)
+        for position in marks:
+            number, rest = divmod(self.stored_tokens(request_id, position), self.block_size)
+            if rest:
+                self._register(names.name_at(position, number), request_id, number)
+
+    def _register(self, name: BlockHash, request_id: str, number: int) -> None:
+        block = self.req_to_blocks[request_id][number]
+        self.fresh.add(block.block_id)
+        self.block_pool._insert_block_hash(
+            make_block_hash_with_group_id(name, self.kv_cache_group_id),
+            block,
+            num_tokens=(number + 1) * self.block_size,
+        )
+
+    def held_for(self, names: BlockNames, most: int) -> tuple[list[KVCacheBlock], int]:
+        """(cached blocks of a local request from its first on, positions up to ``most`` that they reach)."""
+        request, layer = names.reduced, self.first_layer
+        held: list[KVCacheBlock] = []
+        needed = cdiv(request.stored_tokens(most, layer), self.block_size)
+        while len(held) < needed:
+            block = self._found(names.name(len(held), layer, self.block_size))
+            if block is None:
+                break
+            held.append(block)
+        full = len(held) * self.block_size
+        reached = min(most, request.reached_with(full, layer))
+        further = min(most, request.reached_with(full + self.block_size - 1, layer))
+        for position in names.marks(reached, further):
+            if request.stored_tokens(position, layer) == full:
+                return held, position
+            block = self._found(names.name_at(position, len(held)))
+            if block is not None:
+                return [*held, block], position
+        return held, reached
+
+    def _found(self, name: BlockHash | None) -> KVCacheBlock | None:
+        found = name and self.block_pool.get_cached_block(name, [self.kv_cache_group_id])
+        return found[0] if found else None
 
     def pop_blocks_for_free(self, request_id: str) -> list[KVCacheBlock]:
         """The request's blocks in all bands, by position; whichever band is asked first has them.
@@ -101,12 +188,13 @@ class BandManager(FullAttentionManager):
 
 
 def bind_bands(
-    managers: Sequence[SingleTypeKVCacheManager], reduced: Mapping[str, ReducedRequest]
-) -> None:
+    coordinator: KVCacheCoordinator, reduced: Mapping[str, ReducedRequest]
+) -> Sequence[BandManager]:
     """Let the managers of all bands know each other, and ``reduced``: the reduced requests by id.
 
-    Raises ConfigurationError where vLLM manages bands as ordinary groups.
+    Returns them. Raises ConfigurationError where vLLM manages bands as ordinary groups.
     """
+    managers = coordinator.single_type_managers
     banded = [manager for manager in managers if isinstance(manager.kv_cache_spec, BandSpec)]
     bands = [manager for manager in banded if isinstance(manager, BandManager)]
     if len(bands) < len(banded):
@@ -116,6 +204,7 @@ def bind_bands(
         )
     for band in bands:
         band.bind(reduced, bands)
+    return bands
 
 
 def register_band_spec() -> None:

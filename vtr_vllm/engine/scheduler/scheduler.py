@@ -1,8 +1,9 @@
-"""The scheduler: keeps the range of a reduced request in one step, and its KV out of the cache."""
+"""The scheduler: keeps each part of a reduced request in one step, and names its KV for the cache."""
 
 from functools import partial
 from typing import Any
 
+from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -10,12 +11,15 @@ from vllm.v1.core.sched.request_queue import SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from vtr_vllm.engine.common import front_end
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, model_geometry
+from vtr_vllm.engine.common.config import SCHEDULER_CLS, LayerBands
 from vtr_vllm.engine.common.request_view import read_request
 from vtr_vllm.engine.scheduler import kv_usage
+from vtr_vllm.engine.scheduler.block_names import BlockNames, signature
 from vtr_vllm.engine.scheduler.kv_bands import bind_bands
+from vtr_vllm.engine.scheduler.local_hits import follow_local_requests
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import ReducedRequest
+from vtr_vllm.schedules import KEEP_KEY, RULES_KEY
 
 
 class Scheduler(AsyncScheduler):
@@ -26,9 +30,13 @@ class Scheduler(AsyncScheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._num_layers = model_geometry(self.vllm_config).layers
+        self._layer_bands = LayerBands.of(self.vllm_config)
         self.reduced: dict[str, ReducedRequest] = {}
-        bind_bands(self.kv_cache_manager.coordinator.single_type_managers, self.reduced)
+        coordinator = self.kv_cache_manager.coordinator
+        follow_local_requests(coordinator, bind_bands(coordinator, self.reduced))
+        self._hash_function = get_hash_fn_by_name(
+            self.vllm_config.cache_config.prefix_caching_hash_algo
+        )
         self._awaits_front_end = front_end.has_settings(self.vllm_config)
         kv_usage.install()
 
@@ -44,20 +52,30 @@ class Scheduler(AsyncScheduler):
         params = request.sampling_params
         if params is not None and request.request_id not in self.requests:
             reduced = read_request(
-                params.extra_args, request.mm_features, request.prompt_token_ids, self._num_layers
+                params.extra_args, request.mm_features, request.prompt_token_ids, self._layer_bands
             )
             if reduced is not None:
                 self.reduced[request.request_id] = reduced
-                self._end_block_hashes(request, reduced)
+                self._set_block_hashes(request, reduced)
         super().add_request(request)
 
-    def _end_block_hashes(self, request: Request, reduced: ReducedRequest) -> None:
-        """Let the prefix cache see nothing of the request behind its first vision token.
+    def _set_block_hashes(self, request: Request, reduced: ReducedRequest) -> None:
+        """Name the blocks of a local request; let the prefix cache see nothing else of a reduced one
+        behind its first vision token.
 
         Without hashes such blocks are neither hit nor registered: their KV depends on the
         schedule and on the question, which an ordinary hash does not cover.
         """
         hash_block_size = self.kv_cache_manager.block_pool.hash_block_size
+        if reduced.is_local and self.kv_cache_manager.enable_caching:
+            params = request.sampling_params
+            assert params is not None
+            assert params.extra_args is not None
+            named_by = signature(params.extra_args, (KEEP_KEY, RULES_KEY))
+            request.block_hashes = BlockNames(
+                request, reduced, named_by, hash_block_size, self._hash_function
+            )
+            return
         del request.block_hashes[reduced.first_vision // hash_block_size :]
         request._block_hasher = None
 
@@ -66,7 +84,7 @@ class Scheduler(AsyncScheduler):
         self.reduced.pop(request.request_id, None)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        """vLLM's; where a range waits, nobody is admitted (``_admit_nobody_before``)."""
+        """vLLM's; where a part waits, nobody is admitted (``_admit_nobody_before``)."""
         pause = self._pause_state
         try:
             return super().schedule(throttle_prefills)
@@ -81,7 +99,7 @@ class Scheduler(AsyncScheduler):
         encoder_compute_budget: int,
         shift_computed_tokens: int = 0,
     ) -> tuple[list[int], int, int, list[int], list[int]]:
-        """Roll a step back to before the first vision token unless it holds the whole range."""
+        """Roll a step back to before a part of which it would hold only some positions."""
         schedule = partial(
             super()._try_schedule_encoder_inputs,
             request,
@@ -97,22 +115,25 @@ class Scheduler(AsyncScheduler):
         granted = reduced.clip(num_computed_tokens, scheduled[1])
         if granted < scheduled[1]:
             scheduled = schedule(granted)
-        if num_computed_tokens + scheduled[1] <= reduced.first_vision:
-            self._unpin(request, reduced.first_vision)
+        end = num_computed_tokens + scheduled[1]
+        if reduced.parts_done(end) < len(reduced.parts):
+            self._unpin(request, reduced, end)
             waits = scheduled[1] == 0 < num_new_tokens
             if waits and request.status == RequestStatus.RUNNING:
                 self._admit_nobody_before(request)
         return scheduled
 
-    def _unpin(self, request: Request, first_vision: int) -> None:
-        """Let go of the cached images of a range that does not run yet; vLLM pins what a step sees.
+    def _unpin(self, request: Request, reduced: ReducedRequest, end: int) -> None:
+        """Let go of cached images of which no part is done at ``end``; vLLM pins what a step sees.
 
-        Held while the range waits for the others, they could keep these out for ever: two such
-        requests would wait for each other.
+        Held while their part waits for other images of it, they could keep these out for ever: two
+        such requests would wait for each other.
         """
+        done = reduced.parts_done(end)
+        begun = reduced.parts[done - 1].start if done else -1
         for index in tuple(self.encoder_cache_manager.get_cached_input_ids(request)):
             position = request.mm_features[index].mm_position
-            if position.offset + position.length > first_vision:
+            if position.offset + position.length > end and position.offset > begun:
                 self.encoder_cache_manager.free_encoder_input(request, index)
 
     def _admit_nobody_before(self, waiting: Request) -> None:

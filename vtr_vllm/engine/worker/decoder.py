@@ -6,6 +6,7 @@ know about a step is in the step's plan.
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -98,14 +99,15 @@ class ReducibleDecoder:
             self._names.enter(index, step)
             if members := plan.cuts.get(index):
                 with self.timing.spent("rank"):
-                    scores = scorer.score_all(members, rows, index - 1)
+                    stream = _Stream(hidden, residual)
+                    scores = scorer.score_all(members, rows, index - 1, stream.at)
                 with self.timing.spent("gather"):
                     chosen = rows.cut(members, scores, chosen_by_first_rank)
                     positions = rows.positions
                     hidden = hidden.index_select(0, chosen)
                     residual = residual.index_select(0, chosen) if residual is not None else None
                     self._lora_rows.cut(index)
-                self.traces.note(index, members, rows.vision)
+                self.traces.note(members, rows.vision)
             watched = self._watched(index, scorer) if index in rank_layers else nullcontext()
             with watched:
                 hidden, residual = self._run_layer(layer, positions, hidden, residual)
@@ -139,6 +141,19 @@ class ReducibleDecoder:
             yield
         finally:
             del backend.forward
+
+
+@dataclass(frozen=True, eq=False)
+class _Stream:
+    """The residual stream between two layers."""
+
+    hidden: torch.Tensor
+    residual: torch.Tensor | None
+
+    def at(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        if self.residual is None:
+            return self.hidden[rows]
+        return self.hidden[rows] + self.residual[rows]
 
 
 def unquantised(query: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor) -> torch.Tensor:

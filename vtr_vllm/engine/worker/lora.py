@@ -40,9 +40,7 @@ class LoRARows:
         """Note the adapters of a step, while all of its rows are there."""
         if self._wrapper is None or self._is_idle():
             return
-        rows = plan.segments[0].query_len.copy()
-        for cut in plan.cuts.get(0, ()):
-            rows[cut.index] = cut.num_rows
+        rows = plan.scheduled
         self._whole = self._wrapper.token_lora_indices.to("cpu", copy=True)
         self._of_request = self._whole[torch.from_numpy(np.cumsum(rows) - rows)]
         self._rows_of = {segment.first_layer: segment.query_len for segment in plan.segments}

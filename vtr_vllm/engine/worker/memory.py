@@ -66,7 +66,8 @@ class StepMemory:
         # In float32, turned back: halves, products, and both joined.
         turned = max(min(CHUNK, self.longest), most_keys(rows, rope=False))
         floats = 4 * max(4 * turned, most_keys(rows)) * self.key + 4 * 4 * asking * self.query
-        blind = own * self.hidden * (self.element + 3 * 4)  # embeddings, and their distances
+        # Embeddings or states of all images of a step, in float32, and what becomes of them.
+        blind = rows * self.hidden * (self.element + 3 * 4)
         return max(joined + floats + 2 * max(logits, 4 * self.heads * keys), blind)
 
 

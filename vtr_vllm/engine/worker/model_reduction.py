@@ -10,7 +10,7 @@ from vllm.platforms import current_platform
 from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vtr_vllm.engine.common.band_spec import put_into_band
-from vtr_vllm.engine.common.config import EngineSettings, band_starts, model_geometry
+from vtr_vllm.engine.common.config import LayerBands, model_geometry
 from vtr_vllm.engine.worker.attention import Step, band_groups, check_backends
 from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.decode_graphs import limit_graphs
@@ -27,7 +27,7 @@ class Reduction:
 
     def __init__(self, vllm_config: VllmConfig, decoder: nn.Module) -> None:
         self.geometry = model_geometry(vllm_config)
-        self.band_starts = band_starts(self.geometry.layers, EngineSettings.of(vllm_config).bands)
+        self.bands = LayerBands.of(vllm_config)
         self.decoder = ReducibleDecoder(decoder, self.geometry.layers, LayerRunner(vllm_config))
         backends = {layer.attn_backend.get_name() for layer in self.decoder.attentions}
         check_backends(backends)
@@ -47,11 +47,11 @@ class Reduction:
         self._step: Step | None = None
         self._put_into_bands()
         _catch_calls(decoder, self)
-        logger.info("VTR: %d layers in %d bands", self.geometry.layers, len(self.band_starts))
+        logger.info("VTR: %d layers in %d bands", self.geometry.layers, len(self.bands.starts))
 
     def _put_into_bands(self) -> None:
-        ends = (*self.band_starts[1:], self.geometry.layers)
-        for band, (first, end) in enumerate(zip(self.band_starts, ends, strict=True)):
+        ends = (*self.bands.starts[1:], self.geometry.layers)
+        for band, (first, end) in enumerate(zip(self.bands.starts, ends, strict=True)):
             for attention in self.decoder.attentions[first:end]:
                 put_into_band(attention, band, first)
 
@@ -62,10 +62,10 @@ class Reduction:
         """
         groups = band_groups(kv_cache_config)
         grouped = [kv_cache_config.kv_cache_groups[group].layer_names for group in groups]
-        ends = (*self.band_starts[1:], self.geometry.layers)
+        ends = (*self.bands.starts[1:], self.geometry.layers)
         expected = [
             self.decoder.layer_names[first:end]
-            for first, end in zip(self.band_starts, ends, strict=True)
+            for first, end in zip(self.bands.starts, ends, strict=True)
         ]
         if [sorted(names) for names in grouped] != [sorted(names) for names in expected]:
             raise ConfigurationError(

@@ -36,6 +36,8 @@ class RankGroup:
     """[C, Q] int32: the last key that a query sees; None: all see all."""
     share: torch.Tensor | None = None
     """[C, Q] float32: what a query counts; None: all alike."""
+    of_each: torch.Tensor | None = None
+    """[C, L] float32: by what a row's attention is multiplied, 0 for padding; None: all alike."""
     first: torch.Tensor | None = None
     """[C] int32: the first key that is seen; None: all are."""
     before: torch.Tensor | None = None
@@ -76,8 +78,9 @@ def rank_groups(
         ranked_by = plan.cuts[layer][places[0]].rule
         assert isinstance(ranked_by, AttentionRule)
         there = {name: next(sent) for name in host}
-        if "share" in there:
-            there["share"] = there["share"].view(torch.float32)
+        for name in ("share", "of_each"):
+            if name in there:
+                there[name] = there[name].view(torch.float32)
         made[layer].append(RankGroup(ranked_by, places, blocks=blocks, **there))
     return made
 
@@ -95,7 +98,7 @@ def _of_like_length(
 
     def sizes(place: int) -> tuple[int, int]:
         cut = members[place]
-        return _queries(cut), cut.computed + cut.num_rows
+        return _queries(cut), cut.stored + cut.num_rows
 
     groups: list[list[int]] = []
     largest = (0, 0)
@@ -115,9 +118,13 @@ def _of_like_length(
     return [sorted(group) for group in groups]
 
 
-def _queries(cut: RequestCut) -> int:
+def _asking(cut: RequestCut) -> IntArray:
     assert isinstance(cut.rule, AttentionRule)
-    return cut.rule.asking_rows(cut.request.instruction_len)
+    return cut.rule.asking(cut.prompt_rows, cut.request.instruction_len)
+
+
+def _queries(cut: RequestCut) -> int:
+    return len(_asking(cut))
 
 
 def _arrays(
@@ -125,16 +132,17 @@ def _arrays(
 ) -> tuple[dict[str, IntArray], int]:
     """What is sent of a group, by field, and its blocks."""
     cuts = [members[place] for place in places]
+    asking = [_asking(cut) for cut in cuts]
     table = np.array(
         [
-            (cut.first_row, cut.num_rows, cut.prompt_rows, cut.computed, cut.index, _queries(cut))
-            for cut in cuts
+            (cut.first_row, cut.num_rows, cut.stored, cut.index, len(own))
+            for cut, own in zip(cuts, asking, strict=True)
         ]
     )
-    first_row, num_rows, prompt_rows, computed, requests, queries = table.T[:, :, None]
-    _, longest, _, prefix, _, most = table.max(axis=0).tolist()
+    first_row, num_rows, computed, requests, queries = table.T[:, :, None]
+    _, longest, prefix, _, most = table.max(axis=0).tolist()
     place, query = np.arange(longest), np.arange(most)
-    asks = prompt_rows - queries + np.minimum(query, queries - 1)
+    asks = np.stack([np.pad(own, (0, most - len(own)), mode="edge") for own in asking])
     arrays = {
         "rows": first_row + np.minimum(place, num_rows - 1),
         "asking": first_row + asks,
@@ -144,6 +152,12 @@ def _arrays(
         arrays["last"] = prefix + asks
     if most > 1 and (queries < most).any():
         arrays["share"] = ((queries > query) / queries).astype(np.float32).view(np.int32)
+    rule = cuts[0].rule
+    assert isinstance(rule, AttentionRule)
+    if rule.by_visible:
+        seeing = [len(own) - np.searchsorted(own, place) for own in asking]
+        each = (place < num_rows) * queries / np.maximum(np.stack(seeing), 1)
+        arrays["of_each"] = each.astype(np.float32).view(np.int32)
     blocks = 0
     if prefix:
         missing = prefix - computed

@@ -51,7 +51,7 @@ class ReducingRunner:
                     for i in range(self.input_batch.num_reqs)
                 ],
                 reduction.geometry.layers,
-                reduction.band_starts,
+                reduction.bands.starts,
             )
             if plan is not None:
                 step = build_step(
@@ -82,7 +82,7 @@ class ReducingRunner:
                 params.extra_args if params is not None else None,
                 state.mm_features,
                 state.prompt_token_ids,
-                reduction.geometry.layers,
+                reduction.bands,
             )
         return self._reduced[req_id]
 

@@ -5,6 +5,7 @@ A thin adapter: it reads vLLM's batch, and everything it computes is shared with
 
 from typing import Any
 
+import numpy as np
 import torch
 from vllm.config.compilation import CUDAGraphMode
 from vllm.v1.core.sched.output import NewRequestData
@@ -42,7 +43,7 @@ class ReducingModelState(DefaultModelState):
             self._block_sizes = [block_tables.block_sizes[group] for group in self._bands]
             self._decode_buffers = DecodeBuffers(
                 self.reduction.geometry.layers,
-                self.reduction.band_starts,
+                self.reduction.bands.starts,
                 self._bands,
                 self.max_num_reqs,
                 self.device,
@@ -57,7 +58,7 @@ class ReducingModelState(DefaultModelState):
             new_req_data.sampling_params.extra_args,
             new_req_data.mm_features,
             new_req_data.prompt_token_ids,
-            self.reduction.geometry.layers,
+            self.reduction.bands,
         )
         if reduced is not None:
             self._reduced[new_req_data.req_id] = reduced
@@ -96,7 +97,7 @@ class ReducingModelState(DefaultModelState):
                     else:
                         self._decode_buffers.fill_whole(input_batch.seq_lens, slot_mappings)
                 return {}
-            plan = plan_batch(requests, reduction.geometry.layers, reduction.band_starts)
+            plan = plan_batch(requests, reduction.geometry.layers, reduction.bands.starts)
             if plan is not None:
                 step = build_step(plan, tables, reduction.decoder.layer_names, attn_groups)
                 reduction.expect(step)
@@ -129,7 +130,9 @@ class ReducingModelState(DefaultModelState):
             reduction.decoder.layer_names,
             attn_groups,
         )
-        plan = BatchPlan(batch.num_tokens, segments=(), cuts={}, vision=None, image=None)
+        plan = BatchPlan(
+            np.ones(batch.num_reqs, dtype=np.int64), segments=(), cuts={}, vision=None, image=None
+        )
         reduction.expect(Step(plan, tables, slots, metadata))
         return metadata
 

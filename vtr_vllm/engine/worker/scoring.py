@@ -1,6 +1,6 @@
 """Gives the rank rules what they look at: queries and keys of a rank layer, embeddings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,11 +14,13 @@ from vllm.distributed import (
 )
 
 from vtr_vllm.engine.worker.attention import Step
+from vtr_vllm.engine.worker.image_rows import ImageRows, images_alike, is_image
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
 from vtr_vllm.engine.worker.rank_groups import RankGroup, rank_groups
 from vtr_vllm.engine.worker.rope import unrotate
 from vtr_vllm.ranking import Attention, Need, RankInputs
 from vtr_vllm.ranking.attention import AttentionRule
+from vtr_vllm.ranking.images import ImageInputs
 from vtr_vllm.ranking.probabilities import (
     BATCH_TILE_BYTES,
     TILE_BYTES,
@@ -29,6 +31,9 @@ from vtr_vllm.ranking.probabilities import (
 from vtr_vllm.reduction.batch import RequestCut
 from vtr_vllm.reduction.gather import Rows, rows_of, together
 from vtr_vllm.upload import upload
+
+States = Callable[[torch.Tensor | slice], torch.Tensor]
+"""Rows before the cut -> [rows, hidden] of the residual stream there."""
 
 
 class Scorer:
@@ -50,8 +55,8 @@ class Scorer:
         """[N, hidden] input embeddings, before any cut."""
         self._cls_attention = cls_attention
         """[N] attention of the vision tower's CLS token, read at vision rows."""
-        self._previous: dict[int, torch.Tensor] = {}
-        """Request of the step -> [n_vision] scores of its last cut."""
+        self._previous: dict[tuple[int, int], torch.Tensor] = {}
+        """Request of the step, first vision token of its part -> [n_vision] scores of its last cut."""
         self._seen: list[tuple[RankGroup, torch.Tensor, torch.Tensor | None]] = []
         """Of the rank layer that ran last: queries [C * Q, heads, head_dim] of each group, and keys
         [kv_heads, C * L, head_dim] unless they are read back."""
@@ -84,19 +89,29 @@ class Scorer:
         if any(_needs_whole(cut) for cut in self._step.plan.cuts[layer + 1]):
             self._whole = query.clone(), key.clone()
 
-    def score_all(self, members: Sequence[RequestCut], rows: Rows, layer: int) -> torch.Tensor:
+    def score_all(
+        self, members: Sequence[RequestCut], rows: Rows, layer: int, states: States
+    ) -> torch.Tensor:
         """Scores [members, most rows of one] float32 of the cut behind ``layer``."""
         seen, self._seen = self._seen, []
-        if len(seen) == 1 and len(seen[0][0].places) == len(members):
-            return self._keep(members, rows, self._received(*seen[0], layer, rows))
-        parts = {}
-        for place, cut in enumerate(members):
-            if not isinstance(cut.rule, AttentionRule):
-                parts[place] = self._score(cut, rows.vision[rows_of(cut)], layer, rows)
-        scores = together(members, parts, rows.vision.device)
+        parts: list[tuple[torch.Tensor | None, torch.Tensor]] = []
+        for alike in images_alike(members):
+            images = ImageRows.of(members, alike, rows)
+            parts.append((images.index, self._score_images(images, states)))
         for group, asked, own in seen:
-            received = self._received(group, asked, own, layer, rows)
-            scores[:, : received.shape[1]].index_copy_(0, group.index.long(), received)
+            index = None if len(group.places) == len(members) else group.index.long()
+            parts.append((index, self._received(group, asked, own, layer, rows)))
+        if len(parts) == 1 and parts[0][0] is None:
+            return self._keep(members, rows, parts[0][1])
+        singles = {
+            place: self._score(cut, layer, rows, states)
+            for place, cut in enumerate(members)
+            if not isinstance(cut.rule, AttentionRule) and not is_image(cut)
+        }
+        scores = together(members, singles, rows.vision.device)
+        for index, part in parts:
+            assert index is not None, "one of several parts is all of them"
+            scores[:, : part.shape[1]].index_copy_(0, index, part)
         return self._keep(members, rows, scores)
 
     def _keep(
@@ -104,11 +119,11 @@ class Scorer:
     ) -> torch.Tensor:
         """Note ``scores`` for later rules that need them."""
         for place, cut in enumerate(members):
-            request = cut.request
-            if any(Need.PREVIOUS in rule.needs for rule in request.plan.rules):
+            plan = cut.part.plan
+            if any(Need.PREVIOUS in rule.needs for rule in plan.rules):
                 own = scores[place, : cut.num_rows]
                 vision = rows.vision[rows_of(cut)]
-                self._previous[cut.index] = _by_token(own, vision, request.plan.n_vision)
+                self._previous[_key(cut)] = _by_token(own, vision, plan.n_vision)
         return scores
 
     def _received(
@@ -149,7 +164,8 @@ class Scorer:
                 TILE_BYTES, max(BATCH_TILE_BYTES, 4 * query.shape[1] * length * kept.shape[2])
             ),
         )
-        return received[:, -length:]
+        received = received[:, -length:]
+        return received if group.of_each is None else received * group.of_each
 
     def _unrotating(self, group: RankGroup, layer: int, rows: Rows) -> tuple[Floats, Floats]:
         """What takes rotary positions out of a group's queries and keys."""
@@ -184,40 +200,70 @@ class Scorer:
         keys = self._prefix_keys.read(self._blocks[layer].attn, blocks, count)
         return keys.transpose(0, 1).index_select(1, group.stored)
 
-    def _score(self, cut: RequestCut, vision: torch.Tensor, layer: int, rows: Rows) -> torch.Tensor:
-        """Scores [rows of the request] float32, the same on every tensor-parallel rank."""
-        needs, request = cut.rule.needs, cut.request
+    def _score_images(self, images: ImageRows, states: States) -> torch.Tensor:
+        """Scores [U, rows of each] float32 of images that are cut alike."""
+        needs, cuts = images.rule.needs, images.cuts
+        inputs = ImageInputs(
+            tokens=images.tokens,
+            size=cuts[0].part.plan.n_vision,
+            grid=cuts[0].part.units[0].grid,
+            seeds=[cut.part.units[0].seed for cut in cuts],
+            embeddings=self._of_images(cuts, self._embeddings)
+            if Need.EMBEDDINGS in needs
+            else None,
+            states=states(images.rows.reshape(-1)).unflatten(0, images.rows.shape)
+            if Need.STATES in needs
+            else None,
+            cls_attention=self._of_images(cuts, self._cls_attention)
+            if Need.TOWER in needs
+            else None,
+        )
+        return images.spread(images.rule.score_images(inputs))
+
+    def _of_images(self, cuts: Sequence[RequestCut], values: torch.Tensor | None) -> torch.Tensor:
+        return torch.stack([self._of_tokens(cut, values) for cut in cuts])
+
+    def _score(self, cut: RequestCut, layer: int, rows: Rows, states: States) -> torch.Tensor:
+        """Scores [rows of the member] float32, the same on every tensor-parallel rank."""
+        needs, part = cut.rule.needs, cut.part
+        own = rows_of(cut)
         inputs = RankInputs(
-            vision=vision,
+            vision=rows.vision[own],
             prompt_rows=cut.prompt_rows,
-            instruction_rows=request.instruction_len,
-            image_sizes=request.image_sizes,
-            seed=request.seed,
+            instruction_rows=cut.request.instruction_len,
+            image_sizes=part.image_sizes,
+            vision_rows=cut.vision_before,
+            seeds=[unit.seed for unit in part.units],
+            grids=[unit.grid for unit in part.units],
             attention=self._attention(cut, layer, rows) if Need.ATTENTION in needs else None,
             embeddings=self._of_tokens(cut, self._embeddings) if Need.EMBEDDINGS in needs else None,
             cls_attention=self._of_tokens(cut, self._cls_attention)
             if Need.TOWER in needs
             else None,
-            previous=self._previous[cut.index] if Need.PREVIOUS in needs else None,
+            states=states(own) if Need.STATES in needs else None,
+            previous=self._previous[_key(cut)] if Need.PREVIOUS in needs else None,
         )
         return cut.rule.score(inputs)
 
     def _of_tokens(self, cut: RequestCut, values: torch.Tensor | None) -> torch.Tensor:
         assert values is not None
-        return values[upload(cut.vision_rows, values.device)]
+        places = cut.vision_rows
+        if places[-1] - places[0] == len(places) - 1:
+            return values[places[0] : places[-1] + 1]
+        return values[upload(places, values.device)]
 
     def _attention(self, cut: RequestCut, layer: int, rows: Rows) -> Attention:
         assert self._whole is not None
         assert self._prefix_keys is not None
         attention: Any = self._blocks[layer].attn
         query, key = (whole[rows_of(cut)] for whole in self._whole)
-        prefix = self._stored(cut, layer, cut.computed) if cut.computed else key[:0]
+        prefix = self._stored(cut, layer, cut.stored) if cut.stored else key[:0]
         if self._prefix_keys.rounds:
-            key = self._stored(cut, layer, cut.computed + cut.num_rows)[cut.computed :]
+            key = self._stored(cut, layer, cut.stored + cut.num_rows)[cut.stored :]
 
         def unrotated() -> Attention:
             rotary, positions = self._blocks[layer].rotary_emb, rows.positions[..., rows_of(cut)]
-            before = torch.arange(cut.computed, device=positions.device)
+            before = torch.arange(cut.stored, device=positions.device)
             places = torch.cat([before.expand(*positions.shape[:-1], -1), positions], -1)
 
             def turn(vectors: torch.Tensor, place: int) -> torch.Tensor:
@@ -228,7 +274,7 @@ class Scorer:
         rotated = Attention(
             query=query,
             key=torch.cat([prefix, key]),
-            prefix=cut.computed,
+            prefix=cut.stored,
             scale=attention.impl.scale,
             combine=combine_heads,
             unrotated=unrotated,
@@ -246,6 +292,10 @@ class Scorer:
         return next(
             s.band for s in self._step.plan.segments if s.first_layer <= layer < s.end_layer
         )
+
+
+def _key(cut: RequestCut) -> tuple[int, int]:
+    return cut.index, cut.part.first
 
 
 def _needs_whole(cut: RequestCut) -> bool:

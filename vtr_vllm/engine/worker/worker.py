@@ -50,7 +50,7 @@ class Worker(_StockWorker):
             "reason": None if reduction.ready else "the KV cache is not bound to bands",
             "runner": "v2" if self.use_v2_model_runner else "v1",
             "layers": len(reduction.decoder.layers),
-            "bands": len(reduction.band_starts),
+            "bands": len(reduction.bands.starts),
             "geometry": reduction.geometry.to_dict(),
         }
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vtr_vllm.ranking.attention import AttentionRule
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Instruction(AttentionRule):
@@ -10,5 +15,7 @@ class Instruction(AttentionRule):
 
     name = "instruction"
 
-    def asking_rows(self, instruction_rows: int) -> int:
-        return instruction_rows
+    def asking(self, rows: int, instruction_rows: int) -> np.ndarray:
+        import numpy as np
+
+        return np.arange(rows - instruction_rows, rows)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from vtr_vllm.ranking.attention import AttentionRule
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Last(AttentionRule):
@@ -10,5 +15,7 @@ class Last(AttentionRule):
 
     name = "last"
 
-    def asking_rows(self, instruction_rows: int) -> int:
-        return 1
+    def asking(self, rows: int, instruction_rows: int) -> np.ndarray:
+        import numpy as np
+
+        return np.array([rows - 1])

@@ -17,7 +17,7 @@ class Previous(RankRule):
 
     name = "previous"
     needs = frozenset({Need.PREVIOUS})
-    sees_question = True  # as the rule that it repeats may
+    sees_question = True  # as the rule that it repeats may: see ``see_no_question``
 
     def score(self, inputs: RankInputs) -> torch.Tensor:
         assert inputs.previous is not None

@@ -6,11 +6,18 @@ import pytest
 import torch
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
-from vtr_vllm.engine.common.request_view import read_request, vision_items, vision_span
+from vtr_vllm.engine.common.config import LayerBands
+from vtr_vllm.engine.common.request_view import (
+    read_request,
+    vision_items,
+    vision_span,
+    vision_units,
+)
 from vtr_vllm.errors import RequestError, UnsupportedRequest
 
 ASKED = {"vtr_keep": [1.0, 1.0, 0.5, 0.25], "vtr_rules": ["last", "previous"]}
 PROMPT = list(range(100, 112))
+BANDS = LayerBands(4, (0, 2))
 
 
 def image(offset, length, is_embed=None):
@@ -36,16 +43,16 @@ def test_spans_follow_the_masks_and_the_prompt():
 
 def test_a_reduced_request():
     features = [image(7, 3, [1, 0, 1]), image(2, 2)]
-    request = read_request(ASKED, features, PROMPT, 4)
+    request = read_request(ASKED, features, PROMPT, BANDS)
     assert request.vision.tolist() == [2, 3, 7, 9]
-    assert request.image_of.tolist() == [0, 0, 1, 1]
+    assert request.parts[0].image_sizes == [2, 2]
     assert request.prompt_len == 12
     assert request.plan.counts == (4, 4, 2, 1)
     assert request.trace is None
-    assert read_request(ASKED | {"vtr_trace": "t"}, features, PROMPT, 4).trace == "t"
+    assert read_request(ASKED | {"vtr_trace": "t"}, features, PROMPT, BANDS).trace == "t"
     assert [str(rule) for rule in request.plan.rules] == ["last", "previous"]
     assert request.per_image_floor == 0.0
-    fair = read_request(ASKED | {"vtr_floor": 1}, features, PROMPT, 4)
+    fair = read_request(ASKED | {"vtr_floor": 1}, features, PROMPT, BANDS)
     assert (fair.per_image_floor, fair.floors(2)) == (1.0, (1, 1))
 
 
@@ -75,7 +82,7 @@ def test_a_reduced_request():
     ],
 )
 def test_what_runs_unreduced(extra_args, features, prompt):
-    assert read_request(extra_args, features, prompt, 4) is None
+    assert read_request(extra_args, features, prompt, BANDS) is None
 
 
 @pytest.mark.parametrize(
@@ -94,19 +101,19 @@ def test_what_runs_unreduced(extra_args, features, prompt):
 def test_what_is_malformed_is_refused_with_images_and_without(change, said):
     for features in ([image(2, 4)], None):
         with pytest.raises(RequestError, match=said):
-            read_request(ASKED | change, features, PROMPT, 4)
+            read_request(ASKED | change, features, PROMPT, BANDS)
 
 
 def test_half_of_the_pair_is_refused():
     with pytest.raises(RequestError, match="no vtr_rules"):
-        read_request({"vtr_keep": ASKED["vtr_keep"]}, [image(2, 4)], PROMPT, 4)
+        read_request({"vtr_keep": ASKED["vtr_keep"]}, [image(2, 4)], PROMPT, BANDS)
 
 
 def test_an_image_at_the_very_end_is_refused():
     with pytest.raises(UnsupportedRequest, match="ends with a vision token"):
-        read_request(ASKED, [image(8, 4)], PROMPT, 4)
+        read_request(ASKED, [image(8, 4)], PROMPT, BANDS)
     # The last placeholder is no vision token: there is text to ask with.
-    assert read_request(ASKED, [image(7, 5, [1, 1, 1, 1, 0])], PROMPT, 4) is not None
+    assert read_request(ASKED, [image(7, 5, [1, 1, 1, 1, 0])], PROMPT, BANDS) is not None
 
 
 def test_only_images_and_videos_are_vision():
@@ -116,10 +123,75 @@ def test_only_images_and_videos_are_vision():
     film = dataclasses.replace(image(6, 3), modality="video")
     features = [part, image(3, 2), film, sound]
     assert vision_items(features) == [image(3, 2), film]
-    request = read_request(ASKED, features, PROMPT, 4)
+    request = read_request(ASKED, features, PROMPT, BANDS)
     assert request.vision.tolist() == [3, 4, 6, 7, 8]
-    assert request.image_of.tolist() == [0, 0, 1, 1, 1]
+    assert request.parts[0].image_sizes == [2, 3]
     assert request.first_vision == 3
-    assert read_request(ASKED, [part, sound], PROMPT, 4) is None
+    assert read_request(ASKED, [part, sound], PROMPT, BANDS) is None
     last = dataclasses.replace(image(11, 1), modality="prompt_embeds")
-    assert read_request(ASKED, [image(3, 2), last], PROMPT, 4) is not None, "it asks, as text does"
+    assert read_request(ASKED, [image(3, 2), last], PROMPT, BANDS) is not None, (
+        "it asks, as text does"
+    )
+
+
+LOCAL = {"vtr_keep": [1.0, 1.0, 0.5, 0.5], "vtr_rules": ["saliency"]}
+
+
+def test_a_local_request_has_a_part_for_each_image():
+    request = read_request(LOCAL, [image(7, 4, [1, 0, 1, 1]), image(2, 4)], PROMPT, BANDS)
+    assert request.is_local
+    assert [(part.start, part.end, part.plan.counts) for part in request.parts] == [
+        (2, 6, (4, 4, 2, 2)),
+        (7, 11, (3, 3, 2, 2)),
+    ]
+    seeds = {unit.seed for part in request.parts for unit in part.units}
+    again = read_request(LOCAL, [image(2, 4)], PROMPT, BANDS)
+    assert len(seeds) == 2
+    assert again.parts[0].units[0].seed in seeds, "of the image, whatever stands beside it"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"vtr_keep": [1.0, 1.0, 0.5, 0.25], "vtr_rules": ["saliency", "previous"]},  # in a band
+        {"vtr_rules": ["last"]},
+        {"vtr_keep": [0.5, 0.5, 0.25, 0.25], "vtr_rules": ["saliency", "last"]},
+    ],
+)
+def test_what_is_not_local(change):
+    assert not read_request(LOCAL | change, [image(2, 4)], PROMPT, BANDS).is_local
+
+
+def test_previous_repeats_a_rule_that_sees_no_question():
+    asked = {"vtr_keep": [0.5, 0.5, 0.25, 0.25], "vtr_rules": ["cls", "previous"]}
+    assert read_request(asked, [image(2, 8)], PROMPT, BANDS).is_local
+
+
+def test_a_local_request_that_keeps_all_runs_unreduced():
+    assert read_request(LOCAL, [image(2, 1), image(5, 1)], PROMPT, BANDS) is None
+
+
+def units(*items, **options):
+    made = vision_units(items, **options)
+    return [(unit.vision.tolist(), unit.grid) for unit in made]
+
+
+def test_units_are_images_and_frames():
+    video = dataclasses.replace(image(2, 6), modality="video")
+    apart = dataclasses.replace(image(2, 6, [1, 1, 0, 0, 1, 1]), modality="video")
+    both = [2, 3, 4], [5, 6, 7]
+    assert units(video) == [([*both[0], *both[1]], None)], "frames that nobody knows"
+    assert units(video, forms=[(2, 1, 3)]) == [(both[0], (1, 3)), (both[1], (1, 3))]
+    assert units(video, forms=[(2, 1, 3)], frames=False) == [([*both[0], *both[1]], None)]
+    assert units(video, forms=[(4, 1, 3)]) == [([*both[0], *both[1]], None)], "six are not four"
+    assert units(apart) == [([2, 3], None), ([6, 7], None)]
+    assert units(image(2, 6), forms=[(1, 2, 3)]) == [([*both[0], *both[1]], (2, 3))]
+    assert units(image(2, 6, [1, 1, 0, 0, 1, 1])) == [([2, 3, 6, 7], None)]
+    seeds = [unit.seed for unit in vision_units([video], [(2, 1, 3)])]
+    assert seeds[0] != seeds[1]
+
+
+@pytest.mark.parametrize("value", [[1, 2], "123", [1, 2, True], [1, 2, 3.0], (1, 2, 3)])
+def test_forms_that_no_front_end_wrote_are_refused(value):
+    with pytest.raises(RequestError, match="vtr_units"):
+        read_request(LOCAL | {"vtr_units": value}, [image(2, 4)], PROMPT, BANDS)

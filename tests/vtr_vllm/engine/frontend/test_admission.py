@@ -49,6 +49,7 @@ def config(tower="clip_vision_model", enable_mm_embeds=False, **scheduler):
     }
     vision = SimpleNamespace(model_type=tower, image_size=14, patch_size=7) if tower else None
     return SimpleNamespace(
+        additional_config={},
         scheduler_config=SimpleNamespace(**(limits | scheduler)),
         model_config=SimpleNamespace(
             architecture="LlavaForConditionalGeneration",
@@ -95,6 +96,14 @@ def test_a_reduced_request_is_admitted_with_its_plan():
 def test_requests_that_keep_all_are_admitted_without_a_plan(unreduced):
     images = (ImageTokens(0, 4, (2, 2)),)
     assert admit(unreduced, config()) == Admitted("r", None, n_vision=4, n_text=6, images=images)
+
+
+def test_vision_tokens_are_known_by_their_positions():
+    admitted = admit(request(), config())
+    assert len(admitted.vision) == admitted.n_vision == 4
+    for position in range(12):
+        assert admitted.vision_before(position) == sum(admitted.vision < position)
+    assert admit(request(images=()), config()).vision_before(10) == 0
 
 
 def test_text_and_pooling_requests():
@@ -205,6 +214,21 @@ def test_a_range_that_fits_no_step(limits, limit, name):
     assert admit(request(None, images=((5, 4),), prompt_len=900), config(**limits)).plan is None
 
 
+def test_of_a_local_schedule_each_image_must_fit_a_step():
+    """Not the range: images run one by one."""
+    local = {"vtr_keep": [1.0, 1.0, 0.5, 0.5], "vtr_rules": ["saliency"]}
+    fits = request(local, images=((5, 57), (70, 57)), prompt_len=900)
+    assert admit(fits, config()).plan.counts == (114, 114, 58, 58)
+    with pytest.raises(PromptTooLong, match="an image .* of the prompt takes 58 tokens"):
+        admit(request(local, images=((5, 4), (70, 58)), prompt_len=900), config())
+
+
+def test_the_engine_is_told_the_form_of_each_image():
+    asked = request(images=((2, 4), (6, 3)), prompt_len=12)
+    admit(asked, config())
+    assert asked.sampling_params.extra_args["vtr_units"] == [1, 2, 2, 0, 0, 0]
+
+
 @pytest.fixture
 def processor(monkeypatch):
     """vLLM's input processor, wrapped; what it makes of a prompt is the prompt itself."""
@@ -263,7 +287,8 @@ def test_the_schedule_is_decided_by_the_length_of_the_prompt(processor):
         processor.process_inputs("1", words)
     assert seen == [(4, 6), (0, 10)]
     assert [one.plan for one in admitted] == [PLAN, None]
-    assert picture.sampling_params.extra_args == {"somebody_else": 1} | ASKED
+    told = {"vtr_units": [1, 2, 2]}
+    assert picture.sampling_params.extra_args == {"somebody_else": 1} | ASKED | told
     assert words.sampling_params.extra_args == {}
 
 

@@ -7,7 +7,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest, FinishReason
 from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.engine.parallel_sampling import ParentRequest
-from vllm.v1.metrics.stats import IterationStats
+from vllm.v1.metrics.stats import IterationStats, PrefillStats
 
 from vtr_vllm.engine.frontend import first_tokens
 from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
@@ -97,6 +97,40 @@ def test_requests_do_not_see_each_other() -> None:
     step(engine, "a", now)
     assert one.earliest() is not None
     assert other.earliest() is None
+
+
+def cached(engine: OutputProcessor, name: str, tokens: int) -> None:
+    """The first token of a request of which so many were cached, as the engine core tells it."""
+    found = PrefillStats()
+    found.num_cached_tokens = tokens
+    engine.process_outputs([EngineCoreOutput(name, [7], prefill_stats=found)], 1.0, None)
+
+
+def test_what_was_cached_is_known_with_the_first_token() -> None:
+    engine = OutputProcessor(None, log_stats=False)
+    with collect_first_tokens() as found:
+        engine.add_request(request("a", time.time()), None)
+        engine.add_request(request("b", time.time()), None)
+    assert (found.cached("a"), found.cached("b")) == (0, 0)
+    cached(engine, "a", 2)
+    assert (found.cached("a"), found.cached("b"), found.cached("c")) == (2, 0, 0)
+    engine.process_outputs([EngineCoreOutput("a", [7], finish_reason=FinishReason.LENGTH)], 1.0)
+    assert found.cached("a") == 2, "vLLM has forgotten it"
+
+
+def test_of_several_choices_the_first_says_what_was_cached() -> None:
+    engine = OutputProcessor(None, log_stats=False)
+    whole = request("a", time.time(), n=2)
+    parent = ParentRequest(whole)
+    with collect_first_tokens() as found:
+        for index in range(2):
+            child = request("a", time.time())
+            child.request_id, child.sampling_params = parent.get_child_info(index)
+            engine.add_request(child, None, parent, index)
+    cached(engine, "1_a", 3)
+    assert found.cached("a") == 3, "the other has not begun"
+    cached(engine, "0_a", 1)
+    assert found.cached("a") == 1
 
 
 def test_an_engine_that_does_not_count_tells_nothing() -> None:

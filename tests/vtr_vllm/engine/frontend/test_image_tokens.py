@@ -98,11 +98,17 @@ def test_an_image_of_any_size_has_the_grid_of_its_merged_patches(data):
 @pytest.mark.parametrize(
     "feature",
     [
-        image(0, 24, video_grid_thw=torch.tensor([2, 6, 8])),
         image(0, 23, image_grid_thw=torch.tensor([1, 6, 16])),  # some tokens are left out
         image(0, 24),  # the engine has it, and no cache knows of it
     ],
 )
-def test_no_grid_for_a_video_nor_for_a_part_of_an_image(feature):
+def test_no_grid_for_a_part_of_an_image(feature):
     tokens = feature.mm_position.length
     assert image_tokens([feature], ANY_SIZE) == (ImageTokens(0, tokens, None),)
+
+
+def test_a_video_has_the_grid_of_its_frames():
+    (found,) = image_tokens([image(0, 24, video_grid_thw=torch.tensor([2, 6, 8]))], ANY_SIZE)
+    assert found == ImageTokens(0, 24, (3, 4), frames=2)
+    assert found.form == (2, 3, 4)
+    assert ImageTokens(0, 24, None).form == (0, 0, 0)

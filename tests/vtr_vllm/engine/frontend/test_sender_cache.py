@@ -40,11 +40,11 @@ def back() -> LruKeyReplicatedReceiverCache:
     return LruKeyReplicatedReceiverCache(CONFIG)
 
 
-GRID = (6, 4)
+GRID = (1, 6, 4)
 
 
 def item(kib: int = 4) -> MultiModalKwargsItem:
-    fields = {"pixels": torch.zeros(kib * 256), "image_grid_thw": torch.tensor([1, *GRID])}
+    fields = {"pixels": torch.zeros(kib * 256), "image_grid_thw": torch.tensor(GRID)}
     return MultiModalKwargsItem(
         {
             name: MultiModalFieldElem(data, MultiModalSharedField(batch_size=1))

@@ -25,7 +25,7 @@ from vtr_vllm.engine.common.band_spec import BandSpec, put_into_band
 from vtr_vllm.engine.common.config import band_starts, padded_layers
 from vtr_vllm.engine.scheduler.kv_bands import BandManager, bind_bands, register_band_spec
 from vtr_vllm.errors import UnsupportedModel
-from vtr_vllm.reduction.request import reduced_request
+from vtr_vllm.reduction.request import Unit, guided_request
 from vtr_vllm.schedules import RankRule, make_plan
 
 SIZES = {"block_size": 4, "num_kv_heads": 2, "head_size": 16, "dtype": torch.float32}
@@ -85,7 +85,7 @@ def test_a_layer_without_full_attention_is_refused_by_name(stock):
 
 # 6 words, 10 vision tokens, 4 words; bands begin at layers 0, 2, 4 and keep 10, 5, 1.
 PLAN = make_plan([1, 1, 0.5, 0.5, 0.1, 0], [RankRule.parse("last")] * 3, 10)
-REQUEST = reduced_request(PLAN, [np.arange(6, 16)], list(range(20)))
+REQUEST = guided_request(PLAN, [Unit(np.arange(6, 16))], 20)
 
 
 def manager(band, blocks=64):
@@ -213,7 +213,7 @@ def cache(num_blocks, layers, bands):
         scheduler_block_size=TOKENS,
         hash_block_size=TOKENS,
     )
-    bind_bands(manager.coordinator.single_type_managers, {})
+    bind_bands(manager.coordinator, {})
     return manager
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,11 @@ import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tests.reference.model import ReferenceLlava
+from tests.reference.model import ReferenceLlava, Run
 from tests.vtr_vllm.engine.conftest import LAYERS, SHAPE, Engines
 from tests.vtr_vllm.engine.support import Case, logits, picture, words
 from vtr_vllm.engine.worker.decoder import unquantised
-from vtr_vllm.schedules import RankRule, make_plan
+from vtr_vllm.schedules import Plan, RankRule, make_plan, see_no_question
 
 pytestmark = [pytest.mark.engine, pytest.mark.both_runners]
 
@@ -65,19 +66,36 @@ def reference(checkpoint: Path) -> ReferenceLlava:
     return ReferenceLlava(checkpoint)
 
 
-def expected(reference: ReferenceLlava, case: Case, generated: list[int]) -> np.ndarray:
-    """Reference logits [tokens, vocab] at the last prompt token and after each token but one."""
+def planned(case: Case) -> tuple[Plan, list[list[int]] | None]:
+    """The plan of all images together, and of a local schedule the counts of each."""
     assert case.keep is not None
+    rules = [RankRule.parse(rule) for rule in case.rules]
     n_vision = SHAPE.vision_tokens * len(case.images)
-    plan = make_plan(case.keep, [RankRule.parse(rule) for rule in case.rules], n_vision)
-    return reference.forward(
+    if not see_no_question(rules):
+        return make_plan(case.keep, rules, n_vision), None
+    # The engine has a band for each layer, so any cut is at a band's first.
+    own = make_plan(case.keep, rules, SHAPE.vision_tokens)
+    counts = tuple(len(case.images) * count for count in own.counts)
+    return replace(own, n_vision=n_vision, counts=counts), [list(own.counts)] * len(case.images)
+
+
+def reference_run(reference: ReferenceLlava, case: Case, generated: list[int]) -> Run:
+    """What the reference finds, ``generated`` behind the prompt."""
+    plan, of_image = planned(case)
+    return reference.run(
         reference.prompt_token_ids(case.text),
         list(case.images),
         list(plan.counts),
         {layer: str(rule) for layer, rule in zip(plan.cuts, plan.rules, strict=True)},
-        generated[:-1],
+        generated,
         case.floor,
-    ).numpy()
+        of_image,
+    )
+
+
+def expected(reference: ReferenceLlava, case: Case, generated: list[int]) -> np.ndarray:
+    """Reference logits [tokens, vocab] at the last prompt token and after each token but one."""
+    return reference_run(reference, case, generated[:-1]).logits.numpy()
 
 
 # No shrinking: an example is a batch on a real engine, and the first one that fails says enough.

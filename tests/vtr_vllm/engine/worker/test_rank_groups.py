@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.vtr_vllm.engine.worker.test_prefix_keys import BLOCK, HEADS, KINDS, WIDTH, attention
 from tests.vtr_vllm.ranking.given import alone
-from tests.vtr_vllm.reduction.strategies import request_of
+from tests.vtr_vllm.reduction.strategies import request_of, whole_parts
 from vtr_vllm.engine.worker import rank_groups, scoring
 from vtr_vllm.engine.worker.attention import BandTables, Step
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
@@ -26,6 +26,7 @@ from vtr_vllm.reduction.gather import Rows, rows_of
 
 QUERY_HEADS, LAYERS, BLOCKS = 4, 7, 3
 RULES = ["last", "last-max", "instruction", "last-norope", "instruction-norope-max", "random"]
+LOCAL = ["self", "self-max", "random"]
 CPU = torch.device("cpu")
 
 
@@ -41,6 +42,23 @@ def prefills(draw):
     )
     computed = draw(st.sampled_from([0, 0, before // 2, before]))
     return StepRequest(computed, prompt - computed + draw(st.sampled_from([0, 0, 3])), request)
+
+
+@st.composite
+def chunks(draw):
+    """Some of the images of a local request, behind others that earlier steps cut."""
+    sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    spans, place = [], draw(st.integers(1, 9))
+    for size in sizes:
+        spans.append(range(place, place + size))
+        place += size + draw(st.integers(0, 4))
+    rules = draw(st.lists(st.sampled_from(LOCAL), min_size=3, max_size=3))
+    keep = (1, 1, 0.7, 0.7, 0.4, 0.4, 0.2)
+    request = request_of(spans, place + 3, keep, rules, local=True)
+    legal = whole_parts(request, place + 3)
+    computed = draw(st.sampled_from(legal[:-1]))
+    end = draw(st.sampled_from([end for end in legal if end > computed]))
+    return StepRequest(computed, end - computed, request)
 
 
 others = st.builds(StepRequest, st.just(9), st.integers(1, 9), st.none())
@@ -71,14 +89,14 @@ class Cache:
 
 @pytest.mark.parametrize("kind", KINDS[:2])
 @given(
-    requests=st.lists(prefills() | others, min_size=1, max_size=7),
+    requests=st.lists(prefills() | chunks() | others, min_size=1, max_size=7),
     chunk=st.sampled_from([1, 70, probabilities.CHUNK]),
     seed=st.integers(0, 99),
 )
 @settings(deadline=None, max_examples=40)
 def test_together_as_alone(kind, requests, chunk, seed):
     plan = plan_batch(requests, LAYERS, (0, 3))
-    if plan is None:
+    if plan is None or not plan.cuts:
         return
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(rank_groups, "CHUNK", chunk)
@@ -86,6 +104,10 @@ def test_together_as_alone(kind, requests, chunk, seed):
         patch.setattr(scoring, "received_together", together)
         patch.setattr(scoring, "combine_heads", alone)
         check(plan, requests, kind, torch.Generator().manual_seed(seed))
+
+
+def no_states(rows):
+    raise AssertionError("none of these rules looks at states")
 
 
 def check(plan, requests, kind, draw):
@@ -107,19 +129,23 @@ def check(plan, requests, kind, draw):
         count = len(rows.original)
         query = torch.randn(count, QUERY_HEADS, WIDTH, generator=draw)
         key = torch.randn(count, HEADS, WIDTH, generator=draw)
-        for cut in members:
-            prefix = torch.randn(cut.computed, HEADS, WIDTH, generator=draw)
-            cache.write(cut.index, torch.cat([prefix, key[rows_of(cut)]]), 0)
+        before = next(s for s in plan.segments if s.first_layer < layer <= s.end_layer)
+        own = key.split(before.query_len.tolist())
+        for index, (keys, length) in enumerate(zip(own, before.seq_len, strict=True)):
+            if requests[index].reduced is not None:
+                prefix = torch.randn(length - len(keys), HEADS, WIDTH, generator=draw)
+                cache.write(index, torch.cat([prefix, keys]), 0)
         scorer.look(layer - 1, query, key)
-        scores = scorer.score_all(members, rows, layer - 1)
+        scores = scorer.score_all(members, rows, layer - 1, no_states)
         assert scores.shape == (len(members), max(cut.num_rows for cut in members))
         for own, cut in zip(scores, members, strict=True):
             expected = by_itself(cut, rows, query, key, cache, rotary, previous)
             vision = rows.vision[rows_of(cut)] >= 0
             got = own[: cut.num_rows]
             torch.testing.assert_close(got[vision], expected[vision], rtol=1e-4, atol=1e-6)
-            previous[cut.index] = torch.zeros(cut.request.plan.n_vision)
-            previous[cut.index][rows.vision[rows_of(cut)][vision]] = got[vision]
+            place = cut.index, cut.part.first
+            previous[place] = torch.zeros(cut.part.plan.n_vision)
+            previous[place][rows.vision[rows_of(cut)][vision]] = got[vision]
         before, places = rows.original, rows.positions
         chosen = rows.cut(members, scores).long()
         assert torch.equal(rows.original, before[chosen])
@@ -127,14 +153,14 @@ def check(plan, requests, kind, draw):
 
 
 def by_itself(cut, rows, query, key, cache, rotary, previous):
-    stored = cache.read(cut.index, cut.computed + cut.num_rows)
-    own = stored[cut.computed :] if cache.keys.rounds else key[rows_of(cut)]
-    keys = torch.cat([stored[: cut.computed], own])
+    stored = cache.read(cut.index, cut.stored + cut.num_rows)
+    own = stored[cut.stored :] if cache.keys.rounds else key[rows_of(cut)]
+    keys = torch.cat([stored[: cut.stored], own])
     where = rows.positions[rows_of(cut)]
-    given = {"prefix": cut.computed, "scale": 0.3, "combine": alone}
+    given = {"prefix": cut.stored, "scale": 0.3, "combine": alone}
     plain = Attention(
         query=unrotate(rotary, where, query[rows_of(cut)]),
-        key=unrotate(rotary, torch.cat([torch.arange(cut.computed), where]), keys),
+        key=unrotate(rotary, torch.cat([torch.arange(cut.stored), where]), keys),
         unrotated=lambda: plain,
         **given,
     )
@@ -144,10 +170,12 @@ def by_itself(cut, rows, query, key, cache, rotary, previous):
             vision=rows.vision[rows_of(cut)],
             prompt_rows=cut.prompt_rows,
             instruction_rows=cut.request.instruction_len,
-            image_sizes=cut.request.image_sizes,
-            seed=cut.request.seed,
+            image_sizes=cut.part.image_sizes,
+            vision_rows=cut.vision_before,
+            seeds=[unit.seed for unit in cut.part.units],
+            grids=[unit.grid for unit in cut.part.units],
             attention=rotated,
-            previous=previous.get(cut.index),
+            previous=previous.get((cut.index, cut.part.first)),
         )
     )
 

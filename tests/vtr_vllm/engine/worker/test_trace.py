@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reference.model import ReferenceLlava
-from tests.vtr_vllm.engine.conftest import SHAPE, Engines
+from tests.vtr_vllm.engine.conftest import Engines
 from tests.vtr_vllm.engine.scheduler.test_scheduler import (
     HALF,
     QUARTER,
@@ -23,13 +23,12 @@ from tests.vtr_vllm.engine.scheduler.test_scheduler import (
     scheduler,
 )
 from tests.vtr_vllm.engine.support import Case, picture, words
-from tests.vtr_vllm.engine.worker.test_decoder import ONE_SHOT, cases
+from tests.vtr_vllm.engine.worker.test_decoder import ONE_SHOT, cases, planned, reference_run
 from tests.vtr_vllm.reduction.strategies import LAYERS, band_lists, request_of, steps
 from vtr_vllm.engine.frontend.engine_queries import take_trace
 from vtr_vllm.engine.worker.trace import MAX_TRACE_TOKENS, MAX_TRACES, Traces
 from vtr_vllm.reduction.batch import BatchPlan, StepRequest, plan_batch
 from vtr_vllm.reduction.gather import Rows
-from vtr_vllm.schedules import RankRule, make_plan
 
 CPU = torch.device("cpu")
 
@@ -41,12 +40,33 @@ def run_cuts(plan: BatchPlan, traces: Traces, seed: int = 0) -> dict[int, list[A
     found: dict[int, list[Any]] = {}
     for layer, members in sorted(plan.cuts.items()):
         rows.cut(members, lambda cut, _: torch.rand(cut.num_rows, generator=draw))
-        traces.note(layer, members, rows.vision)
-        for cut in members:
-            kept = np.flatnonzero(np.isin(cut.vision_rows, rows.original.numpy()))
-            found.setdefault(cut.index, []).append((layer, kept.tolist()))
+        traces.note(members, rows.vision)
+        for index, seen in seen_by_request(plan, rows).items():
+            if any(cut.index == index for cut in members):
+                found.setdefault(index, []).append((layer, seen))
     traces.end_step()
     return found
+
+
+def seen_by_request(plan: BatchPlan, rows: Rows) -> dict[int, list[int]]:
+    """Vision tokens of each request that are left, of parts that this step cuts or nobody does."""
+    parts = {
+        cut.index: {
+            p.first: p for p in cut.request.parts if not p.plan.reduces or not cut.request.is_local
+        }
+        for members in plan.cuts.values()
+        for cut in members
+    }
+    left = rows.original.numpy()
+    kept: dict[int, dict[int, list[int]]] = {
+        index: {first: [*range(first, first + p.plan.n_vision)] for first, p in whole.items()}
+        for index, whole in parts.items()
+    }
+    for members in plan.cuts.values():
+        for cut in members:
+            there = np.flatnonzero(np.isin(cut.vision_rows, left)) + cut.part.first
+            kept[cut.index][cut.part.first] = there.tolist()
+    return {i: [n for _, part in sorted(of.items()) for n in part] for i, of in kept.items()}
 
 
 def named(step: list[StepRequest], prefix: str = "") -> list[StepRequest]:
@@ -118,7 +138,7 @@ def test_a_trace_crosses_from_the_device() -> None:
     rows.cut(plan.cuts[1], lambda cut, _: torch.arange(8.0, device="cuda"))
     torch.cuda.set_sync_debug_mode("error")
     try:
-        traces.note(1, plan.cuts[1], rows.vision)
+        traces.note(plan.cuts[1], rows.vision)
         traces.end_step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -146,28 +166,19 @@ def test_a_trace_equals_what_the_reference_keeps(
 ) -> None:
     """Counts as planned, each set within the one before, and the very tokens."""
     for case, trace in zip(batch, taken(engines.get(model=checkpoint), batch), strict=True):
-        assert case.keep is not None
-        n_vision = SHAPE.vision_tokens * len(case.images)
-        plan = make_plan(case.keep, [RankRule.parse(rule) for rule in case.rules], n_vision)
+        plan, _ = planned(case)
         if not plan.reduces:
             assert trace is None
             continue
         assert [(layer, len(kept)) for layer, kept in trace] == [
             (layer, plan.counts[layer]) for layer in plan.cuts
         ]
-        before = set(range(n_vision))
+        before = set(range(plan.n_vision))
         for _, kept in trace:
             assert kept == sorted(set(kept))
             assert set(kept) <= before
             before = set(kept)
-        rules = {layer: str(rule) for layer, rule in zip(plan.cuts, plan.rules, strict=True)}
-        wanted = reference.run(
-            reference.prompt_token_ids(case.text),
-            list(case.images),
-            list(plan.counts),
-            rules,
-            floor=case.floor,
-        ).cuts
+        wanted = reference_run(reference, case, []).cuts
         for layer, kept in trace:
             cut = wanted[layer]
             if cut.margin <= 1e-5 * np.nanmax(np.abs(cut.scores.numpy())):

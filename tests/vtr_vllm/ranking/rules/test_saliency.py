@@ -28,5 +28,5 @@ def test_it_is_the_distance_from_the_median():
 
 def test_an_image_without_tokens_is_passed_over():
     given = inputs()
-    with_empty = replace(given, image_sizes=[0, 3, 0, 5])
+    with_empty = replace(given, image_sizes=[0, 3, 0, 5], seeds=[1, 2, 3, 4], grids=[None] * 4)
     assert torch.equal(Saliency().score(with_empty), Saliency().score(given))

@@ -1,0 +1,52 @@
+"""Attention among an image's own tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from vtr_vllm.ranking.attention import AttentionRule
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+    from vtr_vllm.ranking.inputs import RankInputs
+
+MOST = 64
+"""Of an image's rows that ask: evenly spaced, the last one among them."""
+
+
+class Self(AttentionRule):
+    """Mean attention that a token gets from its image's later tokens, of those that can see it.
+
+    Sees nothing behind the image, so unlike ``last`` and ``instruction`` it ranks for any question.
+    A token sees itself. Of a large image ``MOST`` rows ask. With rotary positions only: which tokens of
+    the images before stayed, and so where their keys stood, is known of no step but their own.
+    """
+
+    name = "self"
+    options: ClassVar[Mapping[str, tuple[str, object]]] = {"max": ("heads", "max")}
+    sees_question = False
+    of_one_image: ClassVar[bool] = True
+    by_visible: ClassVar[bool] = True
+
+    def asking(self, rows: int, instruction_rows: int) -> np.ndarray:
+        import numpy as np
+
+        count = min(MOST, rows)
+        return (np.arange(count) + 1) * rows // count - 1
+
+    def score(self, inputs: RankInputs) -> torch.Tensor:
+        """As of one image, where there are several."""
+        import torch
+
+        from vtr_vllm.ranking.probabilities import attention_received
+        from vtr_vllm.upload import upload
+
+        assert inputs.attention is not None
+        places = inputs.vision_places()
+        asking = places[upload(self.asking(inputs.vision_rows, 0), places.device)]
+        received = attention_received(inputs, inputs.attention, asking, self.heads)
+        rows = torch.arange(len(received), device=received.device)
+        return received * len(asking) / (asking[None] >= rows[:, None]).sum(1).clamp(min=1)
