@@ -14,6 +14,7 @@ import json
 import statistics
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,9 @@ def main(arguments: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="vtr-conversation-models-") as scratch:
         gpu = torch.cuda.is_available()
         shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
+        longest = options.turns * (shape.vision_tokens + 60 + options.tokens)
+        if options.form == "images":  # one more of them in each turn
+            shape = replace(shape, max_model_len=max(shape.max_model_len, longest))
         pairs = run(shape, options)
     text = f"{table(pairs)}\n\n{evens(pairs)}"
     options.out.with_suffix(".md").write_text(text + "\n")
