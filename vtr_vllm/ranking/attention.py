@@ -45,8 +45,6 @@ class AttentionRule(RankRule):
                 " rope is True or False, heads is 'mean' or 'max'"
             )
 
-    of_one_image: ClassVar[bool] = False
-    """Whether only an image's own rows ask, so that the rule has a place in local schedules alone."""
     by_visible: ClassVar[bool] = False
     """Whether what a row gets is divided by the number of asking rows that see it."""
 

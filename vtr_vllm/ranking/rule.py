@@ -53,6 +53,8 @@ class RankRule(ABC):
     needs: ClassVar[frozenset[Need]] = frozenset()
     sees_question: ClassVar[bool]
     """False where the order depends on the images alone: such a cut may be before layer 0."""
+    of_one_image: ClassVar[bool] = False
+    """Whether it ranks the tokens of one image by themselves, and so in local schedules alone."""
     options: ClassVar[Mapping[str, tuple[str, Any]]] = {}
     """Suffix of the short text -> (field, its value then); written in this order."""
 

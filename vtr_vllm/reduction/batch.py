@@ -158,10 +158,13 @@ def plan_batch(
     cuts = _cuts(requests, parts, query_len, scheduled)
     vision = image = None
     if cuts:
-        vision = _numbers(requests, parts, lambda part: np.arange(part.plan.n_vision))
+        vision = _numbers(requests, parts, scheduled, lambda part: np.arange(part.plan.n_vision))
     if any(cut.floors is not None for members in cuts.values() for cut in members):
         image = _numbers(
-            requests, parts, lambda part: np.repeat(range(len(part.units)), part.image_sizes)
+            requests,
+            parts,
+            scheduled,
+            lambda part: np.repeat(range(len(part.units)), part.image_sizes),
         )
     return BatchPlan(scheduled, segments, cuts, vision, image)
 
@@ -266,10 +269,11 @@ def _request_cut(
 def _numbers(
     requests: Sequence[StepRequest],
     parts: Sequence[tuple[int, int]],
+    scheduled: IntArray,
     of: Callable[[Part], IntArray],
 ) -> IntArray:
     """[N] what ``of`` says of each vision token of the parts that are cut; -1 elsewhere."""
-    row_start = _starts(np.array([request.scheduled for request in requests]))
+    row_start = _starts(scheduled)
     numbers = np.full(row_start[-1], -1, dtype=np.int64)
     for i, (done, behind) in enumerate(parts):
         for number in range(done, behind):

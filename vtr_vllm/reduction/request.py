@@ -123,6 +123,11 @@ class ReducedRequest:
     def _ends(self) -> list[int]:
         return [part.end for part in self.parts]
 
+    @cached_property
+    def _stored_behind(self) -> list[list[int]]:
+        """[layers, parts] tokens that a layer stores once a part is done."""
+        return (np.array(self._ends)[:, None] - self.dropped_by[1:]).T.tolist()
+
     def floors(self, kept: int) -> tuple[int, ...] | None:
         """Tokens that each image keeps for sure of ``kept``; None: the best of all images stay."""
         if self.is_local or not self.per_image_floor or len(self.parts[0].units) == 1:
@@ -196,12 +201,7 @@ class ReducedRequest:
 
     def _parts_within(self, stored: int, layer: int) -> int:
         """How many parts are done with at most ``stored`` tokens stored behind them."""
-        return bisect_right(self._stored_behind(layer), stored)
-
-    def _stored_behind(self, layer: int) -> list[int]:
-        return [
-            end - dropped for end, dropped in zip(self._ends, self._dropped[layer][1:], strict=True)
-        ]
+        return bisect_right(self._stored_behind[layer], stored)
 
 
 def guided_request(
@@ -213,12 +213,11 @@ def guided_request(
 ) -> ReducedRequest:
     """A request whose last text, or all of it, is behind what it drops.
 
-    ``plan`` is of all ``units`` together, which are in prompt order. Raises UnsupportedRequest when
+    ``plan`` is of all ``units`` together, which are in prompt order and have vision tokens. Raises UnsupportedRequest when
     the prompt ends with a vision token: its last position answers and asks, so it must be text.
     """
     _check_end(units, prompt_len)
-    start = int(next(unit for unit in units if len(unit.vision)).vision[0])
-    part = Part(start, prompt_len, 0, tuple(units), plan)
+    part = Part(int(units[0].vision[0]), prompt_len, 0, tuple(units), plan)
     return ReducedRequest(prompt_len, (part,), False, trace, per_image_floor)
 
 

@@ -25,6 +25,8 @@ from vtr_vllm.schedules.keep_rates import (
     FIRST_ATTENTION_CUT,
     check_budget,
     cut_layers,
+    cuts_inside_bands,
+    of_one_image,
     see_no_question,
 )
 from vtr_vllm.schedules.p_sigmoid import p_sigmoid
@@ -61,6 +63,7 @@ __all__ = [
     "check_budget",
     "check_floor",
     "cut_layers",
+    "cuts_inside_bands",
     "explicit",
     "fastv",
     "flops_fraction",
@@ -71,6 +74,7 @@ __all__ = [
     "kv_bytes",
     "kv_tokens",
     "make_plan",
+    "of_one_image",
     "p_sigmoid",
     "parse_floor",
     "parse_trace",

@@ -12,7 +12,7 @@ from vtr_vllm.schedules.cost import flops_fraction
 from vtr_vllm.schedules.forms import FORMS, form_by_name, full, uniform
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.interpolation import interpolate
-from vtr_vllm.schedules.keep_rates import check_budget, see_no_question
+from vtr_vllm.schedules.keep_rates import check_budget, cuts_inside_bands, see_no_question
 from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.schedule import Schedule
 from vtr_vllm.schedules.strict_json import JSON, show
@@ -149,7 +149,7 @@ class ScheduleBook:
             return f"{', '.join(guided)} ranks by what stands behind the image"
         if self.band_starts is None:
             return None
-        inside = sorted(set(schedule.cuts) - set(self.band_starts))
+        inside = cuts_inside_bands(schedule.cuts, self.band_starts)
         return (
             f"it cuts before layers {inside}, and the engine's KV bands start at"
             f" {list(self.band_starts)}"

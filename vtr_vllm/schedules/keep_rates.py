@@ -57,6 +57,16 @@ def see_no_question(rules: Iterable[RankRule]) -> bool:
     return not any(rule.sees_question for rule in rules if Need.PREVIOUS not in rule.needs)
 
 
+def of_one_image(rules: Iterable[RankRule]) -> RankRule | None:
+    """The first rule that has a place in local schedules alone."""
+    return next((rule for rule in rules if rule.of_one_image), None)
+
+
+def cuts_inside_bands(cuts: Iterable[int], band_starts: Iterable[int]) -> list[int]:
+    """The cuts that are not before the first layer of a KV band: with one, no schedule is local."""
+    return sorted(set(cuts) - set(band_starts))
+
+
 def keep_counts(keep: Sequence[float], n_vision: int) -> tuple[int, ...]:
     """Vision tokens kept per layer: keep rate times ``n_vision`` (float product), half up.
 
@@ -103,8 +113,7 @@ def check_keep_and_rules(
                 f"the first cut (before layer {layer}) is ranked by {rule}; there is no order"
                 " to reuse: name another rule"
             )
-    alone = next((rule for rule in parsed if getattr(rule, "of_one_image", False)), None)
-    if alone and not see_no_question(parsed):
+    if (alone := of_one_image(parsed)) and not see_no_question(parsed):
         raise ScheduleError(
             f"rule {alone} ranks the tokens of one image by themselves, and stands beside a rule that"
             f" sees the question ({', '.join(map(str, parsed))}); name rules that see images alone"

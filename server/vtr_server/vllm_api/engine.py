@@ -35,7 +35,7 @@ from vtr_server.vllm_api.bodies import (
     ResponsesRequest,
 )
 from vtr_server.vllm_api.first_token import first_token, tap_first_tokens
-from vtr_vllm.engine.common.config import EngineSettings, band_starts, model_geometry
+from vtr_vllm.engine.common.config import EngineSettings, LayerBands, model_geometry
 from vtr_vllm.engine.common.kv_report import KVReport
 from vtr_vllm.engine.frontend.admission import Admitted, collect, decisions_only
 from vtr_vllm.engine.frontend.engine_queries import counters, greet, kv_report, take_trace
@@ -92,9 +92,7 @@ class Engine:
         self.geometry: ModelGeometry = model_geometry(client.vllm_config)
         folder = EngineSettings.of(client.vllm_config).schedules
         self.schedules: Path | None = Path(folder) if folder else None
-        self.band_starts = band_starts(
-            self.geometry.layers, EngineSettings.of(client.vllm_config).bands
-        )
+        self.band_starts = LayerBands.of(client.vllm_config).starts
         self.caches_prefixes = bool(client.vllm_config.cache_config.enable_prefix_caching)
         decisions_only(client.input_processor)
         tap_first_tokens(client)

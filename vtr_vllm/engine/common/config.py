@@ -1,6 +1,6 @@
 """Our settings inside vLLM's configuration, and the combinations that we refuse at start-up."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import vllm.envs as envs
@@ -77,10 +77,6 @@ class LayerBands:
     def of(cls, vllm_config: VllmConfig) -> "LayerBands":
         layers = model_geometry(vllm_config).layers
         return cls(layers, band_starts(layers, EngineSettings.of(vllm_config).bands))
-
-    def starts_all(self, layers: Iterable[int]) -> bool:
-        """Whether each of ``layers`` is the first of a band."""
-        return set(layers) <= set(self.starts)
 
 
 def model_geometry(vllm_config: VllmConfig) -> ModelGeometry:

@@ -17,7 +17,9 @@ from vtr_vllm.reduction.request import (
 )
 from vtr_vllm.schedules import (
     cut_layers,
+    cuts_inside_bands,
     make_plan,
+    of_one_image,
     parse_floor,
     parse_trace,
     parse_units,
@@ -67,23 +69,24 @@ def read_request(
     floor = parse_floor(extra_args or {})
     trace = parse_trace(extra_args or {})
     forms = parse_units(extra_args or {})
-    items = [item for item in vision_items(features or ()) if len(vision_span(item))]
+    items = vision_items(features or ())
     if asked is None or not items or prompt_token_ids is None:
         return None
     keep, rules = asked
-    if see_no_question(rules) and bands.starts_all(cut_layers(keep, 1.0)):
-        units = vision_units(items, forms)
+    inside = cuts_inside_bands(cut_layers(keep, 1.0), bands.starts)
+    is_local = see_no_question(rules) and not inside
+    units = vision_units(items, forms, frames=is_local)
+    if is_local:
         plans = [make_plan(keep, rules, len(unit.vision)) for unit in units]
         if not any(plan.reduces for plan in plans):
             return None
         return local_request(plans, units, len(prompt_token_ids), trace)
-    if alone := next((rule for rule in rules if getattr(rule, "of_one_image", False)), None):
+    if alone := of_one_image(rules):
         raise RequestError(
-            f"rule {alone} ranks images one by one, and the cuts before layers"
-            f" {list(cut_layers(keep, 1.0))} are not all before the first layer of a KV band"
-            f" ({list(bands.starts)}); move the cuts there, or name another rule"
+            f"rule {alone} ranks images one by one, and the cuts before layers {inside} are not"
+            f" before the first layer of a KV band ({list(bands.starts)}); move the cuts there, or"
+            " name another rule"
         )
-    units = vision_units(items, forms, frames=False)
     plan = make_plan(keep, rules, sum(len(unit.vision) for unit in units))
     if not plan.reduces:
         return None
@@ -99,12 +102,14 @@ def vision_units(
     """The images of a prompt, and the frames of its videos, or with ``frames`` off whole videos.
 
     ``forms``: (frames, rows, columns) of each item, zeros where that is not known; as many as items
-    or none. A video whose frames stand apart shows them by itself.
+    or none. What has no vision tokens is no unit. A video whose frames stand apart shows them by itself.
     """
     known = forms if len(forms) == len(items) else [(0, 0, 0)] * len(items)
     units = []
     for item, (count, *grid) in zip(items, known, strict=True):
         span = vision_span(item)
+        if not len(span):
+            continue
         pieces = _frames(span, item.modality == "video", count) if frames else [span]
         for number, piece in enumerate(pieces):
             fits = len(piece) == grid[0] * grid[1]

@@ -160,7 +160,7 @@ def admit(
         params.extra_args = {**(params.extra_args or {}), **wire}
     if params is not None and _asks(params):
         _check_engine(vllm_config)
-        forms = [image.form for image in images if image.tokens]
+        forms = [image.form for image in images]
         params.extra_args = {
             **(params.extra_args or {}),
             UNITS_KEY: [n for form in forms for n in form],

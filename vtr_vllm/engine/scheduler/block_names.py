@@ -11,7 +11,7 @@ the images so far (a video is cut by frames where these are known) and the block
 - blocks before the first vision token have the names that they have without a schedule: all share them.
 """
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from vllm.v1.core.kv_cache_utils import (
@@ -22,6 +22,7 @@ from vllm.v1.core.kv_cache_utils import (
 from vllm.v1.request import Request
 
 from vtr_vllm.reduction.request import ReducedRequest
+from vtr_vllm.schedules import KEEP_KEY, RULES_KEY
 
 HashFunction = Callable[[Any], bytes]
 
@@ -91,6 +92,6 @@ class BlockNames(list[BlockHash]):
         return sorted(found, reverse=True)
 
 
-def signature(extra_args: dict[str, Any], keys: Sequence[str]) -> Hashable:
+def signature(extra_args: Mapping[str, Any]) -> Hashable:
     """What names a schedule: two that keep other tokens of any prompt never have the same."""
-    return tuple((key, tuple(extra_args[key])) for key in keys)
+    return tuple(tuple(extra_args[key]) for key in (KEEP_KEY, RULES_KEY))

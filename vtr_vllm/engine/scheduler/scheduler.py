@@ -19,7 +19,6 @@ from vtr_vllm.engine.scheduler.kv_bands import bind_bands
 from vtr_vllm.engine.scheduler.local_hits import follow_local_requests
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import ReducedRequest
-from vtr_vllm.schedules import KEEP_KEY, RULES_KEY
 
 
 class Scheduler(AsyncScheduler):
@@ -71,7 +70,7 @@ class Scheduler(AsyncScheduler):
             params = request.sampling_params
             assert params is not None
             assert params.extra_args is not None
-            named_by = signature(params.extra_args, (KEEP_KEY, RULES_KEY))
+            named_by = signature(params.extra_args)
             request.block_hashes = BlockNames(
                 request, reduced, named_by, hash_block_size, self._hash_function
             )

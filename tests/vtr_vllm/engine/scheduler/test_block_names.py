@@ -112,7 +112,7 @@ class Blocks:
         reduced = read_request(wire, features, ids, BANDS)
         if reduced is not None:
             self.reduced[name] = reduced
-            named_by = signature(wire, ("vtr_keep", "vtr_rules"))
+            named_by = signature(wire)
             request.block_hashes = BlockNames(request, reduced, named_by, BLOCK, sha256)
         return request
 
