@@ -97,10 +97,6 @@ class RequestCut:
         return plan.counts[self.layer - 1] if self.layer else plan.n_vision
 
     @property
-    def text_rows(self) -> int:
-        return self.kept_rows - self.kept_vision
-
-    @property
     def vision_rows(self) -> IntArray:
         """[n_vision] rows of the part's vision tokens in the step, before any cut."""
         return self.part.vision - self.position + self.step_row

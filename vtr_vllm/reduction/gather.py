@@ -25,15 +25,15 @@ class _CutTable:
     """One cut in the layout just before it."""
 
     members: Sequence[RequestCut]
-    text: Sequence[int]
-    """Of each member: rows that are not of vision tokens."""
     rows: torch.Tensor
     """[C, L] int32: the rows of each member; padding repeats its last one."""
     stay: torch.Tensor
-    """[rows of C that stay] int32: their places in C x L once each member's rows are ordered: text,
-    padding with it where that repeats text, then vision tokens, then other padding."""
+    """[rows of C that stay] int32: their places in C x L once each member's rows are ordered."""
     others: torch.Tensor
     """[rows of other requests] int32."""
+    limits: torch.Tensor | None
+    """[C, L] float32: no score is above it. Padding is last, whatever the row that it repeats; None:
+    there is none."""
 
 
 class Rows:
@@ -59,7 +59,7 @@ class Rows:
         ]
         sent = upload_together([np.stack(numbers), *tables], device)
         self._tables = deque(
-            _CutTable(members, [cut.text_rows for cut in members], *sent[1 + 3 * i : 4 + 3 * i])
+            _CutTable(members, *sent[4 * i + 1 : 4 * i + 4], _limits(sent[4 * i + 4]))
             for i, (_, members) in enumerate(cuts)
         )
         """Of the cuts to come."""
@@ -121,17 +121,15 @@ class Rows:
         return selection
 
     def _order(self, table: _CutTable, scores: torch.Tensor) -> torch.Tensor:
-        """[C, L] of each request: what stays first."""
+        """[C, L] of each member: text, then vision tokens from the best on, then padding."""
         number = self.vision.index_select(0, table.rows.view(-1)).view(table.rows.shape)
-        order = _order(scores, number)
-        for own, text, member in zip(order, table.text, table.members, strict=True):
+        order = _order(scores, number, table.limits)
+        for own, member in zip(order, table.members, strict=True):
             if member.floors is not None:
                 assert self._has_images
                 image = self._numbers[-1][rows_of(member)]
-                vision = text + len(own) - member.num_rows  # floors are of parts that end in text
-                ranked = torch.cat([own[:text], own[vision:]])
-                ranked = _floors_first(ranked, image, member.floors)
-                own[vision:] = ranked[text:]
+                ranked = own[: member.num_rows]
+                ranked.copy_(_floors_first(ranked, image, member.floors))
         return order
 
 
@@ -160,21 +158,25 @@ def _rows_before(plan: BatchPlan, layer: int) -> int:
 
 def _host_table(
     members: Sequence[RequestCut], num_rows: int
-) -> tuple[IntArray, IntArray, IntArray]:
-    """``rows``, ``stay`` and ``others`` of a ``_CutTable``."""
-    first, count, kept, text, text_at_end = np.array(
-        [(m.first_row, m.num_rows, m.kept_rows, m.text_rows, m.part.ends_in_text) for m in members]
-    ).T
+) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+    """``rows``, ``stay``, ``others`` and ``limits`` of a ``_CutTable``; the last as bits, empty for None."""
+    first, count, kept = np.array([(m.first_row, m.num_rows, m.kept_rows) for m in members]).T
     place = np.arange(count.max())
     rows = first[:, None] + np.minimum(place, count[:, None] - 1)
-    before, missing = text[:, None], (text_at_end * (len(place) - count))[:, None]
-    vision = (place >= before + missing) & (place < kept[:, None] + missing)
-    stay = np.flatnonzero((place < before) | vision)
+    stay = np.flatnonzero(place < kept[:, None])
+    is_padding = place >= count[:, None]
+    limits = np.where(is_padding, np.float32(-np.inf), np.float32(np.inf)).view(np.int32)
+    if not is_padding.any():
+        limits = limits[:0]
     if count.sum() == num_rows:
-        return rows, stay, stay[:0]
+        return rows, stay, stay[:0], limits
     others = np.ones(num_rows, dtype=bool)
     others[rows] = False
-    return rows, stay, np.flatnonzero(others)
+    return rows, stay, np.flatnonzero(others), limits
+
+
+def _limits(sent: torch.Tensor) -> torch.Tensor | None:
+    return sent.view(torch.float32) if len(sent) else None
 
 
 def _floors_first(order: torch.Tensor, image: torch.Tensor, floors: Sequence[int]) -> torch.Tensor:
@@ -189,9 +191,13 @@ def _floors_first(order: torch.Tensor, image: torch.Tensor, floors: Sequence[int
     return order[torch.sort(sure, descending=True, stable=True).indices]
 
 
-def _order(scores: torch.Tensor, number: torch.Tensor) -> torch.Tensor:
+def _order(
+    scores: torch.Tensor, number: torch.Tensor, limits: torch.Tensor | None
+) -> torch.Tensor:
     """[..., rows] text first, then vision tokens by score; ``number`` is negative for text."""
     priority = torch.nan_to_num(scores).masked_fill_(number < 0, torch.inf)
+    if limits is not None:
+        priority = torch.minimum(priority, limits)
     return torch.sort(priority, dim=-1, descending=True, stable=True).indices
 
 

@@ -49,10 +49,6 @@ class Part:
         """[images] vision tokens of each image."""
         return [len(unit.vision) for unit in self.units]
 
-    @property
-    def ends_in_text(self) -> bool:
-        return self.end > int(self.vision[-1]) + 1
-
 
 @dataclass(frozen=True, eq=False)
 class ReducedRequest:

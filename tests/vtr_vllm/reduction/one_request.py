@@ -20,7 +20,6 @@ def keep_best_of_each(scores, image, kept_rows, floors):
 
 
 def _cut(scores, vision, kept_rows, image, floors):
-    of_vision = kept_rows - int((vision < 0).sum())
     # A row of text behind all others, as every prompt that is guided has.
     scores = torch.nn.functional.pad(scores, (0, 1))
     vision = torch.nn.functional.pad(vision, (0, 1), value=-1)
@@ -29,9 +28,7 @@ def _cut(scores, vision, kept_rows, image, floors):
         first_row=0,
         num_rows=len(vision),
         kept_rows=kept_rows + 1,
-        text_rows=kept_rows + 1 - of_vision,
         floors=floors,
-        part=SimpleNamespace(ends_in_text=True),
     )
     plan = BatchPlan(np.array([len(vision)]), (), {0: (member,)}, vision.numpy(), image)
     return Rows(plan, torch.device("cpu")).cut((member,), scores[None]).long()[:-1]

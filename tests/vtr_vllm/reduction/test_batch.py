@@ -144,9 +144,9 @@ def test_cuts_name_the_rows_that_they_choose_from(step, bands, seed):
             )
             assert member.stored == (one.positions(layer - 1) < covered[0]).sum()
             assert member.kept_rows == np.isin(one.rows(layer), covered).sum()
-            assert member.text_rows == own.sum() - np.isin(rows[member.index], part.vision).sum()
-            assert member.kept_rows - member.text_rows == member.kept_vision
-            assert member.num_rows - member.text_rows == member.vision_before
+            text = own.sum() - np.isin(rows[member.index], part.vision).sum()
+            assert member.kept_rows - text == member.kept_vision
+            assert member.num_rows - text == member.vision_before
             generated = rows[member.index][own] >= one.step.reduced.prompt_len
             assert (member.generated, member.prompt_rows) == (generated.sum(), (~generated).sum())
     assert plan.rank_layers == {

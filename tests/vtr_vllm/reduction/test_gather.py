@@ -152,6 +152,22 @@ def test_several_cuts_of_several_requests(step, bands, seed):
         assert [sum(owner[row] == i for row in left) for i in range(len(step))] == lengths.tolist()
 
 
+def test_an_image_that_now_ends_in_text_beside_a_longer_one():
+    torn, longer = (
+        request_of(spans, 13, [1, 0.5, 0.25], ["random"] * 2, local=True)
+        for spans in ([[0, 1, 4, 5]], [range(12)])
+    )
+    plan = plan_batch([StepRequest(0, 6, torn), StepRequest(0, 12, longer)], 3, (0,))
+    rows = Rows(plan, CPU)
+
+    def first_are_best(member, vision):
+        return -vision.float()
+
+    # Tokens 0 and 1 stay of the torn image: its last row is then the text behind them.
+    assert rows.cut(plan.cuts[1], first_are_best).tolist() == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
+    assert rows.cut(plan.cuts[2], first_are_best).tolist() == [0, 2, 3, 4, 5, 6]
+
+
 def covered(member, left, owner):
     """The rows of the step that a cut chooses from: an image's, or all of a request."""
     own = [row for row in left if owner[row] == member.index]
