@@ -191,9 +191,7 @@ def _floors_first(order: torch.Tensor, image: torch.Tensor, floors: Sequence[int
     return order[torch.sort(sure, descending=True, stable=True).indices]
 
 
-def _order(
-    scores: torch.Tensor, number: torch.Tensor, limits: torch.Tensor | None
-) -> torch.Tensor:
+def _order(scores: torch.Tensor, number: torch.Tensor, limits: torch.Tensor | None) -> torch.Tensor:
     """[..., rows] text first, then vision tokens by score; ``number`` is negative for text."""
     priority = torch.nan_to_num(scores).masked_fill_(number < 0, torch.inf)
     if limits is not None:
