@@ -23,8 +23,8 @@ from vtr_vllm.reduction.batch import StepRequest
 
 OF_A_STEP = 12
 """Copies, slots, the first rows, the way back to all rows."""
-OF_A_CUT = 21
-"""Ranking by one query, ordering, taking rows along."""
+OF_A_CUT = 22
+"""Ranking by one query, ordering with padding behind, taking rows along."""
 OF_A_PREFIX = 8
 """More, a cut: its keys read back from the cache and put in front."""
 OF_A_LAYER = 1

@@ -17,13 +17,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL.Image import Image, fromarray
 from torch import Tensor
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
-from vtr_vllm.demo import CHECKPOINT, SPLITS, Sample, prompt, sample
+from vtr_vllm.demo import (
+    CHECKPOINT,
+    CONVERSATIONS,
+    SPLITS,
+    Sample,
+    conversation,
+    prompt,
+    sample,
+)
 from vtr_vllm.demo.batches import embed_prefix
 from vtr_vllm.demo.model import LAYERS, Trace, decoder_pass, normalise, vision_features
-from vtr_vllm.demo.tokenizer import FIRST_VISION, VOCABULARY, question_ids
+from vtr_vllm.demo.shards import TURN_NAMES
+from vtr_vllm.demo.tokenizer import EOS, FIRST_VISION, VOCABULARY, encode, question_ids
 from vtr_vllm.demo.world import KINDS, VISION_TOKENS
 
 BATCH = 100
@@ -60,22 +70,18 @@ def by_length(samples: list[Sample]) -> Iterator[list[Sample]]:
 
 
 @torch.no_grad()
-def generate(model: Any, processor: Any, samples: list[Sample]) -> list[str]:
-    """Return the text that greedy ``generate()`` gives for equally long questions."""
-    inputs = processor(
-        images=[item.image for item in samples],
-        text=[prompt(item.question) for item in samples],
-        return_tensors="pt",
-    )
+def generate(model: Any, processor: Any, images: list[Image], texts: list[str]) -> list[str]:
+    """Return what greedy ``generate()`` gives for prompts of equally many tokens."""
+    inputs = processor(images=images, text=texts, return_tensors="pt")
     inputs["pixel_values"] = inputs["pixel_values"].to(model.dtype)
     out = model.generate(**inputs, max_new_tokens=4, do_sample=False)
     texts = processor.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return [text.strip() for text in texts]
 
 
-def summarise(right: dict[str, list[bool]]) -> Scores:
-    """Return the share of right answers over all and per kind."""
-    scores = {kind: float(np.mean(right[kind])) for kind in KINDS if right[kind]}
+def summarise(right: dict[str, list[bool]], names: tuple[str, ...] = KINDS) -> Scores:
+    """Return the share of right answers over all and per name, as a rule a kind of question."""
+    scores = {name: float(np.mean(right[name])) for name in names if right[name]}
     everything = [value for values in right.values() for value in values]
     return {"all": float(np.mean(everything)), **scores}
 
@@ -84,9 +90,50 @@ def exact_match(model: Any, processor: Any, samples: list[Sample]) -> Scores:
     """Return the exact match of the generated texts over all and per kind."""
     right: dict[str, list[bool]] = defaultdict(list)
     for batch in by_length(samples):
-        for item, text in zip(batch, generate(model, processor, batch), strict=True):
+        images, texts = zip(*((item.image, prompt(item.question)) for item in batch), strict=True)
+        found = generate(model, processor, list(images), list(texts))
+        for item, text in zip(batch, found, strict=True):
             right[item.kind].append(text == item.answer)
     return summarise(right)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A turn of a conversation, with all that was said before it."""
+
+    images: list[Image]
+    text: str
+    answer: str
+    turn: int
+
+
+def asked_turns(split: str, count: int) -> Iterator[Asked]:
+    """Yield every turn of the first ``count`` conversations of ``split``."""
+    for index in range(count):
+        talk = conversation(split, index)
+        scenes, images, said = iter(talk.scenes), [], ""
+        for number, turn in enumerate(talk.turns, 1):
+            if turn.brings:
+                images.append(fromarray(next(scenes).pixels))
+            asked = said + prompt(turn.question.text, int(turn.brings))
+            yield Asked(list(images), asked, turn.question.answer, number)
+            said = f"{asked} {turn.question.answer}{EOS}"
+
+
+def talk_match(model: Any, processor: Any, split: str, count: int) -> Scores:
+    """Return the exact match in the first ``count`` conversations, over all and per turn."""
+    groups: dict[tuple[int, int], list[Asked]] = defaultdict(list)
+    for asked in asked_turns(split, count):
+        groups[len(encode(asked.text)), len(asked.images)].append(asked)
+    right: dict[str, list[bool]] = defaultdict(list)
+    for group in groups.values():
+        for start in range(0, len(group), BATCH):
+            batch = group[start : start + BATCH]
+            images = [image for asked in batch for image in asked.images]
+            found = generate(model, processor, images, [asked.text for asked in batch])
+            for asked, text in zip(batch, found, strict=True):
+                right[f"turn {asked.turn}"].append(text == asked.answer)
+    return summarise(right, TURN_NAMES)
 
 
 @torch.no_grad()
@@ -203,7 +250,8 @@ def compare_layers(model: Any, groups: list[Group]) -> Report:
 def evaluate(folder: Path, count: int = 1000) -> Report:
     """Return the whole report on the checkpoint in ``folder``.
 
-    count: samples of the test split; the other splits and the ablations take half of it.
+    count: samples of the test split; the other splits, of conversations too, and the ablations
+    take half of it.
     """
     model, processor = load(folder)
     report: Report = {"samples": count, "accuracy": {}}
@@ -211,6 +259,8 @@ def evaluate(folder: Path, count: int = 1000) -> Report:
         size = count if split == "test" else count // 2
         samples = [sample(split, i) for i in range(size)]
         report["accuracy"][split] = exact_match(model, processor, samples)
+    for split in CONVERSATIONS:
+        report["accuracy"][split] = talk_match(model, processor, split, count // 2)
     groups = prepare(model, [sample("test", i) for i in range(count // 2)])
     report["no_vision"] = score(model, groups, keep=keep_none)
     report["all_dropped_after_layer"] = [

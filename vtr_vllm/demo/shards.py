@@ -17,27 +17,33 @@ from torch.multiprocessing import get_context
 
 from vtr_vllm.demo.batches import (
     IGNORED,
+    alone,
     draw_questions,
     draw_scenes,
+    draw_talks,
+    embed_pack,
     embed_prefix,
     label_patches,
     pack_mask,
-    pack_questions,
+    pack_talks,
 )
+from vtr_vllm.demo.conversations import TURNS
 from vtr_vllm.demo.losses import answer_loss, collecting_loss, looking_loss, patch_loss
 from vtr_vllm.demo.model import decoder_pass, vision_features
 from vtr_vllm.demo.tokenizer import EOS, IDS, PREFIX
 from vtr_vllm.demo.world import KINDS, Density
 
 Stats = dict[str, float]
+TURN_NAMES = tuple(f"turn {turn}" for turn in range(1, TURNS[1] + 1))
 
 
 @dataclass(frozen=True)
 class Job:
     """The share of one step: training scenes ``first`` to ``first + images - 1``.
 
-    questions: per image; 0 trains on the labels of the patches alone. naming_weight and
-    help_weight: shares of the patch loss and of the helping losses beside the answers' loss.
+    questions: per image; 0 trains on the labels of the patches alone. talk: they stand in
+    conversations. naming_weight and help_weight: shares of the patch loss and of the helping losses
+    beside the answers' loss.
     """
 
     first: int
@@ -46,6 +52,7 @@ class Job:
     questions: int = 0
     naming_weight: float = 1.0
     help_weight: float = 0.0
+    talk: bool = False
 
 
 def word_table(model: Any) -> Tensor:
@@ -71,13 +78,17 @@ def naming_loss(model: Any, job: Job) -> tuple[Tensor, Stats]:
 
 
 def question_loss(model: Any, job: Job) -> tuple[Tensor, Stats]:
-    """Phase 2: answers to packed questions, with the patch loss kept as a small part."""
+    """Phases 2 and 3: answers to packed questions, with the patch loss kept as a small part."""
     scenes, rngs = draw_scenes(job.first, job.images, job.density)
     patches = label_patches(scenes)
-    drawn = [draw_questions(r, s, job.questions) for r, s in zip(rngs, scenes, strict=True)]
-    pack, words = pack_questions(drawn), word_table(model)
+    if job.talk:
+        talks = draw_talks(rngs, scenes, job.questions)
+    else:
+        pairs = zip(rngs, scenes, strict=True)
+        talks = alone([draw_questions(rng, scene, job.questions) for rng, scene in pairs])
+    pack, words = pack_talks(talks), word_table(model)
     features = vision_features(model, patches.pixels)
-    text = torch.nn.functional.embedding(pack.ids, words)
+    text = embed_pack(words, features, pack.ids)
     x = torch.cat([embed_prefix(words, features), text], 1)
     start = torch.arange(len(PREFIX)).expand(len(scenes), -1)
     positions = torch.cat([start, pack.positions], 1)
@@ -93,10 +104,12 @@ def question_loss(model: Any, job: Job) -> tuple[Tensor, Stats]:
         loss = loss + job.help_weight * (looking + collecting)
         stats |= {"looking": looking.item(), "collecting": collecting.item()}
     right = logits.argmax(-1) == labels
-    for index, kind in enumerate(KINDS):
-        mine = (pack.kinds[asked] == index) & (labels != IDS[EOS])
-        stats[f"right {kind}"] = float(right[mine].sum())
-        stats[f"asked {kind}"] = float(mine.sum())
+    answers = labels != IDS[EOS]
+    groups = {kind: pack.kinds[asked] == index for index, kind in enumerate(KINDS)}
+    groups |= {name: pack.turns[asked] == turn for turn, name in enumerate(TURN_NAMES)}
+    for name, group in groups.items():
+        stats[f"right {name}"] = float(right[group & answers].sum())
+        stats[f"asked {name}"] = float((group & answers).sum())
     return loss, stats
 
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 from numpy.random import RandomState
 from PIL import Image
 
+from vtr_vllm.demo.conversations import Conversation, draw_conversation
 from vtr_vllm.demo.world import KINDS, Density, Question, Scene, ask, draw_scene
 
 USUAL = Density(objects=(20, 32), marks=(16, 28), noise=9)
@@ -29,6 +30,11 @@ TABLE = {
     "test-hard": Split(range(3 << 30, (3 << 30) + 100_000), HARD),
 }
 SPLITS: tuple[str, ...] = tuple(TABLE)
+CONVERSATIONS = {
+    "calibration-talk": Split(range((1 << 30) + 200_000, (1 << 30) + 300_000), USUAL),
+    "test-talk": Split(range((1 << 31) + 200_000, (1 << 31) + 300_000), USUAL),
+}
+"""Splits whose samples are conversations."""
 
 
 def check_disjoint(splits: dict[str, Split]) -> None:
@@ -39,7 +45,7 @@ def check_disjoint(splits: dict[str, Split]) -> None:
             raise ValueError(f"splits {name!r} and {other!r} share scene seeds")
 
 
-check_disjoint(TABLE)
+check_disjoint(TABLE | CONVERSATIONS)
 
 
 @dataclass(frozen=True)
@@ -57,11 +63,11 @@ class Sample:
     targets: tuple[int, ...]
 
 
-def seed_of(split: str, index: int) -> int:
+def seed_of(split: str, index: int, table: dict[str, Split] = TABLE) -> int:
     """Return the scene seed. Raises ValueError for an unknown split or an index out of range."""
-    if split not in TABLE:
-        raise ValueError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
-    seeds = TABLE[split].seeds
+    if split not in table:
+        raise ValueError(f"unknown split {split!r}; there are {', '.join(table)}")
+    seeds = table[split].seeds
     if not 0 <= index < len(seeds):
         raise ValueError(f"index {index} is outside split {split!r}: 0 to {len(seeds) - 1}")
     return seeds[index]
@@ -89,3 +95,12 @@ def sample(split: str, index: int) -> Sample:
     scene, question = draw(split, index)
     image = Image.fromarray(scene.pixels)
     return Sample(image, question.text, question.answer, question.kind, question.targets)
+
+
+def conversation(split: str, index: int) -> Conversation:
+    """Return conversation ``index`` of ``split``, one of ``CONVERSATIONS``.
+
+    Raises ValueError as :func:`seed_of`.
+    """
+    rng = RandomState(seed_of(split, index, CONVERSATIONS))
+    return draw_conversation(rng, CONVERSATIONS[split].density)

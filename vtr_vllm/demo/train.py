@@ -1,7 +1,8 @@
 """Train the demo model from scratch: ``python -m vtr_vllm.demo.train``.
 
 Phase 1 teaches tower and projector to name what each patch shows. Phase 2 trains everything
-on questions, at first in thinner scenes, with helping losses that fade to nothing. One seed,
+on questions, at first in thinner scenes, with helping losses that fade to nothing. Phase 3 puts the
+questions into conversations, with the same losses again; ``--talk`` begins there, with the weights of an earlier run. One seed,
 no steering: the stages switch on measured training accuracy. Progress goes to stdout as JSON
 lines. The state is saved to ``--work`` as it goes, and an interrupted run resumes from there.
 """
@@ -17,11 +18,12 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import LlavaForConditionalGeneration
 
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.demo.model import build_model, count_parameters
 from vtr_vllm.demo.muon import Muon
-from vtr_vllm.demo.shards import Crew, Job, Stats
+from vtr_vllm.demo.shards import TURN_NAMES, Crew, Job, Stats
 from vtr_vllm.demo.splits import USUAL
 from vtr_vllm.demo.world import KINDS, Density
 
@@ -63,6 +65,10 @@ class Recipe:
         USUAL,
     )
     stage_accuracy: tuple[float, ...] = (0.6, 0.75)
+    talk_steps: int = 300
+    talk_help_steps: int = 150
+    talk_share: float = 0.4
+    """Of the rates of phase 2; they fall from the first step of phase 3 on."""
 
 
 @dataclass
@@ -122,15 +128,18 @@ class Trainer:
             kind, part = name.split()
             slow = part == "tower" and not first
             rate = rates[kind] * (recipe.tower_share if slow else 1.0)
+            rate *= recipe.talk_share if self.progress.phase == 3 else 1.0
             self.optimizers.append(_optimizer(kind, weights, rate))
             self.base_rates.append(rate)
 
     def _set_rates(self) -> None:
         recipe, progress = self.recipe, self.progress
+        total = self.last_step()
         if progress.phase == 1:
-            warmup, total, decay = recipe.naming_warmup, recipe.naming_steps, recipe.naming_decay
+            warmup, decay = recipe.naming_warmup, recipe.naming_decay
         else:
-            warmup, total, decay = recipe.warmup, self.last_step(), recipe.decay_steps
+            warmup = recipe.warmup
+            decay = recipe.decay_steps if progress.phase == 2 else recipe.talk_steps
         factor = min(1.0, (progress.step + 1) / warmup)
         factor *= min(1.0, max(0.02, (total - progress.step) / decay))
         for optimizer, rate in zip(self.optimizers, self.base_rates, strict=True):
@@ -138,9 +147,15 @@ class Trainer:
                 group["lr"] = rate * factor
 
     def last_step(self) -> int:
-        """Return the number of phase 2 steps, as far as it is known by now."""
-        start = self.progress.decay_from
-        return (self.recipe.most_steps if start < 0 else start) + self.recipe.decay_steps
+        """Return the number of steps of the phase, in phase 2 as far as it is known by now."""
+        recipe, start = self.recipe, self.progress.decay_from
+        questions = (recipe.most_steps if start < 0 else start) + recipe.decay_steps
+        return {1: recipe.naming_steps, 2: questions, 3: recipe.talk_steps}[self.progress.phase]
+
+    @property
+    def done(self) -> bool:
+        """Whether the last phase has ended."""
+        return self.progress.phase == 3 and self.progress.step >= self.last_step()
 
     def jobs(self) -> list[Job]:
         """Return the next step's share of each process."""
@@ -150,11 +165,12 @@ class Trainer:
         firsts = [progress.scene + i * share for i in range(recipe.shards)]
         if progress.phase == 1:
             return [Job(first, share, USUAL) for first in firsts]
-        density = recipe.stages[progress.stage]
-        fade = max(0.0, 1 - progress.step / recipe.help_steps)
-        helping = recipe.help_weight * fade
         questions, naming = recipe.questions, recipe.naming_weight
-        return [Job(first, share, density, questions, naming, helping) for first in firsts]
+        talk = progress.phase == 3
+        density = USUAL if talk else recipe.stages[progress.stage]
+        fade = 1 - progress.step / (recipe.talk_help_steps if talk else recipe.help_steps)
+        helping = recipe.help_weight * max(0.0, fade)
+        return [Job(first, share, density, questions, naming, helping, talk) for first in firsts]
 
     def step(self, crew: Crew) -> None:
         """Take one optimizer step. Raises FloatingPointError when the loss is not a number."""
@@ -180,27 +196,37 @@ class Trainer:
         last = self.model.model.multi_modal_projector.linear_2
         last.weight.mul_(factor)
         last.bias.mul_(factor)
-        self.progress.phase, self.progress.step = 2, 0
+        self._begin(2)
+
+    def begin_talk(self, weights: Path | None = None) -> None:
+        """Enter phase 3, with the exported weights in the folder ``weights`` where one is given."""
+        if weights is not None:
+            start = LlavaForConditionalGeneration.from_pretrained(weights, dtype=torch.float32)
+            self.model.load_state_dict(start.state_dict())
+        self._begin(3)
+
+    def _begin(self, phase: int) -> None:
+        self.progress.phase, self.progress.step = phase, 0
         self._make_optimizers()
 
     def _report(self, steps: int, seconds: float) -> None:
         """Print the means since the last report and act on the accuracy."""
-        progress, recipe = self.progress, self.recipe
+        progress = self.progress
         progress.seconds += seconds
-        left = self.last_step() - progress.step
-        if progress.phase == 1:
-            left = recipe.naming_steps - progress.step + self.last_step()
         line: dict[str, Any] = {"phase": progress.phase, "step": progress.step}
         line["seconds"] = round(progress.seconds)
-        line["seconds_left"] = round(left * seconds / steps)
+        line["seconds_left_of_phase"] = round((self.last_step() - progress.step) * seconds / steps)
         sums, progress.sums = progress.sums, {}
-        rights = [sums.pop(f"right {kind}", 0.0) for kind in KINDS]
-        askeds = [sums.pop(f"asked {kind}", 0.0) for kind in KINDS]
+        counts = {
+            name: (sums.pop(f"right {name}", 0.0), sums.pop(f"asked {name}", 0.0))
+            for name in (*KINDS, *TURN_NAMES)
+        }
         line |= {name: round(value / steps, 4) for name, value in sums.items()}
-        if progress.phase == 2:
-            scores = zip(KINDS, rights, askeds, strict=True)
-            line["accuracy"] = {k: round(r / max(1, n), 3) for k, r, n in scores}
+        if progress.phase > 1:
+            line["accuracy"] = {k: round(r / n, 3) for k, (r, n) in counts.items() if n}
+            rights, askeds = zip(*(counts[kind] for kind in KINDS), strict=True)
             line["all"] = round(sum(rights) / sum(askeds), 4)
+        if progress.phase == 2:
             line["stage"] = progress.stage
             self._move_on(line["all"])
         print(json.dumps(line), flush=True)
@@ -232,16 +258,18 @@ class Trainer:
         """Train to the end."""
         progress = self.progress
         began, steps = time.monotonic(), 0
-        while progress.phase == 1 or progress.step < self.last_step():
+        while not self.done:
             self.step(crew)
             steps += 1
-            ended = progress.phase == 1 and progress.step == self.recipe.naming_steps
+            ended = progress.step == self.last_step()
             norm = progress.sums.get("norm", 0.0) / steps
             if progress.step % LOG_EVERY == 0 or ended:
                 self._report(steps, time.monotonic() - began)
                 began, steps = time.monotonic(), 0
-            if ended:
+            if ended and progress.phase == 1:
                 self.begin_questions(norm)
+            elif ended and progress.phase == 2:
+                self.begin_talk()
             if progress.step % SAVE_EVERY == 0:
                 self.save()
         self.save()
@@ -258,9 +286,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model from scratch.")
     parser.add_argument("--out", type=Path, default=CHECKPOINT, help="folder of the weights")
     parser.add_argument("--work", type=Path, default=Path("build/demo-model"))
+    parser.add_argument("--talk", type=Path, help="folder of weights that phase 3 begins with")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trainer = Trainer(Recipe(), arguments.work)
+    if arguments.talk is not None and trainer.progress.phase < 3:
+        trainer.begin_talk(arguments.talk)
     print(json.dumps({"parameters": count_parameters(trainer.model)}), flush=True)
     with Crew(trainer.model, trainer.recipe.shards) as crew:
         trainer.run(crew)

@@ -8,12 +8,13 @@ orders every row of it.
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vtr_vllm.reduction.batch import BatchPlan, RequestCut
-from vtr_vllm.reduction.request import IntArray
 from vtr_vllm.upload import upload, upload_together
 
 ScoreRows = Callable[[RequestCut, torch.Tensor], torch.Tensor]
@@ -34,6 +35,12 @@ class _CutTable:
     limits: torch.Tensor | None
     """[C, L] float32: no score is above it. Padding is last, whatever the row that it repeats; None:
     there is none."""
+
+    @classmethod
+    def of(cls, members: Sequence[RequestCut], *tables: torch.Tensor) -> Self:
+        """``tables`` are those of ``_host_table``, on the device."""
+        rows, stay, others, bits = tables
+        return cls(members, rows, stay, others, bits.view(torch.float32) if len(bits) else None)
 
 
 class Rows:
@@ -59,7 +66,7 @@ class Rows:
         ]
         sent = upload_together([np.stack(numbers), *tables], device)
         self._tables = deque(
-            _CutTable(members, *sent[4 * i + 1 : 4 * i + 4], _limits(sent[4 * i + 4]))
+            _CutTable.of(members, *sent[4 * i + 1 : 4 * i + 5])
             for i, (_, members) in enumerate(cuts)
         )
         """Of the cuts to come."""
@@ -158,7 +165,7 @@ def _rows_before(plan: BatchPlan, layer: int) -> int:
 
 def _host_table(
     members: Sequence[RequestCut], num_rows: int
-) -> tuple[IntArray, IntArray, IntArray, IntArray]:
+) -> tuple[npt.NDArray[np.integer], ...]:
     """``rows``, ``stay``, ``others`` and ``limits`` of a ``_CutTable``; the last as bits, empty for None."""
     first, count, kept = np.array([(m.first_row, m.num_rows, m.kept_rows) for m in members]).T
     place = np.arange(count.max())
@@ -173,10 +180,6 @@ def _host_table(
     others = np.ones(num_rows, dtype=bool)
     others[rows] = False
     return rows, stay, np.flatnonzero(others), limits
-
-
-def _limits(sent: torch.Tensor) -> torch.Tensor | None:
-    return sent.view(torch.float32) if len(sent) else None
 
 
 def _floors_first(order: torch.Tensor, image: torch.Tensor, floors: Sequence[int]) -> torch.Tensor:

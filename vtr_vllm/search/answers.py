@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from vtr_vllm.schedules import ModelGeometry
-from vtr_vllm.search.calibration import Item
+from vtr_vllm.search.calibration import Item, Turn
 from vtr_vllm.search.candidates import Candidate
 
 TOP_LOGPROBS = 20
@@ -62,6 +62,8 @@ class EngineOptions:
     """Longest answer."""
     engine_args: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of ``vllm.LLM``."""
+    images: int = 1
+    """Images of a prompt, at most."""
 
 
 class Evaluator(Protocol):
@@ -90,6 +92,15 @@ class Evaluator(Protocol):
         """Give back processes and connections."""
 
 
-def messages(item: Item, image: Any) -> list[dict[str, Any]]:
-    """The chat that asks ``item``, with ``image`` as OpenAI's or vLLM's image part."""
-    return [{"role": "user", "content": [image, {"type": "text", "text": item.question}]}]
+def messages(item: Item, images: Sequence[Any]) -> list[dict[str, Any]]:
+    """The chat that asks ``item``, with its ``images`` as OpenAI's or vLLM's image parts."""
+    left = iter(images)
+
+    def asked(turn: Item | Turn) -> dict[str, Any]:
+        image = [] if turn.image is None else [next(left)]
+        return {"role": "user", "content": [*image, {"type": "text", "text": turn.question}]}
+
+    chat: list[dict[str, Any]] = []
+    for turn in item.history:
+        chat += [asked(turn), {"role": "assistant", "content": turn.answer}]
+    return [*chat, asked(item)]

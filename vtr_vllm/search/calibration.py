@@ -1,5 +1,7 @@
 """Calibration data: questions about images with known answers, checked before they are used.
 
+A question may be the last of a conversation.
+
 The file is JSON Lines; docs/calibration.md describes it.
 """
 
@@ -13,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 from PIL import Image
 
@@ -21,12 +23,7 @@ from vtr_vllm.errors import CalibrationError, InvalidMedia
 from vtr_vllm.image_files import decode_rgb, media_type
 from vtr_vllm.schedules.strict_json import show
 from vtr_vllm.schedules.whole_file import whole_file
-from vtr_vllm.search.answer_metrics import check_metric
-
-REQUIRED = ("image", "question")
-ANSWERED = ("answers", "metric")
-"""Both or neither, and alike in all lines of a file: a search without them is ``label-free``."""
-OPTIONAL = ("id", "kind")
+from vtr_vllm.search.calibration_line import check_line, read_line
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
 _LISTED = 20
@@ -34,13 +31,25 @@ _LONGEST_NAME = 500  # base64 without its prefix reads as a name
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What was asked and answered before, in the same conversation."""
+
+    image: Path | bytes | None
+    """As that of an item; None: the turn brings none."""
+    question: str
+    answer: str
+    """What the model reads as its own answer."""
+    image_hash: str | None
+
+
+@dataclass(frozen=True)
 class Item:
-    """One question about one image; ``Dataset.load`` makes and checks them."""
+    """One question, the last of a conversation; ``Dataset.load`` makes and checks them."""
 
     id: str
     """Unique in its file; the line number as text where the file gives none."""
-    image: Path | bytes
-    """The image file, or the encoded image out of a data URI."""
+    image: Path | bytes | None
+    """The image file, or the encoded image out of a data URI; None: earlier turns bring the images."""
     question: str
     """The full text sent to the model."""
     answers: tuple[str, ...]
@@ -51,25 +60,41 @@ class Item:
     """A group to report scores for, such as the type of question."""
     line: int
     """Where it stands in its file, from 1."""
-    image_hash: str
+    image_hash: str | None
     """SHA-256 over the decoded image: size and RGB pixels, in hex."""
+    history: tuple[Turn, ...] = ()
+    """The turns before the question, the first one first."""
 
     @cached_property
     def content_hash(self) -> str:
-        """SHA-256 over decoded image and question, in hex; runs of whitespace count as one."""
-        question = " ".join(self.question.split())
-        return hashlib.sha256(f"{self.image_hash} {question}".encode()).hexdigest()
+        """SHA-256 over decoded images and texts, in hex; runs of whitespace count as one."""
+        content = f"{self.image_hash} {_plain(self.question)}"
+        if self.history:
+            turns = [[t.image_hash, _plain(t.question), _plain(t.answer)] for t in self.history]
+            content = json.dumps([*turns, content])
+        return hashlib.sha256(content.encode()).hexdigest()
 
-    def load_image(self) -> Image.Image:
-        """The image in RGB, as the server decodes it; raises CalibrationError."""
-        return decode_image(self._encoded())
+    @cached_property
+    def image_hashes(self) -> tuple[str, ...]:
+        """Of all images of the conversation, in its order."""
+        hashes = [*(turn.image_hash for turn in self.history), self.image_hash]
+        return tuple(found for found in hashes if found is not None)
 
-    def data_uri(self) -> str:
-        """The image's bytes as they are, for an OpenAI request; raises CalibrationError."""
-        return data_uri(self._encoded())
+    def load_images(self) -> list[Image.Image]:
+        """Its images in RGB, as the server decodes them; raises CalibrationError."""
+        return [decode_image(encoded) for encoded in self._encoded()]
 
-    def _encoded(self) -> bytes:
-        return self.image if isinstance(self.image, bytes) else _read(self.image)
+    def data_uris(self) -> list[str]:
+        """The images' bytes as they are, for an OpenAI request; raises CalibrationError."""
+        return [data_uri(encoded) for encoded in self._encoded()]
+
+    def _encoded(self) -> list[bytes]:
+        images = [*(turn.image for turn in self.history), self.image]
+        return [
+            image if isinstance(image, bytes) else _read(image)
+            for image in images
+            if image is not None
+        ]
 
 
 @dataclass(frozen=True)
@@ -86,6 +111,11 @@ class Dataset:
     def answered(self) -> bool:
         """Whether the right answers are known: of all items or of none."""
         return bool(self.items[0].answers)
+
+    @cached_property
+    def most_images(self) -> int:
+        """Images of the item that has most."""
+        return max(len(item.image_hashes) for item in self.items)
 
     @cached_property
     def sha256(self) -> str:
@@ -133,13 +163,14 @@ def check_disjoint(calibration: Dataset, evaluation: Dataset) -> None:
     compressed with loss is not. Raises CalibrationError with the line of either file.
     """
     questions = {item.content_hash: item for item in reversed(calibration.items)}
-    images = {item.image_hash: item for item in reversed(calibration.items)}
+    images = {found: item for item in reversed(calibration.items) for found in item.image_hashes}
     problems = []
     for item in evaluation.items:
+        shared = next((found for found in item.image_hashes if found in images), None)
         if same := questions.get(item.content_hash):
             what = "the image and the question"
-        elif same := images.get(item.image_hash):
-            what = "the image"
+        elif shared is not None:
+            same, what = images[shared], "the image" if len(item.image_hashes) == 1 else "an image"
         else:
             continue
         problems.append(f"{evaluation.path}:{item.line}: {what} of {calibration.path}:{same.line}")
@@ -219,12 +250,13 @@ class Checker:
         return item
 
     def _item(self, values: Mapping[str, Any], number: int) -> Item:
-        _check_values(values)
-        image = _locate(values["image"], self._folder)
-        if isinstance(image, bytes):
-            image_hash = _hash_pixels(decode_image(image))
-        else:
-            image_hash = self.image_hash(image)
+        check_line(values)
+        image, image_hash = self._image(values)
+        history = [
+            Turn(found, turn["question"], turn["answer"], found_hash)
+            for turn in values.get("history", ())
+            for found, found_hash in [self._image(turn)]
+        ]
         return Item(
             id=values.get("id", str(number)),
             image=image,
@@ -234,7 +266,17 @@ class Checker:
             kind=values.get("kind"),
             line=number,
             image_hash=image_hash,
+            history=tuple(history),
         )
+
+    def _image(self, values: Mapping[str, Any]) -> tuple[Path | bytes | None, str | None]:
+        """The image of a line or of an earlier turn, where it has one, and its hash."""
+        if "image" not in values:
+            return None, None
+        image = _locate(values["image"], self._folder)
+        if isinstance(image, bytes):
+            return image, _hash_pixels(decode_image(image))
+        return image, self.image_hash(image)
 
 
 def _read_lines(path: Path, lines: list[bytes]) -> tuple[list[Item], list[str]]:
@@ -243,56 +285,10 @@ def _read_lines(path: Path, lines: list[bytes]) -> tuple[list[Item], list[str]]:
     checker = Checker(path.parent)
     for number, line in enumerate(lines, 1):
         try:
-            items.append(checker.add(_read_object(line), number))
+            items.append(checker.add(read_line(line), number))
         except CalibrationError as err:
             problems.append(f"{path}:{number}: {err}")
     return items, problems
-
-
-def _check_values(values: Mapping[str, Any]) -> None:
-    answered = any(key in values for key in ANSWERED)
-    wanted = (*REQUIRED, *ANSWERED) if answered else REQUIRED
-    missing = [key for key in wanted if key not in values]
-    unknown = sorted(values.keys() - {*REQUIRED, *ANSWERED, *OPTIONAL})
-    if missing or unknown:
-        parts = [f"missing {', '.join(missing)}"] if missing else []
-        parts += [f"unknown {show(unknown)}"] if unknown else []
-        raise CalibrationError(
-            f"{' and '.join(parts)}; required are {', '.join(REQUIRED)}, where there are right"
-            f" answers also {', '.join(ANSWERED)}, optional {', '.join(OPTIONAL)}"
-        )
-    for key in values.keys() - {"answers"}:
-        if not isinstance(values[key], str) or not values[key].strip():
-            raise CalibrationError(f"{key} must be a text, not blank, got {show(values[key])}")
-    if not answered:
-        return
-    answers = values["answers"]
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise CalibrationError(f"answers must be a list of texts, got {show(answers)}")
-    check_metric(values["metric"], answers)
-
-
-def _read_object(line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(
-            line.decode(), parse_constant=_refuse_constant, object_pairs_hook=_unique_keys
-        )
-        json.dumps(value, ensure_ascii=False).encode()  # an escaped half of a surrogate pair
-    except (ValueError, RecursionError) as err:
-        raise CalibrationError(f"not valid JSON ({type(err).__name__}: {err})") from err
-    if not isinstance(value, dict):
-        raise CalibrationError(f"expected a JSON object, got {show(value)}")
-    return value
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(dict(pairs)) != len(pairs):
-        raise CalibrationError("a key is given twice; keep one of each")
-    return dict(pairs)
-
-
-def _refuse_constant(constant: str) -> NoReturn:
-    raise CalibrationError(f"{constant} is no JSON number")
 
 
 def _locate(image: str, folder: Path) -> Path | bytes:
@@ -316,6 +312,10 @@ def _read(path: Path) -> bytes:
             f"the image {name} cannot be read ({type(err).__name__}); give a data URI, or a path "
             "relative to this file"
         ) from err
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _hash_pixels(image: Image.Image) -> str:

@@ -37,8 +37,8 @@ class Candidate:
         """What a schedule comes to for prompts of ``n_vision`` vision tokens; None: any prompt.
 
         With a number, schedules of equal counts become equal candidates, which are evaluated
-        once. A per-image floor is left out: it changes nothing where there is one image, and an
-        item has one.
+        once. A per-image floor is left out: the search has none, and with one image it changes
+        nothing.
         """
         if n_vision is None:
             return cls(schedule.keep, schedule.rules)

@@ -147,7 +147,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("out", type=Path, help="the JSON Lines file to write; images go beside it")
     add("--images", type=Path, help="llava: folder that image paths start from")
     add("--metric", choices=sorted(METRICS), default="exact_match", help="of open questions")
-    add("--count", type=_count, default=1000, help="demo: number of items (default: 1000)")
+    add("--count", type=_count, default=1000, help="demo: items, or conversations (default: 1000)")
 
 
 def _count(text: str) -> int:

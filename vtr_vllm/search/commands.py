@@ -59,7 +59,7 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
     others = _load_heldout(heldout, data)
     check_answers(asked.objective, data, *others.values())
     settings = _settings(asked)
-    backend = _backend(asked, asked.model)
+    backend = _backend(asked, asked.model, data, *others.values())
     with open_session(
         backend, options.out, options.journal, asked.objective, asked.seed, progress
     ) as session:
@@ -125,7 +125,7 @@ def _compare_again(options: argparse.Namespace, progress: Progress) -> None:
         )
     others = _load_heldout(options.splits, calibration)
     check_answers(record["meta"]["objective"], *others.values())
-    backend = _backend(options.asked, record["meta"]["model"])
+    backend = _backend(options.asked, record["meta"]["model"], *others.values())
     with open_session(
         backend,
         options.out,
@@ -196,8 +196,9 @@ def _load_heldout(splits: Splits, calibration: Dataset) -> dict[str, Dataset]:
     return found
 
 
-def _backend(asked: BackendOptions, model: str) -> Backend:
-    engine = EngineOptions(model, asked.max_tokens, asked.engine_args)
+def _backend(asked: BackendOptions, model: str, *sets: Dataset) -> Backend:
+    images = max((data.most_images for data in sets), default=1)
+    engine = EngineOptions(model, asked.max_tokens, asked.engine_args, images)
     return Backend(engine, asked.engines, asked.servers)
 
 

@@ -48,33 +48,35 @@ class Converter:
         self._details: dict[str, str] = {}
         self._ids: set[str] = set()
         self._repeats: Counter[str] = Counter()
-        self._contents: set[tuple[str, str]] = set()
+        self._contents: set[tuple[str, ...]] = set()
         self._checker = Checker(out.parent)
         out.parent.mkdir(parents=True, exist_ok=True)  # image paths lead through it
 
-    def add(self, name: str, row: Row, image: str, encoded: bytes | None = None) -> None:
-        """Take a row under an id of its own, and write its image where ``encoded`` is given.
+    def add(self, name: str, row: Row, images: Mapping[str, bytes | None]) -> None:
+        """Take a row under an id of its own, and write those of its images that are given.
 
-        ``image`` is a path relative to the file's folder. Raises CalibrationError for what the
-        search would not load, and for a repeated question.
+        ``images``: by path relative to the file's folder, what it will hold; None: it is there.
+        Raises CalibrationError for what the search would not load, and for a repeated question.
         """
-        path = self._out.parent / image
+        paths = {self._out.parent / image: encoded for image, encoded in images.items()}
         try:
-            pixels = self._checker.image_hash(path, encoded)
+            pixels = [self._checker.image_hash(path, encoded) for path, encoded in paths.items()]
         except CalibrationError as err:
             raise CalibrationError("an image that is not read") from err
-        content = (pixels, " ".join(row["question"].split()))
+        texts = [turn["question"] for turn in (*row.get("history", ()), row)]
+        content = (*pixels, *(" ".join(text.split()) for text in texts))
         if content in self._contents:
             raise CalibrationError("image and question of an earlier entry")
-        whole = {"id": self._free_id(name), "image": image, **row}
+        whole = {"id": self._free_id(name), **row}
         try:
             json.dumps(whole, ensure_ascii=False).encode()
             self._checker.add(whole, len(self._rows) + 1)
         except (CalibrationError, UnicodeEncodeError) as err:
             raise CalibrationError("what the search does not load") from err
-        if encoded is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encoded)
+        for path, encoded in paths.items():
+            if encoded is not None:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encoded)
         self._contents.add(content)
         self._ids.add(whole["id"])
         self._rows.append(whole)

@@ -15,7 +15,9 @@ from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 
-from vtr_vllm.demo import sample
+from PIL import Image
+
+from vtr_vllm.demo import CONVERSATIONS, SPLITS, Conversation, conversation, sample
 from vtr_vllm.errors import CalibrationError, InvalidMedia
 from vtr_vllm.image_files import media_type
 from vtr_vllm.search.answer_metrics import METRICS
@@ -48,7 +50,8 @@ def from_llava(path: Path, image_root: Path, out: Path, metric: str) -> Conversi
         name = name if name.strip() else f"entry-{number}"
         try:
             file = find_image(entry, image_root)
-            conversion.add(name, read_row(entry, metric), _relative(file, out))
+            image = _relative(file, out)
+            conversion.add(name, {"image": image, **read_row(entry, metric)}, {image: None})
         except CalibrationError as err:
             conversion.skip(name, err)
     return conversion.write()
@@ -80,7 +83,8 @@ def from_vlmevalkit(
                 raise CalibrationError(f"{much} fields than columns")
             item = _tsv_row(row.values, metric, choice_instruction, open_instruction)
             encoded = images.find(row.values["image"])
-            conversion.add(name, item, f"{_image_folder(out).name}/{_image_name(encoded)}", encoded)
+            image = f"{_image_folder(out).name}/{_image_name(encoded)}"
+            conversion.add(name, {"image": image, **item}, {image: encoded})
         except CalibrationError as err:
             conversion.skip(name, err)
     return conversion.write()
@@ -89,25 +93,55 @@ def from_vlmevalkit(
 def from_demo(split: str, count: int, out: Path) -> Conversion:
     """Write the first ``count`` samples of a split of the demo's world, images beside the file.
 
-    Raises CalibrationError for an unknown split or a count that it does not have.
+    A conversation becomes an item for each of its turns, whose ``kind`` says which it is. Raises
+    CalibrationError for an unknown split or a count that it does not have.
     """
+    if split not in (*SPLITS, *CONVERSATIONS):
+        known = ", ".join((*SPLITS, *CONVERSATIONS))
+        raise CalibrationError(f"unknown split {split!r}; there are {known}")
     conversion = Converter(out)
+    folder = _image_folder(out).name
     for index in range(count):
+        name = f"{split}-{index}"
         try:
-            drawn = sample(split, index)
+            if split in CONVERSATIONS:
+                _add_conversation(conversion, conversation(split, index), name, folder)
+            else:
+                drawn = sample(split, index)
+                image = f"{folder}/{name}.png"
+                row = {"image": image, **_asked(drawn.question, drawn.answer), "kind": drawn.kind}
+                conversion.add(name, row, {image: _png(drawn.image)})
         except ValueError as err:
             raise CalibrationError(str(err)) from err
-        name = f"{split}-{index}"
-        encoded = BytesIO()
-        drawn.image.save(encoded, "PNG")
-        row = {
-            "question": drawn.question,
-            "answers": [drawn.answer],
-            "metric": "exact_match",
-            "kind": drawn.kind,
-        }
-        conversion.add(name, row, f"{_image_folder(out).name}/{name}.png", encoded.getvalue())
     return conversion.write()
+
+
+def _add_conversation(conversion: Converter, drawn: Conversation, name: str, folder: str) -> None:
+    encoded = [_png(Image.fromarray(scene.pixels)) for scene in drawn.scenes]
+    images: dict[str, bytes] = {}
+    history: list[Row] = []
+    for number, turn in enumerate(drawn.turns, 1):
+        image = {}
+        if turn.brings:
+            path = f"{folder}/{name}-{len(images) + 1}.png"
+            image["image"] = path
+            images[path] = encoded[len(images)]
+        question = turn.question
+        row: Row = {**image, **_asked(question.text, question.answer), "kind": f"turn {number}"}
+        if history:
+            row["history"] = list(history)
+        conversion.add(f"{name}-{number}", row, images)
+        history.append({**image, "question": question.text, "answer": question.answer})
+
+
+def _asked(question: str, answer: str) -> Row:
+    return {"question": question, "answers": [answer], "metric": "exact_match"}
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def _relative(file: Path, out: Path) -> str:

@@ -57,7 +57,7 @@ class VLLMEvaluator:
             "enable_prefix_caching": False,
             "max_num_seqs": 64,
             "max_logprobs": TOP_LOGPROBS,
-            "limit_mm_per_prompt": {"image": 1},
+            "limit_mm_per_prompt": {"image": options.images},
             "disable_log_stats": True,
             "mm_processor_cache_gb": 1,  # of preprocessed images, per engine
         }
@@ -97,7 +97,7 @@ class VLLMEvaluator:
         return LayerBands.of(self._llm.llm_engine.vllm_config).starts
 
     def run(self, tasks: Sequence[Task]) -> Batch:
-        """Answer every task; tasks of one item should stand together, its image is read once.
+        """Answer every task; tasks of one item should stand together, its images are read once.
 
         Raises EvaluationFailed when one is refused; the others are dropped then.
         """
@@ -139,13 +139,15 @@ class VLLMEvaluator:
         """Request id, rendered prompt and parameters of each task, made when asked for."""
         numbered = enumerate(tasks)
         for item, group in groupby(numbered, key=lambda pair: pair[1].item):
-            image = item.load_image()
+            images = item.load_images()
             rendered: dict[float, Any] = {}
             for index, task in group:
                 scale = task.candidate.image_scale
                 if scale not in rendered:
-                    part = {"type": "image_pil", "image_pil": scaled(image, scale)}
-                    rendered[scale] = self._llm._preprocess_chat_one(messages(item, part))
+                    parts = [
+                        {"type": "image_pil", "image_pil": scaled(image, scale)} for image in images
+                    ]
+                    rendered[scale] = self._llm._preprocess_chat_one(messages(item, parts))
                 yield str(index), rendered[scale], self._sampling(task.candidate)
 
     def _sampling(self, candidate: Candidate) -> Any:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from vtr_vllm.demo.batches import Pack, draw_questions, draw_scenes, pack_questions
+from vtr_vllm.demo.batches import Pack, alone, draw_questions, draw_scenes, pack_talks
 from vtr_vllm.demo.losses import looking_loss
 from vtr_vllm.demo.model import Trace
 from vtr_vllm.demo.splits import USUAL
@@ -17,7 +17,7 @@ SCENES, RNGS = draw_scenes(5, 1, USUAL)
 def trace_with(masses: list[float]) -> tuple[Trace, Pack]:
     """Return a trace of one-head layers that put ``masses`` on the first target, and its pack."""
     question = next(q for q in draw_questions(RNGS[0], SCENES[0], 40) if q.kind == "color")
-    pack = pack_questions([[question]])
+    pack = pack_talks(alone([[question]]))
     attention = []
     for mass in masses:
         seen = torch.zeros(1, 1, 1, len(PREFIX) + 10)

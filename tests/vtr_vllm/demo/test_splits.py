@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from vtr_vllm.demo import SPLITS, sample
+from vtr_vllm.demo import CONVERSATIONS, SPLITS, conversation, sample
 from vtr_vllm.demo.splits import TABLE, Split, check_disjoint, seed_of
 from vtr_vllm.demo.world import KINDS
 
@@ -18,6 +18,8 @@ DIGESTS = {
     "test": "deab8ff732455e4a",
     "test-hard": "dbdbdab6ef1cbadb",
 }
+
+CONVERSATION_DIGESTS = {"calibration-talk": "d1ad3377fd5204be", "test-talk": "01ad6662a2c38e06"}
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -39,10 +41,35 @@ def test_images_are_rgb_of_the_promised_size() -> None:
 
 
 def test_splits_share_no_seed() -> None:
-    check_disjoint(TABLE)
-    for name, other in combinations(SPLITS, 2):
-        a, b = TABLE[name].seeds, TABLE[other].seeds
+    table = TABLE | CONVERSATIONS
+    check_disjoint(table)
+    for name, other in combinations(table, 2):
+        a, b = table[name].seeds, table[other].seeds
         assert max(a.start, b.start) >= min(a.stop, b.stop)
+
+
+@pytest.mark.parametrize(("split", "digest"), CONVERSATION_DIGESTS.items())
+def test_conversations_are_the_same_bytes_everywhere(split: str, digest: str) -> None:
+    found = hashlib.sha256()
+    for index in (0, 1, 777):
+        drawn = conversation(split, index)
+        for scene in drawn.scenes:
+            found.update(scene.pixels.tobytes())
+        found.update(str([(t.question.text, t.question.answer) for t in drawn.turns]).encode())
+    assert found.hexdigest()[:16] == digest
+
+
+def test_conversations_are_of_all_forms() -> None:
+    drawn = [conversation("test-talk", index) for index in range(60)]
+    assert {len(talk.turns) for talk in drawn} == {2, 3, 4}
+    assert {len(talk.scenes) for talk in drawn} == {1, 2}
+    for talk in drawn:
+        brings = [turn.brings for turn in talk.turns]
+        assert brings[0]
+        assert sum(brings) == len(talk.scenes)
+        texts = [turn.question.text for turn in talk.turns]
+        assert len(talk.scenes) == 2 or len(set(texts)) == len(texts)
+    assert {turn.question.kind for talk in drawn for turn in talk.turns} == set(KINDS)
 
 
 def test_overlapping_splits_are_refused() -> None:

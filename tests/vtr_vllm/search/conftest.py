@@ -28,7 +28,7 @@ class Pools:
         workers = [] if self._pool is None else self._pool._workers[:engines]
         if self._pool is None or not all(worker.process.is_alive() for worker in workers):
             self.close()
-            self._pool = EnginePool(EngineOptions("demo", MAX_TOKENS), engines=2)
+            self._pool = EnginePool(EngineOptions("demo", MAX_TOKENS, images=2), engines=2)
         found = copy.copy(self._pool)
         found._workers = self._pool._workers[:engines]
         return found

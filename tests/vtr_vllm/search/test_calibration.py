@@ -83,9 +83,80 @@ def test_loads_paths_and_data_uris(tmp_path):
     assert (two.id, two.kind, two.line) == ("2", None, 2)
     assert (one.question, one.answers, one.metric) == ("What color?", ("red",), "exact_match")
     for item, shade in zip(data.items, (1, 2), strict=True):
-        image = item.load_image()
+        image = item.load_images()[0]
         assert (image.mode, image.tobytes()) == ("RGB", picture(shade).tobytes())
-        assert item.data_uri() == uri(encode(picture(shade)))
+        assert item.data_uris() == [uri(encode(picture(shade)))]
+
+
+def turn(shade: int | None = None, **changes: object) -> dict[str, object]:
+    """A good earlier turn, with an image or without."""
+    image = {} if shade is None else {"image": uri(encode(picture(shade)))}
+    return image | {"question": "And what else?", "answer": "A dot."} | changes
+
+
+def test_a_question_may_be_the_last_of_a_conversation(tmp_path):
+    data = load(
+        tmp_path,
+        row(image=None, history=[turn(1), turn()]),
+        row(3, history=[turn(1), turn(2)]),
+        row(3),
+    )
+    one, three, alone = data.items
+    assert data.most_images == 3
+    assert [len(item.image_hashes) for item in data.items] == [1, 3, 1]
+    assert [image.getpixel((0, 0))[0] for image in three.load_images()] == [1, 2, 3]
+    assert one.data_uris() == [uri(encode(picture(1)))]
+    assert three.image_hashes[0] == one.image_hashes[0]
+    assert alone.history == ()
+
+
+def test_all_of_a_conversation_tells_items_apart(tmp_path):
+    items = load(
+        tmp_path,
+        row(1, history=[turn()]),
+        row(1, history=[turn(answer="Nothing.")]),
+        row(1, history=[turn(), turn()]),
+        row(1, history=[turn(2)]),
+        row(1),
+    ).items
+    assert len({item.content_hash for item in items}) == 5
+    again = row(1, history=[turn(question="And  what else?")])
+    assert refusal(tmp_path, row(1, history=[turn()]), again) == [
+        "2: the image and question of line 1 once more"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"image": None}, "missing image; required are image, question,"),
+        ({"image": None, "history": [turn()]}, "missing image;"),
+        ({"history": turn()}, "history must be a list of objects"),
+        ({"history": ["What?"]}, "history must be a list of objects"),
+        ({"history": [turn(), {"question": "What?"}]}, "turn 2 of history: missing answer;"),
+        ({"history": [turn(metric="anls")]}, "turn 1 of history: unknown ['metric']"),
+        ({"history": [turn(answer=" ")]}, "turn 1 of history: answer must be a text"),
+        ({"history": [turn(image=3)]}, "turn 1 of history: image must be a text"),
+        ({"history": [turn(image="no.png")]}, "the image"),
+    ],
+)
+def test_a_conversation_that_cannot_be_asked_is_refused(tmp_path, changes, reason):
+    values = row(1)
+    for key, value in changes.items():
+        values.pop(key, None)
+        if value is not None:
+            values[key] = value
+    (problem,) = refusal(tmp_path, values)
+    assert reason in problem
+
+
+def test_an_image_of_an_earlier_turn_is_an_overlap(tmp_path):
+    calibration = load(tmp_path, row(1, history=[turn(2)]), name="calibration.jsonl")
+    for other in (row(2, question="Why?"), row(3, history=[turn(2)])):
+        evaluation = load(tmp_path, other, name="evaluation.jsonl")
+        with pytest.raises(CalibrationError, match="image of .*calibration.jsonl:1"):
+            check_disjoint(calibration, evaluation)
+    check_disjoint(calibration, load(tmp_path, row(3, history=[turn(4)]), name="other.jsonl"))
 
 
 def test_a_last_line_needs_no_end(tmp_path):
@@ -111,7 +182,7 @@ def test_answers_may_be_left_out_of_a_whole_file(tmp_path):
 def test_the_data_uri_has_the_true_type(tmp_path):
     jpeg = encode(picture(), "JPEG")
     item = load(tmp_path, row(image=uri(jpeg, kind="png"))).items[0]
-    assert item.data_uri() == uri(jpeg, kind="jpeg")
+    assert item.data_uris() == [uri(jpeg, kind="jpeg")]
 
 
 ANIMATED = encode(picture(), "GIF", save_all=True, append_images=[picture(99)])
@@ -130,7 +201,7 @@ BROKEN = encode(Image.effect_noise((64, 64), 50))
         (json.dumps(row(question="\ud800")), "not valid JSON"),
         (
             row(question=None),
-            "missing question; required are image, question, where there are right answers also answers",
+            "missing question; required are image, question, answers, metric, optional id, kind, history",
         ),
         (row(image=None, metric=None), "missing image, metric"),
         (row(metric=None), "missing metric; required are"),
@@ -227,7 +298,7 @@ def test_a_picture_that_vanishes_after_loading_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(encode(picture()))
     item = load(tmp_path, row(image="a.png")).items[0]
     (tmp_path / "a.png").unlink()
-    for use in (item.load_image, item.data_uri):
+    for use in (item.load_images, item.data_uris):
         with pytest.raises(CalibrationError, match="a.png cannot be read"):
             use()
 

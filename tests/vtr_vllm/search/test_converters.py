@@ -3,6 +3,7 @@ import csv
 import io
 import json
 import tempfile
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vtr_vllm.demo import sample
+from vtr_vllm.demo import conversation, sample
 from vtr_vllm.errors import CalibrationError
 from vtr_vllm.search.answer_metrics import score
 from vtr_vllm.search.calibration import Dataset, check_disjoint
@@ -63,8 +64,8 @@ def test_llava_takes_the_first_question(llava):
     assert (one.id, one.question, one.answers) == ("a", "What is it?\nOne word.", ("Red",))
     assert (two.id, two.question, two.answers) == ("entry-2", "Size?", ("small",))
     assert one.metric == two.metric == "exact_match"
-    assert one.load_image().getpixel((0, 0)) == (1, 0, 0)
-    assert two.data_uri().startswith("data:image/jpeg;base64,")
+    assert one.load_images()[0].getpixel((0, 0)) == (1, 0, 0)
+    assert two.data_uris()[0].startswith("data:image/jpeg;base64,")
 
 
 def test_llava_reports_every_entry_left_out(llava):
@@ -175,7 +176,7 @@ def test_tsv_choices_get_the_prompt_of_vlmevalkit(tsv):
     assert two.question.startswith("Question: And here?\nOptions:\nA. x\nB. y\n")
     assert (one.id, one.answers, one.metric, one.kind) == ("0", ("C",), "option_letter", "animals")
     assert two.kind is None
-    assert one.load_image().getpixel((0, 0)) == (1, 0, 0)
+    assert one.load_images()[0].getpixel((0, 0)) == (1, 0, 0)
 
 
 def test_tsv_open_questions_get_the_given_metric(tsv):
@@ -278,7 +279,7 @@ def test_tsv_of_another_form_is_refused(tsv, tmp_path):
 
 def test_tsv_a_list_of_one_image_is_that_image(tsv):
     out, _ = tsv({"image": f"['{cell(encode(1))}']", "question": "Q", "answer": "x"})
-    assert Dataset.load(out).items[0].load_image().getpixel((0, 0)) == (1, 0, 0)
+    assert Dataset.load(out).items[0].load_images()[0].getpixel((0, 0)) == (1, 0, 0)
 
 
 # A quote that opens a field and is not closed
@@ -492,7 +493,7 @@ def test_llava_paths_lead_to_their_file(llava, tmp_path, name, absolute):
     image = str(tmp_path / "coco" / name) if absolute else name
     out, _ = llava([{"image": image, "conversations": turns("<image>\nWhich?", "B")}])
     [item] = Dataset.load(out).items
-    assert item.load_image().getpixel((0, 0)) == (99, 0, 0)
+    assert item.load_images()[0].getpixel((0, 0)) == (99, 0, 0)
 
 
 def test_llava_a_path_through_a_link_leads_to_its_file(llava, tmp_path):
@@ -500,7 +501,7 @@ def test_llava_a_path_through_a_link_leads_to_its_file(llava, tmp_path):
     (tmp_path / "elsewhere" / "beside.png").write_bytes(encode(98))
     (tmp_path / "coco" / "link").symlink_to(tmp_path / "elsewhere" / "deep")
     out, _ = llava([{"image": "link/../beside.png", "conversations": turns("Which?", "B")}])
-    assert Dataset.load(out).items[0].load_image().getpixel((0, 0)) == (98, 0, 0)
+    assert Dataset.load(out).items[0].load_images()[0].getpixel((0, 0)) == (98, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -654,14 +655,34 @@ def test_the_demo_gives_its_samples(tmp_path):
         assert item.id == f"calibration-{index}"
         assert (item.question, item.kind) == (drawn.question, drawn.kind)
         assert score(item.metric, drawn.answer, item.answers) == 1.0
-        assert item.load_image().tobytes() == drawn.image.tobytes()
+        assert item.load_images()[0].tobytes() == drawn.image.tobytes()
     assert {path.parent.name for path in tmp_path.rglob("*.png")} == {"calibration-images"}
 
 
+def test_the_demo_gives_a_conversation_turn_by_turn(tmp_path):
+    out = tmp_path / "talks.jsonl"
+    drawn = [conversation("test-talk", index) for index in range(8)]
+    assert from_demo("test-talk", 8, out).written == sum(len(talk.turns) for talk in drawn)
+    items = iter(Dataset.load(out).items)
+    for talk in drawn:
+        scenes = iter(talk.scenes)
+        seen = []
+        for number, turn in enumerate(talk.turns, 1):
+            item = next(items)
+            seen += [next(scenes).pixels.tobytes()] if turn.brings else []
+            assert [image.tobytes() for image in item.load_images()] == seen
+            assert item.kind == f"turn {number}"
+            before = [(t.question.text, t.question.answer) for t in talk.turns[: number - 1]]
+            assert [(t.question, t.answer) for t in item.history] == before
+            assert (item.question, item.answers) == (turn.question.text, (turn.question.answer,))
+
+
 def test_the_splits_of_the_demo_do_not_overlap(tmp_path):
-    for split in ("calibration", "test"):
+    splits = ("calibration", "test", "calibration-talk", "test-talk")
+    for split in splits:
         from_demo(split, 20, tmp_path / f"{split}.jsonl")
-    check_disjoint(*(Dataset.load(tmp_path / f"{s}.jsonl") for s in ("calibration", "test")))
+    for pair in combinations(splits, 2):
+        check_disjoint(*(Dataset.load(tmp_path / f"{split}.jsonl") for split in pair))
 
 
 def test_what_the_demo_does_not_have_is_refused(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from tests.vtr_vllm.search.stub_server import (
 )
 from vtr_vllm.engine.common.config import band_starts
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
-from vtr_vllm.schedules import fastv, p_sigmoid
+from vtr_vllm.schedules import RankRule, fastv, p_sigmoid
 from vtr_vllm.search.answers import Answer, Batch, Evaluator, GeneratedToken, Task
-from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.search.calibration import Dataset, Item, Turn
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.converters import from_demo
 from vtr_vllm.search.engine_pool import EnginePool
@@ -178,11 +179,29 @@ class TestStubs:
         for body in seen:
             assert body["model"] == "stub"
             assert question(body) == item.question
-            assert body["messages"][0]["content"][0]["image_url"]["url"] == item.data_uri()
+            assert body["messages"][0]["content"][0]["image_url"]["url"] == item.data_uris()[0]
             assert (body["temperature"], body["max_tokens"]) == (0, 7)
             assert (body["logprobs"], body["top_logprobs"]) == (True, 20)
         assert seen[0]["vtr"] == {"budget": 1.0}
         assert seen[1]["vtr"] == {"keep": list(half.keep), "rules": ["last"]}
+
+    def test_images_that_are_cut_by_themselves_may_round_by_themselves(
+        self, items: Dataset
+    ) -> None:
+        """Of two images the sum of two counts may run, with a rule that sees no question."""
+        (one, two) = items.items[:2]
+        talk = replace(one, history=(Turn(two.image, "What?", "That.", two.image_hash),))
+
+        def run(item: Item, rule: str, kept: float) -> Batch:
+            candidate = Candidate((1.0, 1.0, 0.67, 0.67), (RankRule.parse(rule),))
+            ran = {"vtr": {"keep": [1.0, 1.0, kept, kept], "rules": ["last"]}}
+            with stub_server(lambda body: completion("red", ran)) as stub:
+                return HTTPEvaluator([stub.url], 7).run([Task(candidate, item)])
+
+        assert run(talk, "grid", 0.34).answers[0].n_vision == 3
+        for item, rule, kept in [(one, "grid", 0.34), (talk, "last", 0.34), (talk, "grid", 0.0)]:
+            with pytest.raises(EvaluationFailed, match="were asked"):
+                run(item, rule, kept)
 
     @pytest.mark.parametrize("whole", [True, False])
     def test_a_server_that_ran_something_else_is_an_error(

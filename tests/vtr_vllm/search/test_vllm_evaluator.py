@@ -10,7 +10,9 @@ from vtr_vllm.errors import EvaluationFailed
 from vtr_vllm.schedules import fastv, random, uniform
 from vtr_vllm.search.answer_metrics import score
 from vtr_vllm.search.answers import TOP_LOGPROBS, Task
+from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate, unreduced
+from vtr_vllm.search.converters import from_demo
 
 pytestmark = pytest.mark.engine
 
@@ -59,6 +61,19 @@ def test_an_answer_is_complete(engine, demo, kinds):
             assert len(step.logprobs) <= TOP_LOGPROBS
             assert step.logprobs[step.token] == max(step.logprobs.values())
             assert 0.5 < sum(map(math.exp, step.logprobs.values())) < 1 + 1e-4
+
+
+def test_a_conversation_is_asked_with_all_its_images(engine, tmp_path):
+    from_demo("calibration-talk", 4, tmp_path / "talks.jsonl")
+    talks = Dataset.load(tmp_path / "talks.jsonl").items
+    half = Candidate.of(uniform(engine.geometry, 0.5), None)
+    candidates = [unreduced(engine.geometry), half]
+    tasks = [Task(candidate, item) for item in talks for candidate in candidates]
+    assert {len(item.image_hashes) for item in talks} == {1, 2}
+    for task, answer in zip(tasks, engine.run(tasks).answers, strict=True):
+        said = " ".join(text for turn in task.item.history for text in (turn.question, turn.answer))
+        assert answer.n_vision == VISION * len(task.item.image_hashes)
+        assert answer.n_text > len(said.split())
 
 
 def test_what_is_left_of_the_image_matters(engine, demo, kinds):
