@@ -51,6 +51,7 @@ def test_async_scheduling(checkpoint: Path, runner: str) -> None:
     assert answers == plain
 
 
+@pytest.mark.timeout(1800)  # the interpreter runs every kernel
 def test_full_graphs_of_decode_steps(checkpoint: Path) -> None:
     """Requests that come and go, in steps that are captured once and replayed, padded to some size."""
     requests = [*reduced(("last",), ("saliency",))[:2], *full()]
@@ -62,9 +63,9 @@ def test_full_graphs_of_decode_steps(checkpoint: Path) -> None:
 
 
 def test_images_as_embeddings(checkpoint: Path) -> None:
-    """What the tower makes of the images is sent in their place."""
+    """What the tower makes of the images is sent in their place, under other names."""
     reference = ReferenceLlava(checkpoint)
-    rules = [rule for rule in BLIND if rule != "cls"]
+    rules = [rule for rule in BLIND if rule not in ("cls", "random")]
     cases = [*reduced(blind=rules), *full()]
     embedded = [
         Case(

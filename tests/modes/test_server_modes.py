@@ -72,7 +72,8 @@ def server(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_two_engines_and_two_servers(server: Server, checkpoint: Path) -> None:
     """Budgets mixed, each engine asked for everything; an engine by itself says what is right."""
-    cases = [case for case in mixed() if len(case.text) < BLOCK * 8]
+    # Not what is drawn by an image's name, which a server makes of its bytes.
+    cases = [c for c in mixed() if len(c.text) < BLOCK * 8 and "random" not in c.rules]
     (plain,) = run(Job(checkpoint, [[asked(case) for case in cases]]), TOKENS)
     traces = []
     for engine in range(ENGINES):

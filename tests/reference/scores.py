@@ -7,6 +7,7 @@ import zlib
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -70,9 +71,10 @@ def median_distance(features: Tensor) -> Tensor:
     return (features - features.median(0).values).norm(dim=-1)
 
 
-def image_id(image: Image.Image) -> str:
-    """A name of an image's pixels, under which vLLM is given it."""
-    return hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
+def image_id(image: Image.Image | Tensor) -> str:
+    """A name of an image's pixels, or of its embeddings, under which vLLM is given it."""
+    values = np.asarray(image)
+    return hashlib.sha256(repr(values.shape).encode() + values.tobytes()).hexdigest()
 
 
 def image_seed(image: Image.Image) -> int:
