@@ -6,6 +6,7 @@ const ROWS = [
   ["Time to first token", (a) => a.first, seconds],
   ["Total time", (a) => a.total, seconds],
   ["Vision tokens", (a) => a.facts.vision_tokens, String],
+  ["Of them from the cache", (a) => a.facts.vision_tokens_cached, String],
   ["Mean keep", (a) => a.facts.mean_keep, percent],
   ["Prefill compute", (a) => a.facts.flops_fraction, percent],
   ["Prompt KV saved", kvSaved, percent],
@@ -41,8 +42,10 @@ export function showEnd(card, message, state) {
   said.append(element("p", { className: state === "error" ? "notice error" : "quiet", textContent: message }));
 }
 
-/** Fills the table; either answer may be null. */
-export function showNumbers(full, chosen) {
+/** Fills the table with what the answers of a turn, from 1, took; either may be null. */
+export function showNumbers(turn, full, chosen) {
+  const which = turn === 1 ? "What each answer took" : `What each answer to question ${turn} took`;
+  byId("numbers").caption.textContent = which;
   const rows = [];
   for (const [name, value, shown] of ROWS) {
     const [a, b] = [full, chosen].map((answer) => (answer ? value(answer) : null));

@@ -100,22 +100,29 @@ export async function follow(path, lastId, signal) {
   return events(await request(path, { headers: headers(sent), signal }));
 }
 
+/** A conversation about `images` that shares vLLM's prefix cache and image cache with no other. */
+export function newTalk(images) {
+  return { salt: unique(), parts: images.map(imagePart), said: [] };
+}
+
+const imagePart = (url) => ({ type: "image_url", image_url: { url }, uuid: unique() });
+
 /**
- * One question, streamed. `ask` is the request's vtr object; `onText` gets the answer so far.
- * Returns {text, facts, usage, first, total}, both times in seconds; first is null where no text
- * came. Neither vLLM's prefix cache nor its image cache is shared with another request, so that
- * what is measured is the whole work: hence the salt and the ids.
+ * The next question of `talk`, streamed; an answer that came to its end is then part of it. `ask` is
+ * the request's vtr object; `onText` gets the answer so far. Returns {text, facts, usage, first, total},
+ * both times in seconds; first is null where no text came.
  */
-export async function complete({ model, images, question, length, ask, onText, signal }) {
-  const parts = images.map((url) => ({ type: "image_url", image_url: { url }, uuid: unique() }));
+export async function complete({ model, talk, question, length, ask, onText, signal }) {
+  const content = { type: "text", text: question };
+  const asked = { role: "user", content: talk.said.length ? [content] : [...talk.parts, content] };
   const body = {
     model,
-    messages: [{ role: "user", content: [...parts, { type: "text", text: question }] }],
+    messages: [...talk.said, asked],
     max_tokens: length,
     temperature: 0,
     stream: true,
     stream_options: { include_usage: true },
-    cache_salt: unique(),
+    cache_salt: talk.salt,
     vtr: ask,
   };
   const sent = headers({ "Content-Type": "application/json" });
@@ -138,6 +145,7 @@ export async function complete({ model, images, question, length, ask, onText, s
     answer.total = since();
   }
   if (!answer.facts) throw new ApiError("The answer broke off before its end.");
+  talk.said.push(asked, { role: "assistant", content: answer.text.trim() });
   return answer;
 }
 

@@ -1,7 +1,7 @@
 // The page: what is asked, and what is shown of the answers.
 
 import * as answers from "./answers.js";
-import { ApiError, complete, getJson, useKey } from "./api.js";
+import { ApiError, complete, getJson, newTalk, useKey } from "./api.js";
 import { nameOf, stopsOf } from "./budgets.js";
 import { byId, element } from "./dom.js";
 import { loadImage } from "./images.js";
@@ -133,15 +133,16 @@ async function useSample(path, question) {
   byId("question").value = question;
 }
 
-/** One of the two answers; null where it failed, which its card then says. */
-async function answer(card, ask, signal) {
+/** The answer of one side to the question; null where it failed, which its card then says. */
+async function answer(side, question, more, signal) {
+  const { card, talk, ask } = side;
   try {
     const given = await complete({
       model: state.model,
-      images: state.asked.images.map((image) => image.url),
-      question: state.asked.question,
+      talk,
+      question,
       length: Number(byId("length").value),
-      ask,
+      ask: { ...ask, ...more },
       onText: (text) => answers.showText(card, text.trimStart()),
       signal,
     });
@@ -156,32 +157,61 @@ async function answer(card, ask, signal) {
   }
 }
 
-async function askBoth() {
+/** Begin with the question of the form: a conversation at full budget, and one at the chosen one. */
+function begin(stop) {
+  const urls = state.images.map((image) => image.url);
+  const side = (name, id, ask) => ({ name, card: byId(id), talk: newTalk(urls), ask });
+  const reuse = byId("reuse").checked ? { reuse: true } : {};
+  state.asked = {
+    pictures: state.images.map((image) => image.picture),
+    turn: 0,
+    full: side("at full budget", "answer-full", { budget: 1 }),
+    chosen: side(`at budget ${nameOf(stop)}`, "answer-chosen", { ...stop.ask, ...reuse }),
+  };
+  byId("chosen-heading").textContent = `Budget ${nameOf(stop)}${reuse.reuse ? ", with reuse" : ""}`;
+  byId("answers").hidden = false;
+  patches.hide();
+}
+
+async function askFirst() {
   const stop = chosen();
   const question = byId("question").value.trim();
   if (!question || !stop || !state.model || state.running) return;
+  begin(stop);
+  await askBoth(question);
+}
+
+async function askNext() {
+  const question = byId("next").value.trim();
+  if (!question || !state.asked || state.running) return;
+  await askBoth(question);
+}
+
+/** Ask both sides, one after the other; what the first turn kept is shown on its patches. */
+async function askBoth(question) {
   state.running = new AbortController();
-  state.asked = { images: [...state.images], question };
   const { signal } = state.running;
-  const [left, right] = [byId("answer-full"), byId("answer-chosen")];
-  byId("chosen-heading").textContent = `Budget ${nameOf(stop)}`;
-  byId("answers").hidden = false;
-  [left, right].forEach(answers.clear);
-  answers.showNumbers(null, null);
-  patches.hide();
+  const { full, chosen: reduced, pictures } = state.asked;
+  const turn = (state.asked.turn += 1);
+  [full.card, reduced.card].forEach(answers.clear);
+  answers.showNumbers(turn, null, null);
+  byId("next-form").hidden = true;
+  byId("asked").textContent = turn === 1 ? "" : `Question ${turn}: ${question}`;
   busy(true);
   byId("answers").querySelector(".pair").scrollIntoView({ block: "nearest" });
   const say = (text) => (byId("progress").textContent = text);
   try {
-    say("Asking at full budget.");
-    const full = await answer(left, { budget: 1 }, signal);
-    answers.showNumbers(full, null);
-    say(`Asking at budget ${nameOf(stop)}.`);
-    const reduced = await answer(right, { ...stop.ask, trace: true }, signal);
-    answers.showNumbers(full, reduced);
-    const pictures = state.asked.images.map((image) => image.picture);
-    if (reduced) patches.show(pictures, reduced.facts, state.facts);
-    say(signal.aborted ? "Stopped." : outcome(full, reduced));
+    say(`Asking ${full.name}.`);
+    const left = await answer(full, question, {}, signal);
+    answers.showNumbers(turn, left, null);
+    say(`Asking ${reduced.name}.`);
+    // A trace wants its images computed, and a later turn shows what it costs not to.
+    const right = await answer(reduced, question, turn === 1 ? { trace: true } : {}, signal);
+    answers.showNumbers(turn, left, right);
+    if (right && turn === 1) patches.show(pictures, right.facts, state.facts);
+    say(signal.aborted ? "Stopped." : outcome(left, right));
+    byId("next-form").hidden = !(left && right);
+    byId("next").value = "";
   } finally {
     state.running = null;
     busy(false);
@@ -238,7 +268,11 @@ function wire() {
   byId("budget").addEventListener("input", showBudget);
   byId("ask-form").addEventListener("submit", (event) => {
     event.preventDefault();
-    askBoth().catch(problem);
+    askFirst().catch(problem);
+  });
+  byId("next-form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    askNext().catch(problem);
   });
   byId("question").addEventListener("keydown", (event) => {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) byId("ask-form").requestSubmit();

@@ -36,7 +36,7 @@ UNCHANGED = """(number) => {
 
 # Keeps a copy of every answer while the page reads it as it streams.
 LISTEN = """() => {
-  const real = window.fetch;
+  const real = window.unheard ??= window.fetch;
   window.heard = [];
   window.fetch = async (...given) => {
     const answer = await real(...given);
@@ -74,10 +74,11 @@ def upload(page: Page, *bodies: bytes) -> None:
     expect(page.locator("#thumbs img")).to_have_count(len(bodies))
 
 
-def ask(page: Page) -> list[Told]:
-    """Press Ask and wait for both answers: at full budget, and at the chosen one."""
+def ask(page: Page, button: str = "Ask") -> list[Told]:
+    """Press a button that asks, and wait for both answers: at full budget, and at the chosen one."""
     page.evaluate(LISTEN)
-    page.get_by_role("button", name="Ask").press("Enter")
+    page.get_by_role("button", name=button, exact=True).press("Enter")
+    expect(page.locator("#progress")).to_contain_text("Asking")
     expect(page.locator("#progress")).to_contain_text("Done")
     answers = page.evaluate("Promise.all(window.heard)")
     assert len(answers) == 2

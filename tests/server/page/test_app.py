@@ -82,6 +82,35 @@ def test_the_numbers_are_those_of_the_answers(open_page: OpenPage, server: Serve
         assert re.fullmatch(r"[0-9]+ ms|[0-9]+\.[0-9]{2} s", cell)
 
 
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_second_question_shows_what_reuse_is_worth(
+    open_page: OpenPage, server: Server, reuse: bool
+) -> None:
+    drawn = sample("test", 0)
+    page = open_page(server.url)
+    upload(page, png(drawn))
+    page.get_by_label("Question").fill(drawn.question)
+    page.get_by_role("button", name="economy").click()
+    page.get_by_label("For a conversation").set_checked(reuse)
+    expect(page.locator("#next-form")).to_be_hidden()
+    for told in ask(page):
+        assert told.facts["vision_tokens_cached"] == 0
+    patches = page.locator("#kept").inner_text()
+
+    page.get_by_label("Next, about the same image").fill("Is there a 9?")
+    full, quarter = ask(page, "Ask both")
+    assert quarter.facts["reuse"] == reuse
+    cached = [told.facts["vision_tokens_cached"] for told in (full, quarter)]
+    assert cached[0] > 100  # up to a block's end
+    assert cached[1] > 100 if reuse else cached[1] == 0
+    assert numbers(page)["Of them from the cache"] == [str(count) for count in cached]
+    expect(page.locator("#numbers caption")).to_have_text("What each answer to question 2 took")
+    expect(page.locator("#asked")).to_have_text("Question 2: Is there a 9?")
+    assert page.locator("#kept").inner_text() == patches
+
+    assert [told.facts["vision_tokens_cached"] for told in ask(page)] == [0, 0]
+
+
 def test_by_keyboard_alone_on_a_dark_phone(open_page: OpenPage, server: Server) -> None:
     page = open_page(server.url, color_scheme="dark", **PHONE)
     expect(page.locator(".sample")).to_have_count(3)

@@ -84,7 +84,14 @@ def test_the_keyboard_goes_through_the_page_in_its_order_and_is_seen(page: Page)
     expected = [
         *("files", "Remove"),
         *page.locator(".sample").all_inner_texts(),
-        *("question", "budget", *page.locator("#tiers button").all_inner_texts(), "length", "ask"),
+        *(
+            "question",
+            "budget",
+            *page.locator("#tiers button").all_inner_texts(),
+            "reuse",
+            "length",
+            "ask",
+        ),
         *("job-kind", "job-model", "job-data", "job-budgets", "job-minutes", "Start"),
     ]
     assert reached == expected
