@@ -88,7 +88,8 @@ _KEY_VISION_TOKENS = Counter(
 )
 _KIND_VISION_TOKENS = Counter(
     "vtr_kind_vision_tokens",
-    "Vision tokens by the kind of their schedule: seen in prompts, and cached when a request ended.",
+    "Vision tokens by the kind of their schedule: seen in prompts; returning, which an earlier prompt"
+    " had at the same places; and cached when a request ended.",
     ["kind", "state"],
 )
 _LAYER_TOKENS = Counter(
@@ -223,13 +224,19 @@ def observe_schedule(name: str, source: str) -> None:
     _SCHEDULES_ASKED.labels(name if stored else shared).inc()
 
 
-def observe_prompt(facts: VTRAnswer, key: str = UNKNOWN, bands: Sequence[int] = ()) -> None:
-    """Count one prompt that the engine admitted; ``bands`` are their first layers."""
+def observe_prompt(
+    facts: VTRAnswer, key: str = UNKNOWN, bands: Sequence[int] = (), returning: int = 0
+) -> None:
+    """Count one prompt that the engine admitted; ``bands`` are their first layers.
+
+    ``returning``: vision tokens that an earlier prompt had at the same places.
+    """
     seen, layers, kept = facts.vision_tokens, len(facts.kept_per_layer), sum(facts.kept_per_layer)
     if not seen:
         return  # text alone has nothing to keep: it would hide what is done to images
     _VISION_TOKENS.inc(seen)
     _KIND_VISION_TOKENS.labels(kind_of(facts), "seen").inc(seen)
+    _KIND_VISION_TOKENS.labels(kind_of(facts), "returning").inc(returning)
     _KEY_VISION_TOKENS.labels(key, "seen").inc(seen)
     _KEY_VISION_TOKENS.labels(key, "kept").inc(kept / layers)
     _LAYER_TOKENS.inc(seen * layers)

@@ -64,7 +64,7 @@ class RequestObserver:
             self._source = known.source
             self._kind = kind_of(known)
             observe_schedule(known.schedule, known.source)
-        observe_prompt(known, self._key, self.bands)
+        observe_prompt(known, self._key, self.bands, prompt.returning)
         if self.elastic is not None:
             work = _work(prompt, known.auto, self.geometry)
             self.elastic.backlog.admitted(f"{self._id}-{self._prompts}", work)

@@ -36,6 +36,10 @@ class AdmittedRequest(Protocol):
     def n_text(self) -> int:
         """All its other tokens."""
 
+    @property
+    def returning(self) -> int:
+        """Vision tokens that an earlier prompt had at the same places."""
+
 
 def facts(
     choice: ChosenSchedule,

@@ -37,10 +37,16 @@ from vtr_server.vllm_api.bodies import (
 from vtr_server.vllm_api.first_token import first_token, tap_first_tokens
 from vtr_vllm.engine.common.config import EngineSettings, LayerBands, model_geometry
 from vtr_vllm.engine.common.kv_report import KVReport
-from vtr_vllm.engine.frontend.admission import Admitted, collect, decisions_only
+from vtr_vllm.engine.frontend.admission import (
+    Admitted,
+    collect,
+    count_returning,
+    decisions_only,
+)
 from vtr_vllm.engine.frontend.engine_queries import counters, greet, kv_report, take_trace
 from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
 from vtr_vllm.engine.frontend.load_logger import LOAD
+from vtr_vllm.engine.frontend.returning_images import ReturningImages
 from vtr_vllm.errors import EngineDead, EngineNotReady, RequestError, VTRError
 from vtr_vllm.schedules import ModelGeometry
 
@@ -95,6 +101,7 @@ class Engine:
         self.band_starts = LayerBands.of(client.vllm_config).starts
         self.caches_prefixes = bool(client.vllm_config.cache_config.enable_prefix_caching)
         decisions_only(client.input_processor)
+        count_returning(client.input_processor, ReturningImages.of(client.vllm_config))
         tap_first_tokens(client)
         for name in _STREAMING:
             if (handler := getattr(state, name, None)) is not None:

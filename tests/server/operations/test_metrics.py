@@ -73,14 +73,14 @@ def test_a_band_counts_what_its_first_layer_sees() -> None:
 )
 def test_tokens_count_by_the_kind_of_their_schedule(budget: float, reuse: bool, kind: str) -> None:
     def counts() -> list[float]:
-        states = ("seen", "cached")
+        states = ("seen", "returning", "cached")
         return [value("vtr_kind_vision_tokens_total", kind=kind, state=state) for state in states]
 
     before = counts()
     known = told(budget).model_copy(update={"reuse": reuse})
-    metrics.observe_prompt(known)
+    metrics.observe_prompt(known, returning=80)
     metrics.observe_cached(64, kind_of(known))
-    assert [new - old for new, old in zip(counts(), before, strict=True)] == [100, 64]
+    assert [new - old for new, old in zip(counts(), before, strict=True)] == [100, 80, 64]
 
 
 def test_text_alone_does_not_count_as_kept_in_full() -> None:

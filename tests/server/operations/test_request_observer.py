@@ -47,6 +47,7 @@ class Prompt:
     plan: Plan | None = PLAN
     n_vision: int = 100
     n_text: int = 20
+    returning: int = 30
 
 
 @dataclass
@@ -297,8 +298,11 @@ def test_every_budget_has_one_of_few_tiers(budget: float, schedule: str) -> None
 def test_what_came_from_the_cache_is_counted_once_at_the_end() -> None:
     labels = {"kind": "guided", "state": "cached"}
     before = counted("vtr_kind_vision_tokens_total", **labels)
+    came_back = counted("vtr_kind_vision_tokens_total", kind="guided", state="returning")
     watched = watch(vision_cached=lambda: 40)
     watched.prompt(Prompt(), known())
+    now = counted("vtr_kind_vision_tokens_total", kind="guided", state="returning")
+    assert now == came_back + 30
     assert counted("vtr_kind_vision_tokens_total", **labels) == before
     watched.end("ok")
     watched.end("aborted")

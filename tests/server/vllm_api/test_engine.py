@@ -46,7 +46,9 @@ class Client:
         self.vllm_config = SimpleNamespace(
             model_config=SimpleNamespace(hf_text_config=text_config),
             additional_config={},
-            cache_config=SimpleNamespace(enable_prefix_caching=True),
+            cache_config=SimpleNamespace(
+                enable_prefix_caching=True, num_gpu_blocks=60, block_size=16
+            ),
         )
         self.answers = list(answers)
         self.calls = 0

@@ -10,7 +10,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands,
 from vtr_vllm.engine.common.request_view import read_request, vision_items, vision_span
 from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens, image_tokens
+from vtr_vllm.engine.frontend.returning_images import ReturningImages, prefixes_of
 from vtr_vllm.engine.frontend.sender_cache import note_sent
 from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
 from vtr_vllm.ranking import Need
@@ -44,6 +45,8 @@ class Admitted:
     """Where each image's vision tokens are, in prompt order."""
     vision: IntArray = field(default_factory=lambda: np.empty(0, np.int64), compare=False)
     """[n_vision] their positions in the prompt, ascending."""
+    returning: int = 0
+    """How many of them an earlier prompt had at the same places; see ``count_returning``."""
 
     def vision_before(self, position: int) -> int:
         """How many vision tokens stand before a position of the prompt."""
@@ -110,6 +113,11 @@ def decisions_only(processor: InputProcessor) -> None:
     processor.vtr_decisions_only = True
 
 
+def count_returning(processor: InputProcessor, images: ReturningImages) -> None:
+    """Have what ``processor`` admits say how much of it came before, as far as ``images`` remembers."""
+    processor.vtr_returning = images
+
+
 def install() -> None:
     """Wrap vLLM's input processor; safe to call again."""
     stock = InputProcessor.process_inputs
@@ -125,9 +133,15 @@ def install() -> None:
         guarded = getattr(self, "vtr_decisions_only", False)
         admitted = admit(request, self.vllm_config, decide, cache, guarded=guarded)
         if collector is not None and not collector.is_known(admitted.request_id):
+            returning = getattr(self, "vtr_returning", None)
+            prefixes = [] if returning is None else prefixes_of(request)
+            if returning is not None:
+                admitted = replace(admitted, returning=returning.returning(prefixes))
             if collector.noted is not None:
                 collector.noted(admitted)
             collector.admitted.append(admitted)
+            if returning is not None:
+                returning.note(prefixes)
         note_sent(cache, request.mm_features or ())
         return request
 
