@@ -65,10 +65,11 @@ class Recipe:
         USUAL,
     )
     stage_accuracy: tuple[float, ...] = (0.6, 0.75)
-    talk_steps: int = 300
-    talk_help_steps: int = 150
+    talk_steps: int = 600
+    talk_decay: int = 300
+    talk_help_steps: int = 300
     talk_share: float = 0.4
-    """Of the rates of phase 2; they fall from the first step of phase 3 on."""
+    """Of the rates of phase 2."""
 
 
 @dataclass
@@ -135,11 +136,9 @@ class Trainer:
     def _set_rates(self) -> None:
         recipe, progress = self.recipe, self.progress
         total = self.last_step()
-        if progress.phase == 1:
-            warmup, decay = recipe.naming_warmup, recipe.naming_decay
-        else:
-            warmup = recipe.warmup
-            decay = recipe.decay_steps if progress.phase == 2 else recipe.talk_steps
+        warmup = recipe.naming_warmup if progress.phase == 1 else recipe.warmup
+        decays = {1: recipe.naming_decay, 2: recipe.decay_steps, 3: recipe.talk_decay}
+        decay = decays[progress.phase]
         factor = min(1.0, (progress.step + 1) / warmup)
         factor *= min(1.0, max(0.02, (total - progress.step) / decay))
         for optimizer, rate in zip(self.optimizers, self.base_rates, strict=True):

@@ -156,7 +156,9 @@ def convert(options: argparse.Namespace) -> None:
     """``vtr search convert``: write calibration data."""
     if options.format == "llava":
         images = options.images or Path(options.source).parent
-        done = converters.from_llava(Path(options.source), images, options.out, options.metric)
+        every = options.turns == "all"
+        source = Path(options.source)
+        done = converters.from_llava(source, images, options.out, options.metric, every)
     elif options.format == "vlmevalkit":
         done = converters.from_vlmevalkit(Path(options.source), options.out, options.metric)
     else:

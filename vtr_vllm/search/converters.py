@@ -22,7 +22,7 @@ from vtr_vllm.errors import CalibrationError, InvalidMedia
 from vtr_vllm.image_files import media_type
 from vtr_vllm.search.answer_metrics import METRICS
 from vtr_vllm.search.conversion import Conversion, Converter, Row, checked
-from vtr_vllm.search.llava import find_image, read_entries, read_row
+from vtr_vllm.search.llava import find_image, read_entries, read_row, read_turns
 from vtr_vllm.search.tsv import TsvRow, read_tsv
 
 CHOICE_INSTRUCTION = "Please select the correct answer from the options above."
@@ -35,11 +35,13 @@ _ABSENT = ("", "nan")  # a missing value as pandas writes it, or as text made of
 _LONGEST_REFERENCE = 64  # VLMEvalKit: no longer an image field is the index of the row that has it
 
 
-def from_llava(path: Path, image_root: Path, out: Path, metric: str) -> Conversion:
-    """Convert a LLaVA-style JSON list: the first question of each conversation and its answer.
+def from_llava(
+    path: Path, image_root: Path, out: Path, metric: str, every_turn: bool = False
+) -> Conversion:
+    """Convert a LLaVA-style JSON list: the first question about each picture and its answer.
 
-    ``image_root`` is the folder that the entries' image paths are relative to; the items refer
-    to these files. Raises CalibrationError for a file of another form, an unknown metric, or
+    ``every_turn``: that and all later ones, each with what was said before it. ``image_root`` is the
+    folder that the entries' image paths are relative to; the items refer to these files. Raises CalibrationError for a file of another form, an unknown metric, or
     when no entry can be used.
     """
     _check_name(metric)
@@ -51,7 +53,11 @@ def from_llava(path: Path, image_root: Path, out: Path, metric: str) -> Conversi
         try:
             file = find_image(entry, image_root)
             image = _relative(file, out)
-            conversion.add(name, {"image": image, **read_row(entry, metric)}, {image: None})
+            if every_turn:
+                for row in read_turns(entry, image, metric):
+                    conversion.add(f"{name}, {row['kind']}", row, {image: None})
+            else:
+                conversion.add(name, {"image": image, **read_row(entry, metric)}, {image: None})
         except CalibrationError as err:
             conversion.skip(name, err)
     return conversion.write()

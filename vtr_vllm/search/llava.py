@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from vtr_vllm.errors import CalibrationError
 from vtr_vllm.search.conversion import Row, checked
 
-__all__ = ["find_image", "read_entries", "read_row"]
+__all__ = ["find_image", "read_entries", "read_row", "read_turns"]
 
 _IMAGE = "<image>"  # where the texts have the picture
 
@@ -54,29 +55,57 @@ def find_image(entry: Mapping[str, Any], root: Path) -> Path:
 
 def read_row(entry: Mapping[str, Any], metric: str) -> Row:
     """Question and answer about the picture, what a system turn says before it."""
+    system, pairs, about = _read_pairs(entry)
+    asked, answer = pairs[about]
+    return checked(_question(asked, system), [answer.strip()], metric)
+
+
+def read_turns(entry: Mapping[str, Any], image: str, metric: str) -> list[Row]:
+    """Every question from the picture on, with what was said before; ``kind`` says which turn it is.
+
+    What a system turn says stands before the first question.
+    """
+    system, pairs, about = _read_pairs(entry)
+    rows: list[Row] = []
+    history: list[Row] = []
+    for number, (asked, answer) in enumerate(pairs):
+        turn: Row = {"image": image} if number == about else {}
+        turn["question"] = _question(asked, None if number else system)
+        if number >= about:
+            row = turn | checked(turn["question"], [answer.strip()], metric)
+            row["kind"] = f"turn {number + 1}"
+            rows.append(row | {"history": list(history)} if history else row)
+        history.append(turn | {"answer": answer.strip()})
+    return rows
+
+
+def _read_pairs(entry: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, str]], int]:
+    """What a system turn says, what was asked and answered, and which question is about the picture."""
     turns = entry.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise CalibrationError("no question of a human with an answer")
-    system = _said(turns[0], "system")
-    pairs = [
-        (asked, _said(reply, "gpt"))
+    asked = [
+        (text, _said(reply, "gpt"))
         for turn, reply in zip(turns, [*turns[1:], None], strict=True)
-        if (asked := _said(turn, "human")) is not None
+        if (text := _said(turn, "human")) is not None
     ]
-    marks = sum(asked.count(_IMAGE) for asked, _ in pairs)
-    if marks > 1:
+    if sum(text.count(_IMAGE) for text, _ in asked) > 1:
         raise CalibrationError("several images")
     # without a mark the picture belongs to the first question
-    about = [pair for pair in pairs if _IMAGE in pair[0]] or pairs[:1]
-    asked, answer = about[0] if about else ("", None)
-    if answer is None:
+    about = next((number for number, (text, _) in enumerate(asked) if _IMAGE in text), 0)
+    pairs = list(takewhile(lambda pair: pair[1] is not None, asked))
+    if about >= len(pairs):
         raise CalibrationError("no question of a human with an answer")
+    return _said(turns[0], "system"), [(text, str(answer)) for text, answer in pairs], about
+
+
+def _question(asked: str, system: str | None) -> str:
     question = _without_mark(asked)
     if not question:
         raise CalibrationError("no question")
     if system is not None and system.strip():
         question = f"{system.strip()}\n{question}"
-    return checked(question, [answer.strip()], metric)
+    return question
 
 
 def _said(turn: object, who: str) -> str | None:

@@ -40,10 +40,10 @@ def llava(tmp_path):
     (root / "train" / "1.png").write_bytes(encode(1))
     (root / "2.jpg").write_bytes(encode(2, "JPEG"))
 
-    def convert(entries, metric="exact_match"):
+    def convert(entries, metric="exact_match", every_turn=False):
         (tmp_path / "llava.json").write_text(json.dumps(entries))
         out = tmp_path / "data" / "items.jsonl"
-        return out, from_llava(tmp_path / "llava.json", root, out, metric)
+        return out, from_llava(tmp_path / "llava.json", root, out, metric, every_turn)
 
     return convert
 
@@ -66,6 +66,37 @@ def test_llava_takes_the_first_question(llava):
     assert one.metric == two.metric == "exact_match"
     assert one.load_images()[0].getpixel((0, 0)) == (1, 0, 0)
     assert two.data_uris()[0].startswith("data:image/jpeg;base64,")
+
+
+def test_llava_every_turn_is_asked_with_what_was_said(llava):
+    told = turns("Hello.", "Hi.", "<image>\nWhat is it?", " Red\n", "Why?", "So.", "And?")
+    system = [{"from": "system", "value": "One word."}]
+    out, report = llava(
+        [
+            {"id": "a", "image": "train/1.png", "conversations": system + told},
+            {
+                "id": "b",
+                "image": "2.jpg",
+                "conversations": turns("Size?", "small", "Sure?", "Yes."),
+            },
+            {"id": "mute", "image": "2.jpg", "conversations": turns("Hello.", "Hi.", "<image>?")},
+        ],
+        every_turn=True,
+    )
+    assert (report.written, list(report.skipped.values())) == (4, [("mute",)])
+    items = Dataset.load(out).items
+    assert [item.id for item in items] == ["a, turn 2", "a, turn 3", "b, turn 1", "b, turn 2"]
+    assert [item.kind for item in items] == ["turn 2", "turn 3", "turn 1", "turn 2"]
+    about, later, alone, last = items
+    assert about.load_images()[0].getpixel((0, 0)) == (1, 0, 0)
+    assert [(turn.image, turn.question, turn.answer) for turn in about.history] == [
+        (None, "One word.\nHello.", "Hi.")
+    ]
+    assert later.image is None
+    assert later.image_hashes == about.image_hashes
+    assert [turn.answer for turn in later.history] == ["Hi.", "Red"]
+    assert (later.question, later.answers) == ("Why?", ("So.",))
+    assert (alone.history, last.question) == ((), "Sure?")
 
 
 def test_llava_reports_every_entry_left_out(llava):
