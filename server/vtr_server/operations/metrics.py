@@ -88,8 +88,7 @@ _KEY_VISION_TOKENS = Counter(
 )
 _KIND_VISION_TOKENS = Counter(
     "vtr_kind_vision_tokens",
-    "Vision tokens by the kind of their schedule: seen in prompts; returning, which an earlier prompt"
-    " had at the same places; and cached when a request ended.",
+    "Vision tokens by the kind of their schedule: seen, returning from an earlier prompt, cached.",
     ["kind", "state"],
 )
 _LAYER_TOKENS = Counter(
@@ -205,9 +204,7 @@ _READY = Gauge(
     multiprocess_mode="mostrecent",
 )
 _DRAINING = Gauge(
-    "vtr_draining",
-    "1 once the server takes nothing new.",
-    multiprocess_mode="livemax",
+    "vtr_draining", "1 once the server takes nothing new.", multiprocess_mode="livemax"
 )
 _INFO = Gauge(
     "vtr_info",
@@ -227,10 +224,7 @@ def observe_schedule(name: str, source: str) -> None:
 def observe_prompt(
     facts: VTRAnswer, key: str = UNKNOWN, bands: Sequence[int] = (), returning: int = 0
 ) -> None:
-    """Count one prompt that the engine admitted; ``bands`` are their first layers.
-
-    ``returning``: vision tokens that an earlier prompt had at the same places.
-    """
+    """Count one prompt that was admitted; ``bands``: first layers, ``returning``: tokens seen before."""
     seen, layers, kept = facts.vision_tokens, len(facts.kept_per_layer), sum(facts.kept_per_layer)
     if not seen:
         return  # text alone has nothing to keep: it would hide what is done to images
@@ -397,7 +391,7 @@ def _begin_at_zero() -> None:
     for metric, labels in known.items():
         for label in labels:
             metric.labels(label)
-    for kind, state in product(get_args(Kind), ("seen", "cached")):
+    for kind, state in product(get_args(Kind), ("seen", "returning", "cached")):
         _KIND_VISION_TOKENS.labels(kind, state)
     begin_keys([UNKNOWN])
 
