@@ -15,7 +15,15 @@ from PIL import ExifTags, Image
 
 from vtr_vllm.errors import InvalidMedia
 
-__all__ = ["FORMATS", "LONGEST", "MOST_PIXELS", "check_header", "decode_rgb", "media_type"]
+__all__ = [
+    "FORMATS",
+    "LONGEST",
+    "MOST_PIXELS",
+    "check_header",
+    "decode_rgb",
+    "encode_png",
+    "media_type",
+]
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """What every client can write; other decoders of Pillow's have had their share of faults."""
@@ -100,6 +108,13 @@ def media_type(encoded: bytes, most_pixels: int = MOST_PIXELS) -> str:
         _check(image, most_pixels)
         # A phone's MPO is a JPEG with more behind it, and nobody knows it by its own name.
         return "image/jpeg" if image.format == "MPO" else str(Image.MIME[str(image.format)])
+
+
+def encode_png(image: Image.Image) -> bytes:
+    """A file that holds these pixels."""
+    buffer = BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 @contextmanager

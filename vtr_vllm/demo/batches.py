@@ -184,8 +184,7 @@ def pack_talks(rows: list[list[Talk]]) -> Pack:
                 other |= turn.brings
                 question, last = turn.question, t == len(talk) - 1
                 ids, labels = _turn_tokens(turn, first=t == 0, ended=not last or k < ENDED)
-                cue = len(ids) - 1 if labels[-1] == IDS[question.answer] else len(ids) - 2
-                readers[i, number] = len(columns["ids"][i]) + cue
+                readers[i, number] = len(columns["ids"][i]) + labels.index(IDS[question.answer])
                 columns["ids"][i] += ids
                 columns["labels"][i] += labels
                 columns["owner"][i] += [k + 1] * len(ids)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from numpy.random import RandomState
@@ -11,6 +10,8 @@ from vtr_vllm.demo.world import KINDS, Density, Question, Scene, ask, draw_scene
 
 TURNS = (2, 4)
 """Questions of a conversation, inclusive."""
+TURN_NAMES = tuple(f"turn {turn}" for turn in range(1, TURNS[1] + 1))
+"""The kinds under which their answers are scored."""
 TWO_IMAGES = 3
 """One conversation in so many brings a second image in a later turn."""
 
@@ -40,18 +41,16 @@ def draw_conversation(rng: RandomState, density: Density) -> Conversation:
         if first < end:
             scene = draw_scene(rng, density)
             scenes.append(scene)
-            asked = draw_turns(rng, scene, end - first)
+            asked = _draw_questions(rng, scene, end - first)
             turns += [Turn(question, place == 0) for place, question in enumerate(asked)]
     return Conversation(tuple(scenes), tuple(turns))
 
 
-def draw_turns(
-    rng: RandomState, scene: Scene, count: int, kinds: Sequence[str] = KINDS
-) -> list[Question]:
+def _draw_questions(rng: RandomState, scene: Scene, count: int) -> list[Question]:
     """Draw ``count`` different questions about ``scene``."""
     questions: dict[str, Question] = {}
     while len(questions) < count:
-        question = ask(rng, scene, kinds[rng.randint(len(kinds))])
+        question = ask(rng, scene, KINDS[rng.randint(len(KINDS))])
         if question is not None:
             questions.setdefault(question.text, question)
     return list(questions.values())

@@ -31,8 +31,8 @@ from vtr_vllm.demo import (
     sample,
 )
 from vtr_vllm.demo.batches import embed_prefix
+from vtr_vllm.demo.conversations import TURN_NAMES
 from vtr_vllm.demo.model import LAYERS, Trace, decoder_pass, normalise, vision_features
-from vtr_vllm.demo.shards import TURN_NAMES
 from vtr_vllm.demo.tokenizer import EOS, FIRST_VISION, VOCABULARY, encode, question_ids
 from vtr_vllm.demo.world import KINDS, VISION_TOKENS
 
@@ -104,7 +104,8 @@ class Asked:
     images: list[Image]
     text: str
     answer: str
-    turn: int
+    turn: str
+    """One of ``TURN_NAMES``."""
 
 
 def asked_turns(split: str, count: int) -> Iterator[Asked]:
@@ -112,11 +113,11 @@ def asked_turns(split: str, count: int) -> Iterator[Asked]:
     for index in range(count):
         talk = conversation(split, index)
         scenes, images, said = iter(talk.scenes), [], ""
-        for number, turn in enumerate(talk.turns, 1):
+        for name, turn in zip(TURN_NAMES, talk.turns, strict=False):
             if turn.brings:
                 images.append(fromarray(next(scenes).pixels))
             asked = said + prompt(turn.question.text, int(turn.brings))
-            yield Asked(list(images), asked, turn.question.answer, number)
+            yield Asked(list(images), asked, turn.question.answer, name)
             said = f"{asked} {turn.question.answer}{EOS}"
 
 
@@ -132,7 +133,7 @@ def talk_match(model: Any, processor: Any, split: str, count: int) -> Scores:
             images = [image for asked in batch for image in asked.images]
             found = generate(model, processor, images, [asked.text for asked in batch])
             for asked, text in zip(batch, found, strict=True):
-                right[f"turn {asked.turn}"].append(text == asked.answer)
+                right[asked.turn].append(text == asked.answer)
     return summarise(right, TURN_NAMES)
 
 

@@ -27,14 +27,13 @@ from vtr_vllm.demo.batches import (
     pack_mask,
     pack_talks,
 )
-from vtr_vllm.demo.conversations import TURNS
+from vtr_vllm.demo.conversations import TURN_NAMES
 from vtr_vllm.demo.losses import answer_loss, collecting_loss, looking_loss, patch_loss
 from vtr_vllm.demo.model import decoder_pass, vision_features
 from vtr_vllm.demo.tokenizer import EOS, IDS, PREFIX
 from vtr_vllm.demo.world import KINDS, Density
 
 Stats = dict[str, float]
-TURN_NAMES = tuple(f"turn {turn}" for turn in range(1, TURNS[1] + 1))
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from torch import nn
 from transformers import LlavaForConditionalGeneration
 
 from vtr_vllm.demo import CHECKPOINT
+from vtr_vllm.demo.conversations import TURN_NAMES
 from vtr_vllm.demo.model import build_model, count_parameters
 from vtr_vllm.demo.muon import Muon
-from vtr_vllm.demo.shards import TURN_NAMES, Crew, Job, Stats
+from vtr_vllm.demo.shards import Crew, Job, Stats
 from vtr_vllm.demo.splits import USUAL
 from vtr_vllm.demo.world import KINDS, Density
 

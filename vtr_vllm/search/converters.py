@@ -12,14 +12,13 @@ import string
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
 from vtr_vllm.demo import CONVERSATIONS, SPLITS, Conversation, conversation, sample
 from vtr_vllm.errors import CalibrationError, InvalidMedia
-from vtr_vllm.image_files import media_type
+from vtr_vllm.image_files import encode_png, media_type
 from vtr_vllm.search.answer_metrics import METRICS
 from vtr_vllm.search.conversion import Conversion, Converter, Row, checked
 from vtr_vllm.search.llava import find_image, read_entries, read_row, read_turns
@@ -41,8 +40,8 @@ def from_llava(
     """Convert a LLaVA-style JSON list: the first question about each picture and its answer.
 
     ``every_turn``: that and all later ones, each with what was said before it. ``image_root`` is the
-    folder that the entries' image paths are relative to; the items refer to these files. Raises CalibrationError for a file of another form, an unknown metric, or
-    when no entry can be used.
+    folder that the entries' image paths are relative to; the items refer to these files. Raises
+    CalibrationError for a file of another form, an unknown metric, or when no entry can be used.
     """
     _check_name(metric)
     conversion = Converter(out, path)
@@ -116,14 +115,14 @@ def from_demo(split: str, count: int, out: Path) -> Conversion:
                 drawn = sample(split, index)
                 image = f"{folder}/{name}.png"
                 row = {"image": image, **_asked(drawn.question, drawn.answer), "kind": drawn.kind}
-                conversion.add(name, row, {image: _png(drawn.image)})
+                conversion.add(name, row, {image: encode_png(drawn.image)})
         except ValueError as err:
             raise CalibrationError(str(err)) from err
     return conversion.write()
 
 
 def _add_conversation(conversion: Converter, drawn: Conversation, name: str, folder: str) -> None:
-    encoded = [_png(Image.fromarray(scene.pixels)) for scene in drawn.scenes]
+    encoded = [encode_png(Image.fromarray(scene.pixels)) for scene in drawn.scenes]
     images: dict[str, bytes] = {}
     history: list[Row] = []
     for number, turn in enumerate(drawn.turns, 1):
@@ -142,12 +141,6 @@ def _add_conversation(conversion: Converter, drawn: Conversation, name: str, fol
 
 def _asked(question: str, answer: str) -> Row:
     return {"question": question, "answers": [answer], "metric": "exact_match"}
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _relative(file: Path, out: Path) -> str:

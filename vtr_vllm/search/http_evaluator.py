@@ -9,13 +9,13 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
-from io import BytesIO
 from typing import Any
 
 import httpx
 from PIL import Image
 
 from vtr_vllm.errors import EvaluationFailed
+from vtr_vllm.image_files import encode_png
 from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan, see_no_question
 from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, GeneratedToken, Task, messages
 from vtr_vllm.search.calibration import Item, data_uri
@@ -125,19 +125,13 @@ def _image_uris(task: Task) -> list[str]:
     scale = task.candidate.image_scale
     if scale == 1.0:
         return task.item.data_uris()
-    return [data_uri(_png(scaled(image, scale))) for image in task.item.load_images()]
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, "PNG")
-    return buffer.getvalue()
+    return [data_uri(encode_png(scaled(image, scale))) for image in task.item.load_images()]
 
 
 def _probe_item() -> Item:
     return Item(
         id="probe",
-        image=_png(Image.new("RGB", (32, 32), "gray")),
+        image=encode_png(Image.new("RGB", (32, 32), "gray")),
         question="What is this?",
         answers=("",),
         metric="exact_match",

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +56,7 @@ def read_row(entry: Mapping[str, Any], metric: str) -> Row:
     """Question and answer about the picture, what a system turn says before it."""
     system, pairs, about = _read_pairs(entry)
     asked, answer = pairs[about]
-    return checked(_question(asked, system), [answer.strip()], metric)
+    return checked(_question(asked, system), [answer], metric)
 
 
 def read_turns(entry: Mapping[str, Any], image: str, metric: str) -> list[Row]:
@@ -72,15 +71,18 @@ def read_turns(entry: Mapping[str, Any], image: str, metric: str) -> list[Row]:
         turn: Row = {"image": image} if number == about else {}
         turn["question"] = _question(asked, None if number else system)
         if number >= about:
-            row = turn | checked(turn["question"], [answer.strip()], metric)
+            row = turn | checked(turn["question"], [answer], metric)
             row["kind"] = f"turn {number + 1}"
             rows.append(row | {"history": list(history)} if history else row)
-        history.append(turn | {"answer": answer.strip()})
+        history.append(turn | {"answer": answer})
     return rows
 
 
 def _read_pairs(entry: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, str]], int]:
-    """What a system turn says, what was asked and answered, and which question is about the picture."""
+    """What a system turn says, what was asked and answered, and which question is about the picture.
+
+    A question that got no answer is none of them.
+    """
     turns = entry.get("conversations")
     if not isinstance(turns, list) or not turns:
         raise CalibrationError("no question of a human with an answer")
@@ -92,11 +94,12 @@ def _read_pairs(entry: Mapping[str, Any]) -> tuple[str | None, list[tuple[str, s
     if sum(text.count(_IMAGE) for text, _ in asked) > 1:
         raise CalibrationError("several images")
     # without a mark the picture belongs to the first question
-    about = next((number for number, (text, _) in enumerate(asked) if _IMAGE in text), 0)
-    pairs = list(takewhile(lambda pair: pair[1] is not None, asked))
-    if about >= len(pairs):
+    first = next((number for number, (text, _) in enumerate(asked) if _IMAGE in text), 0)
+    if first >= len(asked) or asked[first][1] is None:
         raise CalibrationError("no question of a human with an answer")
-    return _said(turns[0], "system"), [(text, str(answer)) for text, answer in pairs], about
+    pairs = [(text, answer.strip()) for text, answer in asked if answer is not None]
+    about = sum(answer is not None for _, answer in asked[:first])
+    return _said(turns[0], "system"), pairs, about
 
 
 def _question(asked: str, system: str | None) -> str:

@@ -78,7 +78,8 @@ def ask(page: Page, button: str = "Ask") -> list[Told]:
     """Press a button that asks, and wait for both answers: at full budget, and at the chosen one."""
     page.evaluate(LISTEN)
     page.get_by_role("button", name=button, exact=True).press("Enter")
-    expect(page.locator("#progress")).to_contain_text("Asking")
+    # Both were sent: what the page says of its progress is no longer of an earlier question.
+    page.wait_for_function("window.heard.length === 2")
     expect(page.locator("#progress")).to_contain_text("Done")
     answers = page.evaluate("Promise.all(window.heard)")
     assert len(answers) == 2

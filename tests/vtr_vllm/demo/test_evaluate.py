@@ -1,14 +1,16 @@
 """The packaged checkpoint in plain transformers: it loads, fits its description, answers."""
 
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
 
-from vtr_vllm.demo import CHECKPOINT, prompt, sample
+from vtr_vllm.demo import CHECKPOINT, conversation, prompt, sample
 from vtr_vllm.demo.evaluate import (
     answers,
+    asked_turns,
     by_length,
     exact_match,
     keep_none,
@@ -17,6 +19,7 @@ from vtr_vllm.demo.evaluate import (
     load,
     prepare,
     score,
+    talk_match,
 )
 
 SAMPLES = [sample("test", i) for i in range(50)]
@@ -52,6 +55,19 @@ def test_the_processor_expands_the_placeholder_to_every_vision_token() -> None:
 
 def test_it_answers_unseen_samples() -> None:
     assert exact_match(*loaded(), SAMPLES)["all"] >= 0.9
+
+
+def test_every_turn_is_asked_with_what_was_said_before() -> None:
+    asked = list(asked_turns("test-talk", 6))
+    turns = [turn for i in range(6) for turn in conversation("test-talk", i).turns]
+    assert [one.answer for one in asked] == [turn.question.answer for turn in turns]
+    for before, one in pairwise(asked):
+        if one.turn != "turn 1":
+            assert one.text.startswith(f"{before.text} {before.answer}</s>USER: ")
+        assert one.text.count("<image>") == len(one.images)
+    scores = talk_match(*loaded(), "test-talk", 6)
+    assert scores["turn 1"] >= 0.8
+    assert scores.keys() == {"all", *(one.turn for one in asked)}
 
 
 def test_it_says_one_word_and_stops() -> None:

@@ -99,6 +99,15 @@ def test_llava_every_turn_is_asked_with_what_was_said(llava):
     assert (alone.history, last.question) == ((), "Sure?")
 
 
+@pytest.mark.parametrize("every_turn", [True, False])
+def test_llava_an_unanswered_question_before_the_picture_is_nothing_said(llava, every_turn):
+    told = [{"from": "human", "value": "Hello?"}, *turns("<image>\nWhat is it?", "Red")]
+    entry = {"id": "a", "image": "2.jpg", "conversations": told}
+    out, _ = llava([entry], every_turn=every_turn)
+    (item,) = Dataset.load(out).items
+    assert (item.question, item.answers, item.history) == ("What is it?", ("Red",), ())
+
+
 def test_llava_reports_every_entry_left_out(llava):
     good = turns("<image>\nWhich?", "B")
     out, report = llava(
