@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from vtr_vllm.demo import (
 from vtr_vllm.demo.batches import embed_prefix
 from vtr_vllm.demo.conversations import TURN_NAMES
 from vtr_vllm.demo.model import LAYERS, Trace, decoder_pass, normalise, vision_features
-from vtr_vllm.demo.tokenizer import EOS, FIRST_VISION, VOCABULARY, encode, question_ids
+from vtr_vllm.demo.tokenizer import EOS, FIRST_VISION, VOCABULARY, question_ids
 from vtr_vllm.demo.world import KINDS, VISION_TOKENS
 
 BATCH = 100
@@ -121,19 +121,24 @@ def asked_turns(split: str, count: int) -> Iterator[Asked]:
             said = f"{asked} {turn.question.answer}{EOS}"
 
 
-def talk_match(model: Any, processor: Any, split: str, count: int) -> Scores:
-    """Return the exact match in the first ``count`` conversations, over all and per turn."""
+def alike(asked: Iterable[Asked], processor: Any) -> Iterator[list[Asked]]:
+    """Yield batches of prompts with equally many tokens and images, which need no padding."""
     groups: dict[tuple[int, int], list[Asked]] = defaultdict(list)
-    for asked in asked_turns(split, count):
-        groups[len(encode(asked.text)), len(asked.images)].append(asked)
-    right: dict[str, list[bool]] = defaultdict(list)
+    for one in asked:
+        groups[len(processor.tokenizer(one.text)["input_ids"]), len(one.images)].append(one)
     for group in groups.values():
         for start in range(0, len(group), BATCH):
-            batch = group[start : start + BATCH]
-            images = [image for asked in batch for image in asked.images]
-            found = generate(model, processor, images, [asked.text for asked in batch])
-            for asked, text in zip(batch, found, strict=True):
-                right[asked.turn].append(text == asked.answer)
+            yield group[start : start + BATCH]
+
+
+def talk_match(model: Any, processor: Any, split: str, count: int) -> Scores:
+    """Return the exact match in the first ``count`` conversations, over all and per turn."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for batch in alike(asked_turns(split, count), processor):
+        images = [image for asked in batch for image in asked.images]
+        found = generate(model, processor, images, [asked.text for asked in batch])
+        for asked, text in zip(batch, found, strict=True):
+            right[asked.turn].append(text == asked.answer)
     return summarise(right, TURN_NAMES)
 
 

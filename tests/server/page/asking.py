@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +80,9 @@ def ask(page: Page, button: str = "Ask") -> list[Told]:
     page.evaluate(LISTEN)
     page.get_by_role("button", name=button, exact=True).press("Enter")
     # Both were sent: what the page says of its progress is no longer of an earlier question.
-    page.wait_for_function("window.heard.length === 2")
+    end = time.monotonic() + 60
+    while page.evaluate("window.heard.length") < 2 and time.monotonic() < end:
+        page.wait_for_timeout(50)
     expect(page.locator("#progress")).to_contain_text("Done")
     answers = page.evaluate("Promise.all(window.heard)")
     assert len(answers) == 2

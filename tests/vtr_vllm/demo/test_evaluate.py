@@ -9,6 +9,7 @@ import torch
 
 from vtr_vllm.demo import CHECKPOINT, conversation, prompt, sample
 from vtr_vllm.demo.evaluate import (
+    alike,
     answers,
     asked_turns,
     by_length,
@@ -68,6 +69,17 @@ def test_every_turn_is_asked_with_what_was_said_before() -> None:
     scores = talk_match(*loaded(), "test-talk", 6)
     assert scores["turn 1"] >= 0.8
     assert scores.keys() == {"all", *(one.turn for one in asked)}
+
+
+def test_prompts_of_a_batch_have_equally_many_tokens() -> None:
+    tokenizer = loaded()[1].tokenizer
+    # Enough for a second turn and a third to look alike to who counts words.
+    asked = list(asked_turns("calibration-talk", 46))
+    batches = list(alike(asked, loaded()[1]))
+    assert sum(map(len, batches)) == len(asked)
+    for batch in batches:
+        assert len({len(tokenizer(one.text)["input_ids"]) for one in batch}) == 1
+        assert len({len(one.images) for one in batch}) == 1
 
 
 def test_it_says_one_word_and_stops() -> None:
