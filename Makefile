@@ -111,21 +111,23 @@ demo-model: $(READY) ## train the demo model again from nothing (long; its resul
 DEMO_SEARCH := build/demo-search
 DEMO_DATA := $(DEMO_SEARCH)/data
 
-demo-search: $(READY) $(DEMO_DATA)/calibration.jsonl ## search the demo model's schedules again (up to 40 minutes)
+demo-search: $(READY) $(DEMO_DATA)/calibration.jsonl ## search the demo model's schedules again, of both kinds (most of an hour)
 	@echo "demo-search: searching; stopped, the same command goes on"
 	$(BIN)/vtr search all --model demo --data $(DEMO_DATA)/calibration.jsonl --max-tokens 4 \
-	    --engines 2 --inner bayes --lambda 0.005 --budgets 0.75,0.5,0.375,0.25,0.1875,0.125 \
-	    --trials 24 --out $(DEMO_SEARCH) $(ARGS)
+	    --engines 2 --family both --inner bayes --lambda 0.005 \
+	    --budgets 0.75,0.5,0.375,0.25,0.1875,0.125 --trials 24 --out $(DEMO_SEARCH) $(ARGS)
 	mkdir -p vtr_vllm/demo/schedules
 	cp $(DEMO_SEARCH)/*.json vtr_vllm/demo/schedules/
 
-demo-compare: $(READY) $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl ## score what demo-search found, and the baselines, on held-out questions
+demo-compare: $(READY) $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl $(DEMO_DATA)/test-talk.jsonl ## score what demo-search found, and the baselines, on held-out questions and conversations
 	$(BIN)/vtr search compare --out $(DEMO_SEARCH) --max-tokens 4 --engines 2 \
-	    --split test=$(DEMO_DATA)/test.jsonl --split test-hard=$(DEMO_DATA)/test-hard.jsonl $(ARGS)
+	    --split test=$(DEMO_DATA)/test.jsonl --split test-hard=$(DEMO_DATA)/test-hard.jsonl \
+	    --split test-talk=$(DEMO_DATA)/test-talk.jsonl $(ARGS)
 	cp $(DEMO_SEARCH)/report/frontier.png $(DEMO_SEARCH)/report/keep-rates.png docs/assets/
 
 $(DEMO_DATA)/calibration.jsonl: COUNT := 1300
 $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl: COUNT := 1000
+$(DEMO_DATA)/test-talk.jsonl: COUNT := 500
 $(DEMO_DATA)/%.jsonl: | $(READY)
 	mkdir -p $(DEMO_DATA)
 	$(BIN)/vtr search convert demo $* $@ --count $(COUNT)

@@ -51,8 +51,9 @@ class Dummy:
     """What stands for an image in a prompt."""
     image_side: int
     """Pixels of the square images that it is shown."""
-    tower_share: float
-    """The tower's share of the prefill FLOPs, with 64 text tokens, of the model that it is like."""
+    tower_share: float | None
+    """The tower's share of the prefill FLOPs, with 64 text tokens, of the model that it is like; None: it
+    is like none (``narrow``: next to no arithmetic, ``long``: little enough for very long prompts)."""
     max_model_len: int = 1024
     gpu: bool = False
     """Too large for a CPU."""
@@ -63,13 +64,13 @@ class Dummy:
         return f"USER: {self.image_prompt}\n{QUESTION} ASSISTANT:"
 
 
-def _llava(shape: TinyShape, gpu: bool = False) -> Dummy:
-    """LLaVA-1.5: one image size, 576 vision tokens."""
+def _llava(shape: TinyShape, gpu: bool = False, tower_share: float | None = 0.041) -> Dummy:
+    """LLaVA-1.5: one image size, 576 vision tokens of 336 pixels."""
     return Dummy(
         write=lambda folder, dtype: write_model_files(folder, shape, dtype),
         image_prompt="<image>",
         image_side=shape.image,
-        tower_share=0.041,
+        tower_share=tower_share,
         gpu=gpu,
     )
 
@@ -136,6 +137,7 @@ def _qwen(
     whole: tuple[int, ...],
     mrope: tuple[int, int, int],
     gpu: bool = False,
+    tower_share: float | None = 0.278,
 ) -> Dummy:
     """Qwen2.5-VL shown 896 by 896 pixels: 1,024 vision tokens."""
 
@@ -179,7 +181,7 @@ def _qwen(
         ).save_pretrained(folder)
 
     image = "<|vision_start|><|image_pad|><|vision_end|>"
-    return Dummy(write, image, 896, 0.278, max_model_len=2048, gpu=gpu)
+    return Dummy(write, image, 896, tower_share, max_model_len=2048, gpu=gpu)
 
 
 def _text(decoder: ModelGeometry) -> dict[str, object]:
@@ -190,7 +192,7 @@ def _text(decoder: ModelGeometry) -> dict[str, object]:
         "num_attention_heads": decoder.heads,
         "num_key_value_heads": decoder.kv_heads,
         "vocab_size": VOCABULARY,
-        "max_position_embeddings": 4096,
+        "max_position_embeddings": 32768,
         "tie_word_embeddings": False,
     }
 
@@ -206,9 +208,36 @@ DUMMIES = {
     "llava": _llava(
         replace(HALF_B, tower_layers=2, tower_hidden=1024, tower_heads=16, tower_mlp=5120)
     ),
+    "narrow": _llava(
+        replace(
+            HALF_B,
+            layers=32,
+            hidden=64,
+            heads=2,
+            kv_heads=2,
+            head_dim=32,
+            mlp=128,
+            image=112,
+            tower_layers=2,
+            tower_hidden=64,
+            tower_heads=2,
+            tower_mlp=128,
+        ),
+        tower_share=None,
+    ),
     "internvl2": _internvl(SMALL, width=1024, mlp=6144, depth=1, heads=16),
     "qwen2.5-vl": _qwen(
         SMALL, width=1024, mlp=4288, depth=2, heads=16, whole=(), mrope=(8, 12, 12)
+    ),
+    "long": _qwen(
+        ModelGeometry(12, 512, 2048, 8, 2, 64),
+        width=256,
+        mlp=1024,
+        depth=1,
+        heads=4,
+        whole=(),
+        mrope=(8, 12, 12),
+        tower_share=None,
     ),
     "llava-7b": _llava(
         TinyShape(

@@ -27,6 +27,11 @@ FORMS = ("talk", "images", "questions")
 its own; other questions about the first image, each by itself."""
 
 
+LONG_FORMS = ("video", "images")
+FRAME_SIDE = 504
+"""Pixels of a frame: 324 vision tokens of two frames."""
+
+
 WORDS = ("left", "right", "above", "below", "near", "far", "red", "blue")
 
 
@@ -89,7 +94,7 @@ class Shape:
 
 
 NAMES = ("demo", *DUMMIES)
-ON_A_CPU = ("demo", *(name for name, dummy in DUMMIES.items() if not dummy.gpu))
+ON_A_CPU = ("demo", *(n for n, dummy in DUMMIES.items() if dummy.tower_share and not dummy.gpu))
 
 
 def default_dtype() -> str:
@@ -166,3 +171,34 @@ def follow_up(
         "prompt": f"{request['prompt']}{answer}{asked}",
         "multi_modal_data": {"image": images},
     }
+
+
+def make_long_request(name: str, form: str, count: int, index: int) -> dict[str, Any]:
+    """Return a prompt of one of ``LONG_FORMS``: ``count`` temporal patches of a video, or images."""
+    dummy, rng = DUMMIES[name], np.random.default_rng(1_000_003 * index + len(form))
+    if form == "images":
+        size = (count, dummy.image_side, dummy.image_side, 3)
+        images = [Image.fromarray(pixels) for pixels in rng.integers(0, 256, size, dtype=np.uint8)]
+        prompt = dummy.prompt.replace(dummy.image_prompt, dummy.image_prompt * count)
+        return {"prompt": prompt, "multi_modal_data": {"image": images}}
+    frames = rng.integers(0, 256, (2 * count, FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)
+    prompt = dummy.prompt.replace("image_pad", "video_pad")
+    facts = {
+        "fps": 2.0,
+        "duration": float(count),
+        "total_num_frames": len(frames),
+        "frames_indices": list(range(len(frames))),
+        "video_backend": "opencv",
+        "do_sample_frames": False,
+    }
+    return {"prompt": prompt, "multi_modal_data": {"video": [(frames, facts)]}}
+
+
+def long_request_cost(shape: Shape, form: str, count: int) -> tuple[int, int]:
+    """Return (vision tokens, multiply-adds of the tower) of a prompt of ``make_long_request``."""
+    side = shape.image_side if form == "images" else FRAME_SIDE
+    config = shape.config
+    return (
+        count * towers.vision_tokens(config, side),
+        count * towers.tower_flops(config, side),
+    )

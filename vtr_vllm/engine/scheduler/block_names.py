@@ -91,6 +91,13 @@ class BlockNames(list[BlockHash]):
         found |= {end for end in ends if not self.reduced.splits(end)}
         return sorted(found, reverse=True)
 
+    def next_mark(self, position: int) -> int:
+        """The first position behind ``position`` at which a last block may be named."""
+        size, done = self._hash_block_size, self.reduced.parts_done(position)
+        block_end = (position // size + 1) * size
+        parts = self.reduced.parts
+        return min(block_end, parts[done].end) if done < len(parts) else block_end
+
 
 def signature(extra_args: Mapping[str, Any]) -> Hashable:
     """What names a schedule: two that keep other tokens of any prompt never have the same."""

@@ -4,7 +4,9 @@ vLLM lets a plugin register a KV-cache spec with a manager of its own
 (``vllm.v1.kv_cache_spec_registry``).
 """
 
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
@@ -23,6 +25,16 @@ from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import ReducedRequest
 
 
+@dataclass
+class Idle:
+    """By running request, for how long none of its bands has anything to do (``idle_bands``)."""
+
+    room: dict[str, int] = field(default_factory=dict)
+    """Positions that the blocks of every band hold."""
+    unnamed: dict[str, int] = field(default_factory=dict)
+    """The first position at which a band has another block to register."""
+
+
 class BandManager(FullAttentionManager):
     """Gives a reduced request the blocks of what the band keeps; others as in stock vLLM."""
 
@@ -32,13 +44,21 @@ class BandManager(FullAttentionManager):
     """The managers of all bands, this one included."""
     first_layer: int
     """What it keeps is what the band stores."""
+    idle: Idle
+    """Of all bands together."""
     fresh: set[int]
     """Blocks that were named in this step: what they hold is computed when it runs."""
 
-    def bind(self, reduced: Mapping[str, ReducedRequest], bands: Sequence["BandManager"]) -> None:
+    def bind(
+        self,
+        reduced: Mapping[str, ReducedRequest],
+        bands: Sequence["BandManager"],
+        idle: Idle,
+    ) -> None:
         assert isinstance(self.kv_cache_spec, BandSpec)
         self.reduced = reduced
         self.bands = bands
+        self.idle = idle
         self.first_layer = self.kv_cache_spec.first_layer
         self.fresh = set()
 
@@ -53,10 +73,28 @@ class BandManager(FullAttentionManager):
             num_tokens if request is None else request.stored_tokens(num_tokens, self.first_layer)
         )
 
-    def _has_room(self, request_id: str, stored: int) -> bool:
-        """Whether the request's blocks hold ``stored`` tokens: in most steps, of most requests.
+    def room(self, request_id: str) -> int:
+        """Positions of the request that its blocks hold."""
+        stored = len(self.req_to_blocks[request_id]) * self.block_size
+        request = self.reduced.get(request_id)
+        return stored if request is None else request.reached_with(stored, self.first_layer)
 
-        The three methods below are asked for each running request, of each band, in each step. Where
+    def next_full(self, request_id: str) -> int:
+        """The first position at which another block of the request is to be registered; 0: it may be any."""
+        if self.block_size != self.block_pool.hash_block_size:
+            return 0
+        stored = (self.num_cached_block.get(request_id, 0) + 1) * self.block_size
+        request = self.reduced.get(request_id)
+        if request is None:
+            return stored
+        if request.is_local:
+            return request.filled_at(stored, self.first_layer)
+        return stored if stored <= request.first_vision else sys.maxsize
+
+    def _has_room(self, request_id: str, stored: int) -> bool:
+        """Whether the request's blocks hold ``stored`` tokens.
+
+        The three methods below are asked of each band where one of them has something to do. Where
         vLLM's would come to nothing in the end, they say so at once.
         """
         held = self.req_to_blocks.get(request_id)
@@ -181,6 +219,8 @@ class BandManager(FullAttentionManager):
         every group, so an eviction that takes one group's head first leaves the others' blocks of
         no use. In order of position the tail goes first in every band, as in a model of one group.
         """
+        self.idle.room.pop(request_id, None)
+        self.idle.unnamed.pop(request_id, None)
         of_bands = [super(BandManager, band).pop_blocks_for_free(request_id) for band in self.bands]
         return [
             block for position in zip_longest(*of_bands) for block in position if block is not None
@@ -202,8 +242,9 @@ def bind_bands(
             "the scheduler's process did not load VTR's plugin, so vLLM manages its"
             " KV bands as ordinary groups; name vtr in VLLM_PLUGINS, or unset it"
         )
+    idle = Idle()
     for band in bands:
-        band.bind(reduced, bands)
+        band.bind(reduced, bands, idle)
     return bands
 
 

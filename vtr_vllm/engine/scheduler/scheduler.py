@@ -15,6 +15,7 @@ from vtr_vllm.engine.common.config import SCHEDULER_CLS, LayerBands
 from vtr_vllm.engine.common.request_view import read_request
 from vtr_vllm.engine.scheduler import kv_usage
 from vtr_vllm.engine.scheduler.block_names import BlockNames, signature
+from vtr_vllm.engine.scheduler.idle_bands import skip_idle_bands
 from vtr_vllm.engine.scheduler.kv_bands import bind_bands
 from vtr_vllm.engine.scheduler.local_hits import follow_local_requests
 from vtr_vllm.errors import ConfigurationError
@@ -32,7 +33,9 @@ class Scheduler(AsyncScheduler):
         self._layer_bands = LayerBands.of(self.vllm_config)
         self.reduced: dict[str, ReducedRequest] = {}
         coordinator = self.kv_cache_manager.coordinator
-        follow_local_requests(coordinator, bind_bands(coordinator, self.reduced))
+        bands = bind_bands(coordinator, self.reduced)
+        follow_local_requests(coordinator, bands)
+        skip_idle_bands(self.kv_cache_manager, bands)
         self._hash_function = get_hash_fn_by_name(
             self.vllm_config.cache_config.prefix_caching_hash_algo
         )

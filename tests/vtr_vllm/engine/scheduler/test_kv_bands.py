@@ -23,7 +23,7 @@ from vllm.v1.request import Request
 
 from vtr_vllm.engine.common.band_spec import BandSpec, put_into_band
 from vtr_vllm.engine.common.config import band_starts, padded_layers
-from vtr_vllm.engine.scheduler.kv_bands import BandManager, bind_bands, register_band_spec
+from vtr_vllm.engine.scheduler.kv_bands import BandManager, Idle, bind_bands, register_band_spec
 from vtr_vllm.errors import UnsupportedModel
 from vtr_vllm.reduction.request import Unit, guided_request
 from vtr_vllm.schedules import RankRule, make_plan
@@ -97,7 +97,7 @@ def manager(band, blocks=64):
         kv_cache_group_id=band,
         scheduler_block_size=4,
     )
-    made.bind({"reduced": REQUEST}, [made])
+    made.bind({"reduced": REQUEST}, [made], Idle())
     return made
 
 
@@ -157,7 +157,7 @@ def test_a_request_that_is_not_reduced_is_served_as_by_vllm(steps):
 def test_a_request_that_is_bound_later_is_seen():
     table = {}
     made = manager(1)
-    made.bind(table, [made])
+    made.bind(table, [made], Idle())
     assert made.stored_tokens("reduced", 20) == 20
     table["reduced"] = REQUEST
     assert made.stored_tokens("reduced", 20) == 15
