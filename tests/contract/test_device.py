@@ -83,6 +83,16 @@ class Layer(nn.Module):
         return hidden, hidden if residual is None else residual + hidden
 
 
+class Rest(nn.Module):
+    """The second half of a layer whose first is all of it."""
+
+    def forward(
+        self, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        assert len(positions) == len(hidden) == len(residual)
+        return hidden, residual
+
+
 @pytest.fixture
 def decoder(monkeypatch: pytest.MonkeyPatch) -> ReducibleDecoder:
     """Ours, around layers on the device."""
@@ -97,6 +107,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> ReducibleDecoder:
     made._run_layer = LayerRunner(config)
     made.layers, made.layer_names = list(layers), NAMES
     made._attention_blocks = list(layers)
+    made._halves = [(layer, Rest()) for layer in layers]
     made.attentions = [layer.attn for layer in layers]
     made._names, made._lora_rows = LayerNames(NAMES), LoRARows(None)
     made.timing, made.traces = Timing(), Traces()

@@ -100,10 +100,12 @@ class LayerRunner:
                 cause or "none was compiled",
             )
 
-    def warm_up(self, layers: Sequence[nn.Module]) -> None:
+    def warm_up(
+        self, layers: Sequence[nn.Module], tails: Sequence[nn.Module] = (), width: int = 0
+    ) -> None:
         """Compile, once for all layers that are alike, by running each on empty rows.
 
-        Call outside a forward pass, on all tensor-parallel ranks alike. Raises ConfigurationError
+        ``tails`` are the second halves of layers, which take [rows, ``width``]. Call outside a forward pass, on all tensor-parallel ranks alike. Raises ConfigurationError
         when a layer cannot be compiled.
         """
         if self._compiled is None:
@@ -118,27 +120,32 @@ class LayerRunner:
                 ir.enable_torch_wrap(False),
                 torch._dynamo.config.patch(recompile_limit=_MOST_GRAPHS),
             ):
+                hidden = self._config.model_config.get_hidden_size()
                 for layer in layers:
-                    self(layer, *self._empty_rows(layer))
+                    self(layer, *self._empty_rows(layer, hidden))
+                for tail in tails:
+                    self(tail, *self._empty_rows(tail, width))
         except Exception as error:
             raise ConfigurationError(
                 f"torch.compile of the decoder layers failed with {type(error).__name__}: {error};"
                 " start with --enforce-eager to run them uncompiled"
             ) from error
         logger.info(
-            "VTR: compiled %d decoder layers as %d graphs in %.1f s",
+            "VTR: compiled %d decoder layers, whole and in halves, as %d graphs in %.1f s",
             len(layers),
             counters["stats"]["unique_graphs"] - graphs,
             time.monotonic() - begun,
         )
 
-    def _empty_rows(self, layer: nn.Module) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def _empty_rows(
+        self, layer: nn.Module, width: int
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         model = self._config.model_config
         device = next(layer.parameters()).device
         shape = (3, _ROWS) if model.uses_mrope else (_ROWS,)
         positions = torch.zeros(shape, dtype=torch.int64, device=device)
-        hidden = torch.zeros(_ROWS, model.get_hidden_size(), dtype=model.dtype, device=device)
-        residual = torch.zeros_like(hidden)
+        hidden = torch.zeros(_ROWS, width, dtype=model.dtype, device=device)
+        residual = hidden.new_zeros(_ROWS, model.get_hidden_size())
         for rows, dim in ((positions, positions.ndim - 1), (hidden, 0), (residual, 0)):
             torch._dynamo.mark_dynamic(rows, dim)
         return positions, hidden, residual

@@ -18,6 +18,7 @@ from vllm.sequence import IntermediateTensors
 from vtr_vllm.engine.common.supported_models import SUPPORTED_DECODERS
 from vtr_vllm.engine.worker.attention import Step, padded
 from vtr_vllm.engine.worker.compiled import LayerRunner
+from vtr_vllm.engine.worker.layer_halves import halves_of
 from vtr_vllm.engine.worker.layer_names import LayerNames
 from vtr_vllm.engine.worker.lora import LoRARows
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
@@ -25,6 +26,8 @@ from vtr_vllm.engine.worker.scoring import Scorer, chosen_by_first_rank
 from vtr_vllm.engine.worker.timing import Timing
 from vtr_vllm.engine.worker.trace import Traces
 from vtr_vllm.errors import UnsupportedModel
+from vtr_vllm.ranking import Need
+from vtr_vllm.reduction.batch import BatchPlan, RequestCut
 from vtr_vllm.reduction.gather import Rows, restore
 
 
@@ -41,6 +44,8 @@ class ReducibleDecoder:
         self._names = LayerNames(self.layer_names)
         self.timing = Timing()
         self.traces = Traces()
+        self._halves: list[tuple[nn.Module, nn.Module]] = []
+        """By layer: up to attention, and behind it."""
         self._prefix_keys: PrefixKeys | None = None
         self._lora_rows = LoRARows(None)
 
@@ -49,7 +54,10 @@ class ReducibleDecoder:
 
         Raises ConfigurationError when the layers cannot be compiled, and are to be.
         """
-        self._run_layer.warm_up(self.layers)
+        self._halves = [halves_of(layer) for layer in self.layers]
+        heads, tails = zip(*self._halves, strict=True)
+        given = self.attentions[0].num_heads * self.attentions[0].head_size_v
+        self._run_layer.warm_up([*self.layers, *heads], tails, given)
         self._prefix_keys = PrefixKeys(self.attentions[0], block_size)
         self._lora_rows = LoRARows.of(self.layers)
 
@@ -89,35 +97,47 @@ class ReducibleDecoder:
         # Copies: layers may write over their input, and compiled ones take no part of a buffer.
         hidden = embeddings[: plan.num_rows].clone()
         rows = Rows(plan, hidden.device, positions)
-        positions = rows.positions
-        residual: torch.Tensor | None = None
+        stream = _Stream(rows.positions, hidden)
         scorer = Scorer(step, self._attention_blocks, self._prefix_keys, embeddings, cls_attention)
         self.timing.begin_step(hidden.device)
         self._lora_rows.begin_step(plan)
-        rank_layers = plan.rank_layers
+        rank_layers, inside = plan.rank_layers, cuts_inside_layers(plan)
         for index, layer in enumerate(self.layers):
             self._names.enter(index, step)
-            if members := plan.cuts.get(index):
-                with self.timing.spent("rank"):
-                    stream = _Stream(hidden, residual)
-                    scores = scorer.score_all(members, rows, index - 1, stream.at)
-                with self.timing.spent("gather"):
-                    chosen = rows.cut(members, scores, chosen_by_first_rank)
-                    positions = rows.positions
-                    hidden = hidden.index_select(0, chosen)
-                    residual = residual.index_select(0, chosen) if residual is not None else None
-                    self._lora_rows.cut(index)
-                self.traces.note(members, rows.vision)
+            if index in plan.cuts and index not in inside:
+                self._cut(index, plan.cuts[index], rows, scorer, stream)
+            halves = self._halves[index] if index + 1 in inside else (layer,)
             watched = self._watched(index, scorer) if index in rank_layers else nullcontext()
             with watched:
-                hidden, residual = self._run_layer(layer, positions, hidden, residual)
+                stream.run(self._run_layer, halves[0])
+            for rest in halves[1:]:
+                self._cut(index + 1, plan.cuts[index + 1], rows, scorer, stream)
+                stream.run(self._run_layer, rest)
             if index < len(deepstack):
-                hidden = hidden + deepstack[f"deepstack_input_embeds_{index}"][rows.original]
+                more = deepstack[f"deepstack_input_embeds_{index}"]
+                stream.hidden = stream.hidden + more[rows.original]
         self.traces.end_step()
         self._lora_rows.end_step()
-        hidden, _ = self._decoder.norm(hidden, residual)
+        hidden, _ = self._decoder.norm(stream.hidden, stream.residual)
         with self.timing.spent("gather"):
             return restore(rows, hidden, len(embeddings))
+
+    def _cut(
+        self,
+        index: int,
+        members: tuple[RequestCut, ...],
+        rows: Rows,
+        scorer: Scorer,
+        stream: "_Stream",
+    ) -> None:
+        """The cut before layer ``index``: at its beginning, or behind the attention of the one before."""
+        with self.timing.spent("rank"):
+            scores = scorer.score_all(members, rows, index - 1, stream.at)
+        with self.timing.spent("gather"):
+            chosen = rows.cut(members, scores, chosen_by_first_rank)
+            stream.take(chosen, rows.positions)
+            self._lora_rows.cut(index)
+        self.traces.note(members, rows.vision)
 
     @contextmanager
     def _watched(self, layer: int, scorer: Scorer) -> Iterator[None]:
@@ -143,17 +163,44 @@ class ReducibleDecoder:
             del backend.forward
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Stream:
-    """The residual stream between two layers."""
+    """What goes from layer to layer."""
 
+    positions: torch.Tensor
+    """[..., rows]"""
     hidden: torch.Tensor
-    residual: torch.Tensor | None
+    """[rows, hidden]; inside of a layer what its attention gave [rows, heads * head_dim]."""
+    residual: torch.Tensor | None = None
+    """[rows, hidden]; None before the first layer."""
+
+    def run(self, run_layer: LayerRunner, layer: nn.Module) -> None:
+        self.hidden, self.residual = run_layer(layer, self.positions, self.hidden, self.residual)
+
+    def take(self, rows: torch.Tensor, positions: torch.Tensor) -> None:
+        """Go on with ``rows`` alone, whose ``positions`` are given."""
+        self.positions = positions
+        self.hidden = self.hidden.index_select(0, rows)
+        if self.residual is not None:
+            self.residual = self.residual.index_select(0, rows)
 
     def at(self, rows: torch.Tensor | slice) -> torch.Tensor:
+        """[rows, hidden] of the residual stream between two layers."""
         if self.residual is None:
             return self.hidden[rows]
         return self.hidden[rows] + self.residual[rows]
+
+
+def cuts_inside_layers(plan: BatchPlan) -> frozenset[int]:
+    """The cuts that can be made behind the attention of the layer before.
+
+    All but those before the first layer, and those whose rules look at what comes out of that layer.
+    """
+    return frozenset(
+        layer
+        for layer, members in plan.cuts.items()
+        if layer > 0 and not any(Need.STATES in member.rule.needs for member in members)
+    )
 
 
 def unquantised(query: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor) -> torch.Tensor:
