@@ -48,6 +48,7 @@ class Session:
             "concurrency": self.options.concurrency,
             "output_tokens": self.options.tokens,
             "turns": self.options.turns,
+            "take_turns": self.options.take_turns,
         }
         self.next_image += self.options.conversations
         self.pairs += 1
@@ -77,7 +78,16 @@ def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
 
     def arm(name: str) -> Arm:
         log = logs / f"{name}.log"
-        return Arm(name, shape, options.eager, log, options.threads, "benchmarks.talker")
+        settings = {"num_gpu_blocks_override": blocks(shape, name, options.kv_mib << 20)}
+        return Arm(
+            name,
+            shape,
+            options.eager,
+            log,
+            options.threads,
+            "benchmarks.talker",
+            settings if options.kv_mib else {},
+        )
 
     with arm("stock") as stock, arm("vtr") as vtr:
         session = Session(shape, stock, vtr, options)
@@ -91,6 +101,18 @@ def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
                 walls = ", ".join(f"{arm} {pair[arm]['wall_s']:.2f} s" for arm in ("stock", "vtr"))
                 say(f"round {number + 1} {kind} {budget}: {walls}")
     return list(results["pairs"])
+
+
+def blocks(shape: Shape, arm: str, kv_bytes: int) -> int:
+    """Return how many KV blocks an arm has in ``kv_bytes``: one holds the layers of a group of it."""
+    from vtr_vllm.engine.common.config import band_starts  # vLLM behind it
+
+    geometry = shape.geometry
+    bands = len(band_starts(geometry.layers, None)) if arm == "vtr" else 1
+    layers = -(-geometry.layers // bands)
+    tokens = int(str(shape.engine_args(True)["block_size"]))
+    width = 2 if shape.dtype == "bfloat16" else 4
+    return kv_bytes // (2 * layers * tokens * geometry.kv_heads * geometry.head_dim * width)
 
 
 def table(pairs: list[Pair]) -> str:
@@ -168,6 +190,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--conversations", type=int, default=2, help="in each arm of each pair")
     parser.add_argument("--concurrency", type=int, default=1, help="of them at the same time")
+    parser.add_argument(
+        "--take-turns", action="store_true", help="a turn comes once all conversations had the last"
+    )
+    parser.add_argument("--kv-mib", type=int, default=0, help="of KV cache; 0: vLLM's own choice")
     parser.add_argument("--tokens", type=int, default=16, help="output tokens of a turn")
     parser.add_argument("--threads", type=int, help="CPU threads of each engine; default all cores")
     parser.add_argument("--dtype", help="default bfloat16; float32 on a CPU without AVX-512 BF16")

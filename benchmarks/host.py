@@ -48,7 +48,7 @@ class Case:
 
 CASES = (
     *(Case("decode", running, image=False) for running in (1, 32, 256)),
-    *(Case("decode", running, budget) for budget in (1.0, 0.25) for running in (1, 32, 256)),
+    *(Case("decode", running, budget) for budget in (1.0, 0.25) for running in (1, 32)),
     *(Case("prefill", running, budget) for budget in (1.0, 0.25) for running in (1, 8)),
 )
 Found = dict[str, dict[str, dict[str, Any]]]
@@ -56,7 +56,7 @@ Found = dict[str, dict[str, dict[str, Any]]]
 
 
 def run(options: argparse.Namespace) -> list[Found]:
-    """Measure every case in every round, stock and VTR in turn."""
+    """Measure every case in every round, stock and VTR in turn; the file is written anew after each."""
     logs = Path(tempfile.mkdtemp(prefix="vtr-host-"))
     rounds: list[Found] = []
     with tempfile.TemporaryDirectory(prefix="vtr-host-models-") as scratch:
@@ -78,6 +78,9 @@ def run(options: argparse.Namespace) -> list[Found]:
                         found.setdefault(case.name, {})[each.name] = made
                 if number:  # the first meets every shape for the first time
                     rounds.append(found)
+                    results = {"meta": machine(), "rounds": rounds}
+                    options.out.parent.mkdir(parents=True, exist_ok=True)
+                    options.out.write_text(json.dumps(results, indent=1) + "\n")
                     say(f"round {number} of {options.rounds}")
     return rounds
 
@@ -118,10 +121,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON and Markdown."""
     options = parse(arguments)
-    rounds = run(options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"meta": machine(), "rounds": rounds}, indent=1) + "\n")
-    text = table(rounds)
+    text = table(run(options))
     options.out.with_suffix(".md").write_text(text + "\n")
     print(text)
 

@@ -27,9 +27,11 @@ FORMS = ("talk", "images", "questions")
 its own; other questions about the first image, each by itself."""
 
 
-LONG_FORMS = ("video", "images")
+LONG_FORMS = ("videos", "images")
 FRAME_SIDE = 504
 """Pixels of a frame: 324 vision tokens of two frames."""
+CLIP = 25
+"""Temporal patches of a video, two frames each: vLLM's encoder cache takes no more in one item."""
 
 
 WORDS = ("left", "right", "above", "below", "near", "far", "red", "blue")
@@ -174,24 +176,30 @@ def follow_up(
 
 
 def make_long_request(name: str, form: str, count: int, index: int) -> dict[str, Any]:
-    """Return a prompt of one of ``LONG_FORMS``: ``count`` temporal patches of a video, or images."""
+    """Return a prompt of one of ``LONG_FORMS``: ``count`` temporal patches of videos, or images."""
     dummy, rng = DUMMIES[name], np.random.default_rng(1_000_003 * index + len(form))
     if form == "images":
         size = (count, dummy.image_side, dummy.image_side, 3)
         images = [Image.fromarray(pixels) for pixels in rng.integers(0, 256, size, dtype=np.uint8)]
         prompt = dummy.prompt.replace(dummy.image_prompt, dummy.image_prompt * count)
         return {"prompt": prompt, "multi_modal_data": {"image": images}}
-    frames = rng.integers(0, 256, (2 * count, FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)
-    prompt = dummy.prompt.replace("image_pad", "video_pad")
+    clips = [min(CLIP, count - first) for first in range(0, count, CLIP)]
+    video = dummy.image_prompt.replace("image_pad", "video_pad")
+    prompt = dummy.prompt.replace(dummy.image_prompt, video * len(clips))
+    return {"prompt": prompt, "multi_modal_data": {"video": [_clip(rng, n) for n in clips]}}
+
+
+def _clip(rng: np.random.Generator, patches: int) -> tuple[np.ndarray, dict[str, Any]]:
+    frames = rng.integers(0, 256, (2 * patches, FRAME_SIDE, FRAME_SIDE, 3), dtype=np.uint8)
     facts = {
         "fps": 2.0,
-        "duration": float(count),
+        "duration": float(patches),
         "total_num_frames": len(frames),
         "frames_indices": list(range(len(frames))),
         "video_backend": "opencv",
         "do_sample_frames": False,
     }
-    return {"prompt": prompt, "multi_modal_data": {"video": [(frames, facts)]}}
+    return frames, facts
 
 
 def long_request_cost(shape: Shape, form: str, count: int) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """One arm of the conversation benchmark: ``python -m benchmarks.talker``, driven by JSON lines.
 
 As ``benchmarks.worker``, but a request is a conversation: the next turn's prompt is the last one
-with its answer and a further question, sent as soon as the answer is whole.
+with its answer and a further question, sent as soon as the answer is whole, or, where conversations take
+turns, once all others have had theirs.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Talker(Worker):
         # Answers of dummy weights become text of the next prompt: let them be letters.
         letters = tokenizer.encode(string.ascii_letters, add_special_tokens=False)
         first = spec["first"]
-        waiting = deque(range(first, first + spec["requests"]))
+        waiting = range(first, first + spec["requests"])
         self.watch.peak_blocks = 0
         machine, begun = Machine(), time.perf_counter()
         talks = self._talk(waiting, spec, letters)
@@ -53,31 +54,31 @@ class Talker(Worker):
             | {"tokens": [flight.tokens for talk in talks for flight in talk.turns]}
         )
 
-    def _talk(self, waiting: deque[int], spec: dict[str, Any], letters: list[int]) -> list[Talk]:
+    def _ask(
+        self, name: str, talks: dict[str, Talk], spec: dict[str, Any], letters: list[int]
+    ) -> None:
         from vllm import SamplingParams
 
-        talks: dict[str, Talk] = {}
-        open_talks = 0
+        params = SamplingParams(
+            temperature=0.0,
+            max_tokens=spec["output_tokens"],
+            ignore_eos=True,
+            allowed_token_ids=letters,
+            extra_args=spec["wire"],
+        )
+        talk = talks[name]
+        talk.turns.append(Flight(time.perf_counter()))
+        talk.cpu.append([time.process_time()])
+        self.engine.add_request(name, talk.request, params)
 
-        def ask(name: str) -> None:
-            talk = talks[name]
-            params = SamplingParams(
-                temperature=0.0,
-                max_tokens=spec["output_tokens"],
-                ignore_eos=True,
-                allowed_token_ids=letters,
-                extra_args=spec["wire"],
-            )
-            talk.turns.append(Flight(time.perf_counter()))
-            talk.cpu.append([time.process_time()])
-            self.engine.add_request(name, talk.request, params)
-
-        while waiting or open_talks:
-            while waiting and open_talks < spec["concurrency"]:
-                index = waiting.popleft()
-                talks[f"c{index}"] = Talk(make_request(self.shape, index))
-                ask(f"c{index}")
-                open_talks += 1
+    def _talk(self, waiting: range, spec: dict[str, Any], letters: list[int]) -> list[Talk]:
+        talks = {f"c{index}": Talk(make_request(self.shape, index)) for index in waiting}
+        ready = deque(talks)
+        running = 0
+        while ready or running:
+            while ready and running < spec["concurrency"]:
+                self._ask(ready.popleft(), talks, spec, letters)
+                running += 1
             outputs = self.engine.step()
             now, spent = time.perf_counter(), time.process_time()
             for output in outputs:
@@ -88,6 +89,7 @@ class Talker(Worker):
                 talk.cpu[-1] = [*talk.cpu[-1][:2], spent]
                 if not output.finished:
                     continue
+                running -= 1
                 talk.cached.append(output.num_cached_tokens or 0)
                 talk.prompts.append(len(output.prompt_token_ids))
                 if len(talk.turns) < spec["turns"]:
@@ -95,9 +97,8 @@ class Talker(Worker):
                     talk.request = follow_up(
                         self.shape, spec["form"], talk.request, answer.text, index, turn
                     )
-                    ask(output.request_id)
-                else:
-                    open_talks -= 1
+                    add = ready.append if spec["take_turns"] else ready.appendleft
+                    add(output.request_id)
         return list(talks.values())
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.conversation import break_even, evens, table
-from benchmarks.shapes import follow_up, make_request
+from benchmarks.conversation import blocks, break_even, evens, table
+from benchmarks.shapes import follow_up, make_request, make_shape
 
 
 def arm(first: float, later: float) -> dict[str, Any]:
@@ -65,3 +66,10 @@ def test_what_follows_a_first_question() -> None:
     others = {follow_up("half-b", "questions", first, "x", 3, turn)["prompt"] for turn in (1, 2)}
     assert len(others) == 2
     assert all(text.startswith(first["prompt"]) and "red" not in text for text in others)
+
+
+def test_a_cache_of_some_bytes_has_more_blocks_where_they_hold_fewer_layers(tmp_path: Path) -> None:
+    shape = make_shape("half-b", tmp_path, None, has_gpu=False, dtype="float32")
+    # 24 layers of 32 tokens, keys and values of 2 heads of 64; VTR's six bands have 4 layers each
+    assert blocks(shape, "stock", 48 << 20) == (48 << 20) // (2 * 24 * 32 * 2 * 64 * 4) == 64
+    assert blocks(shape, "vtr", 48 << 20) == 6 * 64

@@ -21,7 +21,7 @@ def test_flops_of_short_prompts_fall_with_rows_and_of_long_ones_with_their_squar
     assert share_of_flops(WIDE, 100, 50, 1.0, 7) == 1.0
 
 
-@pytest.mark.parametrize(("form", "count"), [("images", 2), ("video", 3)])
+@pytest.mark.parametrize(("form", "count"), [("images", 2), ("videos", 3), ("videos", 26)])
 def test_prompts_have_the_vision_tokens_that_they_are_said_to(
     form: str, count: int, tmp_path: Path
 ) -> None:
@@ -29,9 +29,9 @@ def test_prompts_have_the_vision_tokens_that_they_are_said_to(
     processor = AutoProcessor.from_pretrained(shape.model)
     request = make_long_request("long", form, count, 0)
     data = request["multi_modal_data"]
-    if form == "video":
-        [(frames, _)] = data["video"]
-        made = processor(text=request["prompt"], videos=[frames], return_tensors="pt")
+    if form == "videos":
+        clips = [frames for frames, _ in data["video"]]
+        made = processor(text=request["prompt"], videos=clips, return_tensors="pt")
         token = shape.config["video_token_id"]
     else:
         made = processor(text=request["prompt"], images=data["image"], return_tensors="pt")
@@ -49,10 +49,10 @@ def test_the_table_has_a_row_a_form(tmp_path: Path) -> None:
         return facts | {"kv_peak_bytes": int(100 * seconds)}
 
     pairs = [
-        {"form": "video", "stock": arm(10.0, 2.0), "vtr": arm(vtr, 1.0)} for vtr in (2.0, 3.0, 4.0)
+        {"form": "videos", "stock": arm(10.0, 2.0), "vtr": arm(vtr, 1.0)} for vtr in (2.0, 3.0, 4.0)
     ]
     rows = table(shape, pairs, 0.25).splitlines()
     cells = [cell.strip() for cell in rows[2].strip("|").split("|")]
-    assert cells[:5] == ["video", "16,200", "9 / 9", "10.00 / 3.00", "0.30 [0.20, 0.40]"]
+    assert cells[:5] == ["videos", "16,200", "9 / 9", "10.00 / 3.00", "0.30 [0.20, 0.40]"]
     assert cells[7:] == ["2.00 / 1.00", "0.30"]
     assert {len(row.split("|")) for row in rows} == {len(cells) + 2}
