@@ -31,6 +31,7 @@ LARGEST = 15
 DECODE_STEPS = 8
 REPEATS = 3
 RUNNING, DRY_RUNNING = (1, 64), (1, 2)
+PREFILLS, DRY_PREFILLS = (1, 8), (1, 2)
 MOST_TRACE_BYTES = 12 << 20
 
 
@@ -180,6 +181,7 @@ def watch(
     stepper: Stepper,
     arm: str,
     budget: float,
+    prefills: tuple[int, ...],
     running: tuple[int, ...],
     out: Path | None,
 ) -> None:
@@ -191,7 +193,7 @@ def watch(
         stepper.drain()
         stepper.add(count, budget, 1)
 
-    for count in (1, 8):
+    for count in prefills:
         say(
             report,
             f"{name}, prefill of {count}",
@@ -227,14 +229,14 @@ def watch(
 def run_arm(report: Report, arm: str, options: argparse.Namespace) -> None:
     """Start one arm's engine and say where its time goes."""
     name = "demo" if options.dry_run else "llava-7b"
-    running = DRY_RUNNING if options.dry_run else RUNNING
+    prefills, running = (DRY_PREFILLS, DRY_RUNNING) if options.dry_run else (PREFILLS, RUNNING)
     budget = BUDGET if arm == "vtr" else 1.0
     with tempfile.TemporaryDirectory() as scratch:
         shape = make_shape(name, Path(scratch), None, torch.cuda.is_available())
         stepper = Stepper(shape, arm, options.dry_run, options.fast_start)
         stepper.add(4, budget, 4)
         stepper.drain()
-        watch(report, stepper, arm, budget, running, options.out)
+        watch(report, stepper, arm, budget, prefills, running, options.out)
 
 
 def main() -> None:

@@ -4,7 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import groupby, islice, pairwise
+from operator import itemgetter
 from time import monotonic
 
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed, TimeLimitReached
@@ -21,7 +22,7 @@ BLOCK = 100
 """Items of one evaluation: a candidate is stopped, and a killed search resumes, between blocks."""
 
 TOGETHER = 16
-"""Candidates evaluated on a block in one batch, at most: what a killed search may lose."""
+"""Blocks of one candidate each in one batch, at most: what a killed search may lose."""
 
 
 @dataclass(frozen=True)
@@ -187,17 +188,22 @@ class Study:
         cost.reused += len(candidates) - len(unique) + sum(known.values())
         cost.naive_requests += len(candidates) * asked
         found: dict[Candidate, list[Outcome]] = {candidate: [] for candidate in unique}
-        alive = unique
-        for block in blocks:
-            if not alive:
-                break
-            self._run_block(stage, block, alive, cost)
-            for candidate in alive:
-                found[candidate] += self._outcomes(candidate, block)
-            if floor is not None:
-                alive = [
-                    c for c in alive if self._evaluation(c, found, asked).highest_possible >= floor
-                ]
+        alive, left = unique, list(blocks)
+        while alive and left:
+            scored = [self._evaluation(c, found, asked) for c in alive]
+            most = max(1, TOGETHER // len(alive))
+            count = most if floor is None else min(most, _blocks_it_lasts(scored, floor))
+            together, left = left[:count], left[count:]
+            self._run_blocks(stage, together, alive, cost)
+            for block in together:  # what was run of one that is given up meanwhile does not count
+                for candidate in alive:
+                    found[candidate] += self._outcomes(candidate, block)
+                if floor is not None:
+                    alive = [
+                        c
+                        for c in alive
+                        if self._evaluation(c, found, asked).highest_possible >= floor
+                    ]
         evaluations = {c: self._evaluation(c, found, asked) for c in unique}
         cost.stopped += sum(not evaluation.complete for evaluation in evaluations.values())
         return [evaluations[candidate] for candidate in candidates]
@@ -231,20 +237,21 @@ class Study:
             raise EvaluationFailed(f"candidate {candidate.key} was not evaluated")
         return [Outcome(*values) for values in measured.outcomes]
 
-    def _run_block(
-        self, stage: str, block: "_Block", candidates: Sequence[Candidate], cost: Cost
+    def _run_blocks(
+        self, stage: str, blocks: Sequence["_Block"], candidates: Sequence[Candidate], cost: Cost
     ) -> None:
         """Run what the journal does not have; what it has counts as run, once."""
-        whole = unreduced(self.geometry)
         # the unreduced answers come first: the others are compared with them
-        wanted = list(dict.fromkeys([whole, *candidates]))
-        for first in range(0, len(wanted), TOGETHER):
-            together = wanted[first : first + TOGETHER]
-            missing = [c for c in together if self._find(c, block) is None]
-            if missing:
-                self._run(stage, block, missing)
-            for candidate in together:
+        wanted = dict.fromkeys([unreduced(self.geometry), *candidates])
+        pairs = [(block, candidate) for block in blocks for candidate in wanted]
+        missing = [(block, c) for block, c in pairs if self._find(c, block) is None]
+        for first in range(0, len(missing), TOGETHER):
+            together = missing[first : first + TOGETHER]
+            self._run(stage, together)
+            for block, candidate in together:
                 self._account(candidate, block, cost)
+        for block, candidate in pairs:
+            self._account(candidate, block, cost)
 
     def _find(self, candidate: Candidate, block: "_Block") -> Measured | None:
         return self._journal.find(Key(candidate.key, block.sha256))
@@ -261,31 +268,54 @@ class Study:
         cost.room += measured.room
         self.progress.ran(len(block.items), measured.seconds)
 
-    def _run(self, stage: str, block: "_Block", candidates: list[Candidate]) -> None:
+    def _run(self, stage: str, pairs: Sequence[tuple["_Block", Candidate]]) -> None:
+        """Run pairs, of which those of one block stand together, in one batch."""
         if monotonic() >= self._until:
             raise TimeLimitReached("the time limit is reached; the same command goes on from here")
-        begun = [Begun(c, block.sha256, block.first, len(block.items)) for c in candidates]
+        begun = [Begun(c, block.sha256, block.first, len(block.items)) for block, c in pairs]
         ids = self._journal.begin(stage, begun)
-        tasks = [Task(candidate, item) for item in block.items for candidate in candidates]
+        by_block = [
+            (block, [candidate for _, candidate in group])
+            for block, group in groupby(pairs, key=itemgetter(0))
+        ]
+        tasks = [
+            Task(candidate, item)
+            for block, candidates in by_block
+            for item in block.items
+            for candidate in candidates
+        ]
         start = monotonic()
         try:
             batch = self._evaluator.run(tasks)
         except EvaluationFailed as err:
             self._journal.fail(ids, str(err))
             raise
-        share = 1 / len(candidates)
-        seconds = monotonic() - start
-        whole = unreduced(self.geometry)
+        seconds, answers = monotonic() - start, iter(batch.answers)
         measured = []
-        for index, candidate in enumerate(candidates):
-            answers = batch.answers[index :: len(candidates)]
-            kept = [_pack(answer) for answer in answers] if candidate == whole else None
-            if candidate == whole:
-                self._steps[block.sha256] = [answer.steps for answer in answers]
-            outcomes = _judge(block.items, answers, self._unreduced_steps(block))
+        for block, candidates in by_block:
+            own = list(islice(answers, len(block.items) * len(candidates)))
+            share = len(block.items) / len(tasks)
             facts = (seconds * share, batch.busy * share, batch.room * share)
-            measured.append(Measured(outcomes, kept, *facts))
+            for index, candidate in enumerate(candidates):
+                measured.append(
+                    self._measured(block, candidate, own[index :: len(candidates)], facts)
+                )
         self._journal.finish(ids, measured)
+
+    def _measured(
+        self,
+        block: "_Block",
+        candidate: Candidate,
+        answers: Sequence[Answer],
+        facts: tuple[float, float, float],
+    ) -> Measured:
+        """The outcomes of a candidate on a block; ``facts``: its seconds, busy and room."""
+        kept = None
+        if candidate == unreduced(self.geometry):
+            kept = [_pack(answer) for answer in answers]
+            self._steps[block.sha256] = [answer.steps for answer in answers]
+        outcomes = _judge(block.items, answers, self._unreduced_steps(block))
+        return Measured(outcomes, kept, *facts)
 
     def _unreduced_steps(self, block: "_Block") -> list[tuple[GeneratedToken, ...]]:
         if block.sha256 not in self._steps:
@@ -298,11 +328,26 @@ class Study:
         return self._steps[block.sha256]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Block:
     first: int
     items: tuple[Item, ...]
     sha256: str
+
+
+def _blocks_it_lasts(scored: Sequence[Evaluation], floor: float) -> int:
+    """Blocks after which, at the rate so far, the first of ``scored`` can be given up; 1 or more."""
+    left = []
+    for evaluation in scored:
+        done = len(evaluation.outcomes)
+        if not done:
+            return 1
+        best = best_utility(evaluation.objective)
+        lost = best - evaluation.value
+        if lost > 0:
+            items = (best - floor) * evaluation.asked / lost
+            left.append(math.ceil((items - done) / BLOCK))
+    return max(1, min(left, default=TOGETHER))
 
 
 def _judge(

@@ -25,7 +25,7 @@ def request(draw: random.Random, host: str) -> bytes:
     """A long valid request, streamed or not, reduced or not."""
     asks = (None, {"budget": 0.5}, {"budget": 0.25, "trace": True}, {"tier": "economy"})
     more = {"stream": draw.random() < 0.7, "vtr": draw.choice(asks)}
-    body = chat_body(NAME, **more) | {"max_tokens": 200, "ignore_eos": True}
+    body = chat_body(NAME, **more) | {"max_tokens": 120, "ignore_eos": True}
     content = json.dumps(body).encode()
     head = (
         f"POST {CHAT} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"

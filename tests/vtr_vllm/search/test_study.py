@@ -248,7 +248,9 @@ def test_costs_count_reuse(make):
 def test_occupancy_is_that_of_the_batches(make):
     study = make(SimulatedEvaluator(LAYERS))
     study.evaluate("any", [WHOLE, *EVERY])
-    sizes = [(b - a) * (1 + len(EVERY)) for a, b in pairwise([0, 10, 20, 30, COUNT])]
+    sizes = [
+        (b - a) * (1 + len(EVERY)) for a, b in pairwise([0, 30, COUNT])
+    ]  # three blocks of five
     room = sum(math.ceil(size / PLACES) * PLACES for size in sizes)
     cost = study.costs["any"]
     assert cost.busy == pytest.approx(sum(sizes))
@@ -265,6 +267,33 @@ def test_candidates_run_together_but_not_too_many(make):
     assert len(evaluator.tasks) == (len(many) + 1) * BLOCK
 
 
+def test_blocks_run_together_but_not_too_many(make, monkeypatch):
+    evaluator = SimulatedEvaluator(LAYERS)
+    study = make(evaluator)
+    study.unreduced()
+    assert evaluator.runs == 1, "four blocks of one candidate"
+    study.evaluate("any", EVERY[:3])
+    assert evaluator.runs == 2, "and of three"
+    monkeypatch.setattr(study_module, "TOGETHER", 2)
+    study.evaluate("any", EVERY[3:])
+    assert evaluator.runs == 4
+
+
+@given(st.lists(candidates, min_size=1, max_size=4), st.data(), objectives)
+@settings(max_examples=30)
+def test_blocks_that_run_together_change_no_evaluation(data, asked, draw, objective):
+    """With a floor, a candidate is given up after the block after which it would be by itself."""
+    whole = in_memory(data, SimulatedEvaluator(LAYERS), objective).evaluate("any", asked)
+    floor = draw.draw(st.sampled_from([e.value for e in whole]) | st.floats(-1, 1))
+    together, one_by_one = SimulatedEvaluator(LAYERS), SimulatedEvaluator(LAYERS)
+    found = in_memory(data, together, objective).evaluate("any", asked, floor=floor)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(study_module, "_blocks_it_lasts", lambda *_: 1)
+        expected = in_memory(data, one_by_one, objective).evaluate("any", asked, floor=floor)
+    assert found == expected
+    assert together.runs <= one_by_one.runs
+
+
 def test_tasks_of_an_item_stand_together(make, data):
     """Its image is read once."""
     evaluator = SimulatedEvaluator(LAYERS)
@@ -275,7 +304,8 @@ def test_tasks_of_an_item_stand_together(make, data):
 
 
 @pytest.mark.parametrize("failing", [1, 2, 4])
-def test_a_failed_run_is_on_record_and_can_be_repeated(make, data, failing):
+def test_a_failed_run_is_on_record_and_can_be_repeated(make, data, failing, monkeypatch):
+    monkeypatch.setattr(study_module, "TOGETHER", 3)  # a run is a block
     broken = SimulatedEvaluator(LAYERS, fail_on={failing})
     study = make(broken)
     with pytest.raises(EvaluationFailed, match=f"run {failing} failed"):
@@ -290,14 +320,17 @@ def test_a_failed_run_is_on_record_and_can_be_repeated(make, data, failing):
     assert again._journal.states() == {"done": 12, "failed": 3}
 
 
-def test_the_same_study_can_go_on_after_a_failure(make, data):
+def test_the_same_study_can_go_on_after_a_failure(make, data, monkeypatch):
+    monkeypatch.setattr(study_module, "TOGETHER", 2)
     study = make(SimulatedEvaluator(LAYERS, fail_on={2}))
     with suppress(EvaluationFailed):
         study.evaluate("any", [HALF])
     assert study.evaluate("any", [HALF]) == [direct(data, HALF)]
 
 
-def test_a_stopped_process_leaves_its_rows_to_the_next(make):
+def test_a_stopped_process_leaves_its_rows_to_the_next(make, monkeypatch):
+    monkeypatch.setattr(study_module, "TOGETHER", 2)
+
     class Stopped(SimulatedEvaluator):
         def run(self, tasks):
             raise KeyboardInterrupt

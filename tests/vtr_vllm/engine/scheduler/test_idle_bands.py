@@ -37,7 +37,7 @@ def steps(checkpoint: Path, seed: int, lag: int, **arguments: Any) -> tuple[list
     sim = Simulation(make_scheduler(checkpoint, max_num_batched_tokens=400, **arguments), lag)
     rng = np.random.default_rng(seed)
     found = []
-    for _ in range(250):
+    for _ in range(160):
         if rng.random() < 0.15:
             add_any(sim, rng)
         output = sim.step()
@@ -65,7 +65,7 @@ def steps(checkpoint: Path, seed: int, lag: int, **arguments: Any) -> tuple[list
 def test_every_step_is_that_of_bands_that_are_always_asked(
     checkpoint: Path, lag: int, arguments: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for seed in range(3):
+    for seed in range(2):
         skipped = steps(checkpoint, seed, lag, **arguments)
         with monkeypatch.context() as patch:
             patch.setattr(scheduler_module, "skip_idle_bands", lambda *_: None)
