@@ -111,7 +111,7 @@ demo-model: $(READY) ## train the demo model again from nothing (long; its resul
 DEMO_SEARCH := build/demo-search
 DEMO_DATA := $(DEMO_SEARCH)/data
 
-demo-search: $(READY) $(DEMO_DATA)/calibration.jsonl ## search the demo model's schedules again, of both kinds (most of an hour)
+demo-search: $(READY) $(DEMO_DATA)/calibration.jsonl ## search the demo model's schedules again, of both kinds (hours on two cores)
 	@echo "demo-search: searching; stopped, the same command goes on"
 	$(BIN)/vtr search all --model demo --data $(DEMO_DATA)/calibration.jsonl --max-tokens 4 \
 	    --engines 2 --family both --inner bayes --lambda 0.005 \

@@ -190,9 +190,10 @@ class Study:
         found: dict[Candidate, list[Outcome]] = {candidate: [] for candidate in unique}
         alive, left = unique, list(blocks)
         while alive and left:
-            scored = [self._evaluation(c, found, asked) for c in alive]
-            most = max(1, TOGETHER // len(alive))
-            count = most if floor is None else min(most, _blocks_it_lasts(scored, floor))
+            count = max(1, TOGETHER // len(alive))
+            if floor is not None:
+                scored = [self._evaluation(c, found, asked) for c in alive]
+                count = min(count, _blocks_it_lasts(scored, floor))
             together, left = left[:count], left[count:]
             self._run_blocks(stage, together, alive, cost)
             for block in together:  # what was run of one that is given up meanwhile does not count

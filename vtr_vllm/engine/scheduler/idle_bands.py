@@ -5,7 +5,6 @@ several groups, and nearly always the answer is nothing: it changes where a bloc
 positions are known beforehand.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,9 +12,7 @@ from vllm.v1.core.kv_cache_manager import KVCacheBlocks, KVCacheManager
 from vllm.v1.request import Request
 
 from vtr_vllm.engine.scheduler.block_names import BlockNames
-from vtr_vllm.engine.scheduler.kv_bands import BandManager
-
-NEVER = sys.maxsize
+from vtr_vllm.engine.scheduler.kv_bands import NEVER, BandManager
 
 
 def skip_idle_bands(manager: KVCacheManager, bands: Sequence[BandManager]) -> None:

@@ -24,6 +24,9 @@ from vtr_vllm.engine.scheduler.block_names import BlockNames
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import ReducedRequest
 
+NEVER = sys.maxsize
+"""A position that no request reaches."""
+
 
 @dataclass
 class Idle:
@@ -89,7 +92,7 @@ class BandManager(FullAttentionManager):
             return stored
         if request.is_local:
             return request.filled_at(stored, self.first_layer)
-        return stored if stored <= request.first_vision else sys.maxsize
+        return stored if stored <= request.first_vision else NEVER
 
     def _has_room(self, request_id: str, stored: int) -> bool:
         """Whether the request's blocks hold ``stored`` tokens.

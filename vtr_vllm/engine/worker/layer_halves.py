@@ -17,7 +17,7 @@ PROJECTIONS = ("o_proj", "wo")
 """What a family calls the projection behind attention."""
 
 
-def attention_name(layer: nn.Module) -> str:
+def _attention_name(layer: nn.Module) -> str:
     """Name of the child with attention as ``.attn``; raises ValueError where there is not one."""
     (name,) = (name for name, child in layer.named_children() if hasattr(child, "attn"))
     return name
@@ -29,7 +29,7 @@ def halves_of(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
     The first gives what attention gives [rows, heads * head_dim] and the residual stream [rows, hidden];
     the second takes the same, of any of these rows, as its hidden states and its residual.
     """
-    attention, norm = attention_name(layer), _name(layer, NORMS)
+    attention, norm = _attention_name(layer), _name(layer, NORMS)
     block = layer.get_submodule(attention)
     projection = _name(block, PROJECTIONS)
     behind = layer._modules.keys() - {attention, norm}
