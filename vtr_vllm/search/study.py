@@ -346,7 +346,8 @@ def _blocks_it_lasts(scored: Sequence[Evaluation], floor: float) -> int:
         best = best_utility(evaluation.objective)
         lost = best - evaluation.value
         if lost > 0:
-            items = (best - floor) * evaluation.asked / lost
+            # a floor below all values is never reached: the items end first
+            items = min(evaluation.asked, (best - floor) * evaluation.asked / lost)
             left.append(math.ceil((items - done) / BLOCK))
     return max(1, min(left, default=TOGETHER))
 

@@ -151,7 +151,7 @@ def test_items_are_taken_in_whole_blocks(make, data):
 def test_stopping_early_rejects_none_that_would_have_passed(data, asked, draw, objective):
     whole = in_memory(data, SimulatedEvaluator(LAYERS), objective).evaluate("any", asked)
     # the hardest floors are the values themselves
-    floor = draw.draw(st.sampled_from([e.value for e in whole]) | st.floats(-1, 1))
+    floor = draw.draw(st.sampled_from([e.value for e in whole] + [-math.inf]) | st.floats(-1, 1))
     evaluator = SimulatedEvaluator(LAYERS)
     stopped = in_memory(data, evaluator, objective).evaluate("any", asked, floor=floor)
     for full, early in zip(whole, stopped, strict=True):
@@ -284,7 +284,7 @@ def test_blocks_run_together_but_not_too_many(make, monkeypatch):
 def test_blocks_that_run_together_change_no_evaluation(data, asked, draw, objective):
     """With a floor, a candidate is given up after the block after which it would be by itself."""
     whole = in_memory(data, SimulatedEvaluator(LAYERS), objective).evaluate("any", asked)
-    floor = draw.draw(st.sampled_from([e.value for e in whole]) | st.floats(-1, 1))
+    floor = draw.draw(st.sampled_from([e.value for e in whole] + [-math.inf]) | st.floats(-1, 1))
     together, one_by_one = SimulatedEvaluator(LAYERS), SimulatedEvaluator(LAYERS)
     found = in_memory(data, together, objective).evaluate("any", asked, floor=floor)
     with pytest.MonkeyPatch.context() as patch:
