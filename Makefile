@@ -24,7 +24,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy gpu-check elastic rankings search-evidence demo-search demo-compare soak screenshots docs clean
+.PHONY: help setup serve test test-v1 test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy gpu-check elastic rankings search-evidence demo-search demo-compare soak screenshots docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,10 +70,11 @@ serve: $(READY) ## serve the demo model on http://HOST:PORT
 	@echo "serve: starting the demo model on http://$(HOST):$(PORT); the engine takes up to a minute"
 	$(BIN)/vtr serve demo --host $(HOST) --port $(PORT) $(ARGS)
 
-test: $(READY) ## run the tests, real engines on both of vLLM's runners included (minutes)
-	@echo "test: running the default tests; those with a real engine take the longest"
+test: test-v1 test-v2 ## run the tests, real engines on both of vLLM's runners included (minutes)
+
+test-v1: $(READY) ## run the default tests, engines on runner V1
+	@echo "test-v1: running the default tests; those with a real engine take the longest"
 	$(BIN)/python -m pytest $(SHARE) $(ARGS)
-	@$(MAKE) --no-print-directory test-v2
 
 test-v2: $(READY) ## run the engine tests on vLLM's runner V2, through Triton's interpreter
 	@echo "test-v2: running the tests marked both_runners on runner V2"
