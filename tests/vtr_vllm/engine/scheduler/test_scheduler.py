@@ -186,8 +186,8 @@ def test_ranking_is_the_same_with_a_cold_and_a_warm_prefix(
     for rule in ("last", "last-norope", "instruction-max"):
         case = Case(text, (picture(1),), QUARTER, (rule,) * 3)
         llm.reset_prefix_cache()
-        cold = generate(llm, [case], 12)
-        assert generate(llm, [case], 12) == cold, rule
+        cold = generate(llm, [case], 6)
+        assert generate(llm, [case], 6) == cold, rule
 
 
 def test_with_settings_nothing_runs_before_a_front_end_has_greeted(

@@ -21,6 +21,8 @@ from vtr_vllm.schedules import Plan, RankRule, make_plan, see_no_question
 pytestmark = [pytest.mark.engine, pytest.mark.both_runners]
 
 TOLERANCE = 1e-3
+V2 = os.environ.get("VTR_TEST_RUNNER") == "v2"
+TOKENS = 6 if V2 else 16  # a step takes long in Triton's interpreter
 ATTENTION = ["last", "last-norope", "last-max", "instruction", "instruction-norope-max"]
 BLIND = ["saliency", "random", "cls"]
 
@@ -100,7 +102,7 @@ def expected(reference: ReferenceLlava, case: Case, generated: list[int]) -> np.
 
 # No shrinking: an example is a batch on a real engine, and the first one that fails says enough.
 ONE_SHOT = settings(
-    max_examples=2 if os.environ.get("VTR_TEST_RUNNER") == "v2" else 5,
+    max_examples=2 if V2 else 5,
     deadline=None,
     phases=[Phase.explicit, Phase.generate],
     suppress_health_check=list(HealthCheck),
@@ -112,11 +114,11 @@ ONE_SHOT = settings(
 def test_reduced_runs_equal_the_reference(
     batch: list[Case], engines: Engines, checkpoint: Path, reference: ReferenceLlava
 ) -> None:
-    """A mixed batch, 16 tokens each: every logit within 1e-3 of the largest."""
+    """A mixed batch: every logit within 1e-3 of the largest."""
     llm = engines.get(model=checkpoint)
     outputs = llm.generate(
         [case.prompt for case in batch],
-        [case.params(16, logprobs=-1) for case in batch],
+        [case.params(TOKENS, logprobs=-1) for case in batch],
         use_tqdm=False,
     )
     for case, output in zip(batch, outputs, strict=True):
