@@ -17,6 +17,7 @@ This file goes when PyPI carries CPU builds.
 """
 
 import importlib.metadata
+import json
 import pathlib
 import subprocess
 import sys
@@ -61,31 +62,51 @@ class _BeforeTorchvision:
             define_missing_torchvision_ops()
 
 
-def _fails_with(module: str, symptom: str) -> bool:
-    """Whether ``import module`` fails in a new process, for the reason that we know."""
-    command = [sys.executable, "-c", f"import torch, {module}"]
+_PROBE = """
+import importlib, json, sys, traceback, torch
+failures = {}
+for module in sys.argv[1:]:
+    try:
+        importlib.import_module(module)
+    except Exception:
+        failures[module] = traceback.format_exc()
+print()
+print(json.dumps(failures))
+"""
+
+
+def _failures(*modules: str) -> dict[str, str]:
+    """Which modules do not import beside torch, in one new process: name -> its traceback."""
+    command = [sys.executable, "-c", _PROBE, *modules]
     run = subprocess.run(command, capture_output=True, text=True, check=False)
-    return run.returncode != 0 and symptom in run.stderr
+    found: dict[str, str] = json.loads(run.stdout.splitlines()[-1]) if run.returncode == 0 else {}
+    return found
 
 
-def _torchvision_fails() -> bool:
-    return _fails_with("torchvision", "operator torchvision::nms does not exist")
+def _is_undefined(failures: dict[str, str]) -> bool:
+    return "operator torchvision::nms does not exist" in failures.get("torchvision", "")
 
 
 def main() -> None:
     """Do what this environment needs, and say what was done."""
-    if _torchvision_fails():
+    failures = _failures("torchvision", *_OPTIONAL.values())
+    if _is_undefined(failures):
         site = pathlib.Path(sysconfig.get_paths()["purelib"])
         (site / f"{_INSTALLED_NAME}.py").write_text(pathlib.Path(__file__).read_text())
         (site / f"{_INSTALLED_NAME}.pth").write_text(f"import {_INSTALLED_NAME}\n")
-        if _torchvision_fails():
+        if _is_undefined(_failures("torchvision")):
             raise SystemExit("torchvision does not import beside this torch, and the cure failed")
         print(f"torchvision: a CUDA build beside a CPU torch; installed {_INSTALLED_NAME}.pth")
-    for name, module in _OPTIONAL.items():
-        if _fails_with(module, "Could not load this library"):
-            command = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", name]
-            subprocess.run(command, check=True)
-            print(f"{name}: a CUDA build beside a CPU torch; removed, nothing here needs it")
+    unloadable = [
+        name
+        for name, module in _OPTIONAL.items()
+        if "Could not load this library" in failures.get(module, "")
+    ]
+    if unloadable:
+        command = [sys.executable, "-m", "pip", "uninstall", "--quiet", "--yes", *unloadable]
+        subprocess.run(command, check=True)
+    for name in unloadable:
+        print(f"{name}: a CUDA build beside a CPU torch; removed, nothing here needs it")
 
 
 if __name__ == _INSTALLED_NAME:

@@ -105,3 +105,38 @@ def test_the_start_up_copy_acts_when_torchvision_is_imported(tmp_path):
         [sys.executable, "-S", "-c", code], capture_output=True, text=True, check=False
     )
     assert run.returncode == 0, run.stderr
+
+
+def test_modules_that_do_not_import_are_told_from_those_that_do(tmp_path, monkeypatch):
+    (tmp_path / "torch.py").write_text("")
+    (tmp_path / "loads.py").write_text("print('loads, and says so', end='')")
+    (tmp_path / "breaks.py").write_text("raise OSError('Could not load\\nthis library')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    found = torch_companions._failures("loads", "breaks", "absent")
+    assert list(found) == ["breaks", "absent"]
+    assert "OSError: Could not load\nthis library" in found["breaks"]
+    assert "No module named 'absent'" in found["absent"]
+    (tmp_path / "torch.py").write_text("import absent")
+    assert torch_companions._failures("loads") == {}
+
+
+def test_what_does_not_load_is_mended_or_removed_and_nothing_else(tmp_path, monkeypatch, capsys):
+    undefined = {"torchvision": "RuntimeError: operator torchvision::nms does not exist"}
+    answers = [
+        undefined
+        | {"torchaudio": "OSError: Could not load this library: x.so"}
+        | {"torchcodec.decoders": "ModuleNotFoundError: No module named 'torchcodec'"},
+        {},
+    ]
+    monkeypatch.setattr(torch_companions, "_failures", lambda *modules: answers.pop(0))
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: {"purelib": str(tmp_path)})
+    commands = []
+    monkeypatch.setattr(subprocess, "run", lambda command, check: commands.append(command))
+    torch_companions.main()
+    assert (tmp_path / "_vtr_torch_companions.pth").read_text() == "import _vtr_torch_companions\n"
+    assert [command[-1] for command in commands] == ["torchaudio"]
+    assert "torchaudio: a CUDA build" in capsys.readouterr().out
+
+    answers[:] = [undefined, undefined]
+    with pytest.raises(SystemExit, match="the cure failed"):
+        torch_companions.main()
