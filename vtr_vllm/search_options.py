@@ -30,6 +30,7 @@ __all__ = [
     "KINDS",
     "BackendOptions",
     "Families",
+    "FamilyOptions",
     "Inner",
     "Kind",
     "Objective",
@@ -157,6 +158,28 @@ class SearchOptions(BackendOptions):
     )
     # 2^31 - 1 is the largest whole number of the journal's column in every database
     seed: int = Field(default=0, ge=0, lt=1 << 31, description="of the proposals")
+
+
+class FamilyOptions(BackendOptions):
+    """One search for a family of schedules, among which each prompt's is chosen."""
+
+    model: Text = Field(description="model path or name, or `demo`")
+    data: Text = Field(description="file of calibration data, JSON Lines")
+    members: int = Field(default=6, ge=2, le=8, description="schedules of the family")
+    budgets: Annotated[
+        list[Budget], Field(min_length=1, max_length=32), AfterValidator(_all_different)
+    ] = Field(
+        default=[0.375, 0.25, 0.1875, 0.125],
+        description="mean keep rates over all prompts that the members are chosen for",
+    )
+    objective: Objective = Field(default="accuracy", description="what quality is measured by")
+    rounds: int = Field(
+        default=2, ge=0, le=100, description="of giving prompts to schedules and searching these"
+    )
+    items: int = Field(
+        default=300, ge=100, le=1_000_000, description="that a schedule is scored on to be chosen"
+    )
+    seed: int = Field(default=0, ge=0, lt=1 << 31, description="of folds and moves")
 
 
 def flag_of(model: type[BaseModel], name: str) -> str:

@@ -4,7 +4,6 @@ import asyncio
 import logging
 import os
 from argparse import Namespace
-from functools import partial
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
@@ -36,6 +35,7 @@ from vtr_server.policy.schedule_folder import ScheduleFolder
 from vtr_server.policy.settings import (
     JobsSettings,
     ServerSettings,
+    check_adapt,
     check_reuse,
     settings_path,
 )
@@ -100,13 +100,17 @@ class VTREndpoints:
         )
 
         async def adopt(settings: ServerSettings) -> None:
-            if schedules.offer.chooser.tiers != settings.tiers:
-                await asyncio.to_thread(schedules.adopt, settings.tiers)
+            chooser, confidence = schedules.offer.chooser, settings.adaptive.confidence
+            if (chooser.tiers, chooser.confidence) != (settings.tiers, confidence):
+                await asyncio.to_thread(schedules.adopt, settings.tiers, confidence)
             gate.adopt(settings)
             state.vtr = GenerationService(engine, settings, schedules, elastic, gate)
             state.page = page_data(args.model, engine.image_processor, settings)
 
-        check = partial(check_reuse, caches_prefixes=engine.caches_prefixes)
+        def check(settings: ServerSettings) -> None:
+            check_reuse(settings, caches_prefixes=engine.caches_prefixes)
+            check_adapt(settings, has_family=schedules.offer.chooser.family is not None)
+
         check(settings)
         await adopt(settings)
         path = settings_path(getattr(args, "additional_config", None))
@@ -144,7 +148,13 @@ def _chooser(engine: Engine, elastic: Elastic | None, settings: ServerSettings) 
     auto = None
     if elastic is not None:
         auto = lambda b: (elastic.controller.level, elastic.budget(b.minimum, b.maximum))  # noqa: E731
-    return ScheduleChooser(empty, settings.tiers, auto, engine.caches_prefixes)
+    return ScheduleChooser(
+        empty,
+        settings.tiers,
+        auto,
+        engine.caches_prefixes,
+        confidence=settings.adaptive.confidence,
+    )
 
 
 def _jobs(engine: Engine, settings: JobsSettings) -> JobService:

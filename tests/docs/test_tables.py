@@ -149,6 +149,14 @@ def test_the_architecture_names_every_module() -> None:
 def test_types_of_settings_are_read() -> None:
     """The helper above sees through optional tables, which are unions."""
     assert isinstance(ServerSettings.model_fields["jobs"].annotation, types.UnionType)
-    assert {"budget", "elastic", "limits", "media", "admin", "page", "jobs", "keys"} == set(
-        table_models()
-    )
+    assert {
+        "adaptive",
+        "budget",
+        "elastic",
+        "limits",
+        "media",
+        "admin",
+        "page",
+        "jobs",
+        "keys",
+    } == set(table_models())

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from vtr_vllm.adaptive import Prompt
 from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.search.calibration import Item, Turn
 from vtr_vllm.search.candidates import Candidate
@@ -87,6 +88,10 @@ class Evaluator(Protocol):
 
     def run(self, tasks: Sequence[Task]) -> Batch:
         """Answer every task; one refused task fails them all."""
+
+    def prompts(self, items: Sequence[Item]) -> list[Prompt]:
+        """The prompt of each item as a chooser sees it; raises ConfigurationError where that cannot be
+        known."""
 
     def close(self) -> None:
         """Give back processes and connections."""

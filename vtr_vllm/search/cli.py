@@ -14,7 +14,14 @@ from vtr_vllm.errors import VTRError
 from vtr_vllm.preflight import check_model
 from vtr_vllm.search import commands
 from vtr_vllm.search.answer_metrics import METRICS
-from vtr_vllm.search_options import KINDS, BackendOptions, SearchOptions, add_flags, read_flags
+from vtr_vllm.search_options import (
+    KINDS,
+    BackendOptions,
+    FamilyOptions,
+    SearchOptions,
+    add_flags,
+    read_flags,
+)
 
 _STOPPED = 128  # exit codes of a stopped process: this and the signal's number
 
@@ -54,7 +61,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 def _check(options: argparse.Namespace) -> None:
     """Refuse engines of our own for a model that is not there, before one of them is started."""
-    asked = options.asked if options.model_of is SearchOptions else None
+    asked = options.asked if options.model_of in (SearchOptions, FamilyOptions) else None
     if asked is None or asked.model == "demo" or asked.servers:
         return
     try:
@@ -84,6 +91,11 @@ def _parser() -> argparse.ArgumentParser:
         command = kinds.add_parser(kind, help=helps[kind], description=helps[kind])
         command.set_defaults(run=commands.search, kind=kind, model_of=SearchOptions)
         _add_search(command)
+    family = kinds.add_parser(
+        "family", help="schedules that are searched together, and what chooses one for each prompt"
+    )
+    family.set_defaults(run=commands.family, model_of=FamilyOptions)
+    _add_family(family)
     compare = kinds.add_parser("compare", help="held-out frontier of everything against everything")
     compare.set_defaults(run=commands.compare, model_of=BackendOptions)
     _add_compare(compare)
@@ -110,6 +122,23 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
         "--dry-run",
         action="store_true",
         help="check everything, measure the engine's speed, and say how long the search would take",
+    )
+
+
+def _add_family(parser: argparse.ArgumentParser) -> None:
+    _add_out(parser)
+    add_flags(parser, FamilyOptions)
+    _add_run(parser)
+    parser.add_argument(
+        "--split",
+        dest="splits",
+        type=_split,
+        action="append",
+        metavar="NAME=FILE",
+        help="held-out data to say what the family is worth; give it again for more splits",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything, and say how much there is to run"
     )
 
 

@@ -23,7 +23,7 @@ from vtr_vllm.search.report_data import read_frontier, read_search
 from vtr_vllm.search.session import Backend, Session, check_answers, open_session, split
 from vtr_vllm.search.statistics import sample_size_report
 from vtr_vllm.search.study import BLOCK, Study
-from vtr_vllm.search_options import BackendOptions, SearchOptions
+from vtr_vllm.search_options import BackendOptions, FamilyOptions, SearchOptions
 
 Splits = Sequence[tuple[str, Path]]
 
@@ -101,6 +101,18 @@ def _run(study: Study, settings: SearchSettings, output: Output) -> bool:
     scores = [outcome.score for outcome in output.selection.unreduced.outcomes]
     study.progress.step(f"sample size: {sample_size_report(scores)}")
     return True
+
+
+def family(options: argparse.Namespace) -> None:
+    """``vtr search family``: schedules searched together, and what chooses among them."""
+    from vtr_vllm.search.adaptive.command import search_family  # loads scikit-learn
+
+    asked: FamilyOptions = options.asked
+    with _progress(options) as progress:
+        data = Dataset.load(Path(asked.data))
+        splits = _load_heldout(options.splits or (), data)
+        backend = _backend(asked, asked.model, data, *splits.values())
+        search_family(asked, options, data, splits, backend, progress)
 
 
 def compare(options: argparse.Namespace) -> None:

@@ -10,9 +10,11 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import TYPE_CHECKING, Any
 
+from vtr_vllm.adaptive import Prompt
 from vtr_vllm.errors import EvaluationFailed, VTRError
 from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.search.answers import Answer, Batch, EngineOptions, Task
+from vtr_vllm.search.calibration import Item
 from vtr_vllm.search.devices import VISIBLE, assign, visible
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ class EnginePool:
         shares = share(tasks, len(self._workers))
         for worker, indices in zip(self._workers, shares, strict=True):
             with suppress(BrokenPipeError):  # an engine that has ended is reported below
-                worker.pipe.send([tasks[i] for i in indices])
+                worker.pipe.send(("run", [tasks[i] for i in indices]))
         answers: list[Answer | None] = [None] * len(tasks)
         busy = room = 0.0
         # every engine is heard before a failure is raised: none is left with an unread answer
@@ -92,6 +94,13 @@ class EnginePool:
             for index, answer in zip(indices, reply.answers, strict=True):
                 answers[index] = answer
         return Batch(tuple(answer for answer in answers if answer is not None), busy, room)
+
+    def prompts(self, items: Sequence[Item]) -> list[Prompt]:
+        """As the first engine makes them."""
+        with suppress(BrokenPipeError):
+            self._workers[0].pipe.send(("prompts", items))
+        found: list[Prompt] = self._receive(self._workers[0])
+        return found
 
     def close(self) -> None:
         """End the processes."""
@@ -147,13 +156,14 @@ def _serve(pipe: Connection, options: EngineOptions, cores: int, devices: str | 
         facts = evaluator.geometry, evaluator.versions, evaluator.has_cls, evaluator.band_starts
         pipe.send(facts)
         while True:
-            pipe.send(_attempt(evaluator, pipe.recv()))
+            pipe.send(_attempt(evaluator, *pipe.recv()))
     except (EOFError, BrokenPipeError):
         return
 
 
-def _attempt(evaluator: "VLLMEvaluator", tasks: list[Task]) -> Batch | str:
+def _attempt(evaluator: "VLLMEvaluator", method: str, argument: Any) -> Any:
+    """What a method of the evaluator returns; why it failed, as text."""
     try:
-        return evaluator.run(tasks)
+        return getattr(evaluator, method)(argument)
     except EvaluationFailed as err:
         return str(err)

@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from vtr_vllm.errors import EvaluationFailed
+from vtr_vllm.adaptive import Prompt
+from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.image_files import encode_png
 from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan, see_no_question
 from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, GeneratedToken, Task, messages
@@ -92,6 +93,13 @@ class HTTPEvaluator:
         """
         replies = self._fleet.run([self._request(f"item {task.item.id}", task) for task in tasks])
         return Batch(replies.answers, replies.busy, replies.room)
+
+    def prompts(self, items: Sequence[Item]) -> list[Prompt]:
+        """Raises ConfigurationError: a server does not tell how it tokenises a chat with images."""
+        raise ConfigurationError(
+            f"the prompts of {len(items)} items cannot be read over HTTP, and a chooser looks at their"
+            " tokens; search a family with engines of its own: leave out --servers"
+        )
 
     def close(self) -> None:
         """Nothing: no connection outlives ``run``."""

@@ -8,6 +8,7 @@ from itertools import groupby, islice, pairwise
 from operator import itemgetter
 from time import monotonic
 
+from vtr_vllm.adaptive import Prompt
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed, TimeLimitReached
 from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.search.answers import Answer, Evaluator, GeneratedToken, Task
@@ -163,6 +164,20 @@ class Study:
                 " vision-language model and that its chat template takes the image"
             )
         return prompts
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """What a chooser sees of each item's prompt; nothing of it is run."""
+        return self._evaluator.prompts(self.dataset.items)
+
+    def part(self, items: Sequence[int]) -> "Study":
+        """The same on some of the items, by their indices; what it costs counts here too."""
+        chosen = Dataset(self.dataset.path, tuple(self.dataset.items[index] for index in items))
+        study = Study(
+            self._evaluator, chosen, self._journal, self.objective, self.progress, self._until
+        )
+        study.costs = self.costs
+        return study
 
     def unreduced(self, items: int | None = None) -> Evaluation:
         """The model without reduction, on the first ``items``; run once, then kept."""

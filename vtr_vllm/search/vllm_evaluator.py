@@ -17,9 +17,10 @@ import vllm
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
 
+from vtr_vllm.adaptive import Prompt
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands
-from vtr_vllm.engine.frontend.admission import collect
+from vtr_vllm.engine.frontend.admission import Admitted, collect
 from vtr_vllm.errors import EvaluationFailed, VTRError
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry
 from vtr_vllm.search.answers import (
@@ -31,7 +32,8 @@ from vtr_vllm.search.answers import (
     Task,
     messages,
 )
-from vtr_vllm.search.candidates import Candidate, scaled
+from vtr_vllm.search.calibration import Item
+from vtr_vllm.search.candidates import Candidate, scaled, unreduced
 
 _DEMO_ARGS: Mapping[str, Any] = {
     "max_model_len": 512,
@@ -101,18 +103,27 @@ class VLLMEvaluator:
 
         Raises EvaluationFailed when one is refused; the others are dropped then.
         """
+        return self._attempt(tasks, self._max_tokens)[0]
+
+    def prompts(self, items: Sequence[Item]) -> list[Prompt]:
+        """As admission sees them, of requests for one token each."""
+        candidate = unreduced(self.geometry)
+        _, admitted = self._attempt([Task(candidate, item) for item in items], max_tokens=1)
+        return [admitted[index].prompt for index in range(len(items))]
+
+    def _attempt(self, tasks: Sequence[Task], max_tokens: int) -> tuple[Batch, dict[int, Admitted]]:
         try:
-            return self._run(tasks)
+            return self._run(tasks, max_tokens)
         except (VTRError, VLLMClientError, ValueError) as err:  # vLLM refuses with either
             self._llm.llm_engine.abort_request([str(index) for index in range(len(tasks))])
             raise EvaluationFailed(f"the engine refused a task: {err}") from err
 
-    def _run(self, tasks: Sequence[Task]) -> Batch:
+    def _run(self, tasks: Sequence[Task], max_tokens: int) -> tuple[Batch, dict[int, Admitted]]:
         engine = self._llm.llm_engine
         engine.reset_encoder_cache()
         room = engine.vllm_config.scheduler_config.max_num_seqs
-        waiting = self._requests(tasks)
-        n_vision: dict[int, int] = {}
+        waiting = self._requests(tasks, max_tokens)
+        admitted: dict[int, Admitted] = {}
         answers: dict[int, Answer] = {}
         busy = steps = 0
         while len(answers) < len(tasks):
@@ -121,21 +132,22 @@ class VLLMEvaluator:
                 request = next(waiting, None)
                 if request is None:
                     break
-                with collect() as admitted:
+                with collect() as each:
                     engine.add_request(*request)
-                n_vision[int(request[0])] = admitted[0].n_vision
+                admitted[int(request[0])] = each[0]
             busy += min(engine.get_num_unfinished_requests(), room)
             steps += 1
             for output in engine.step():
                 if output.finished:
                     index = int(output.request_id)
-                    answers[index] = _answer(output, n_vision[index])
-        return Batch(tuple(answers[i] for i in range(len(tasks))), busy, steps * room)
+                    answers[index] = _answer(output, admitted[index].n_vision)
+        batch = Batch(tuple(answers[i] for i in range(len(tasks))), busy, steps * room)
+        return batch, admitted
 
     def close(self) -> None:
         """Nothing: the engine ends with its process."""
 
-    def _requests(self, tasks: Sequence[Task]) -> Iterator[tuple[str, Any, Any]]:
+    def _requests(self, tasks: Sequence[Task], max_tokens: int) -> Iterator[tuple[str, Any, Any]]:
         """Request id, rendered prompt and parameters of each task, made when asked for."""
         numbered = enumerate(tasks)
         for item, group in groupby(numbered, key=lambda pair: pair[1].item):
@@ -148,16 +160,17 @@ class VLLMEvaluator:
                         {"type": "image_pil", "image_pil": scaled(image, scale)} for image in images
                     ]
                     rendered[scale] = self._llm._preprocess_chat_one(messages(item, parts))
-                yield str(index), rendered[scale], self._sampling(task.candidate)
+                yield str(index), rendered[scale], _sampling(task.candidate, max_tokens)
 
-    def _sampling(self, candidate: Candidate) -> Any:
-        extra = {}
-        if candidate.reduces:
-            rules = [str(rule) for rule in candidate.rules]
-            extra = {KEEP_KEY: list(candidate.keep), RULES_KEY: rules}
-        return SamplingParams(
-            temperature=0.0, max_tokens=self._max_tokens, logprobs=TOP_LOGPROBS, extra_args=extra
-        )
+
+def _sampling(candidate: Candidate, max_tokens: int) -> Any:
+    extra = {}
+    if candidate.reduces:
+        rules = [str(rule) for rule in candidate.rules]
+        extra = {KEEP_KEY: list(candidate.keep), RULES_KEY: rules}
+    return SamplingParams(
+        temperature=0.0, max_tokens=max_tokens, logprobs=TOP_LOGPROBS, extra_args=extra
+    )
 
 
 def _answer(output: Any, n_vision: int) -> Answer:

@@ -20,6 +20,7 @@ from vtr_server.gate.scopes import route_path
 from vtr_server.http.errors import in_form_of
 from vtr_server.operations.outcomes import Outcome, outcome_of_status
 from vtr_server.operations.request_observer import RequestObserver
+from vtr_server.policy.adaptive_choice import adapted, adapts
 from vtr_server.policy.elastic import Elastic
 from vtr_server.policy.misplaced import refuse_misplaced
 from vtr_server.policy.requested_budget import (
@@ -46,7 +47,7 @@ from vtr_server.vllm_api.engine import (
     collect_first_tokens,
     first_token,
 )
-from vtr_vllm.errors import EngineNotReady, UnsupportedRequest
+from vtr_vllm.errors import EngineNotReady, RequestError, UnsupportedRequest
 from vtr_vllm.schedules import TRACE_KEY
 
 __all__ = ["Endpoint", "GenerationService", "answer"]
@@ -90,25 +91,39 @@ class _Decision:
     trace: str | None = None
     """Under which name the engine keeps the trace; None where none was asked for."""
     choice: ChosenSchedule | None = None
+    """Of the last prompt, where each has its own."""
+    base: ChosenSchedule | None = None
+    """Whose budget is the mean, where each prompt gets its own schedule of a family."""
 
     def __post_init__(self) -> None:
-        if self.asked.ask.max_flops_fraction is None:
-            choice = self.chooser.choose(
-                self.asked.ask,
-                self.policy,
-                movable=not self.asked.explicit,
-                reuse=self.asked.reuse,
-            )
-            self.choice = choice.with_floor(self.asked.per_image_floor)
+        asked = self.asked
+        if asked.ask.max_flops_fraction is not None:
+            if asked.adapt.wanted and asked.adapt.explicit:
+                raise RequestError(
+                    "adapt and max_flops_fraction do not go together: the one holds on average, the"
+                    " other for each prompt; ask for a budget, or leave adapt out"
+                )
+            return
+        choice = self.chooser.choose(
+            asked.ask, self.policy, movable=not asked.explicit, reuse=asked.reuse
+        ).with_floor(asked.per_image_floor)
+        if adapts(self.chooser, asked.ask, choice, asked.adapt):
+            self.base = choice
+        else:
+            self.choice = choice
 
-    def __call__(self, n_vision: int, n_text: int) -> Mapping[str, Any]:
+    def __call__(self, prompt: Admitted) -> Mapping[str, Any]:
         """What the ``extra_args`` of a prompt gain; raises as ``ScheduleChooser`` does."""
-        fraction = self.asked.ask.max_flops_fraction
+        asked, fraction = self.asked, self.asked.ask.max_flops_fraction
         if fraction is not None:
             choice = self.chooser.choose_by_flops(
-                fraction, self.policy, n_vision, n_text, self.asked.reuse
+                fraction, self.policy, prompt.n_vision, prompt.n_text, asked.reuse
             )
-            self.choice = choice.with_floor(self.asked.per_image_floor)
+            self.choice = choice.with_floor(asked.per_image_floor)
+        elif self.base is not None:
+            before = self.choice
+            choice = adapted(self.chooser, self.base, self.policy, prompt.prompt)
+            self.choice = choice.with_floor(asked.per_image_floor).after(before)
         assert self.choice is not None
         return self.choice.wire | ({TRACE_KEY: self.trace} if self.trace else {})
 

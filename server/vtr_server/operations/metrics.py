@@ -217,7 +217,7 @@ _INFO = Gauge(
 def observe_schedule(name: str, source: str) -> None:
     """Count one request whose first prompt the engine admitted, by its schedule."""
     stored = source in ("full", "searched")  # what clients can make up shares a label
-    shared = source if source in ("inline", "interpolated") else "form"
+    shared = source if source in ("inline", "interpolated", "family") else "form"
     _SCHEDULES_ASKED.labels(name if stored else shared).inc()
 
 

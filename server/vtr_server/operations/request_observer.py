@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from starlette.exceptions import HTTPException
 
+from vtr_server.operations.adaptive_metrics import observe_adaptive
 from vtr_server.operations.metrics import (
     UNKNOWN,
     observe_cached,
@@ -65,6 +66,7 @@ class RequestObserver:
             self._kind = kind_of(known)
             observe_schedule(known.schedule, known.source)
         observe_prompt(known, self._key, self.bands, prompt.returning)
+        observe_adaptive(known)
         if self.elastic is not None:
             work = _work(prompt, known.auto, self.geometry)
             self.elastic.backlog.admitted(f"{self._id}-{self._prompts}", work)

@@ -15,6 +15,7 @@ from vtr_vllm.errors import InvalidBudget, RequestError
 from vtr_vllm.schedules.strict_json import show
 
 __all__ = [
+    "ADAPT_SUFFIX",
     "ALIAS",
     "HEADER",
     "REUSE_HEADER",
@@ -22,7 +23,7 @@ __all__ = [
     "UNSAID",
     "Asked",
     "Bounds",
-    "Reuse",
+    "Switch",
     "bounds",
     "find_ask",
     "short_form",
@@ -30,9 +31,10 @@ __all__ = [
 ]
 
 HEADER = "X-VTR-Budget"
-REUSE_HEADER = "X-VTR-Reuse"
+REUSE_HEADER = "X-VTR-Switch"
 REUSE_SUFFIX = "+reuse"
-"""What may stand behind a short form."""
+ADAPT_SUFFIX = "+adapt"
+"""What may stand behind a short form, one of them."""
 ALIAS = "@"
 FULL = "full"
 """The tier and the schedule that are budget 1.0 on every server."""
@@ -45,15 +47,16 @@ _RANK = ("low", "auto", "high")
 
 
 @dataclass(frozen=True)
-class Reuse:
-    """Whether later requests shall find the KV of a request's images in the prefix cache."""
+class Switch:
+    """Something to be had beside a budget: that later requests reuse the KV of a request's images
+    (``reuse``), that the prompt decides on its schedule (``adapt``)."""
 
     wanted: bool = False
     explicit: bool = False
-    """Whether the client asked for just this: a schedule of the other kind is then refused."""
+    """Whether the client asked for just this: what cannot have it so is then refused."""
 
 
-UNSAID = Reuse()
+UNSAID = Switch()
 """Of a request that says nothing, on a server that does not either."""
 
 
@@ -70,7 +73,8 @@ class Asked:
     trace: bool = False
     per_image_floor: float | None = None
     """None: the schedule's own."""
-    reuse: Reuse = UNSAID
+    reuse: Switch = UNSAID
+    adapt: Switch = UNSAID
 
 
 @dataclass(frozen=True)
@@ -111,13 +115,24 @@ def find_ask(
     body = parse_field(field)
     by_header = short_form(header, f"header {HEADER}") if header else Read()
     by_model = short_form([alias], f"model alias {ALIAS}") if alias is not None else Read()
-    beside = {
-        "body": body.reuse,
-        f"header {REUSE_HEADER}": _switch(reuse_header) if reuse_header else None,
-        f"header {HEADER}": by_header.reuse,
-        "model": by_model.reuse,
-    }
-    reuse = _reuse(settings, key, beside)
+    reuse = _switch(
+        "reuse",
+        {
+            "body": body.reuse,
+            f"header {REUSE_HEADER}": _true_or_false(reuse_header) if reuse_header else None,
+            f"header {HEADER}": by_header.reuse,
+            "model": by_model.reuse,
+        },
+        key.budget.reuse if key else None,
+        settings.budget.reuse,
+    )
+    adapt = _switch(
+        "adapt",
+        {"body": body.adapt, f"header {HEADER}": by_header.adapt, "model": by_model.adapt},
+        key.budget.adapt if key else None,
+        settings.budget.adapt,
+    )
+    switches = _one_of(reuse, adapt)
     trace, floor = body.trace, body.per_image_floor
     found = [("body", body.ask), ("header", by_header.ask), ("model", by_model.ask)]
     explicit = [(by, ask) for by, ask in found if ask is not None]
@@ -126,32 +141,47 @@ def find_ask(
         raise RequestError(f"{said}; they differ: leave out all but one")
     if explicit:
         by, ask = explicit[0]
-        return Asked(ask, by, True, trace, floor, reuse)
+        return Asked(ask, by, True, trace, floor, *switches)
     if detail := _detail(settings, details):
-        return Asked(detail, "detail", False, trace, floor, reuse)
+        return Asked(detail, "detail", False, trace, floor, *switches)
     if key and key.budget.default is not None:
-        return Asked(Ask(budget=key.budget.default), "key-default", False, trace, floor, reuse)
+        ask = Ask(budget=key.budget.default)
+        return Asked(ask, "key-default", False, trace, floor, *switches)
     default = 1.0 if settings.budget.default is None else settings.budget.default
-    return Asked(Ask(budget=default), "default", False, trace, floor, reuse)
+    return Asked(Ask(budget=default), "default", False, trace, floor, *switches)
 
 
-def _reuse(
-    settings: ServerSettings, key: KeySettings | None, places: Mapping[str, bool | None]
-) -> Reuse:
-    """What the client says of reuse in any of ``places``, else the key, else the server."""
+def _switch(
+    name: str, places: Mapping[str, bool | None], of_key: bool | None, of_server: bool | None
+) -> Switch:
+    """What the client says in any of ``places``, else the key, else the server."""
     said = {by: wanted for by, wanted in places.items() if wanted is not None}
     if len(set(said.values())) > 1:
         each = " and ".join(
-            f"the {by} asks for reuse {str(wish).lower()}" for by, wish in said.items()
+            f"the {by} asks for {name} {str(wish).lower()}" for by, wish in said.items()
         )
         raise RequestError(f"{each}; they differ: leave out all but one")
     if said:
-        return Reuse(next(iter(said.values())), explicit=True)
-    own = key.budget.reuse if key else None
-    return Reuse(bool(settings.budget.reuse if own is None else own))
+        return Switch(next(iter(said.values())), explicit=True)
+    return Switch(bool(of_server if of_key is None else of_key))
 
 
-def _switch(values: Sequence[str]) -> bool:
+def _one_of(reuse: Switch, adapt: Switch) -> tuple[Switch, Switch]:
+    """Both, of which at most one is on: what chooses by the question leaves nothing to reuse.
+
+    Of two defaults ``reuse`` stays; what the client says goes before a default.
+    """
+    if not (reuse.wanted and adapt.wanted):
+        return reuse, adapt
+    if reuse.explicit and adapt.explicit:
+        raise RequestError(
+            "reuse and adapt are both true, and a schedule that is chosen for a prompt is another one"
+            " for the next question about the same image: leave out one of them"
+        )
+    return (UNSAID, adapt) if adapt.explicit else (reuse, UNSAID)
+
+
+def _true_or_false(values: Sequence[str]) -> bool:
     if list(values) not in (["true"], ["false"]):
         raise RequestError(
             f"header {REUSE_HEADER} is {show(list(values))}; it must be true or false"
@@ -190,15 +220,18 @@ def short_form(values: Sequence[str], place: str) -> Read:
     text = values[0] if len(values) == 1 else ""
     value = text.removesuffix(REUSE_SUFFIX)
     reuse = True if value != text else None
+    adapt = None
+    if reuse is None and text.endswith(ADAPT_SUFFIX):
+        value, adapt = text.removesuffix(ADAPT_SUFFIX), True
     if value == AUTO:
-        return Read(Ask(budget=AUTO), reuse=reuse)
+        return Read(Ask(budget=AUTO), reuse=reuse, adapt=adapt)
     if _NUMBER.fullmatch(value) and 0 < float(value) <= 1:
-        return Read(Ask(budget=float(value)), reuse=reuse)
+        return Read(Ask(budget=float(value)), reuse=reuse, adapt=adapt)
     if _TIER.fullmatch(value):
-        return Read(Ask(tier=value), reuse=reuse)
+        return Read(Ask(tier=value), reuse=reuse, adapt=adapt)
     raise InvalidBudget(
         f"{place} is {show(list(values))}; it must be one decimal number in (0, 1] such as 0.25,"
-        f" the name of a tier, or auto, and may end in {REUSE_SUFFIX}"
+        f" the name of a tier, or auto, and may end in {REUSE_SUFFIX} or {ADAPT_SUFFIX}"
     )
 
 

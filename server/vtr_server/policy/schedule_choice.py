@@ -6,9 +6,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self
 
-from vtr_server.policy.requested_budget import REUSE_SUFFIX, UNSAID, Bounds, Reuse
+from vtr_server.policy.requested_budget import (
+    ADAPT_SUFFIX,
+    REUSE_SUFFIX,
+    UNSAID,
+    Bounds,
+    Switch,
+)
 from vtr_server.policy.settings import AUTO
-from vtr_server.policy.vtr_field import Ask, AutoAnswer
+from vtr_server.policy.vtr_field import AdaptiveAnswer, Ask, AutoAnswer
+from vtr_vllm.adaptive import ScheduleFamily
 from vtr_vllm.errors import (
     BudgetNotAllowed,
     InvalidBudget,
@@ -46,6 +53,7 @@ class ChosenSchedule:
     source: str
     tier: str | None = None
     auto: AutoAnswer | None = None
+    adaptive: AdaptiveAnswer | None = None
     reuse: bool = False
     """Whether later requests can use its KV; of full budget, which vLLM caches by itself, False."""
 
@@ -60,6 +68,14 @@ class ChosenSchedule:
             return self
         return replace(self, schedule=replace(self.schedule, per_image_floor=floor))
 
+    def after(self, before: Self | None) -> Self:
+        """The same, telling also what earlier prompts of the request were given."""
+        if before is None or before.adaptive is None or self.adaptive is None:
+            return self
+        schedules = [*before.adaptive.schedules, *self.adaptive.schedules]
+        own = self.adaptive.model_copy(update={"schedules": schedules})
+        return replace(self, adaptive=own)
+
 
 @dataclass(frozen=True)
 class ScheduleChooser:
@@ -72,9 +88,13 @@ class ScheduleChooser:
     controller."""
     caches_prefixes: bool = True
     """Whether the engine does: nothing is reused without."""
+    family: ScheduleFamily | None = None
+    """What a prompt's own schedule is chosen from."""
+    confidence: float = 0.0
+    """See ``AdaptiveSettings``."""
 
     def choose(
-        self, ask: Ask, policy: Bounds, *, movable: bool = False, reuse: Reuse = UNSAID
+        self, ask: Ask, policy: Bounds, *, movable: bool = False, reuse: Switch = UNSAID
     ) -> ChosenSchedule:
         """The choice for every way of asking but ``max_flops_fraction``.
 
@@ -104,7 +124,7 @@ class ScheduleChooser:
         policy: Bounds,
         n_vision: int,
         n_text: int,
-        reuse: Reuse = UNSAID,
+        reuse: Switch = UNSAID,
     ) -> ChosenSchedule:
         """The largest budget whose prefill costs at most ``fraction`` of no reduction.
 
@@ -139,7 +159,7 @@ class ScheduleChooser:
         milliseconds, once."""
         steps = [step / _GRID for step in range(1, _GRID + 1)]
         return {
-            wanted: [self._of_budget(step, Reuse(wanted)) for step in steps]
+            wanted: [self._of_budget(step, Switch(wanted)) for step in steps]
             for wanted in (False, True)
         }
 
@@ -159,29 +179,36 @@ class ScheduleChooser:
         auto = [AUTO] if self.auto else []
         plain = [*self.offered_tiers(), *self._stored_budgets(reuse=False), *auto]
         if not self.caches_prefixes:
-            return plain
-        wanted = Reuse(wanted=True)
+            return [*plain, *self._adapted()]
+        wanted = Switch(wanted=True)
         tiers = [
             name
             for name in self.offered_tiers()
             if self._of_meaning(self.tiers[name], wanted).reuse
         ]
         reused = [*tiers, *self._stored_budgets(reuse=True), *auto]
-        return [*plain, *(alias + REUSE_SUFFIX for alias in reused)]
+        return [*plain, *(alias + REUSE_SUFFIX for alias in reused), *self._adapted()]
+
+    def _adapted(self) -> list[str]:
+        if self.family is None:
+            return []
+        least = self.family.least
+        budgets = [each for each in self._stored_budgets(reuse=False) if float(each) >= least]
+        return [each + ADAPT_SUFFIX for each in [*budgets, *([AUTO] if self.auto else [])]]
 
     def _stored_budgets(self, *, reuse: bool) -> list[str]:
         entries = [entry for entry in self.book.describe() if entry["reuse"] == reuse]
         budgets = [entry["budget"] for entry in entries if entry["budget"] not in (None, 1.0)]
         return sorted({f"{budget:g}" for budget in budgets}, reverse=True)
 
-    def _check_caching(self, reuse: Reuse) -> None:
+    def _check_caching(self, reuse: Switch) -> None:
         if reuse.explicit and reuse.wanted and not self.caches_prefixes:
             raise RequestError(
                 "reuse is true, and this server runs without prefix caching: nothing would be reused;"
                 " leave reuse out, or have the server started without --no-enable-prefix-caching"
             )
 
-    def _check_reuse(self, choice: ChosenSchedule, reuse: Reuse) -> None:
+    def _check_reuse(self, choice: ChosenSchedule, reuse: Switch) -> None:
         """Refuse a schedule of the other kind than the client asks for; full budget is of both."""
         schedule = choice.schedule
         if not reuse.explicit or not schedule.cuts or choice.reuse == reuse.wanted:
@@ -194,7 +221,7 @@ class ScheduleChooser:
             f" GET /v1/schedules gives as {str(reuse.wanted).lower()}"
         )
 
-    def _of_ask(self, ask: Ask, reuse: Reuse) -> ChosenSchedule:
+    def _of_ask(self, ask: Ask, reuse: Switch) -> ChosenSchedule:
         if ask.tier is not None:
             return self._of_tier(ask.tier, reuse)
         if ask.schedule is not None:
@@ -204,7 +231,7 @@ class ScheduleChooser:
             return self._chosen(schedule.mean_keep, schedule, "inline")
         return self._of_budget(1.0 if ask.budget is None else float(ask.budget), reuse)
 
-    def _by_load(self, ask: Ask, policy: Bounds, reuse: Reuse) -> ChosenSchedule:
+    def _by_load(self, ask: Ask, policy: Bounds, reuse: Switch) -> ChosenSchedule:
         if self.auto is None:
             raise UnsupportedRequest(
                 'budget "auto" needs a controller, and this server runs without one; ask for a'
@@ -224,7 +251,7 @@ class ScheduleChooser:
     def _chosen(self, budget: float, schedule: Schedule, source: str) -> ChosenSchedule:
         return ChosenSchedule(budget, schedule, source, reuse=self.book.reuses(schedule))
 
-    def _of_budget(self, budget: float, reuse: Reuse) -> ChosenSchedule:
+    def _of_budget(self, budget: float, reuse: Switch) -> ChosenSchedule:
         selection = self.book.for_budget(budget, reuse.wanted)
         return self._chosen(budget, selection.schedule, selection.source)
 
@@ -235,7 +262,7 @@ class ScheduleChooser:
         budget = schedule.mean_keep if schedule.budget is None else schedule.budget
         return self._chosen(budget, schedule, source)
 
-    def _of_tier(self, name: str, reuse: Reuse) -> ChosenSchedule:
+    def _of_tier(self, name: str, reuse: Switch) -> ChosenSchedule:
         meaning = self.tiers.get(name)
         if meaning is None:
             raise UnknownTier(
@@ -249,7 +276,7 @@ class ScheduleChooser:
                 f" {', '.join(self.offered_tiers())}"
             ) from err
 
-    def _of_meaning(self, meaning: float | str, reuse: Reuse = UNSAID) -> ChosenSchedule:
+    def _of_meaning(self, meaning: float | str, reuse: Switch = UNSAID) -> ChosenSchedule:
         """What a tier stands for; raises UnknownSchedule."""
         if isinstance(meaning, str):
             return self._named(meaning)
@@ -288,6 +315,7 @@ def describe(chooser: ScheduleChooser) -> dict[str, Any]:
         "tiers": chooser.offered_tiers(),
         "auto": chooser.auto is not None,
         "prefix_caching": chooser.caches_prefixes,
+        "family": None if chooser.family is None else chooser.family.describe(),
         "band_starts": None if book.band_starts is None else list(book.band_starts),
         "geometry": book.geometry.to_dict(),
         "fingerprint": book.geometry.fingerprint,

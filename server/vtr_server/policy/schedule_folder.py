@@ -7,14 +7,17 @@ without an event. Requests hold the chooser that they began with, so a change ne
 import asyncio
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vtr_server.operations.metrics import observe_reload, observe_schedules
-from vtr_server.policy.requested_budget import ALIAS, Bounds, Reuse, short_form
+from vtr_server.policy.adaptive_choice import adapts
+from vtr_server.policy.requested_budget import ALIAS, Bounds, Switch, short_form
 from vtr_server.policy.schedule_choice import ScheduleChooser, describe
+from vtr_vllm.adaptive import ScheduleFamily
+from vtr_vllm.adaptive.family import FILE
 from vtr_vllm.errors import RequestError, ScheduleError
 from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook
 
@@ -47,8 +50,10 @@ class Offer:
         try:
             read = short_form([wish], f"model alias {ALIAS}")
             assert read.ask is not None
-            reuse = Reuse(bool(read.reuse), explicit=read.reuse is not None)
-            self.chooser.choose(read.ask, Bounds(0.0, 1.0), reuse=reuse)
+            reuse = Switch(bool(read.reuse), explicit=read.reuse is not None)
+            choice = self.chooser.choose(read.ask, Bounds(0.0, 1.0), reuse=reuse)
+            adapt = Switch(bool(read.adapt), explicit=read.adapt is not None)
+            adapts(self.chooser, read.ask, choice, adapt)
         except RequestError:
             return False
         return True
@@ -69,6 +74,7 @@ class ScheduleFolder:
         self._folder = folder
         self._template = template
         self._good: dict[Path, Schedule] = {}
+        self._family: ScheduleFamily | None = None
         self._signature: Signature = {}
         self._reading = threading.Lock()
         self.offer: Offer
@@ -77,14 +83,18 @@ class ScheduleFolder:
         if folder is not None:
             self._signature = _signature(folder)
             book = ScheduleBook.from_folder(geometry, folder, self._band_starts)
-            self._good = {file: Schedule.load(file) for file in self._signature}
+            files = [file for file in self._signature if not _is_family(file)]
+            self._good = {file: Schedule.load(file) for file in files}
+            if len(files) < len(self._signature):
+                self._family = self._load_family(folder)
         self._take(book)
 
-    def adopt(self, tiers: Mapping[str, float | str]) -> None:
-        """Offer the same schedules under other tiers."""
+    def adopt(self, tiers: Mapping[str, float | str], confidence: float = 0.0) -> None:
+        """Offer the same schedules under other tiers, and with another floor of confidence."""
         with self._reading:
-            self._template = replace(self._template, tiers=tiers)
-            self.offer = Offer.of(replace(self.offer.chooser, tiers=tiers))
+            self._template = replace(self._template, tiers=tiers, confidence=confidence)
+            chooser = replace(self.offer.chooser, tiers=tiers, confidence=confidence)
+            self.offer = Offer.of(chooser)
 
     async def watch(self) -> None:
         """Reload for as long as the server runs."""
@@ -120,7 +130,11 @@ class ScheduleFolder:
     def _read_and_take(self, folder: Path, signature: Signature) -> list[str]:
         if not folder.is_dir():
             return [f"schedule folder {folder} is gone; bring it back"]
-        good, rejected = self._read(signature)
+        good, rejected = self._read([file for file in signature if not _is_family(file)])
+        try:
+            self._family = self._load_family(folder) if folder / FILE in signature else None
+        except ScheduleError as err:
+            rejected.append(str(err))
         try:
             book = ScheduleBook(self._geometry, good.values(), self._band_starts)
         except ScheduleError as err:
@@ -131,7 +145,12 @@ class ScheduleFolder:
             self._take(book)
         return rejected
 
-    def _read(self, files: Signature) -> tuple[dict[Path, Schedule], list[str]]:
+    def _load_family(self, folder: Path) -> ScheduleFamily:
+        family = ScheduleFamily.load(folder / FILE)
+        family.check_fits(self._geometry)
+        return family
+
+    def _read(self, files: Iterable[Path]) -> tuple[dict[Path, Schedule], list[str]]:
         good: dict[Path, Schedule] = {}
         rejected = []
         for file in files:
@@ -147,15 +166,21 @@ class ScheduleFolder:
         return good, rejected
 
     def _take(self, book: ScheduleBook) -> None:
-        self.offer = Offer.of(replace(self._template, book=book))
+        self.offer = Offer.of(replace(self._template, book=book, family=self._family))
         observe_schedules(len(book.names()))
         logger.info("VTR offers the schedules %s", ", ".join(book.names()))
+        if self._family is not None:
+            logger.info("VTR offers the family %s", self._family.name)
+
+
+def _is_family(file: Path) -> bool:
+    return file.parts[-len(FILE.parts) :] == FILE.parts
 
 
 def _signature(folder: Path) -> Signature:
     """What tells one state of a folder from the next; a file that vanishes meanwhile is left out."""
     found: Signature = {}
-    for file in sorted(folder.glob("*.json")):
+    for file in [*sorted(folder.glob("*.json")), folder / FILE]:
         try:
             status = file.stat()
         except OSError:

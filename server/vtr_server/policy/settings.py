@@ -21,6 +21,7 @@ from vtr_vllm.errors import ConfigurationError
 
 __all__ = [
     "AUTO",
+    "AdaptiveSettings",
     "AdminSettings",
     "BudgetSettings",
     "ElasticSettings",
@@ -31,6 +32,7 @@ __all__ = [
     "PageSettings",
     "Scope",
     "ServerSettings",
+    "check_adapt",
     "check_reuse",
     "settings_path",
 ]
@@ -62,6 +64,9 @@ class BudgetSettings(_Table):
     reuse: Annotated[bool, Field(strict=True)] | None = None
     """Whether later requests shall be able to use the KV of a request's images; None: of the server
     no, of a key as the server has it."""
+    adapt: Annotated[bool, Field(strict=True)] | None = None
+    """Whether each request gets the schedule of the family that its prompt needs, with the budget as
+    their mean; None as for ``reuse``, which wins where both are asked for by default."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -89,6 +94,14 @@ class ElasticSettings(_Table):
         if len(levels) < 2 or list(levels) != sorted(set(levels), reverse=True):
             raise ValueError("levels must be at least two budgets, each below the one before")
         return levels
+
+
+class AdaptiveSettings(_Table):
+    """The choice among the schedules of a family."""
+
+    confidence: Annotated[float, Field(ge=0, le=1, strict=True)] = 0.0
+    """No schedule runs whose probability of a right answer is predicted below it: a larger one does,
+    and the largest where none is likely enough."""
 
 
 class LimitSettings(_Table):
@@ -203,6 +216,7 @@ class ServerSettings(_Table):
     detail: dict[Literal["low", "high", "auto"], Budget | str] = {}
     """What OpenAI's ``image_url.detail`` asks for: a tier or a budget."""
     elastic: ElasticSettings | None = None
+    adaptive: AdaptiveSettings = AdaptiveSettings()
     limits: LimitSettings = LimitSettings()
     media: MediaSettings = MediaSettings()
     admin: AdminSettings | None = None
@@ -267,6 +281,17 @@ def check_reuse(settings: ServerSettings, *, caches_prefixes: bool) -> None:
         raise ConfigurationError(
             f"reuse is true in the settings ({', '.join(wanting)}), and the engine runs without prefix"
             " caching; leave it out, or start without --no-enable-prefix-caching"
+        )
+
+
+def check_adapt(settings: ServerSettings, *, has_family: bool) -> None:
+    """Refuse a default that needs a family of schedules where there is none; raises ConfigurationError."""
+    tables = {"budget": settings.budget} | {f"key {key.name}": key.budget for key in settings.keys}
+    wanting = [name for name, table in tables.items() if table.adapt]
+    if wanting and not has_family:
+        raise ConfigurationError(
+            f"adapt is true in the settings ({', '.join(wanting)}), and the schedule folder has no"
+            " adaptive/family.json; leave it out, or make one with vtr search family"
         )
 
 

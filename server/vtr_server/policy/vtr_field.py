@@ -20,6 +20,7 @@ from vtr_vllm.schedules.strict_json import show
 __all__ = [
     "EXAMPLE",
     "Ask",
+    "AdaptiveAnswer",
     "AutoAnswer",
     "Read",
     "VTRAnswer",
@@ -50,7 +51,7 @@ class VTRField(BaseModel):
     """The ``vtr`` object of a request body.
 
     At most one of ``budget``, ``tier``, ``schedule``, ``max_flops_fraction``, and ``keep`` with
-    ``rules``; ``minimum`` and ``maximum`` go with budget ``auto``. ``reuse``,
+    ``rules``; ``minimum`` and ``maximum`` go with budget ``auto``. ``reuse``, ``adapt``,
     ``per_image_floor`` and ``trace`` stand beside any of them, or alone.
     """
 
@@ -106,6 +107,14 @@ class VTRField(BaseModel):
             " or the key has it."
         ),
     )
+    adapt: bool | None = Field(
+        default=None,
+        description=(
+            "true: of the server's family of schedules, the one that this prompt is predicted to need;"
+            " the budget is the mean over prompts. false: one schedule for all. Left out: as the server"
+            " or the key has it."
+        ),
+    )
     per_image_floor: _Floor | None = Field(
         default=None,
         description=(
@@ -129,6 +138,23 @@ class AutoAnswer(BaseModel):
     maximum: float
 
 
+class AdaptiveAnswer(BaseModel):
+    """How the schedule was chosen for this very prompt."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    family: str
+    """Name of the family."""
+    probability: float
+    """Of a right answer with the chosen schedule, as predicted; of the last prompt."""
+    expected: float
+    """The mean of that over the family's calibration data, at this budget."""
+    promised: float
+    """The mean keep rate that the calibration data came to at this budget."""
+    schedules: list[str]
+    """What was chosen for each prompt of the request, in the order they were admitted."""
+
+
 class VTRAnswer(BaseModel):
     """The ``vtr`` object of every answer: what the request really ran with."""
 
@@ -141,13 +167,15 @@ class VTRAnswer(BaseModel):
     source: str
     """``full``, ``searched``, ``interpolated`` (between two searched schedules),
     ``p-sigmoid-default`` (no searched schedule has this budget or a lower one), ``local-default`` (the
-    same with ``reuse``), ``built-in-form`` or ``inline``."""
+    same with ``reuse``), ``family`` (with ``adapt``), ``built-in-form`` or ``inline``."""
     tier: str | None = None
     """The tier that was asked for."""
     asked_by: str = "default"
     """What decided: ``body``, ``header``, ``model``, ``detail``, ``key-default``, ``default``."""
     auto: AutoAnswer | None = None
     """Only with budget ``auto``."""
+    adaptive: AdaptiveAnswer | None = None
+    """Only where the schedule was chosen for the prompt."""
     per_image_floor: float = 0.0
     """What each of several images kept whatever the others scored, as asked for or of the
     schedule."""
@@ -191,6 +219,7 @@ class Read(NamedTuple):
     trace: bool = False
     per_image_floor: float | None = None
     reuse: bool | None = None
+    adapt: bool | None = None
 
 
 def parse_field(field: object) -> Read:
@@ -214,16 +243,16 @@ def parse_field(field: object) -> Read:
         )
     ways = [asked.budget, asked.tier, asked.schedule, asked.max_flops_fraction, asked.keep]
     given = len(ways) - ways.count(None)
-    beside = asked.trace or (asked.per_image_floor, asked.reuse) != (None, None)
+    beside = asked.trace or (asked.per_image_floor, asked.reuse, asked.adapt) != (None,) * 3
     if given > 1 or (given == 0 and not beside):
         raise RequestError(
             f"vtr is {show(dict(field))}; it must hold exactly one of budget, tier, schedule,"
             f" max_flops_fraction, and keep with rules: {EXAMPLE}"
         )
     _check_bounds(asked)
-    values = asked.model_dump(exclude={"trace", "per_image_floor", "reuse"})
+    values = asked.model_dump(exclude={"trace", "per_image_floor", "reuse", "adapt"})
     ask = Ask(**values) if given else None
-    return Read(ask, asked.trace, asked.per_image_floor, asked.reuse)
+    return Read(ask, asked.trace, asked.per_image_floor, asked.reuse, asked.adapt)
 
 
 def refuse_wire_keys(xargs: Mapping[str, object] | None) -> None:
@@ -275,7 +304,7 @@ def _translate(field: Mapping[str, object], err: ValidationError) -> VTRError:
             f"schedule {value} is not a name of 1 to 96 characters; GET /v1/schedules lists what"
             " there is"
         )
-    if wrong in ("trace", "reuse"):
+    if wrong in ("trace", "reuse", "adapt"):
         return RequestError(f"{wrong} is {value}; it must be true or false")
     if wrong == "per_image_floor":
         return RequestError(

@@ -21,7 +21,7 @@ from tests.deploy import dashboards
 from tests.deploy.tools import prometheus, rules, values
 from tests.server.bad_input import chat_body
 from tests.server.conftest import NAME, Server
-from vtr_server.operations import metrics
+from vtr_server.operations import adaptive_metrics, metrics
 from vtr_server.operations.outcomes import Outcome
 from vtr_server.policy.vtr_answer import kind_of
 from vtr_server.policy.vtr_field import VTRAnswer
@@ -263,7 +263,7 @@ def test_no_label_takes_a_client_string() -> None:
 
 WRITE = """
 import sys
-from vtr_server.operations import metrics
+from vtr_server.operations import adaptive_metrics, metrics
 n = int(sys.argv[1])
 metrics.observe_outcome("ok", tier="full", source="full", key="-", seconds=1.0)
 metrics.observe_first_token(n, "full", streamed=True)
@@ -323,7 +323,7 @@ def documented() -> dict[str, tuple[str, set[str]]]:
 
 def test_the_docs_list_exactly_what_is_served() -> None:
     served = {}
-    for metric in vars(metrics).values():
+    for metric in [*vars(metrics).values(), *vars(adaptive_metrics).values()]:
         if isinstance(metric, MetricWrapperBase):
             name = metric._name + ("_total" if metric._type == "counter" else "")
             served[name] = (metric._type, set(metric._labelnames))

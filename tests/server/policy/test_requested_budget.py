@@ -12,12 +12,12 @@ from tests.server.bad_input import HEADERS
 from vtr_server.policy.requested_budget import (
     Asked,
     Bounds,
-    Reuse,
+    Switch,
     bounds,
     find_ask,
     split_alias,
 )
-from vtr_server.policy.settings import KeySettings, ServerSettings
+from vtr_server.policy.settings import BudgetSettings, KeySettings, ServerSettings
 from vtr_server.policy.vtr_field import Ask
 from vtr_vllm.errors import InvalidBudget, RequestError
 
@@ -214,7 +214,7 @@ REUSES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("place", REUSES)
 def test_reuse_can_be_asked_for_beside_any_way(place: str) -> None:
     asked = find(**REUSES[place])
-    assert asked.reuse == Reuse(wanted=True, explicit=True)
+    assert asked.reuse == Switch(wanted=True, explicit=True)
     assert asked.ask.budget in (0.4, KEY.budget.default)
     for beside in (
         {"field": {"max_flops_fraction": 0.5}},
@@ -223,8 +223,8 @@ def test_reuse_can_be_asked_for_beside_any_way(place: str) -> None:
         {"alias": "economy"},
         {"details": ("low",)},
     ):
-        assert find(**beside, reuse=("true",)).reuse == Reuse(wanted=True, explicit=True)
-        assert find(**beside, reuse=("false",)).reuse == Reuse(wanted=False, explicit=True)
+        assert find(**beside, reuse=("true",)).reuse == Switch(wanted=True, explicit=True)
+        assert find(**beside, reuse=("false",)).reuse == Switch(wanted=False, explicit=True)
 
 
 @pytest.mark.parametrize("text", ["economy", "auto", "full", ".5", "25e-2"])
@@ -232,7 +232,7 @@ def test_the_suffix_is_no_part_of_the_wish(text: str) -> None:
     for places in ({"header": (f"{text}+reuse",)}, {"alias": f"{text}+reuse"}):
         asked = find(**places)
         assert asked.ask == find(alias=text).ask
-        assert asked.reuse == Reuse(wanted=True, explicit=True)
+        assert asked.reuse == Switch(wanted=True, explicit=True)
     assert find({"tier": "economy"}, alias="0.25+reuse").by == "body", "they agree"
 
 
@@ -271,10 +271,10 @@ def test_what_the_client_says_of_reuse_decides_then_the_key_then_the_server(
         with pytest.raises(RequestError, match="asks for reuse .*they differ: leave out all but"):
             find(**arguments)
     elif said:
-        assert find(**arguments).reuse == Reuse(said.pop(), explicit=True)
+        assert find(**arguments).reuse == Switch(said.pop(), explicit=True)
     else:
         wanted = of_server if of_key is None else of_key
-        assert find(**arguments).reuse == Reuse(bool(wanted), explicit=False)
+        assert find(**arguments).reuse == Switch(bool(wanted), explicit=False)
 
 
 def test_a_contradiction_about_reuse_names_the_places() -> None:
@@ -286,7 +286,7 @@ def test_a_contradiction_about_reuse_names_the_places() -> None:
 @pytest.mark.parametrize("values", [("1",), ("True",), ("",), ("true", "true"), ("no",)])
 def test_the_header_of_reuse_is_true_or_false(values: tuple[str, ...]) -> None:
     with pytest.raises(
-        RequestError, match=r"header X-VTR-Reuse is \[.*\]; it must be true or false"
+        RequestError, match=r"header X-VTR-Switch is \[.*\]; it must be true or false"
     ):
         find(reuse=values)
 
@@ -354,3 +354,36 @@ def test_a_key_says_its_own_bounds_and_leaves_the_rest_to_the_server(
     found = bounds(settings, key(minimum=own_low, maximum=own_high))
     assert found.minimum == (own_low or low or 0.0)
     assert found.maximum == (own_high or high or 1.0)
+
+
+ADAPT_PLACES: dict[str, dict[str, object]] = {
+    "body": {"field": {"budget": 0.4, "adapt": True}},
+    "body alone": {"field": {"adapt": True}},
+    "header": {"header": ("0.4+adapt",)},
+    "model": {"alias": "economy+adapt"},
+}
+
+
+@pytest.mark.parametrize("place", ADAPT_PLACES)
+def test_a_schedule_of_its_own_can_be_asked_for_beside_any_way(place: str) -> None:
+    asked = find(**ADAPT_PLACES[place])
+    assert asked.adapt == Switch(wanted=True, explicit=True)
+    assert asked.reuse == Switch()
+
+
+def test_adapt_is_the_client_s_then_the_key_s_then_the_server_s() -> None:
+    server = ServerSettings(budget=BudgetSettings(adapt=True))
+    assert find(settings=server).adapt == Switch(wanted=True)
+    assert find({"adapt": False}, settings=server).adapt == Switch(wanted=False, explicit=True)
+
+
+def test_reuse_and_adapt_exclude_each_other() -> None:
+    both = ServerSettings(budget=BudgetSettings(adapt=True, reuse=True))
+    plain = find(settings=both)
+    assert (plain.reuse.wanted, plain.adapt.wanted) == (True, False)
+    wished = find({"adapt": True}, settings=both)
+    assert (wished.reuse.wanted, wished.adapt.wanted) == (False, True)
+    with pytest.raises(RequestError, match="reuse and adapt are both true"):
+        find({"adapt": True, "reuse": True})
+    with pytest.raises(InvalidBudget, match=r"may end in \+reuse or \+adapt"):
+        find(header=("0.4+adapt+reuse",))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.server.bad_input import INLINE
 from vtr_server.policy.elastic import within
-from vtr_server.policy.requested_budget import Bounds, Reuse
+from vtr_server.policy.requested_budget import Bounds, Switch
 from vtr_server.policy.schedule_choice import ChosenSchedule, ScheduleChooser, describe
 from vtr_server.policy.settings import ServerSettings
 from vtr_server.policy.vtr_field import Ask, AutoAnswer
@@ -197,7 +197,7 @@ def test_aliases_are_tiers_stored_budgets_and_auto() -> None:
     ]
 
 
-REUSED, GUIDED = Reuse(wanted=True, explicit=True), Reuse(wanted=False, explicit=True)
+REUSED, GUIDED = Switch(wanted=True, explicit=True), Switch(wanted=False, explicit=True)
 LOCAL = Schedule(
     name="local-quarter",
     geometry=GEOMETRY,
@@ -232,7 +232,7 @@ def test_reuse_chooses_from_the_ladder_of_local_schedules(ask: Ask, name: str, s
     assert (choice.schedule.name, choice.source, choice.reuse) == (name, source, True)
     assert choice.with_floor(0.5).reuse
     # a default runs the same, and never refuses a schedule that has a name
-    assert TWO.choose(ask, OPEN, reuse=Reuse(wanted=True)) == choice
+    assert TWO.choose(ask, OPEN, reuse=Switch(wanted=True)) == choice
     if ask.budget is not None or ask.tier == "economy":
         assert not TWO.choose(ask, OPEN).reuse
         assert TWO.choose(ask, OPEN, reuse=GUIDED) == TWO.choose(ask, OPEN)
@@ -263,15 +263,15 @@ def test_reuse_chooses_from_the_ladder_of_local_schedules(ask: Ask, name: str, s
         (Ask(keep=[0.5] * 12, rules=["cls"]), GUIDED, r"leave reuse out \(or true\)"),
     ],
 )
-def test_a_schedule_of_the_other_kind_is_refused(ask: Ask, reuse: Reuse, said: str) -> None:
+def test_a_schedule_of_the_other_kind_is_refused(ask: Ask, reuse: Switch, said: str) -> None:
     with pytest.raises(RequestError, match=said):
         TWO.choose(ask, OPEN, reuse=reuse)
-    for silent in (Reuse(), Reuse(wanted=True)):
+    for silent in (Switch(), Switch(wanted=True)):
         TWO.choose(ask, OPEN, reuse=silent)
 
 
 @pytest.mark.parametrize("reuse", [REUSED, GUIDED])
-def test_full_budget_goes_with_either(reuse: Reuse) -> None:
+def test_full_budget_goes_with_either(reuse: Switch) -> None:
     for ask in (Ask(), Ask(tier="full"), Ask(schedule="full"), Ask(keep=[1] * 12, rules=[])):
         choice = TWO.choose(ask, OPEN, reuse=reuse)
         assert (choice.wire, choice.reuse) == ({}, False)
@@ -282,7 +282,7 @@ def test_reuse_without_prefix_caching_is_refused() -> None:
     for ask in (Ask(budget=0.5), Ask(budget="auto"), Ask(), Ask(schedule="local-quarter")):
         with pytest.raises(RequestError, match="without prefix caching: nothing would be reused"):
             chooser.choose(ask, OPEN, reuse=REUSED)
-        chooser.choose(ask, OPEN, reuse=Reuse())
+        chooser.choose(ask, OPEN, reuse=Switch())
     with pytest.raises(RequestError, match="without prefix caching"):
         chooser.choose_by_flops(0.5, OPEN, 100, 10, REUSED)
     assert describe(chooser)["prefix_caching"] is False
@@ -291,7 +291,7 @@ def test_reuse_without_prefix_caching_is_refused() -> None:
 def test_what_a_policy_moves_stays_of_its_kind() -> None:
     for wanted in (True, False):
         choice = TWO.choose(
-            Ask(budget=0.1), Bounds(0.3, 0.5), movable=True, reuse=Reuse(wanted, explicit=True)
+            Ask(budget=0.1), Bounds(0.3, 0.5), movable=True, reuse=Switch(wanted, explicit=True)
         )
         assert (choice.budget, choice.reuse) == (0.3, wanted)
 
@@ -428,12 +428,12 @@ def test_a_share_of_the_flops_gives_the_largest_budget_on_the_grid_that_meets_it
     enough = [budget for budget, spent in costs.items() if spent <= fraction + 1e-9]
     chooser = ScheduleChooser(book, TIERS)
     if enough:
-        choice = chooser.choose_by_flops(fraction, policy, n_vision, n_text, Reuse(wanted))
+        choice = chooser.choose_by_flops(fraction, policy, n_vision, n_text, Switch(wanted))
         assert choice.budget == max(enough)
         assert choice.schedule == book.for_budget(choice.budget, wanted).schedule
     else:
         with pytest.raises(InvalidBudget) as caught:
-            chooser.choose_by_flops(fraction, policy, n_vision, n_text, Reuse(wanted))
+            chooser.choose_by_flops(fraction, policy, n_vision, n_text, Switch(wanted))
         assert f"costs at least {min(costs.values()):.4f}" in str(caught.value)
 
 

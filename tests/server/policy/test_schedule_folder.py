@@ -16,10 +16,12 @@ from prometheus_client import REGISTRY
 
 from tests.server.bad_input import CHAT, chat_body
 from tests.server.conftest import NAME, Server
-from vtr_server.policy.requested_budget import Bounds, Reuse
+from tests.vtr_vllm.adaptive.families import family
+from vtr_server.policy.requested_budget import Bounds, Switch
 from vtr_server.policy.schedule_choice import ScheduleChooser
 from vtr_server.policy.schedule_folder import ScheduleFolder
 from vtr_server.policy.vtr_field import Ask
+from vtr_vllm.adaptive.family import FILE
 from vtr_vllm.errors import ScheduleError
 from vtr_vllm.schedules import (
     ModelGeometry,
@@ -37,6 +39,7 @@ TEMPLATE = ScheduleChooser(
     ScheduleBook(GEOMETRY), {"full": 1.0, "kept": "a"}, lambda b: (1.0, b.maximum)
 )
 OPEN = Bounds(0.0, 1.0)
+FAMILY_KEEPS = ((0.125,) * 6 + (0.0,) * 6, (0.5,) * 6 + (0.25,) * 6)
 
 
 def schedule(name: str, budget: float, geometry: ModelGeometry = GEOMETRY) -> Schedule:
@@ -218,7 +221,7 @@ def test_the_bands_of_the_engine_hold_after_every_reload(folder: Path) -> None:
     assert folded.reload_if_changed() == []
     choose = folded.offer.chooser.choose
     assert choose(Ask(budget=0.75), OPEN).schedule.name == "inside"
-    reused = choose(Ask(budget=0.75), OPEN, reuse=Reuse(wanted=True))
+    reused = choose(Ask(budget=0.75), OPEN, reuse=Switch(wanted=True))
     assert (reused.schedule.name, reused.reuse) == ("between", True)
     assert folded.offer.description["band_starts"] == [0, 6]
 
@@ -346,3 +349,26 @@ def test_a_running_server_takes_what_is_added_and_keeps_what_is_broken(server: S
         assert asked(client).json()["vtr"] == facts
         file.unlink()
         wait(lambda: asked(client).status_code == 400)
+
+
+def test_a_family_is_read_and_read_again(folder: Path, folded: ScheduleFolder) -> None:
+    """A good one stays until it is replaced by a good one, or deleted."""
+    assert folded.offer.chooser.family is None
+    path = folder / FILE
+    family(GEOMETRY, FAMILY_KEEPS).save(path)
+    assert folded.reload_if_changed() == []
+    held = folded.offer.chooser.family
+    assert held is not None
+    assert folded.offer.has_alias("0.4+adapt")
+    assert not folded.offer.has_alias("0.01+adapt")
+    assert ScheduleFolder(GEOMETRY, folder, TEMPLATE).offer.chooser.family is not None
+    path.write_text("{")
+    assert "family.json" in folded.reload_if_changed()[0]
+    assert folded.offer.chooser.family is held
+    with pytest.raises(ScheduleError, match=r"family\.json"):
+        ScheduleFolder(GEOMETRY, folder, TEMPLATE)
+    family().save(path)  # of another model
+    assert "made for" in folded.reload_if_changed()[0]
+    path.unlink()
+    assert folded.reload_if_changed() == []
+    assert folded.offer.chooser.family is None

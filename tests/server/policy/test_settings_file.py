@@ -139,7 +139,7 @@ def test_what_needs_a_restart_is_named_and_waits(watched: Watched, name: str) ->
 
 
 def test_every_table_either_follows_or_waits() -> None:
-    follows = {"budget", "tiers", "detail", "limits", "keys"}
+    follows = {"adaptive", "budget", "tiers", "detail", "limits", "keys"}
     waits = {name for name in FIXED if "." not in name}
     assert follows | waits == set(ServerSettings.model_fields)
     assert not follows & waits

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.server.bad_input import BUDGETS, FIELDS, INLINE, NO_LISTS, XARGS
-from vtr_server.policy.vtr_field import Ask, VTRField, parse_field, refuse_wire_keys
+from vtr_server.policy.vtr_field import Ask, Read, VTRField, parse_field, refuse_wire_keys
 from vtr_vllm.errors import (
     InvalidBudget,
     RequestError,
@@ -47,15 +47,16 @@ from vtr_vllm.errors import (
     ],
 )
 def test_what_may_be_asked(field: dict[str, Any] | None, ask: Ask | None) -> None:
-    assert parse_field(field) == (ask, False, None, None)
+    assert parse_field(field) == Read(ask)
     if field is not None:
-        assert parse_field(field | {"trace": True}) == (ask, True, None, None)
-        assert parse_field(field | {"per_image_floor": 0.5}) == (ask, False, 0.5, None)
-        assert parse_field(field | {"reuse": False}) == (ask, False, None, False)
+        assert parse_field(field | {"trace": True}) == Read(ask, trace=True)
+        assert parse_field(field | {"per_image_floor": 0.5}) == Read(ask, per_image_floor=0.5)
+        assert parse_field(field | {"reuse": False}) == Read(ask, reuse=False)
+        assert parse_field(field | {"adapt": True}) == Read(ask, adapt=True)
 
 
 def test_a_trace_alone_asks_for_no_budget() -> None:
-    assert parse_field({"trace": True}) == (None, True, None, None)
+    assert parse_field({"trace": True}) == Read(trace=True)
     with pytest.raises(RequestError, match="exactly one of"):
         parse_field({"trace": False})
 
@@ -70,7 +71,7 @@ def test_a_budget_outside_the_range_is_named(budget: object) -> None:
 @given(st.floats(allow_nan=True, allow_infinity=True))
 def test_a_float_is_a_budget_exactly_in_the_range(value: float) -> None:
     if not math.isnan(value) and 0 < value <= 1:
-        assert parse_field({"budget": value}) == (Ask(budget=value), False, None, None)
+        assert parse_field({"budget": value}) == Read(Ask(budget=value))
     else:
         with pytest.raises(InvalidBudget):
             parse_field({"budget": value})
@@ -137,12 +138,13 @@ def test_a_switch_is_true_or_false(switch: str, value: object) -> None:
 
 @pytest.mark.parametrize("reuse", [True, False])
 def test_reuse_alone_asks_for_no_budget(reuse: bool) -> None:
-    assert parse_field({"reuse": reuse}) == (None, False, None, reuse)
+    assert parse_field({"reuse": reuse}) == Read(reuse=reuse)
+    assert parse_field({"adapt": reuse}) == Read(adapt=reuse)
 
 
 @given(st.floats(0, 1) | st.sampled_from([0, 1]))
 def test_a_floor_alone_asks_for_no_budget(floor: float) -> None:
-    assert parse_field({"per_image_floor": floor}) == (None, False, floor, None)
+    assert parse_field({"per_image_floor": floor}) == Read(per_image_floor=floor)
 
 
 @pytest.mark.parametrize("floor", [-0.1, 1.1, True, "0.5", math.nan, math.inf, [0.5], {}])
@@ -171,14 +173,15 @@ JSON = st.recursive(
 @given(JSON | st.dictionaries(st.sampled_from([*VTRField.model_fields, "other"]), JSON))
 def test_any_json_is_understood_or_refused_in_few_words(field: object) -> None:
     with catch(VTRError) as refused:
-        ask, trace, floor, reuse = parse_field(field)
+        read = parse_field(field)
     if refused:
         assert refused[0].http_status in (400, 422)
         assert 20 < len(str(refused[0])) < 2000
         return
+    ask = read.ask
     ways = [ask.budget, ask.tier, ask.schedule, ask.max_flops_fraction, ask.keep] if ask else []
     assert len(ways) - ways.count(None) == (0 if ask is None else 1)
-    assert ask or trace or (floor, reuse) != (None, None) or field is None
+    assert read != Read() or field is None
 
 
 @pytest.mark.parametrize("field", FIELDS, ids=lambda value: f"{value!r:.40}")
@@ -207,7 +210,7 @@ def test_an_inline_schedule_is_two_lists_of_bounded_length(field: dict[str, obje
 
 @pytest.mark.parametrize("field", INLINE, ids=lambda value: f"{value!r:.40}")
 def test_the_entries_of_the_lists_are_not_judged_here(field: dict[str, list[object]]) -> None:
-    assert parse_field(field) == (Ask(keep=field["keep"], rules=field["rules"]), False, None, None)
+    assert parse_field(field) == Read(Ask(keep=field["keep"], rules=field["rules"]))
 
 
 @pytest.mark.parametrize("xargs", XARGS, ids=str)
@@ -229,6 +232,7 @@ def test_the_schema_in_the_api_description_forbids_extra_keys() -> None:
         "trace",
         "per_image_floor",
         "reuse",
+        "adapt",
     }
     rates, _ = schema["properties"]["keep"]["anyOf"]
     assert rates["maxItems"] == 1024

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from vtr_vllm.adaptive import Prompt
 from vtr_vllm.errors import EvaluationFailed
 from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan
 from vtr_vllm.search.answers import Answer, Batch, GeneratedToken, Task
@@ -126,6 +127,17 @@ class SimulatedEvaluator:
         self.tasks += tasks
         steps = math.ceil(len(tasks) / PLACES)
         return Batch(tuple(self.answer(task) for task in tasks), len(tasks), steps * PLACES)
+
+    def prompts(self, items: Sequence[Item]) -> list[Prompt]:
+        """Words tell until which depth vision tokens are needed, in eighths."""
+        size = self._n_vision
+        return [
+            Prompt(
+                (1, 2, 3 + int(8 * needs(item).until), 100 + item.line),
+                (size[item.line % len(size)],),
+            )
+            for item in items
+        ]
 
     def close(self) -> None:
         self.closed = True

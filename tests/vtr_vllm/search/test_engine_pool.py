@@ -109,3 +109,14 @@ def test_a_killed_engine_is_reported(pool, demo):
     for _ in range(2):  # while it goes, and once it has gone
         with pytest.raises(EvaluationFailed, match="process ended with exit code -9"):
             pool.run(tasks)
+
+
+def test_prompts_are_as_admission_sees_them(engine, demo):
+    """Words without vision tokens, and the images' sizes; nothing of a question is left out."""
+    prompts = engine.prompts(demo.items[:6])
+    assert {prompt.image_sizes for prompt in prompts} == {(144,)}
+    by_question: dict[str, set[tuple[int, ...]]] = {}
+    for item, prompt in zip(demo.items, prompts, strict=False):
+        by_question.setdefault(item.question, set()).add(prompt.text)
+    assert all(len(texts) == 1 for texts in by_question.values())
+    assert len({prompt.text for prompt in prompts}) == len(by_question)

@@ -8,9 +8,10 @@ images' places are known, so the plan is too. We wrap that one method.
 import contextlib
 import functools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
+from vtr_vllm.adaptive import Prompt
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands, is_active
 from vtr_vllm.engine.common.request_view import read_request, vision_items, vision_span
 from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
@@ -47,14 +49,20 @@ class Admitted:
     """[n_vision] their positions in the prompt, ascending."""
     returning: int = 0
     """How many of them an earlier prompt had at the same places; see ``count_returning``."""
+    token_ids: Sequence[int] = field(default=(), compare=False)
+
+    @cached_property
+    def prompt(self) -> Prompt:
+        """What a chooser among schedules sees of it."""
+        return Prompt.of(self.token_ids, self.vision, [image.tokens for image in self.images])
 
     def vision_before(self, position: int) -> int:
         """How many vision tokens stand before a position of the prompt."""
         return int(np.searchsorted(self.vision, position))
 
 
-Decide = Callable[[int, int], Mapping[str, Any]]
-"""(vision tokens, other tokens) of a prompt -> what its ``extra_args`` gain."""
+Decide = Callable[[Admitted], Mapping[str, Any]]
+"""A prompt, without a plan yet -> what its ``extra_args`` gain."""
 
 
 Noted = Callable[[Admitted], None]
@@ -163,14 +171,24 @@ def admit(
     ``decisions_only``.
     """
     images = image_tokens(request.mm_features or (), vllm_config.model_config.hf_config, cache)
-    n_vision = sum(image.tokens for image in images)
-    n_prompt = len(request.prompt_token_ids or ())
-    plan = None
+    spans = [vision_span(item) for item in vision_items(request.mm_features or ())]
+    vision = np.concatenate([np.empty(0, np.int64), *spans])
+    n_vision = len(vision)
+    token_ids = request.prompt_token_ids or ()
+    admitted = Admitted(
+        request.request_id,
+        None,
+        n_vision,
+        len(token_ids) - n_vision,
+        images,
+        vision,
+        token_ids=token_ids,
+    )
     params = request.sampling_params
     if guarded:
         _check_decided(params, decide, n_vision)
     if params is not None and decide is not None:
-        wire = decide(n_vision, n_prompt - n_vision)
+        wire = decide(admitted)
         params.extra_args = {**(params.extra_args or {}), **wire}
     if params is not None and _asks(params):
         _check_engine(vllm_config)
@@ -190,10 +208,8 @@ def admit(
             _check_trace(reduced, params)
             _check_rules(reduced, vllm_config)
             _check_length(reduced, vllm_config)
-            plan = reduced.plan
-    spans = [vision_span(item) for item in vision_items(request.mm_features or ())]
-    vision = np.concatenate([np.empty(0, np.int64), *spans])
-    return Admitted(request.request_id, plan, n_vision, n_prompt - n_vision, images, vision)
+            return replace(admitted, plan=reduced.plan)
+    return admitted
 
 
 def _asks(params: SamplingParams) -> bool:

@@ -277,9 +277,11 @@ def test_the_schedule_is_decided_by_the_length_of_the_prompt(processor):
     """What the caller put into extra_args stays; the plan is of what was decided."""
     seen = []
 
-    def decide(n_vision, n_text):
-        seen.append((n_vision, n_text))
-        return ASKED if n_vision else {}
+    def decide(prompt):
+        seen.append((prompt.n_vision, prompt.n_text))
+        assert len(prompt.prompt.text) == prompt.n_text
+        assert sum(prompt.prompt.image_sizes) == prompt.n_vision
+        return ASKED if prompt.n_vision else {}
 
     picture, words = request({"somebody_else": 1}, name="0"), request(None, images=(), name="1")
     with collect(decide) as admitted:
@@ -320,8 +322,8 @@ def test_each_prompt_is_noted_once_it_is_admitted(processor):
 
 
 def test_what_the_decision_refuses_is_not_admitted(processor):
-    def decide(n_vision, n_text):
-        raise RequestError(f"{n_vision} and {n_text}")
+    def decide(prompt):
+        raise RequestError(f"{prompt.n_vision} and {prompt.n_text}")
 
     with collect(decide) as admitted, pytest.raises(RequestError, match="4 and 6"):
         processor.process_inputs("0", request(None, name="0"))

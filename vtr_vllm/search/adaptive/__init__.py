@@ -1,0 +1,1 @@
+"""``vtr search family``: schedules that are searched together, each on the prompts that choose it."""

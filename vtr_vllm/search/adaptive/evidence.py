@@ -1,0 +1,158 @@
+"""What a family is worth on data that it was not made with, beside one schedule for all."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vtr_vllm.adaptive import Prompt, ScheduleFamily, mean_cost
+from vtr_vllm.adaptive.predictor import FloatArray
+from vtr_vllm.adaptive.price import Price, picks, price_of
+from vtr_vllm.search.adaptive import fitting
+from vtr_vllm.search.statistics import bootstrap_interval, paired_difference
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Prompts of one data set, and how each schedule scored on them."""
+
+    prompts: Sequence[Prompt]
+    kinds: Sequence[str | None]
+    scores: FloatArray
+    """[n, members]"""
+    full: Sequence[float]
+    """Without reduction."""
+
+
+def rows(
+    family: ScheduleFamily,
+    calibration: Outcomes,
+    heldout: Outcomes,
+    budgets: Sequence[float],
+    seed: int,
+) -> list[Row]:
+    """A row a budget and a way of choosing, on held-out data; the price is always calibration's.
+
+    ``both`` is what is served. ``words`` and ``sizes`` see only these. ``unseen kind``: each prompt is
+    judged by a predictor that saw no prompt of its kind. ``oracle``: the cheapest schedule that
+    answers right, at the price at which that meets the budget on this very data; no chooser can.
+    """
+    predicted = {"both": (family.calibration.predictions, _predict(family, heldout))}
+    predicted |= {
+        name: _fitted(mask, calibration, heldout, seed)
+        for name, mask in (("words", fitting.only_words), ("sizes", fitting.only_sizes))
+    }
+    draws = np.array([prompt.draw for prompt in calibration.prompts])
+    found = []
+    for budget in budgets:
+        if budget < family.least:
+            continue
+        for name, (known, guessed) in predicted.items():
+            price = price_of(known, family.costs, draws, budget)
+            promised = mean_cost(known, family.costs, draws, price)
+            found.append(_row(name, budget, promised, family, heldout, guessed, price))
+            if name == "both":
+                unseen = _unseen(guessed, calibration, heldout, seed)
+                if unseen is not None:
+                    found.append(
+                        _row("unseen kind", budget, promised, family, heldout, unseen, price)
+                    )
+        own = np.array([prompt.draw for prompt in heldout.prompts])
+        price = price_of(heldout.scores, family.costs, own, budget)
+        found.append(_row("oracle", budget, budget, family, heldout, heldout.scores, price))
+    return found
+
+
+def _predict(family: ScheduleFamily, heldout: Outcomes) -> FloatArray:
+    return fitting.predictions(family.predictor, heldout.prompts)
+
+
+def _fitted(
+    mask: Any, calibration: Outcomes, heldout: Outcomes, seed: int
+) -> tuple[FloatArray, FloatArray]:
+    """What a predictor that sees a part says: of calibration across folds, and of held-out data."""
+    predictor, across = fitting.fit(
+        mask(fitting.matrix(calibration.prompts)), calibration.scores, seed
+    )
+    return across, fitting.predictions(predictor, heldout.prompts)
+
+
+def _unseen(
+    guessed: FloatArray, calibration: Outcomes, heldout: Outcomes, seed: int
+) -> FloatArray | None:
+    """Predictions of each prompt without its kind; None where there are no two kinds."""
+    kinds = sorted({kind for kind in calibration.kinds if kind is not None})
+    if len(kinds) < 2:
+        return None
+    found = guessed.copy()
+    matrix = fitting.matrix(calibration.prompts)
+    for kind in kinds:
+        others = np.array([each != kind for each in calibration.kinds])
+        own = np.array([each == kind for each in heldout.kinds])
+        predictor, _ = fitting.fit(matrix[np.flatnonzero(others)], calibration.scores[others], seed)
+        if own.any():
+            prompts = [p for p, is_own in zip(heldout.prompts, own, strict=True) if is_own]
+            found[own] = fitting.predictions(predictor, prompts)
+    return found
+
+
+def _row(
+    name: str,
+    budget: float,
+    promised: float,
+    family: ScheduleFamily,
+    heldout: Outcomes,
+    predicted: FloatArray,
+    price: Price,
+) -> Row:
+    draws = np.array([prompt.draw for prompt in heldout.prompts])
+    paid = np.where(draws < price.share, price.low, price.high)
+    chosen = picks(predicted, family.costs, paid)
+    scores = heldout.scores[np.arange(len(chosen)), chosen]
+    counts = np.bincount(chosen, minlength=len(family.members))
+    return row(name, budget, promised, float(family.costs[chosen].mean()), scores, heldout.full) | {
+        "mix": [round(float(share), 4) for share in counts / len(chosen)]
+    }
+
+
+def row(
+    name: str,
+    budget: float,
+    promised: float,
+    spent: float,
+    scores: Sequence[float] | FloatArray,
+    full: Sequence[float],
+) -> Row:
+    """A score with its 95% interval, beside no reduction on the same prompts."""
+    values = [float(score) for score in scores]
+    low, high = bootstrap_interval(values)
+    difference, below, above = paired_difference(values, full)
+    return {
+        "chooser": name,
+        "budget": budget,
+        "promised": promised,
+        "spent": spent,
+        "score": float(np.mean(values)),
+        "low": low,
+        "high": high,
+        "minus_full": {"difference": difference, "low": below, "high": above},
+    }
+
+
+def table(splits: Mapping[str, Sequence[Row]]) -> str:
+    """The rows in Markdown, a table a split."""
+    lines = []
+    for name, found in splits.items():
+        lines += [f"**{name}**", "", "| budget | chooser | spent | score | 95% | minus full |"]
+        lines.append("|---:|---|---:|---:|---|---:|")
+        for each in found:
+            lines.append(
+                f"| {each['budget']:g} | {each['chooser']} | {each['spent']:.3f} |"
+                f" {100 * each['score']:.1f} | {100 * each['low']:.1f}-{100 * each['high']:.1f} |"
+                f" {100 * each['minus_full']['difference']:+.1f} |"
+            )
+        lines.append("")
+    return "\n".join(lines)
