@@ -78,9 +78,15 @@ def checkpoint() -> Path:
 
 
 def store_schedules(folder: Path) -> None:
-    """Write one schedule for the tested model, of budget 0.5."""
+    """Write one schedule for the tested model, of budget 0.5, and a family.
+
+    Questions with the word "color" need its third schedule, the others its first.
+    """
     import json
 
+    from tests.vtr_vllm.adaptive.families import family
+    from vtr_vllm.adaptive.family import FILE
+    from vtr_vllm.demo.tokenizer import IDS
     from vtr_vllm.schedules import ModelGeometry, Schedule, fastv
 
     text = json.loads((checkpoint() / "config.json").read_text())["text_config"]
@@ -89,6 +95,10 @@ def store_schedules(folder: Path) -> None:
         "stored-half", form.geometry, form.keep, form.rules, method="g-search", budget=0.5
     )
     stored.save(folder / "stored-half.json")
+    first, second = form.geometry.layers // 2, form.geometry.layers - form.geometry.layers // 2
+    shares = ((0.25, 0.0), (0.5, 0.25), (1.0, 0.5))
+    keeps = tuple((one,) * first + (other,) * second for one, other in shares)
+    family(form.geometry, keeps, hard=IDS["color"]).save(folder / FILE)
 
 
 def free_port() -> int:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
+from tests.server.bad_input import chat_body
+from tests.server.conftest import Server
 from tests.server.policy.test_schedule_choice import BOOK, GEOMETRY, OPEN, TIERS
 from tests.vtr_vllm.adaptive.families import EASY, HARD, family, prompt
 from vtr_server.policy.adaptive_choice import adapted, adapts
@@ -116,3 +119,109 @@ def test_a_server_tells_what_it_has() -> None:
     assert "0.5+adapt" in aliases
     assert "auto+adapt" in aliases
     assert not [alias for alias in ALONE.aliases() if "adapt" in alias]
+
+
+# On a server, whose family is in tests/server/conftest.py
+
+
+def question_body(server: Server, question: str, **more: object) -> dict[str, Any]:
+    """A question about an image."""
+    body = chat_body(server.model, **more)
+    body["messages"][0]["content"][1]["text"] = question
+    return body
+
+
+def asked(server: Server, question: str, vtr: object) -> dict[str, Any]:
+    """The ``vtr`` of the answer."""
+    body = question_body(server, question, vtr=vtr)
+    with server.client() as client:
+        answer = client.post("/v1/chat/completions", json=body)
+    answer.raise_for_status()
+    found: dict[str, Any] = answer.json()["vtr"]
+    return found
+
+
+EASY_QUESTION, HARD_QUESTION = "Is there a B?", "What color is the B?"
+
+
+@pytest.mark.engine
+def test_each_question_gets_the_schedule_that_it_needs(server: Server) -> None:
+    easy = asked(server, EASY_QUESTION, {"budget": 0.45, "adapt": True})
+    hard = asked(server, HARD_QUESTION, {"budget": 0.45, "adapt": True})
+    assert (easy["schedule"], hard["schedule"]) == ("family-1", "family-3")
+    assert easy["source"] == hard["source"] == "family"
+    assert easy["budget"] == 0.45
+    assert easy["mean_keep"] == pytest.approx(0.125, abs=0.01)
+    assert hard["mean_keep"] == pytest.approx(0.75, abs=0.01)
+    assert hard["adaptive"]["schedules"] == ["family-3"]
+    assert hard["adaptive"]["promised"] == pytest.approx(0.4375, abs=0.01)
+    plain = asked(server, EASY_QUESTION, {"budget": 0.45, "adapt": False})
+    assert plain["adaptive"] is None
+    assert plain["source"] != "family"
+
+
+@pytest.mark.engine
+def test_header_and_alias_ask_for_it_too(server: Server) -> None:
+    body = question_body(server, HARD_QUESTION)
+    with server.client() as client:
+        by_header = client.post(
+            "/v1/chat/completions", json=body, headers={"X-VTR-Budget": "0.45+adapt"}
+        )
+        named = body | {"model": f"{server.model}@0.45+adapt"}
+        by_alias = client.post("/v1/chat/completions", json=named)
+        listed = {card["id"] for card in client.get("/v1/models").json()["data"]}
+    for answer in (by_header, by_alias):
+        assert answer.json()["vtr"]["schedule"] == "family-3", answer.text
+        assert answer.headers["X-VTR-Source"] == "family"
+    assert f"{server.model}@0.5+adapt" in listed
+
+
+@pytest.mark.engine
+def test_what_was_chosen_is_counted(server: Server) -> None:
+    def counts() -> dict[str, float]:
+        with server.client() as client:
+            lines = client.get("/metrics").text.splitlines()
+        found = (line.rpartition(" ") for line in lines if line.startswith("vtr_adaptive_"))
+        return {name: float(value) for name, _, value in found}
+
+    before = counts()
+    asked(server, HARD_QUESTION, {"budget": 0.45, "adapt": True})
+    after = counts()
+    gained = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    assert gained['vtr_adaptive_prompts_total{schedule="family-3"}'] == 1
+    assert gained["vtr_adaptive_keep_spent_total"] == pytest.approx(0.75, abs=0.01)
+    assert gained["vtr_adaptive_keep_promised_total"] == pytest.approx(0.4375, abs=0.01)
+    assert 0 < gained["vtr_adaptive_right_predicted_total"] <= 1
+
+
+@pytest.mark.engine
+def test_prompts_of_one_request_are_told_of_one_by_one(server: Server) -> None:
+    body = {
+        "model": server.model,
+        "prompt": [EASY_QUESTION, HARD_QUESTION],
+        "max_tokens": 1,
+        "vtr": {"budget": 0.45, "adapt": True},
+    }
+    with server.client() as client:
+        found = client.post("/v1/completions", json=body).json()["vtr"]
+    assert sorted(found["adaptive"]["schedules"]) == ["family-1", "family-3"]
+
+
+@pytest.mark.engine
+@pytest.mark.parametrize(
+    ("vtr", "said"),
+    [
+        ({"schedule": "stored-half", "adapt": True}, "is schedule stored-half"),
+        ({"budget": 0.5, "adapt": True, "reuse": True}, "reuse and adapt are both true"),
+        ({"max_flops_fraction": 0.5, "adapt": True}, "do not go together"),
+        ({"budget": 0.01, "adapt": True}, "ask for 0.125 or more"),
+        ({"budget": 0.5, "adapt": "yes"}, "it must be true or false"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_next_step(server: Server, vtr: object, said: str) -> None:
+    with server.client() as client:
+        answer = client.post(
+            "/v1/chat/completions", json=question_body(server, EASY_QUESTION, vtr=vtr)
+        )
+    assert answer.status_code == 400
+    assert said in answer.json()["error"]["message"]

@@ -24,8 +24,9 @@ def family(
     geometry: ModelGeometry = GEOMETRY,
     keeps: tuple[tuple[float, ...], ...] = KEEPS,
     prompts: int = 200,
+    hard: int = HARD,
 ) -> ScheduleFamily:
-    """Half of its calibration is easy."""
+    """Half of its calibration is easy; ``hard`` is the word that says which half is not."""
     blind, asking = RankRule.parse("saliency"), RankRule.parse("last")
     members = tuple(
         member(
@@ -36,12 +37,11 @@ def family(
         )
         for number, keep in enumerate(keeps, 1)
     )
-    (only,) = set(features(Prompt((HARD,), ()))) & set(features(prompt(HARD))) - set(
-        features(prompt(EASY))
-    )
+    alone = set(features(Prompt((hard,), ())))
+    (only,) = alone & set(features(prompt(hard))) - set(features(prompt(EASY)))
     fall = np.array([-30.0] * (len(members) - 1) + [0.0])
     predictor = Predictor((only,), fall[None], np.full(len(members), 3.0))
-    seen = [prompt(HARD if number % 2 else EASY, number) for number in range(prompts)]
+    seen = [prompt(hard if number % 2 else EASY, number) for number in range(prompts)]
     known = Calibration(
         np.array([predictor.predict(features(each)) for each in seen]),
         np.array([each.draw for each in seen]),
