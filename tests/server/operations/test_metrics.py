@@ -357,11 +357,12 @@ def test_a_loaded_server_has_data_for_every_panel_and_rule(server: Server, tmp_p
 
 
 def load(server: Server) -> None:
-    """Requests of several budgets, in one piece and as a stream, and one that is refused."""
+    """Requests of several budgets and with adapt, whole and as a stream, and one that is refused."""
     with server.client() as client:
-        for budget in (1.0, 0.5, 0.25):
+        asks = ({"budget": 1.0}, {"budget": 0.5}, {"budget": 0.25}, {"budget": 0.5, "adapt": True})
+        for vtr in asks:
             for stream in (False, True):
-                body = chat_body(NAME) | {"vtr": {"budget": budget}, "stream": stream}
+                body = chat_body(NAME) | {"vtr": vtr, "stream": stream}
                 assert client.post("/v1/chat/completions", json=body).status_code == 200
         body = chat_body(NAME) | {"vtr": {"budget": 7}}
         assert client.post("/v1/chat/completions", json=body).status_code == 400
