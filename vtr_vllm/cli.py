@@ -69,10 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_serve(commands)
     _add_batch(commands)
     commands.add_parser("search", help="find schedules for a model", add_help=False)
+    commands.add_parser("train", help="train what reduces vision tokens", add_help=False)
     commands.add_parser("keys", help="make API keys for --settings", add_help=False)
     commands.add_parser("settings", help="check a file for --settings", add_help=False)
     if arguments[:1] == ["search"]:
         return _search(arguments[1:])
+    if arguments[:1] == ["train"]:
+        from vtr_vllm.atp.cli import main as train
+
+        return train(arguments[1:])
     if arguments[:1] == ["keys"]:
         from vtr_server.gate.cli import main as keys
 

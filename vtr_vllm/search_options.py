@@ -273,7 +273,8 @@ def _listed(kind: type, text: str) -> list[Any]:
     parts = [part.strip() for part in text.split(",")]
     if not all(parts):  # nothing at all would mean the default
         raise ValueError("give values with commas between them")
-    return [_number(part) for part in parts] if kind is float else parts
+    readers: dict[type, Callable[[str], Any]] = {int: _whole, float: _number}
+    return [readers.get(kind, str)(part) for part in parts]
 
 
 def _whole(text: str) -> int:
@@ -317,5 +318,5 @@ def _metavar(field: FieldInfo) -> str:
     if get_origin(kind) is dict:
         return "JSON"
     if get_origin(kind) is list:
-        return "X,X" if _plain(get_args(kind)[0]) is float else "URL,URL"
+        return {int: "N,N", float: "X,X"}.get(_plain(get_args(kind)[0]), "URL,URL")
     return {int: "N", float: "X", str: "TEXT"}[kind]

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         *("command_line", "demo", "engine", "errors", "preflight", "reduction", "schedules"),
-        *("search", "server", "vtr_vllm"),
+        *("atp", "search", "server", "vtr_vllm"),
     },
     "benchmarks": {
         "adaptive",
@@ -45,6 +45,9 @@ ALLOWED: dict[str, set[str]] = {
         "demo",
         "search",
         "server",
+    },
+    "atp": {
+        *("command_line", "demo", "errors", "preflight", "schedules", "search", "search_options"),
     },
     "vtr_vllm": {"errors", "schedules"},
 }

@@ -15,6 +15,7 @@ from vtr_server.gate import cli as keys
 from vtr_server.jobs import cli as jobs
 from vtr_server.jobs.sources import FLAGS, SETTINGS
 from vtr_vllm import cli as vtr
+from vtr_vllm.atp import cli as train
 from vtr_vllm.search import cli as search
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
@@ -54,10 +55,12 @@ def commands() -> dict[str, set[str]]:
     serve = served()
     found = added(lambda: search.main(["--help"]))
     service = added(lambda: jobs.main(["--help"]))
+    trained = added(lambda: train.main(["--help"]))
     new_key = added(lambda: keys.main(["new", "--help"]))
     return {
         "vtr_vllm/": serve,
         "server/": serve,
+        "vtr_vllm/atp/": trained,
         "vtr_vllm/search/": found,
         "vtr_vllm/search_options.py": found,
         "server/vtr_server/gate/": serve | new_key,

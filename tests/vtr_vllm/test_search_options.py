@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from vtr_vllm.search import cli
 from vtr_vllm.search_options import (
@@ -155,3 +155,18 @@ def test_a_flag_tells_range_and_default(capsys: pytest.CaptureFixture[str]) -> N
 def test_the_name_of_a_flag() -> None:
     assert flag_of(SearchOptions, "max_tokens") == "--max-tokens"
     assert flag_of(SearchOptions, "weight") == "--lambda"
+
+
+class _Numbers(BaseModel):
+    layers: list[int] = Field(default=[], description="whole numbers")
+
+
+def test_a_list_of_whole_numbers_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, _Numbers)
+    given = parser.parse_args(["--layers", "2, 5,9"])
+    assert read_flags(parser, _Numbers, given).layers == [2, 5, 9]
+    assert "--layers N,N" in parser.format_help()
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--layers", "2,half"])
+    assert "give a whole number" in capsys.readouterr().err

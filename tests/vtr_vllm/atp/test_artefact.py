@@ -1,0 +1,79 @@
+"""What a training leaves is read back exactly, or refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from vtr_vllm.atp.artefact import FACTS, WEIGHTS, Artefact, describe, load_state, save_state
+from vtr_vllm.atp.module import AtpModules, Shape
+from vtr_vllm.errors import ConfigurationError, GeometryMismatch
+from vtr_vllm.schedules import ModelGeometry
+
+GEOMETRY = ModelGeometry(12, 128, 320, 2, 2, 64)
+
+
+@pytest.fixture
+def artefact(tmp_path: Path) -> Artefact:
+    modules = AtpModules((2, 5), Shape(state=8))
+    none = dict.fromkeys(("lora", "data", "options", "losses", "scores"))
+    facts = describe(GEOMETRY, (12, 12), modules, n_min=2, target=0.25, **none)
+    made = Artefact(modules, facts, tmp_path)
+    made.save()
+    return made
+
+
+def test_round_trip(artefact: Artefact) -> None:
+    found = Artefact.load(artefact.folder)
+    assert found.facts == artefact.facts
+    assert (found.n_min, found.grid, found.modules.layers) == (2, (12, 12), (2, 5))
+    for name, tensor in artefact.modules.state_dict().items():
+        assert torch.equal(found.modules.state_dict()[name], tensor), name
+    found.check_fits(GEOMETRY, (12, 12))
+    with pytest.raises(GeometryMismatch, match="24 x 24"):
+        found.check_fits(GEOMETRY, (24, 24))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema_version": 2}, "schema_version is 2"),
+        ({"layers": [2]}, "do not belong together"),
+        ({"shape": {"bins": 8, "state": 8, "width": 32}}, "do not belong together"),
+        ({"shape": {"depth": 1}}, "do not belong together"),
+        ({"more": 1}, "unknown"),
+    ],
+)
+def test_facts_that_do_not_fit_are_refused(
+    artefact: Artefact, change: dict[str, object], message: str
+) -> None:
+    (artefact.folder / FACTS).write_text(json.dumps(artefact.facts | change))
+    with pytest.raises(ConfigurationError, match=message):
+        Artefact.load(artefact.folder)
+
+
+@pytest.mark.parametrize("name", [FACTS, WEIGHTS])
+def test_a_missing_or_broken_file_is_refused(artefact: Artefact, name: str) -> None:
+    (artefact.folder / name).write_text("no")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        Artefact.load(artefact.folder)
+    (artefact.folder / name).unlink()
+    with pytest.raises(ConfigurationError, match="has finished"):
+        Artefact.load(artefact.folder)
+
+
+def test_a_state_is_of_what_was_asked(tmp_path: Path) -> None:
+    asked = {"seed": 1, "layers": [1, 2], "lora": None}
+    assert load_state(tmp_path, asked) is None
+    save_state(tmp_path, {"asked": asked, "step": 3, "weights": torch.ones(2)})
+    state = load_state(tmp_path, asked)
+    assert state is not None
+    assert state["step"] == 3
+    with pytest.raises(ConfigurationError, match="seed 1 and not 2"):
+        load_state(tmp_path, asked | {"seed": 2})
+    (tmp_path / "training.pt").write_bytes(b"no")
+    with pytest.raises(ConfigurationError, match="no state of a training"):
+        load_state(tmp_path, asked)

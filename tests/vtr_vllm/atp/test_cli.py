@@ -1,0 +1,115 @@
+"""The command: dry run, a stop by signal, going on, scoring."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vtr_vllm import cli as vtr
+from vtr_vllm.atp import cli
+from vtr_vllm.atp.train import Training
+
+
+def arguments(folder: Path, file: Path, out: Path, *more: str) -> list[str]:
+    given = ["atp", "--model", folder, "--data", file, "--out", out, "--target", "0.5"]
+    return [*map(str, given), "--steps", "3", "--batch", "4", "--heldout", "0.3", *more]
+
+
+def test_from_dry_run_to_score(
+    folder: Path,
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = tmp_path / "out"
+    assert vtr.main(["train", *arguments(folder, file, out, "--dry-run")]) == 0
+    shown = capsys.readouterr()
+    assert "a step takes" in shown.out
+    assert "before layers 1, 3, 4 of 6, the model frozen" in shown.err
+    assert not out.exists()
+
+    step = Training.take_step
+
+    def stopped(self: Training) -> Any:
+        if self.step == 1 and not (out / "training.pt").exists():
+            signal.raise_signal(signal.SIGTERM)
+        return step(self)
+
+    monkeypatch.setattr(Training, "take_step", stopped)
+    assert cli.main(arguments(folder, file, out)) == 128 + signal.SIGTERM
+    assert "stopped at step 2; the same command goes on" in capsys.readouterr().err
+    assert not (out / "atp.json").exists()
+    assert cli.main(arguments(folder, file, out)) == 0
+    shown = capsys.readouterr()
+    assert "goes on from step 2" in shown.err
+    scores = json.loads(shown.out)
+    assert scores == json.loads((out / "atp.json").read_text())["scores"]
+
+    items = tmp_path / "items.jsonl"
+    asked = ["score", "--model", folder, "--atp", out, "--data", file, "--items", items]
+    assert cli.main([*map(str, asked)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    lines = [json.loads(line) for line in items.read_text().splitlines()]
+    assert found["n"] == len(lines) == 12
+    assert [line["id"] for line in lines] == [f"q{number}" for number in range(12)]
+    assert found["mean_keep"] == pytest.approx(sum(line["keep"] for line in lines) / 12)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--target", "0.1"], "--target 0.1 cannot be met"),
+        (["--layers", "1,6"], "allowed are 1 to 5"),
+        (["--model", "./nowhere/at/all"], "model folder ./nowhere/at/all is not there"),
+        (["--data", "nowhere.jsonl"], "nowhere.jsonl cannot be read"),
+    ],
+)
+def test_what_cannot_run_is_one_line(
+    folder: Path,
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    assert cli.main(arguments(folder, file, tmp_path, *more)) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert message in said[-1]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--target", "2"], "--target"),
+        (["--layers", "3,2"], "the layers must rise"),
+        (["--layers", "a"], "--layers"),
+        (["--mask", "some"], "--mask"),
+    ],
+)
+def test_flags_out_of_range_are_status_2(
+    folder: Path,
+    file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    more: list[str],
+    message: str,
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.parse(arguments(folder, file, tmp_path, *more))
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("peft") is not None, reason="peft is installed")
+def test_lora_without_peft_is_refused_before_anything_is_loaded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = arguments(Path("demo"), tmp_path / "nothing", tmp_path, "--lora", "8")
+    assert cli.main(given) == 1
+    assert "--lora needs the package peft" in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""What a training leaves, and goes on from: weights, what they are, and the state of a training."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+
+from vtr_vllm.atp.module import AtpModules, Shape
+from vtr_vllm.errors import ConfigurationError, GeometryMismatch, ScheduleError
+from vtr_vllm.schedules import ModelGeometry
+from vtr_vllm.schedules.strict_json import check_keys, read_object, show
+from vtr_vllm.schedules.whole_file import whole_file, whole_file_of_bytes
+
+__all__ = [
+    "FACTS",
+    "LORA",
+    "WEIGHTS",
+    "Artefact",
+    "describe",
+    "load_state",
+    "save_state",
+    "save_tensors",
+]
+
+SCHEMA_VERSION = 1
+WEIGHTS, FACTS, LORA, STATE = "atp.safetensors", "atp.json", "lora.safetensors", "training.pt"
+
+_KEYS = (
+    *("schema_version", "fingerprint", "geometry", "grid", "layers", "shape", "n_min", "target"),
+    *("lora", "data", "options", "losses", "scores"),
+)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The trained modules of one model; ``facts`` is atp.json in full."""
+
+    modules: AtpModules
+    facts: dict[str, Any]
+    folder: Path
+
+    @property
+    def n_min(self) -> int:
+        """The fewest tokens that a cut leaves."""
+        return int(self.facts["n_min"])
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of an image's vision tokens."""
+        rows, columns = self.facts["grid"]
+        return rows, columns
+
+    def check_fits(self, geometry: ModelGeometry, grid: tuple[int, int]) -> None:
+        """Raise GeometryMismatch unless the modules were trained for such a model."""
+        theirs = f"{geometry.fingerprint} and {grid[0]} x {grid[1]} vision tokens"
+        ours = f"{self.facts['fingerprint']} and {self.grid[0]} x {self.grid[1]} vision tokens"
+        if ours != theirs:
+            raise GeometryMismatch(
+                f"{self.folder / FACTS} was trained for {ours}, the model has {theirs}; train for this"
+                " model"
+            )
+
+    def save(self) -> None:
+        """Write both files, each at once; what they are last. OSError passes through."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_tensors(self.folder / WEIGHTS, dict(self.modules.state_dict()))
+        with whole_file(self.folder / FACTS) as file:
+            file.write(json.dumps(self.facts, indent=2, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read both; raises ConfigurationError with the file and the reason."""
+        path = folder / FACTS
+        try:
+            facts: dict[str, Any] = read_object(path.read_text(encoding="utf-8"))
+            _check(facts)
+            modules = AtpModules(facts["layers"], Shape(**facts["shape"]))
+            modules.load_state_dict(load_file(folder / WEIGHTS))
+        except (OSError, UnicodeDecodeError, SafetensorError, ScheduleError) as err:
+            raise ConfigurationError(
+                f"{path} cannot be read ({err}); name a folder that `vtr train atp` has finished"
+            ) from err
+        except (RuntimeError, TypeError, ValueError) as err:
+            raise ConfigurationError(
+                f"{folder / WEIGHTS} and {FACTS} do not belong together ({err}); train again"
+            ) from err
+        return cls(modules.eval().requires_grad_(False), facts, folder)
+
+
+def describe(
+    geometry: ModelGeometry, grid: tuple[int, int], modules: AtpModules, **more: Any
+) -> dict[str, Any]:
+    """What atp.json holds."""
+    facts = {
+        "schema_version": SCHEMA_VERSION,
+        "fingerprint": geometry.fingerprint,
+        "geometry": geometry.to_dict(),
+        "grid": list(grid),
+        "layers": list(modules.layers),
+        "shape": asdict(modules.shape),
+        **more,
+    }
+    _check(facts)
+    return facts
+
+
+def _check(facts: Any) -> None:
+    version = facts.get("schema_version")
+    if type(version) is not int or version != SCHEMA_VERSION:
+        raise ScheduleError(
+            f"schema_version is {show(version)}, this release reads {SCHEMA_VERSION}; train again"
+        )
+    check_keys(facts, _KEYS, FACTS)
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file at once or not at all."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with whole_file_of_bytes(path) as file:
+        file.write(save(plain))
+
+
+def save_state(folder: Path, state: dict[str, Any]) -> None:
+    """Write what a training goes on from, at once; OSError passes through."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with whole_file_of_bytes(folder / STATE) as file:
+        torch.save(state, file)
+
+
+def load_state(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
+    """The state of a training that was asked the same; None where there is none.
+
+    Raises ConfigurationError for one that was asked something else.
+    """
+    path = folder / STATE
+    if not path.exists():
+        return None
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        before: dict[str, Any] = state["asked"]
+    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as err:
+        raise ConfigurationError(
+            f"{path} is no state of a training ({type(err).__name__}); remove it, and training begins"
+            " anew"
+        ) from err
+    other = [
+        f"{name} {show(before.get(name))} and not {show(asked.get(name))}"
+        for name in sorted({*before, *asked})
+        if before.get(name) != asked.get(name)
+    ]
+    if other:
+        raise ConfigurationError(
+            f"{path} is of a training with {', '.join(other)}; give the same again, or another --out"
+        )
+    return state
