@@ -45,7 +45,8 @@ async def ask(
         "vtr": vtr,
     }
     answer = await client.post("/v1/chat/completions", json=body)
-    answer.raise_for_status()
+    if answer.status_code != httpx.codes.OK:
+        raise RuntimeError(f"{sample.question} with {vtr}: {answer.status_code} {answer.text}")
     found = answer.json()
     said = found["choices"][0]["message"]["content"].strip()
     return found["vtr"] | {"right": float(said == sample.answer)}

@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 BUCKETS: Final = 4096
 """Places of the hashed n-grams."""
-SIZES: Final = ("images", "vision tokens", "text tokens")
+SIZES: Final = ("text tokens", "images", "vision tokens")
 """What the places behind the n-grams hold."""
+OF_WORDS: Final = BUCKETS + 1
+"""Places of what words show, their number included; behind them what images show."""
 WIDTH: Final = BUCKETS + len(SIZES)
 
 _LAST = 128  # text tokens at the end of the prompt that are looked at: a history has no end
@@ -63,7 +65,7 @@ def features(prompt: Prompt) -> dict[int, float]:
             counts[place] = counts.get(place, 0.0) + 1.0
     norm = math.sqrt(math.fsum(count * count for count in counts.values()))
     found = {place: count / norm for place, count in sorted(counts.items())}
-    sizes = (len(prompt.image_sizes), sum(prompt.image_sizes), len(prompt.text))
+    sizes = (len(prompt.text), len(prompt.image_sizes), sum(prompt.image_sizes))
     for place, size in enumerate(sizes, BUCKETS):
         found[place] = math.log2(1 + size) / _SCALE
     return found

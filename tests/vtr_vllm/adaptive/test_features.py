@@ -57,5 +57,5 @@ def test_another_process_finds_the_same():
 def test_by_hand():
     found = features(Prompt((), (3, 4)))
     assert found == pytest.approx(
-        {BUCKETS: np.log2(3) / 16, BUCKETS + 1: np.log2(8) / 16, BUCKETS + 2: 0.0}
+        {BUCKETS: 0.0, BUCKETS + 1: np.log2(3) / 16, BUCKETS + 2: np.log2(8) / 16}
     )

@@ -152,7 +152,7 @@ def _plan(
 ) -> dict[str, int]:
     """Requests per stage, about: how many schedules a round searches is guessed."""
     used = min(settings.items, len(data))
-    searched = settings.rounds * len(settings.budgets) * max(1, settings.members // 2)
+    searched = settings.rounds * len(settings.budgets) * (settings.members - 1)
     # a move is judged on the prompts of one schedule, and half of the sweeps find nothing better
     moves = settings.moves * settings.sweeps // 2 * min(100, used // 3)
     held_out = settings.members + len(settings.budgets) + 1

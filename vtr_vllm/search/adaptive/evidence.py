@@ -36,30 +36,28 @@ def rows(
 ) -> list[Row]:
     """A row a budget and a way of choosing, on held-out data; the price is always calibration's.
 
-    ``both`` is what is served. ``words`` and ``sizes`` see only these. ``unseen kind``: each prompt is
+    ``both`` is what is served. ``words`` and ``images`` see only these. ``unseen kind``: each prompt is
     judged by a predictor that saw no prompt of its kind. ``oracle``: the cheapest schedule that
     answers right, at the price at which that meets the budget on this very data; no chooser can.
     """
     predicted = {"both": (family.calibration.predictions, _predict(family, heldout))}
     predicted |= {
         name: _fitted(mask, calibration, heldout, seed)
-        for name, mask in (("words", fitting.only_words), ("sizes", fitting.only_sizes))
+        for name, mask in (("words", fitting.only_words), ("images", fitting.only_images))
     }
-    draws = np.array([prompt.draw for prompt in calibration.prompts])
+    unseen = _unseen(predicted["both"][1], calibration, heldout, seed)
+    if unseen is not None:
+        predicted["unseen kind"] = family.calibration.predictions, unseen
+    draws = family.calibration.draws
     found = []
     for budget in budgets:
         if budget < family.least:
             continue
         for name, (known, guessed) in predicted.items():
+            known = known[: len(draws)]  # a file keeps so many at most
             price = price_of(known, family.costs, draws, budget)
             promised = mean_cost(known, family.costs, draws, price)
             found.append(_row(name, budget, promised, family, heldout, guessed, price))
-            if name == "both":
-                unseen = _unseen(guessed, calibration, heldout, seed)
-                if unseen is not None:
-                    found.append(
-                        _row("unseen kind", budget, promised, family, heldout, unseen, price)
-                    )
         own = np.array([prompt.draw for prompt in heldout.prompts])
         price = price_of(heldout.scores, family.costs, own, budget)
         found.append(_row("oracle", budget, budget, family, heldout, heldout.scores, price))

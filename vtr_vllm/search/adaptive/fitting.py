@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.model_selection import KFold
 
 from vtr_vllm.adaptive import Predictor, Prompt, features
-from vtr_vllm.adaptive.features import BUCKETS, WIDTH
+from vtr_vllm.adaptive.features import OF_WORDS, WIDTH
 from vtr_vllm.adaptive.predictor import FloatArray
 
 Features = Any
@@ -32,13 +32,13 @@ def matrix(prompts: Sequence[Prompt]) -> Features:
 
 
 def only_words(found: Features) -> Features:
-    """The same without the sizes of images and text."""
-    return _masked(found, slice(0, BUCKETS))
+    """The same without what images show."""
+    return _masked(found, slice(0, OF_WORDS))
 
 
-def only_sizes(found: Features) -> Features:
-    """The same without the words."""
-    return _masked(found, slice(BUCKETS, WIDTH))
+def only_images(found: Features) -> Features:
+    """The same without words and their number."""
+    return _masked(found, slice(OF_WORDS, WIDTH))
 
 
 def rough_predictions(found: Features, scores: FloatArray, seed: int) -> FloatArray:

@@ -8,6 +8,7 @@ use to search for.
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -85,18 +86,19 @@ class FamilySearch:
         """The pool, what it is predicted to score ``[n, pool]``, and what it costs."""
         pool = list(self.found)
         scores = _scores([self.found[each] for each in pool])
-        features = self._features()[: len(scores)]
+        features = self._features[: len(scores)]
         predicted = rough_predictions(features, scores, self.settings.seed)
         return pool, predicted, np.array([_cost(each) for each in pool])
 
+    @cached_property
     def _features(self) -> Features:
         return matrix(self.prompts)
 
     def _searched(self, members: Sequence[Candidate], number: int) -> list[Candidate]:
         """For each budget and each member that enough prompts choose, what is better for these."""
         scores = _scores([self.found[each] for each in members])
-        found = self._features()
-        predicted = rough_predictions(found[: len(scores)], scores, self.settings.seed)
+        features = self._features[: len(scores)]
+        predicted = rough_predictions(features, scores, self.settings.seed)
         costs = np.array([_cost(each) for each in members])
         draws = self._draws[: len(scores)]
         better: dict[Candidate, None] = {}
@@ -113,7 +115,7 @@ class FamilySearch:
                     better[self._climb(member, price, own, name)] = None
         return list(better)
 
-    def _climb(self, start: Candidate, price: float, own: "np.ndarray", name: str) -> Candidate:
+    def _climb(self, start: Candidate, price: float, own: Sequence[int], name: str) -> Candidate:
         """The best schedule that single moves lead to, by value less price times cost."""
         study = self.study.part([int(index) for index in own[:BLOCK]])
 

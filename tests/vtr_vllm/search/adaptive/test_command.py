@@ -59,7 +59,7 @@ def test_from_data_to_a_family_and_what_it_is_worth(folder, engines, capsys):
     record = json.loads((folder / "out" / "report" / "adaptive.json").read_text())
     rows = record["splits"]["test"]
     assert {row["chooser"] for row in rows} == {
-        *("full", "one schedule", "both", "words", "sizes", "unseen kind", "oracle")
+        *("full", "one schedule", "both", "words", "images", "unseen kind", "oracle")
     }
     served = [row for row in rows if row["chooser"] == "both"]
     assert [row["budget"] for row in served] == [0.4, 0.2]
@@ -68,10 +68,10 @@ def test_from_data_to_a_family_and_what_it_is_worth(folder, engines, capsys):
         assert row["spent"] == pytest.approx(row["promised"], abs=0.06)  # 200 other prompts
         assert sum(row["mix"]) == pytest.approx(1, abs=0.001)
     by_name = {(row["chooser"], row["budget"]): row["score"] for row in rows}
-    for budget in (0.4, 0.2):  # the law's words tell what is needed, its sizes nothing
+    for budget in (0.4, 0.2):  # the law's words tell what is needed, its images nothing
         assert by_name["oracle", budget] >= by_name["both", budget]
     assert by_name["both", 0.2] > by_name["one schedule", 0.2]
-    assert by_name["words", 0.2] > by_name["sizes", 0.2]
+    assert by_name["words", 0.2] > by_name["images", 0.2]
     assert "| 0.2 | both |" in capsys.readouterr().out
     # once more: nothing is run twice, and the same is written
     before = (folder / "out" / FILE).read_text()

@@ -5,7 +5,7 @@ from vtr_vllm.adaptive import Prompt
 from vtr_vllm.search.adaptive.fitting import (
     fit,
     matrix,
-    only_sizes,
+    only_images,
     only_words,
     predictions,
     rough_predictions,
@@ -24,8 +24,8 @@ def test_words_that_tell_are_found():
     assert predictions(predictor, PROMPTS) == pytest.approx(across, abs=0.2)
 
 
-def test_sizes_alone_tell_nothing_here():
-    _, across = fit(only_sizes(matrix(PROMPTS)), SCORES, seed=0)
+def test_images_alone_tell_nothing_here():
+    _, across = fit(only_images(matrix(PROMPTS)), SCORES, seed=0)
     assert np.abs(across[:, 0] - 0.5).max() < 0.1
     _, across = fit(only_words(matrix(PROMPTS)), SCORES, seed=0)
     assert np.abs(across[:, 0] - EVEN).max() < 0.2
