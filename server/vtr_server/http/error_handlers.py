@@ -1,5 +1,6 @@
 """Where errors become answers, for the routes of the server and of the job service alike."""
 
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -16,6 +17,8 @@ from vtr_vllm.errors import RequestError, VTRError
 from vtr_vllm.schedules.strict_json import show
 
 __all__ = ["CheckedRoute", "install_error_handlers", "refuse"]
+
+logger = logging.getLogger("vllm.vtr")
 
 
 class CheckedRoute(APIRoute):
@@ -48,6 +51,8 @@ def install_error_handlers(app: FastAPI) -> None:
 async def refuse(request: Request, err: VTRError) -> JSONResponse:
     """An error of ours, under its own status."""
     observe_refusal(err)
+    if type(err) is VTRError:  # an invariant of ours is broken
+        logger.error("VTR: a request met a broken invariant", exc_info=err)
     return error_response(err, route_path(request.scope))
 
 

@@ -1,6 +1,7 @@
 """The routes: vLLM's endpoints that generate, with a budget; health, models and schedules."""
 
 import json
+import logging
 from http import HTTPStatus
 from typing import Any
 
@@ -34,6 +35,8 @@ from vtr_vllm.errors import RequestError, UnknownModel, VTRError
 from vtr_vllm.schedules.strict_json import show
 
 __all__ = ["invocations", "refuse_engine_error", "router"]
+
+logger = logging.getLogger("vllm.vtr")
 
 router = APIRouter()
 _anthropics = APIRouter(route_class=CheckedRoute)
@@ -193,5 +196,6 @@ async def refuse_engine_error(request: Request, err: Exception) -> Response:
     cause = cause_of(err)
     if isinstance(cause, VTRError):
         return await refuse(request, cause)
+    logger.error("VTR: a request failed in the engine's front end", exc_info=err.__cause__ or err)
     response: Response = await vllm_error_handler(request, err)
     return response

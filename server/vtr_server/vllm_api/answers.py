@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import Request
@@ -75,6 +76,8 @@ async def serve(
             " whether truncate_prompt_tokens or chat_template takes the place of an image away"
         ) from err
     if isinstance(answer, ErrorResponse):
+        if answer.error.code >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            logger.error("VTR: vLLM could not answer a request: %s", answer.error.message)
         return Failure(answer.error.code, answer.model_dump())
     if isinstance(answer, BaseModel):
         wanted = raw_request.headers.get(_LOAD_METRICS_HEADER, "")

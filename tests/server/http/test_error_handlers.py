@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -11,7 +13,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from vtr_server.http.error_handlers import CheckedRoute, install_error_handlers
-from vtr_vllm.errors import RateLimited, UnknownTier
+from vtr_vllm.errors import RateLimited, UnknownTier, VTRError
 
 
 class Body(BaseModel):
@@ -28,6 +30,10 @@ def client() -> TestClient:
     @router.get("/ours")
     async def ours() -> None:
         raise UnknownTier("no such tier")
+
+    @router.get("/broken")
+    async def broken() -> None:
+        raise VTRError("something that must hold does not")
 
     @router.get("/later")
     async def later() -> None:
@@ -76,3 +82,16 @@ def test_statuses_codes_and_headers(
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
     if header is not None:
         assert answer.headers[header[0]] == header[1]
+
+
+def test_only_a_broken_invariant_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The client gets a 500 and no more: what led to it must be found by the operator."""
+    logger = logging.getLogger("vllm.vtr")
+    logger.addHandler(caplog.handler)  # vLLM's loggers hand nothing on
+    try:
+        assert client().get("/ours").status_code == 400
+        assert not caplog.records
+        assert client().get("/broken").status_code == 500
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "something that must hold does not" in caplog.text

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 
 from vtr_vllm.adaptive import Prompt
 from vtr_vllm.adaptive.predictor import FloatArray
@@ -109,15 +110,17 @@ class FamilySearch:
         ):
             chosen = picks(predicted, costs, np.full(len(scores), price))
             for index, member in enumerate(members):
-                own = np.flatnonzero(chosen == index)
+                own = np.flatnonzero(chosen == index).astype(np.int64)
                 if len(own) >= self.settings.least:
                     name = f"round {number + 1}, budget {budget:g}, schedule {index + 1}"
                     better[self._climb(member, price, own, name)] = None
         return list(better)
 
-    def _climb(self, start: Candidate, price: float, own: Sequence[int], name: str) -> Candidate:
+    def _climb(
+        self, start: Candidate, price: float, own: npt.NDArray[np.int64], name: str
+    ) -> Candidate:
         """The best schedule that single moves lead to, by value less price times cost."""
-        study = self.study.part([int(index) for index in own[:BLOCK]])
+        study = self.study.part(own[:BLOCK].tolist())
 
         def worth(found: Evaluation) -> float:
             return found.value - price * _cost(found.candidate)
