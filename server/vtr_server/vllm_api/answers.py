@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NoReturn
 
 from fastapi import Request
 from pydantic import BaseModel
@@ -66,7 +66,7 @@ async def serve(
     try:
         answer = await create(request, raw_request)
     except (EngineDeadError, EngineGenerateError) as err:
-        raise cause_of(err) from err
+        _raise_cause(err)
     except _STUMBLES as err:
         if has_admitted():
             raise
@@ -122,6 +122,12 @@ def tap_message_errors(handler: Any) -> None:
     handler.message_stream_converter = lambda chunks: convert(_raising(chunks))
 
 
+def _raise_cause(err: Exception) -> NoReturn:
+    if (cause := cause_of(err)) is err:
+        raise err  # from nothing: its own cause is logged where it becomes a status
+    raise cause from err
+
+
 def cause_of(err: Exception) -> Exception:
     """What a failure of vLLM's means: the engine is dead, or our refusal, raised at admission."""
     if isinstance(err, EngineDeadError):
@@ -145,7 +151,7 @@ async def _begun(events: Any) -> AsyncGenerator[str, None]:
             if failures or has_admitted() or event.startswith(":"):
                 break
     except (EngineDeadError, EngineGenerateError) as err:
-        raise cause_of(err) from err
+        _raise_cause(err)
     finally:
         _head_failures.reset(token)
     if failures:
