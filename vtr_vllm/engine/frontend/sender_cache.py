@@ -69,5 +69,9 @@ def _patch_grid(feature: MultiModalFeatureSpec) -> tuple[int, int, int] | None:
 
 
 def _entry(cache: LruKeyReplicatedSenderCache, mm_hash: str) -> Any:
-    """What is noted of an item, without a change to the order of eviction or to the statistics."""
-    return cache._cache.cache.get(mm_hash)
+    """What is noted of an item, without a change to the order of eviction or to the statistics.
+
+    Not by the cache's own view, which copies all of it, while vLLM's renderer adds images in another
+    thread: one lookup in the dictionary cannot meet a change.
+    """
+    return cache._cache._Cache__data.get(mm_hash)

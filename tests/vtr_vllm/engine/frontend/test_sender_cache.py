@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from types import SimpleNamespace
 from typing import Any
 
@@ -140,3 +141,24 @@ def test_what_the_engine_lost_is_sent_again(front: LruKeyReplicatedSenderCache) 
 def test_other_caches_are_let_be() -> None:
     sender_cache.note_sent(None, [])
     sender_cache.note_sent(object(), [SimpleNamespace(data=1, mm_hash="a", identifier="a")])
+
+
+def test_a_look_meets_a_cache_that_another_thread_fills(front):
+    """vLLM's renderer adds images in a thread of its own, and a look must not walk over them all."""
+    stop = threading.Event()
+
+    def fill() -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            process(front, f"filler {number % 5000}", kib=0)
+
+    process(front, "known")
+    filler = threading.Thread(target=fill)
+    filler.start()
+    try:
+        for _ in range(3000):
+            assert front.is_cached(["known", "unknown"]) == [False, False]
+    finally:
+        stop.set()
+        filler.join()
