@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 HEADER = "X-VTR-Budget"
-REUSE_HEADER = "X-VTR-Switch"
+REUSE_HEADER = "X-VTR-Reuse"
 REUSE_SUFFIX = "+reuse"
 ADAPT_SUFFIX = "+adapt"
 """What may stand behind a short form, one of them."""

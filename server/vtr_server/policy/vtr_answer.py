@@ -95,7 +95,7 @@ def headers(known: VTRAnswer) -> dict[str, str]:
         "X-VTR-Budget": f"{known.budget:g}",
         "X-VTR-Schedule": known.schedule,
         "X-VTR-Source": known.source,
-        "X-VTR-Switch": str(known.reuse).lower(),
+        "X-VTR-Reuse": str(known.reuse).lower(),
         "X-VTR-Vision-Tokens": str(known.vision_tokens),
         "X-VTR-Mean-Keep": f"{known.mean_keep:.6g}",
         "X-VTR-Flops-Fraction": f"{known.flops_fraction:.6g}",

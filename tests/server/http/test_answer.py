@@ -261,6 +261,7 @@ def test_models_are_listed_with_their_aliases(server: Server) -> None:
         assert offer["auto"] is True
         aliases = [*offer["tiers"], "0.5", "auto"]
         aliases += [f"{alias}+reuse" for alias in ("balanced", "economy", "auto")]
+        aliases += ["0.5+adapt", "auto+adapt"]
         assert list(listed) == [NAME, *(f"{NAME}@{alias}" for alias in aliases)]
         for name in list(listed)[1:]:
             assert listed[name]["parent"] == NAME

@@ -98,7 +98,7 @@ def request(headers: tuple[tuple[str, str], ...] = (), query: str = "") -> Reque
     [
         ((("X-VTR-Tier", "economy"),), "", "the header x-vtr-tier"),
         ((("X-VTR", "0.25"), ("X-VTR-Budget", "0.5")), "", "the header x-vtr"),
-        ((("X-VTR-Reused", "true"), ("X-VTR-Switch", "true")), "", "the header x-vtr-reused"),
+        ((("X-VTR-Reused", "true"), ("X-VTR-Reuse", "true")), "", "the header x-vtr-reused"),
         ((), "reuse=true", "the query parameter 'reuse'"),
         ((), "vtr=0.25", "the query parameter 'vtr'"),
         ((), "a=1&budget=0.25", "the query parameter 'budget'"),
@@ -111,7 +111,7 @@ def test_headers_and_queries(headers: tuple[tuple[str, str], ...], query: str, p
 
 
 def test_the_header_and_other_parameters_are_fine() -> None:
-    headers = (("X-VTR-Budget", "0.25"), ("X-VTR-Switch", "true"), ("X-Other", "1"))
+    headers = (("X-VTR-Budget", "0.25"), ("X-VTR-Reuse", "true"), ("X-Other", "1"))
     refuse_misplaced(None, request(headers, "api-version=2"))
 
 

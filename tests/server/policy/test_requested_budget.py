@@ -286,7 +286,7 @@ def test_a_contradiction_about_reuse_names_the_places() -> None:
 @pytest.mark.parametrize("values", [("1",), ("True",), ("",), ("true", "true"), ("no",)])
 def test_the_header_of_reuse_is_true_or_false(values: tuple[str, ...]) -> None:
     with pytest.raises(
-        RequestError, match=r"header X-VTR-Switch is \[.*\]; it must be true or false"
+        RequestError, match=r"header X-VTR-Reuse is \[.*\]; it must be true or false"
     ):
         find(reuse=values)
 

@@ -66,7 +66,7 @@ def test_facts_say_whether_the_schedule_is_reused() -> None:
         told = facts(choice(**ask), "body", [Prompt(None, 100, 20)], GEOMETRY)
         assert (told.reuse, told.vision_tokens_cached) == (kind == "local", 0)
         assert kind_of(told) == kind
-        assert headers(told)["X-VTR-Switch"] == ("true" if kind == "local" else "false")
+        assert headers(told)["X-VTR-Reuse"] == ("true" if kind == "local" else "false")
 
 
 def test_facts_of_an_unreduced_prompt() -> None:
@@ -146,7 +146,7 @@ def test_the_names_in_headers_are_those_of_the_facts() -> None:
         "X-VTR-Budget": "0.25",
         "X-VTR-Schedule": "fastv-0.25",
         "X-VTR-Source": "built-in-form",
-        "X-VTR-Switch": "false",
+        "X-VTR-Reuse": "false",
         "X-VTR-Vision-Tokens": "4",
         "X-VTR-Mean-Keep": "0.25",
         "X-VTR-Flops-Fraction": "0.5",
