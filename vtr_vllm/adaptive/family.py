@@ -17,9 +17,10 @@ from vtr_vllm.errors import GeometryMismatch, InvalidBudget, ScheduleError
 from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule
 from vtr_vllm.schedules.strict_json import (
     JSON,
-    MAX_JSON_BYTES,
     check_keys,
+    check_version,
     copy_object,
+    load_file,
     read_object,
     show,
 )
@@ -172,39 +173,24 @@ class ScheduleFamily:
         predictions = self.calibration.predictions[:, list(allowed)]
         costs, draws = self.costs[list(allowed)], self.calibration.draws
         price = price_of(predictions, costs, draws, budget, confidence)
-        paid = np.where(draws < price.share, price.low, price.high)
-        chosen = picks(predictions, costs, paid, confidence)
+        chosen = picks(predictions, costs, price.paid(draws), confidence)
         expected = predictions[np.arange(len(chosen)), chosen].mean()
         return allowed, price, float(costs[chosen].mean()), float(expected)
 
     def describe(self) -> dict[str, JSON]:
         """For GET /v1/schedules."""
         members: list[JSON] = [
-            {
-                "name": member.name,
-                "mean_keep": member.mean_keep,
-                "keep": list(member.keep),
-                "rules": [str(rule) for rule in member.rules],
-            }
-            for member in self.members
+            {**_described(member), "mean_keep": member.mean_keep} for member in self.members
         ]
         return {"name": self.name, "least_budget": self.least, "members": members}
 
     def to_json(self) -> str:
         """One JSON object, ending in a newline."""
-        members = [
-            {
-                "name": member.name,
-                "keep": list(member.keep),
-                "rules": [str(rule) for rule in member.rules],
-            }
-            for member in self.members
-        ]
         values = {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
             "geometry": self.geometry.to_dict(),
-            "members": members,
+            "members": [_described(member) for member in self.members],
             "predictor": self.predictor.to_dict(),
             "calibration": self.calibration.to_dict(),
             "provenance": dict(self.provenance),
@@ -215,12 +201,7 @@ class ScheduleFamily:
     def from_json(cls, text: str) -> Self:
         """The reverse of ``to_json``; raises ScheduleError, and no other error, on bad text."""
         values = read_object(text)
-        version = values.get("schema_version")
-        if "schema_version" in values and (type(version) is not int or version != SCHEMA_VERSION):
-            raise ScheduleError(
-                f"schema_version is {show(version)}, this release reads {SCHEMA_VERSION};"
-                " search the family again with a matching release"
-            )
+        check_version(values, SCHEMA_VERSION, "search the family again with a matching release")
         check_keys(values, _KEYS, "family")
         geometry = ModelGeometry.from_dict(values["geometry"])
         if not isinstance(values["members"], list):
@@ -242,16 +223,7 @@ class ScheduleFamily:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read one file of at most 1 MiB; raises ScheduleError with the path and the reason."""
-        try:
-            with Path(path).open("rb") as file:
-                return cls.from_json(file.read(MAX_JSON_BYTES + 1).decode("utf-8"))
-        except (OSError, UnicodeDecodeError) as err:
-            raise ScheduleError(
-                f"family file {os.fspath(path)}: cannot read it ({err}); give the path of a"
-                " readable UTF-8 file"
-            ) from err
-        except ScheduleError as err:
-            raise type(err)(f"family file {os.fspath(path)}: {err}") from err
+        return load_file(path, "family", cls.from_json)
 
 
 def member(
@@ -259,6 +231,12 @@ def member(
 ) -> Schedule:
     """A schedule of a family: by that family only, so without a budget of its own."""
     return Schedule(name, geometry, keep, rules, method=METHOD)
+
+
+def _described(schedule: Schedule) -> dict[str, JSON]:
+    """What ``_member`` reads."""
+    rules: list[JSON] = [str(rule) for rule in schedule.rules]
+    return {"name": schedule.name, "keep": list(schedule.keep), "rules": rules}
 
 
 def _member(values: object, geometry: ModelGeometry) -> Schedule:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-FloatArray = npt.NDArray[np.float64]
+from vtr_vllm.adaptive.predictor import FloatArray
 
 _HALVINGS = 60
 _STEEPEST = 2.0 / 1e-6
@@ -31,6 +31,10 @@ class Price:
     def of(self, draw: float) -> float:
         """The price of a prompt."""
         return self.low if draw < self.share else self.high
+
+    def paid(self, draws: FloatArray) -> FloatArray:
+        """``of`` many: ``[n]`` -> ``[n]``."""
+        return np.where(draws < self.share, self.low, self.high)
 
 
 def pick(
@@ -66,8 +70,7 @@ def mean_cost(
     confidence: float = 0.0,
 ) -> float:
     """The mean over prompts: ``[n, members]``, ``[members]``, ``[n]``."""
-    paid = np.where(draws < price.share, price.low, price.high)
-    return float(costs[picks(probabilities, costs, paid, confidence)].mean())
+    return float(costs[picks(probabilities, costs, price.paid(draws), confidence)].mean())
 
 
 def price_of(

@@ -22,9 +22,10 @@ from vtr_vllm.schedules.keep_rates import (
 )
 from vtr_vllm.schedules.strict_json import (
     JSON,
-    MAX_JSON_BYTES,
     check_keys,
+    check_version,
     copy_object,
+    load_file,
     read_object,
     show,
 )
@@ -168,12 +169,7 @@ class Schedule:
     def from_json(cls, text: str) -> Self:
         """The reverse of ``to_json``; raises ScheduleError, and no other error, on bad text."""
         values = read_object(text)
-        version = values.get("schema_version")
-        if "schema_version" in values and (type(version) is not int or version != SCHEMA_VERSION):
-            raise ScheduleError(
-                f"schema_version is {show(version)}, this release reads {SCHEMA_VERSION};"
-                " write the schedule again with a matching release"
-            )
+        check_version(values, SCHEMA_VERSION, "write the schedule again with a matching release")
         check_keys(values, _KEYS, "schedule", _OPTIONAL_KEYS)
         del values["schema_version"]
         values["geometry"] = ModelGeometry.from_dict(values["geometry"])
@@ -187,16 +183,4 @@ class Schedule:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read one file of at most 1 MiB; raises ScheduleError with the path and the reason."""
-        try:
-            with Path(path).open("rb") as file:
-                data = file.read(MAX_JSON_BYTES + 1)
-            if len(data) > MAX_JSON_BYTES:
-                raise ScheduleError(f"the file is larger than {MAX_JSON_BYTES} bytes")
-            return cls.from_json(data.decode("utf-8"))
-        except (OSError, UnicodeDecodeError) as err:
-            raise ScheduleError(
-                f"schedule file {os.fspath(path)}: cannot read it ({err}); give the path of a"
-                " readable UTF-8 file"
-            ) from err
-        except ScheduleError as err:
-            raise ScheduleError(f"schedule file {os.fspath(path)}: {err}") from err
+        return load_file(path, "schedule", cls.from_json)

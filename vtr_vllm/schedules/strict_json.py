@@ -5,15 +5,18 @@ Everything here raises ScheduleError and nothing else, whatever the text holds.
 
 import json
 import math
+import os
 import reprlib
-from collections.abc import Iterable, Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from vtr_vllm.errors import ScheduleError
 
 _ALLOWED = "null, booleans, finite numbers, strings, lists and objects with string keys"
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 MAX_JSON_BYTES = 1 << 20  # 1 MiB: a 100-layer schedule takes a few KiB
+T = TypeVar("T")
 
 
 def show(value: object) -> str:
@@ -39,6 +42,32 @@ def read_object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ScheduleError(f"expected a JSON object at the top, got {show(value)}")
     return value
+
+
+def load_file(path: str | os.PathLike[str], what: str, parse: Callable[[str], T]) -> T:
+    """What ``parse`` makes of a file of at most 1 MiB; raises ScheduleError with the path and the reason."""
+    try:
+        with Path(path).open("rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+        if len(data) > MAX_JSON_BYTES:
+            raise ScheduleError(f"the file is larger than {MAX_JSON_BYTES} bytes")
+        return parse(data.decode("utf-8"))
+    except (OSError, UnicodeDecodeError) as err:
+        raise ScheduleError(
+            f"{what} file {os.fspath(path)}: cannot read it ({err}); give the path of a readable"
+            " UTF-8 file"
+        ) from err
+    except ScheduleError as err:
+        raise ScheduleError(f"{what} file {os.fspath(path)}: {err}") from err
+
+
+def check_version(values: Mapping[str, object], expected: int, next_step: str) -> None:
+    """Refuse another ``schema_version``; one that is missing is for ``check_keys`` to say."""
+    version = values.get("schema_version")
+    if "schema_version" in values and (type(version) is not int or version != expected):
+        raise ScheduleError(
+            f"schema_version is {show(version)}, this release reads {expected}; {next_step}"
+        )
 
 
 def check_keys(

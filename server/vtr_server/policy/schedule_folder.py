@@ -83,7 +83,7 @@ class ScheduleFolder:
         if folder is not None:
             self._signature = _signature(folder)
             book = ScheduleBook.from_folder(geometry, folder, self._band_starts)
-            files = [file for file in self._signature if not _is_family(file)]
+            files = [file for file in self._signature if file != folder / FILE]
             self._good = {file: Schedule.load(file) for file in files}
             if len(files) < len(self._signature):
                 self._family = self._load_family(folder)
@@ -130,7 +130,7 @@ class ScheduleFolder:
     def _read_and_take(self, folder: Path, signature: Signature) -> list[str]:
         if not folder.is_dir():
             return [f"schedule folder {folder} is gone; bring it back"]
-        good, rejected = self._read([file for file in signature if not _is_family(file)])
+        good, rejected = self._read([file for file in signature if file != folder / FILE])
         try:
             self._family = self._load_family(folder) if folder / FILE in signature else None
         except ScheduleError as err:
@@ -171,10 +171,6 @@ class ScheduleFolder:
         logger.info("VTR offers the schedules %s", ", ".join(book.names()))
         if self._family is not None:
             logger.info("VTR offers the family %s", self._family.name)
-
-
-def _is_family(file: Path) -> bool:
-    return file.parts[-len(FILE.parts) :] == FILE.parts
 
 
 def _signature(folder: Path) -> Signature:

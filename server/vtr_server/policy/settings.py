@@ -275,8 +275,7 @@ class ServerSettings(_Table):
 
 def check_reuse(settings: ServerSettings, *, caches_prefixes: bool) -> None:
     """Refuse a default that an engine without prefix caching cannot meet; raises ConfigurationError."""
-    tables = {"budget": settings.budget} | {f"key {key.name}": key.budget for key in settings.keys}
-    wanting = [name for name, table in tables.items() if table.reuse]
+    wanting = _wanting(settings, "reuse")
     if wanting and not caches_prefixes:
         raise ConfigurationError(
             f"reuse is true in the settings ({', '.join(wanting)}), and the engine runs without prefix"
@@ -286,13 +285,18 @@ def check_reuse(settings: ServerSettings, *, caches_prefixes: bool) -> None:
 
 def check_adapt(settings: ServerSettings, *, has_family: bool) -> None:
     """Refuse a default that needs a family of schedules where there is none; raises ConfigurationError."""
-    tables = {"budget": settings.budget} | {f"key {key.name}": key.budget for key in settings.keys}
-    wanting = [name for name, table in tables.items() if table.adapt]
+    wanting = _wanting(settings, "adapt")
     if wanting and not has_family:
         raise ConfigurationError(
             f"adapt is true in the settings ({', '.join(wanting)}), and the schedule folder has no"
             " adaptive/family.json; leave it out, or make one with vtr search family"
         )
+
+
+def _wanting(settings: ServerSettings, name: Literal["reuse", "adapt"]) -> list[str]:
+    """The tables that ask for it by default, as a message names them."""
+    tables = {"budget": settings.budget} | {f"key {key.name}": key.budget for key in settings.keys}
+    return [place for place, table in tables.items() if getattr(table, name)]
 
 
 def settings_path(additional_config: object) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -55,6 +56,14 @@ def pool(pools: Pools) -> EnginePool:
 def engine(pools: Pools) -> EnginePool:
     """The first of them alone."""
     return pools.get(1)
+
+
+@pytest.fixture(autouse=True)
+def _sigterm_handler() -> Iterator[None]:
+    """The command's ``main`` takes SIGTERM over for its process; this one wants it back."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

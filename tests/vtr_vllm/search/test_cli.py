@@ -15,14 +15,6 @@ from vtr_vllm.search import cli, commands
 SEARCH = ["all", "--out", "out", "--model", "demo", "--data", "items.jsonl"]
 
 
-@pytest.fixture(autouse=True)
-def _handler():
-    """``main`` takes SIGTERM over for its process; this one wants it back."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.fixture
 def asked(monkeypatch):
     """The options of every command, in place of running it."""

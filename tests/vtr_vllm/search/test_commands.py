@@ -20,13 +20,6 @@ pytestmark = pytest.mark.usefixtures("blank_figures")
 SMALL = ("--budgets", "0.5", "--trials", "4", "--items", "100", "--tolerance", "0.02")
 
 
-@pytest.fixture(autouse=True)
-def _handler():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Dataset:
     return items(tmp_path_factory.mktemp("data"), 200)

@@ -10,7 +10,7 @@ import numpy as np
 from vtr_vllm.adaptive import ScheduleFamily
 from vtr_vllm.adaptive.family import FILE, MOST_PROMPTS, Calibration, member
 from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.schedules import Schedule, ScheduleBook
+from vtr_vllm.schedules import ScheduleBook
 from vtr_vllm.search.adaptive import evidence, fitting
 from vtr_vllm.search.adaptive.evidence import Outcomes
 from vtr_vllm.search.adaptive.pool import pool
@@ -121,7 +121,7 @@ def _held_out(
 ) -> tuple[Outcomes, list[evidence.Row]]:
     """How the members score, and how the book's one schedule does at each budget."""
     full = [outcome.score for outcome in study.unreduced().outcomes]
-    outcomes = _outcomes(study, [_candidate(each) for each in family.members], full)
+    outcomes = _outcomes(study, [Candidate.of(each) for each in family.members], full)
     rows = [evidence.row("full", 1.0, 1.0, 1.0, full, full)]
     for budget in settings.budgets:
         schedule = book.for_budget(budget).schedule
@@ -129,10 +129,6 @@ def _held_out(
         scores = [outcome.score for outcome in found.outcomes]
         rows.append(evidence.row(CHOSEN, budget, budget, schedule.mean_keep, scores, full))
     return outcomes, rows
-
-
-def _candidate(schedule: Schedule) -> Candidate:
-    return Candidate(schedule.keep, schedule.rules)
 
 
 def _provenance(study: Study, asked: FamilyOptions, calibration: Outcomes) -> dict[str, Any]:

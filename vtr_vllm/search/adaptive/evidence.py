@@ -107,8 +107,7 @@ def _row(
     price: Price,
 ) -> Row:
     draws = np.array([prompt.draw for prompt in heldout.prompts])
-    paid = np.where(draws < price.share, price.low, price.high)
-    chosen = picks(predicted, family.costs, paid)
+    chosen = picks(predicted, family.costs, price.paid(draws))
     scores = heldout.scores[np.arange(len(chosen)), chosen]
     counts = np.bincount(chosen, minlength=len(family.members))
     return row(name, budget, promised, float(family.costs[chosen].mean()), scores, heldout.full) | {

@@ -56,7 +56,6 @@ class FamilySearch:
     found: dict[Candidate, Evaluation] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._used = min(len(self.study.dataset), self.settings.items)
         self._draws = np.array([prompt.draw for prompt in self.prompts])
 
     def add(self, candidates: Sequence[Candidate]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 
 import pytest
 
@@ -14,13 +13,6 @@ from vtr_vllm.search import cli
 from vtr_vllm.search.session import Backend
 
 SMALL = ("--budgets", "0.4,0.2", "--members", "4", "--items", "100", "--rounds", "1")
-
-
-@pytest.fixture(autouse=True)
-def _handler():
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
