@@ -7,15 +7,14 @@ pass: the choice is made at admission, from the prompt alone. Loads neither torc
 from vtr_vllm.adaptive.family import ScheduleFamily
 from vtr_vllm.adaptive.features import Prompt, features
 from vtr_vllm.adaptive.predictor import Predictor
-from vtr_vllm.adaptive.price import Price, mean_cost, pick, price_of
+from vtr_vllm.adaptive.price import Price, Prices, pick
 
 __all__ = [
     "Predictor",
     "Price",
+    "Prices",
     "Prompt",
     "ScheduleFamily",
     "features",
-    "mean_cost",
     "pick",
-    "price_of",
 ]

@@ -12,7 +12,7 @@ import numpy as np
 
 from vtr_vllm.adaptive.features import Prompt, features
 from vtr_vllm.adaptive.predictor import FloatArray, Predictor, numbers
-from vtr_vllm.adaptive.price import Price, pick, picks, price_of
+from vtr_vllm.adaptive.price import Price, Prices, pick
 from vtr_vllm.errors import GeometryMismatch, InvalidBudget, ScheduleError
 from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule
 from vtr_vllm.schedules.strict_json import (
@@ -152,12 +152,13 @@ class ScheduleFamily:
 
     @cached_property
     def _terms(self) -> Any:
-        """(members, price, mean cost, mean probability) of a budget: tens of milliseconds, so kept."""
+        """``_find_terms``, kept: clients ask for the same budgets again and again."""
         return lru_cache(maxsize=256)(self._find_terms)
 
     def _find_terms(
         self, budget: float, minimum: float, maximum: float, confidence: float
     ) -> tuple[tuple[int, ...], Price, float, float]:
+        """(members, price, mean cost, mean probability) of a budget."""
         allowed = tuple(
             index
             for index, cost in enumerate(self.costs)
@@ -170,12 +171,19 @@ class ScheduleFamily:
                 f" be met by family {self.name}, whose schedules keep {kept}; ask for"
                 f" {self.least:g} or more, for other bounds, or without adapt"
             )
-        predictions = self.calibration.predictions[:, list(allowed)]
-        costs, draws = self.costs[list(allowed)], self.calibration.draws
-        price = price_of(predictions, costs, draws, budget, confidence)
-        chosen = picks(predictions, costs, price.paid(draws), confidence)
-        expected = predictions[np.arange(len(chosen)), chosen].mean()
-        return allowed, price, float(costs[chosen].mean()), float(expected)
+        prices: Prices = self._prices(allowed, confidence)
+        price = prices.of(budget)
+        return allowed, price, *prices.reached(price)
+
+    @cached_property
+    def _prices(self) -> Any:
+        """``_find_prices``, kept: a server has few bounds."""
+        return lru_cache(maxsize=64)(self._find_prices)
+
+    def _find_prices(self, members: tuple[int, ...], confidence: float) -> Prices:
+        known = self.calibration
+        chosen = list(members)
+        return Prices(known.predictions[:, chosen], self.costs[chosen], known.draws, confidence)
 
     def describe(self) -> dict[str, JSON]:
         """For GET /v1/schedules."""

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from vtr_vllm.adaptive import Price, mean_cost, pick, price_of
+from vtr_vllm.adaptive import Price, Prices, pick
 from vtr_vllm.adaptive.price import picks
 
 unit = st.floats(0, 1, width=32)
@@ -33,11 +33,12 @@ def test_by_hand():
 @settings(max_examples=200)
 def test_the_mean_meets_the_budget_and_comes_as_near_as_one_prompt(problem):
     predicted, costs, draws, budget = problem
-    price = price_of(predicted, costs, draws, budget)
-    mean = mean_cost(predicted, costs, draws, price)
+    prices = Prices(predicted, costs, draws)
+    price = prices.of(budget)
+    mean, _ = prices.reached(price)
     if budget >= costs[0]:
         assert mean <= budget + 1e-9
-    free = mean_cost(predicted, costs, draws, Price(0.0, 0.0, 1.0))
+    free, _ = prices.reached(Price(0.0, 0.0, 1.0))
     if free <= budget:
         assert mean == free  # nothing has to be saved
     elif budget >= costs[0] and price.low > 0:
@@ -45,15 +46,13 @@ def test_the_mean_meets_the_budget_and_comes_as_near_as_one_prompt(problem):
         later = draws[draws >= price.share]
         if len(later):
             more = Price(price.low, price.high, np.nextafter(later.min(), 1))
-            assert mean_cost(predicted, costs, draws, more) > budget or np.allclose(
-                mean_cost(predicted, costs, draws, more), mean
-            )
+            assert prices.reached(more)[0] > budget or np.allclose(prices.reached(more)[0], mean)
 
 
 @given(problems(), unit)
 def test_one_prompt_and_many_choose_alike(problem, confidence):
     predicted, costs, draws, budget = problem
-    price = price_of(predicted, costs, draws, budget, confidence)
+    price = Prices(predicted, costs, draws, confidence).of(budget)
     paid = np.array([price.of(draw) for draw in draws])
     together = picks(predicted, costs, paid, confidence)
     alone = [pick(row, costs, own, confidence) for row, own in zip(predicted, paid, strict=True)]
@@ -64,9 +63,19 @@ def test_one_prompt_and_many_choose_alike(problem, confidence):
 def test_a_larger_budget_never_costs_probability(problem):
     predicted, costs, draws, budget = problem
 
-    def reached(allowed):
-        price = price_of(predicted, costs, draws, allowed)
-        paid = np.array([price.of(draw) for draw in draws])
-        return predicted[np.arange(len(draws)), picks(predicted, costs, paid)].mean()
+    prices = Prices(predicted, costs, draws)
+    (_, less), (_, more) = (
+        prices.reached(prices.of(allowed)) for allowed in (budget, min(1.0, budget + 0.2))
+    )
+    assert more >= less - 1e-6
 
-    assert reached(min(1.0, budget + 0.2)) >= reached(budget) - 1e-6
+
+@given(problems(), unit)
+def test_the_price_is_the_lowest_that_will_do(problem, confidence):
+    predicted, costs, draws, budget = problem
+    prices = Prices(predicted, costs, draws, confidence)
+    price = prices.of(budget)
+    mean, _ = prices.reached(price)
+    for share in np.linspace(0, 1, 50, endpoint=False):
+        less = Price(price.low * share, price.low * share, 1.0)
+        assert prices.reached(less)[0] >= min(mean, budget) - 1e-9

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from vtr_vllm.adaptive import Prompt, ScheduleFamily, mean_cost
+from vtr_vllm.adaptive import Prices, Prompt, ScheduleFamily
 from vtr_vllm.adaptive.predictor import FloatArray
-from vtr_vllm.adaptive.price import Price, picks, price_of
+from vtr_vllm.adaptive.price import Price, picks
 from vtr_vllm.search.adaptive import fitting
 from vtr_vllm.search.statistics import bootstrap_interval, paired_difference
 
@@ -54,12 +54,14 @@ def rows(
         if budget < family.least:
             continue
         for name, (known, guessed) in predicted.items():
-            known = known[: len(draws)]  # a file keeps so many at most
-            price = price_of(known, family.costs, draws, budget)
-            promised = mean_cost(known, family.costs, draws, price)
+            prices = Prices(
+                known[: len(draws)], family.costs, draws
+            )  # a file keeps so many at most
+            price = prices.of(budget)
+            promised, _ = prices.reached(price)
             found.append(_row(name, budget, promised, family, heldout, guessed, price))
         own = np.array([prompt.draw for prompt in heldout.prompts])
-        price = price_of(heldout.scores, family.costs, own, budget)
+        price = Prices(heldout.scores, family.costs, own).of(budget)
         found.append(_row("oracle", budget, budget, family, heldout, heldout.scores, price))
     return found
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vtr_vllm.adaptive.predictor import FloatArray
-from vtr_vllm.adaptive.price import price_of
+from vtr_vllm.adaptive.price import Prices
 
 _SWAPS = 3
 """Rounds of trying every schedule in the place of every member."""
@@ -16,7 +16,8 @@ def prices(
     predicted: FloatArray, costs: FloatArray, draws: FloatArray, budgets: Sequence[float]
 ) -> list[float]:
     """The price of each budget, were all schedules members: ``[n, schedules]``, ``[schedules]``."""
-    return [price_of(predicted, costs, draws, budget).high for budget in budgets]
+    known = Prices(predicted, costs, draws)
+    return [known.of(budget).high for budget in budgets]
 
 
 def select(
