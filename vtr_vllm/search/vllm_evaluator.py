@@ -1,8 +1,8 @@
 """The in-process backend: one vLLM engine with VTR, driven step by step.
 
 The answers to a list of tasks are a function of the list alone: one process, so nothing depends on
-timing; nothing cached from an earlier list. A search that is resumed therefore sees what the
-uninterrupted one saw.
+timing; of an earlier list nothing is kept that depends on it. A search that is resumed therefore sees
+what the uninterrupted one saw.
 """
 
 import json
@@ -10,17 +10,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib.metadata import version
-from itertools import groupby
 from typing import Any
 
 import vllm
+from PIL import Image
 from vllm import SamplingParams
 from vllm.exceptions import VLLMClientError
+from vllm.multimodal.cache.base import MultiModalCache
 
 from vtr_vllm.adaptive import Prompt
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands
 from vtr_vllm.engine.frontend.admission import Admitted, collect
+from vtr_vllm.engine.scheduler.encoder_room import keep_encoded
 from vtr_vllm.errors import EvaluationFailed, VTRError
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry
 from vtr_vllm.search.answers import (
@@ -34,7 +36,12 @@ from vtr_vllm.search.answers import (
 )
 from vtr_vllm.search.calibration import Item
 from vtr_vllm.search.candidates import Candidate, scaled, unreduced
+from vtr_vllm.search.encoded_images import EncodedImages
 
+_PROMPTS_GB = 0.5
+"""Of rendered prompts per engine: preprocessed images, most of it."""
+_ENCODED_BYTES = 256 << 20
+"""Of encoded images per engine, where it runs."""
 _DEMO_ARGS: Mapping[str, Any] = {
     "max_model_len": 512,
     "block_size": 32,
@@ -61,10 +68,16 @@ class VLLMEvaluator:
             "max_logprobs": TOP_LOGPROBS,
             "limit_mm_per_prompt": {"image": options.images},
             "disable_log_stats": True,
-            "mm_processor_cache_gb": 1,  # of preprocessed images, per engine
+            "mm_processor_cache_gb": _PROMPTS_GB,  # and again with the prompts
         }
         arguments |= {**(_DEMO_ARGS if demo else {}), **options.engine_args}
         self._llm = vllm.LLM(**arguments, worker_cls=WORKER_CLS, scheduler_cls=SCHEDULER_CLS)
+        config = self._llm.model_config
+        width = config.get_inputs_embeds_size() * config.dtype.itemsize
+        room = keep_encoded(self._llm.llm_engine, _ENCODED_BYTES // width)
+        forget = self._llm.llm_engine.reset_encoder_cache
+        self._images = EncodedImages(room, self._encode, forget)
+        self._rendered = MultiModalCache.get_lru_cache(_PROMPTS_GB, dict)
         self._max_tokens = options.max_tokens
         self._model = options.model
         self._engine_args = json.dumps(dict(options.engine_args), sort_keys=True)
@@ -99,7 +112,7 @@ class VLLMEvaluator:
         return LayerBands.of(self._llm.llm_engine.vllm_config).starts
 
     def run(self, tasks: Sequence[Task]) -> Batch:
-        """Answer every task; tasks of one item should stand together, its images are read once.
+        """Answer every task; tasks of one item should stand together.
 
         Raises EvaluationFailed when one is refused; the others are dropped then.
         """
@@ -115,12 +128,14 @@ class VLLMEvaluator:
         try:
             return self._run(tasks, max_tokens)
         except (VTRError, VLLMClientError, ValueError) as err:  # vLLM refuses with either
-            self._llm.llm_engine.abort_request([str(index) for index in range(len(tasks))])
+            engine = self._llm.llm_engine
+            engine.abort_request(["image", *(str(index) for index in range(len(tasks)))])
+            self._images.forget()
             raise EvaluationFailed(f"the engine refused a task: {err}") from err
 
     def _run(self, tasks: Sequence[Task], max_tokens: int) -> tuple[Batch, dict[int, Admitted]]:
         engine = self._llm.llm_engine
-        engine.reset_encoder_cache()
+        self._images.provide(tasks)
         room = engine.vllm_config.scheduler_config.max_num_seqs
         waiting = self._requests(tasks, max_tokens)
         admitted: dict[int, Admitted] = {}
@@ -149,18 +164,35 @@ class VLLMEvaluator:
 
     def _requests(self, tasks: Sequence[Task], max_tokens: int) -> Iterator[tuple[str, Any, Any]]:
         """Request id, rendered prompt and parameters of each task, made when asked for."""
-        numbered = enumerate(tasks)
-        for item, group in groupby(numbered, key=lambda pair: pair[1].item):
-            images = item.load_images()
-            rendered: dict[float, Any] = {}
-            for index, task in group:
-                scale = task.candidate.image_scale
-                if scale not in rendered:
-                    parts = [
-                        {"type": "image_pil", "image_pil": scaled(image, scale)} for image in images
-                    ]
-                    rendered[scale] = self._llm._preprocess_chat_one(messages(item, parts))
-                yield str(index), rendered[scale], _sampling(task.candidate, max_tokens)
+        for index, task in enumerate(tasks):
+            yield str(index), self._prompt(task), _sampling(task.candidate, max_tokens)
+
+    def _prompt(self, task: Task) -> Any:
+        """The task's prompt, rendered once."""
+        key = (task.item, task.candidate.image_scale)
+        found = self._rendered.get(key)
+        if found is None:
+            images = [scaled(image, key[1]) for image in task.item.load_images()]
+            found = self._llm._preprocess_chat_one(messages(task.item, _parts(images)))
+            if MultiModalCache.get_item_size(found) <= self._rendered.capacity:
+                self._rendered[key] = found
+        return found
+
+    def _encode(self, task: Task, place: int) -> int:
+        """Encode one image of a task in a step of its own; its vision tokens."""
+        image = scaled(task.item.load_images()[place], task.candidate.image_scale)
+        content = [*_parts([image]), {"type": "text", "text": task.item.question}]
+        prompt = self._llm._preprocess_chat_one([{"role": "user", "content": content}])
+        engine = self._llm.llm_engine
+        with collect() as admitted:
+            engine.add_request("image", prompt, SamplingParams(max_tokens=1))
+        while engine.has_unfinished_requests():
+            engine.step()
+        return admitted[0].n_vision
+
+
+def _parts(images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+    return [{"type": "image_pil", "image_pil": image} for image in images]
 
 
 def _sampling(candidate: Candidate, max_tokens: int) -> Any:
