@@ -52,6 +52,8 @@ class TinyShape:
     tower_mlp: int = 128
     feature_layer: int = -2
     max_positions: int = 2048
+    registers: int = 0
+    """Learned ones behind each image's tokens."""
 
     @property
     def vision_tokens(self) -> int:
@@ -70,6 +72,7 @@ def write_tiny_llava(
     image: int = 112,
     vision_tokens: int = 64,
     seed: int = 0,
+    registers: int = 0,
 ) -> TinyShape:
     """Write a random-weight LLaVA to ``folder`` and return its shape.
 
@@ -86,6 +89,7 @@ def write_tiny_llava(
         head_dim=head_dim,
         image=image,
         patch=image // side,
+        registers=registers,
     )
     write_model_files(folder, shape)
     weights = {name: value.contiguous() for name, value in random_weights(shape, seed)}
@@ -94,10 +98,12 @@ def write_tiny_llava(
 
 
 @cache
-def tiny_llava(layers: int = 8, vision_tokens: int = 64, seed: int = 0) -> Path:
+def tiny_llava(layers: int = 8, vision_tokens: int = 64, seed: int = 0, registers: int = 0) -> Path:
     """Return the folder of a tiny LLaVA, written once per process (for session fixtures)."""
     folder = Path(mkdtemp(prefix="tiny-llava-"))
-    write_tiny_llava(folder, layers=layers, vision_tokens=vision_tokens, seed=seed)
+    write_tiny_llava(
+        folder, layers=layers, vision_tokens=vision_tokens, seed=seed, registers=registers
+    )
     return folder
 
 
@@ -157,6 +163,7 @@ def byte_tokenizer(vocab: int, specials: Sequence[str] = SPECIALS) -> Tokenizer:
 def model_config(shape: TinyShape, dtype: str) -> dict[str, object]:
     """Return ``config.json`` of ``shape``."""
     return {
+        **({"vtr_registers": shape.registers} if shape.registers else {}),
         "architectures": ["LlavaForConditionalGeneration"],
         "model_type": "llava",
         "dtype": dtype,
@@ -260,6 +267,8 @@ def random_weights(shape: TinyShape, seed: int) -> Iterator[tuple[str, Tensor]]:
         yield from _decoder_weights(draw, shape, f"language_model.model.layers.{layer}")
     yield from draw.norm("language_model.model.norm", shape.hidden)
     yield from draw.linear("language_model.lm_head", shape.hidden, shape.vocab, gain=2.0)
+    if shape.registers:
+        yield "registers", draw.normal(shape.registers, shape.hidden)
 
 
 def _tower_weights(draw: _Draw, shape: TinyShape) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
@@ -69,12 +70,14 @@ class ReferenceLlava:
         self.processor = CLIPImageProcessorPil.from_pretrained(folder)
         self.config = self.hf.config
         self.text = self.config.text_config
+        weights = load_file(Path(folder) / "model.safetensors")
+        self.registers = weights.get("registers", torch.empty(0, self.text.hidden_size))
         self.theta = float(self.text.rope_parameters["rope_theta"])
 
     def prompt_token_ids(self, text: str) -> list[int]:
         """Return the ids of ``text``, each ``<image>`` expanded to its vision tokens."""
         vision = self.config.vision_config
-        per_image = (vision.image_size // vision.patch_size) ** 2
+        per_image = (vision.image_size // vision.patch_size) ** 2 + len(self.registers)
         image = self.config.image_token_id
         ids = self.tokenizer.encode(text).ids
         return [i for token in ids for i in [token] * (per_image if token == image else 1)]
@@ -123,7 +126,7 @@ class ReferenceLlava:
         rows[vision] = features.flatten(0, 1)
         self._check(counts, rules or {}, len(vision))
         seeds = [image_seed(image) for image in images]
-        state = _State(ids, prompt, vision, features, cls, floor, seeds)
+        state = _State(ids, prompt, vision, features, cls, floor, seeds, len(self.registers))
         result = Run(torch.empty(0))
         for index in range(self.text.num_hidden_layers):
             if counts[index] < len(state.alive):
@@ -158,7 +161,8 @@ class ReferenceLlava:
         query = block.self_attn.q_proj(inputs[:, 0]).unflatten(-1, (heads, head_dim))
         keys = block.self_attn.k_proj(inputs).unflatten(-1, (heads, head_dim))
         logits = torch.einsum("ihd,inhd->ihn", query, keys) * head_dim**-0.5
-        return features, logits.softmax(-1).mean(1)[:, 1:]
+        registers = self.registers.float().expand(len(features), -1, -1)
+        return torch.cat([features, registers], 1), logits.softmax(-1).mean(1)[:, 1:]
 
     def _layer(self, index: int, rows: Tensor, positions: Tensor) -> tuple[Tensor, Layer]:
         """Run one decoder layer on ``rows [A, hidden]`` at ``positions [A]``."""
@@ -206,9 +210,11 @@ class _State:
         cls: Tensor,
         floor: float,
         seeds: list[int],
+        registers: int,
     ) -> None:
         self.ids, self.prompt, self.vision = ids, prompt, vision
         self.features, self.cls, self.floor, self.seeds = features, cls, floor, seeds
+        self.registers = registers
         self.alive = torch.arange(len(vision))
         self.previous: Tensor | None = None
         self.layer: Layer | None = None
@@ -235,6 +241,11 @@ class _State:
         name, *options = rule.split("-")
         if name == "saliency":
             found = torch.cat([median_distance(image) for image in self.features])
+        elif name == "registers":
+            size = len(self.features[0])
+            own = size - self.registers
+            worth = [-i if i < own else size - i for i in range(size)]
+            found = torch.tensor(worth, dtype=torch.float32).repeat(len(self.features))
         elif name == "cls":
             found = self.cls.flatten()
         elif name == "random":

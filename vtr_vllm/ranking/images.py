@@ -22,6 +22,8 @@ class ImageInputs:
     """(rows, columns) of each image's N tokens, in reading order; None: there is no such grid."""
     seeds: Sequence[int]
     """[U] of each image: the same for the same image in any prompt."""
+    registers: int = 0
+    """How many of the N are registers; they are the last ones."""
     embeddings: torch.Tensor | None = None
     """[U, N, hidden] input embeddings. This and what follows: only where the rule needs it."""
     states: torch.Tensor | None = None

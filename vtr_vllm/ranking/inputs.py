@@ -54,6 +54,8 @@ class RankInputs:
     """[images] the same for the same image in any prompt."""
     grids: Sequence[tuple[int, int] | None]
     """[images] (rows, columns) of its tokens in reading order; None: there is no such grid."""
+    registers: int = 0
+    """How many of each image's tokens are registers; they are its last ones."""
     attention: Attention | None = None
     """This and the others: only where the rule needs it."""
     embeddings: torch.Tensor | None = None
@@ -89,6 +91,7 @@ class RankInputs:
                     size=size,
                     grid=grid,
                     seeds=[seed],
+                    registers=self.registers,
                     embeddings=None if self.embeddings is None else self.embeddings[None, own],
                     cls_attention=None
                     if self.cls_attention is None

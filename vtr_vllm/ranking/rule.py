@@ -31,6 +31,8 @@ class Need(enum.Enum):
     """The residual stream at the cut, of the vision tokens that are still there."""
     TOWER = "tower"
     """Attention of the vision tower's CLS token."""
+    REGISTERS = "registers"
+    """Learned registers behind an image's tokens: some checkpoints have them."""
     PREVIOUS = "previous"
     """Scores of the cut before; such a rule is never a schedule's first."""
 

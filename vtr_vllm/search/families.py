@@ -107,12 +107,14 @@ def places(family: Family, study: Study) -> Places:
 def local_rules(layer: int, has_cls: bool) -> tuple[RankRule, ...]:
     """Every rule that ranks before ``layer`` and does not see the question, by name.
 
-    ``previous`` is none of them: it repeats another cut's order.
+    ``previous`` is none of them: it repeats another cut's order; nor are those of models with
+    registers, which take no other rule.
     """
     return tuple(
         rule
         for _, kind in sorted(RULES.items())
         if not kind.sees_question and (has_cls or Need.TOWER not in kind.needs)
+        if Need.REGISTERS not in kind.needs
         for rule in kind.forms()
         if layer >= FIRST_ATTENTION_CUT or not rule.needs_attention
     )

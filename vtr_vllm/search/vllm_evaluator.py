@@ -21,10 +21,11 @@ from vllm.multimodal.cache.base import MultiModalCache
 from vtr_vllm.adaptive import Prompt
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands
+from vtr_vllm.engine.common.registers import registers_of
 from vtr_vllm.engine.frontend.admission import Admitted, collect
 from vtr_vllm.engine.scheduler.encoder_room import keep_encoded
 from vtr_vllm.errors import EvaluationFailed, VTRError
-from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry
+from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry, RankRule
 from vtr_vllm.search.answers import (
     TOP_LOGPROBS,
     Answer,
@@ -184,8 +185,11 @@ class VLLMEvaluator:
         content = [*_parts([image]), {"type": "text", "text": task.item.question}]
         prompt = self._llm._preprocess_chat_one([{"role": "user", "content": content}])
         engine = self._llm.llm_engine
+        # Of the decoder as little as can be: it keeps no vision token from layer 0 on.
+        rule = "registers" if registers_of(self._llm.model_config.hf_config) else "prefix"
+        nothing = Candidate((0.0,) * self.geometry.layers, (RankRule.parse(rule),))
         with collect() as admitted:
-            engine.add_request("image", prompt, SamplingParams(max_tokens=1))
+            engine.add_request("image", prompt, _sampling(nothing, max_tokens=1))
         while engine.has_unfinished_requests():
             engine.step()
         return admitted[0].n_vision

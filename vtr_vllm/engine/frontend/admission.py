@@ -22,6 +22,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 
 from vtr_vllm.adaptive import Prompt
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands, is_active
+from vtr_vllm.engine.common.registers import REGISTERS_KEY, registers_of
 from vtr_vllm.engine.common.request_view import read_request, vision_items, vision_span
 from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens, image_tokens
@@ -271,6 +272,28 @@ def _check_trace(reduced: ReducedRequest, params: SamplingParams) -> None:
 
 
 def _check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
+    _check_registers(reduced, vllm_config)
+    _check_tower(reduced, vllm_config)
+
+
+def _check_registers(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
+    """Registers are worth nothing without the rule that keeps them, and it nothing without them."""
+    count = registers_of(vllm_config.model_config.hf_config)
+    for rule in reduced.plan.rules:
+        if count and Need.REGISTERS not in rule.needs:
+            raise UnsupportedRequest(
+                f"rank rule {rule} would drop the model's {count} registers, which it was trained to"
+                " look at instead of an image; choose a schedule with rule registers"
+            )
+        if not count and Need.REGISTERS in rule.needs:
+            raise UnsupportedRequest(
+                f"rank rule {rule} keeps learned registers, and the model has none"
+                f" ({REGISTERS_KEY} of its config.json); choose a schedule with another rule, or train"
+                " some with vtr train registers"
+            )
+
+
+def _check_tower(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
     rule = next((rule for rule in reduced.plan.rules if Need.TOWER in rule.needs), None)
     if rule is None:
         return

@@ -34,8 +34,12 @@ from vtr_vllm.reduction.gather import Rows, restore
 class ReducibleDecoder:
     """The decoder of one vLLM model, which can be run layer by layer with cuts in between."""
 
-    def __init__(self, decoder: nn.Module, num_layers: int, run_layer: LayerRunner) -> None:
+    def __init__(
+        self, decoder: nn.Module, num_layers: int, run_layer: LayerRunner, registers: int = 0
+    ) -> None:
+        """``registers``: how many of each image's tokens are learned ones, its last."""
         self._decoder = decoder
+        self._registers = registers
         self._run_layer = run_layer
         self.layers = checked_layers(decoder, num_layers)
         self._attention_blocks = [_attention_block(layer) for layer in self.layers]
@@ -98,7 +102,14 @@ class ReducibleDecoder:
         hidden = embeddings[: plan.num_rows].clone()
         rows = Rows(plan, hidden.device, positions)
         stream = _Stream(rows.positions, hidden)
-        scorer = Scorer(step, self._attention_blocks, self._prefix_keys, embeddings, cls_attention)
+        scorer = Scorer(
+            step,
+            self._attention_blocks,
+            self._prefix_keys,
+            embeddings,
+            cls_attention,
+            self._registers,
+        )
         self.timing.begin_step(hidden.device)
         self._lora_rows.begin_step(plan)
         rank_layers, inside = plan.rank_layers, cuts_inside_layers(plan)

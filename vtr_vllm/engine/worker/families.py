@@ -20,13 +20,16 @@ def __getattr__(architecture: str) -> type:
 
 @cache
 def _reducible(architecture: str) -> type:
+    from vtr_vllm.engine.common.register_places import leave_places
     from vtr_vllm.engine.worker.model import ReductionMixin
     from vtr_vllm.engine.worker.tower import ClsReductionMixin
 
-    mixin = ClsReductionMixin if architecture in CLS_ARCHITECTURES else ReductionMixin
+    cls = architecture in CLS_ARCHITECTURES
+    mixin = ClsReductionMixin if cls else ReductionMixin
     stock = stock_class(architecture)
     # The parent's processor, LoRA and weight mappings are class attributes, and so inherited.
-    return type(f"Reduced{stock.__name__}", (mixin, stock), {"__module__": __name__})
+    found = type(f"Reduced{stock.__name__}", (mixin, stock), {"__module__": __name__})
+    return leave_places(found) if cls else found
 
 
 def stock_class(architecture: str) -> type:

@@ -11,6 +11,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 
 from vtr_vllm.engine.common.band_spec import put_into_band
 from vtr_vllm.engine.common.config import LayerBands, model_geometry
+from vtr_vllm.engine.common.registers import registers_of
 from vtr_vllm.engine.worker.attention import Step, band_groups, check_backends
 from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.decode_graphs import limit_graphs
@@ -28,7 +29,12 @@ class Reduction:
     def __init__(self, vllm_config: VllmConfig, decoder: nn.Module) -> None:
         self.geometry = model_geometry(vllm_config)
         self.bands = LayerBands.of(vllm_config)
-        self.decoder = ReducibleDecoder(decoder, self.geometry.layers, LayerRunner(vllm_config))
+        self.decoder = ReducibleDecoder(
+            decoder,
+            self.geometry.layers,
+            LayerRunner(vllm_config),
+            registers_of(vllm_config.model_config.hf_config),
+        )
         backends = {layer.attn_backend.get_name() for layer in self.decoder.attentions}
         check_backends(backends)
         limit_graphs(vllm_config, backends)

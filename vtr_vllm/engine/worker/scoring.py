@@ -46,6 +46,7 @@ class Scorer:
         prefix_keys: PrefixKeys | None,
         embeddings: torch.Tensor,
         cls_attention: torch.Tensor | None,
+        registers: int = 0,
     ) -> None:
         self._step = step
         self._blocks = blocks
@@ -55,6 +56,8 @@ class Scorer:
         """[N, hidden] input embeddings, before any cut."""
         self._cls_attention = cls_attention
         """[N] attention of the vision tower's CLS token, read at vision rows."""
+        self._registers = registers
+        """How many of each image's tokens are registers; they are its last ones."""
         self._previous: dict[tuple[int, int], torch.Tensor] = {}
         """Request of the step, first vision token of its part -> [n_vision] scores of its last cut."""
         self._seen: list[tuple[RankGroup, torch.Tensor, torch.Tensor | None]] = []
@@ -208,6 +211,7 @@ class Scorer:
             size=cuts[0].part.plan.n_vision,
             grid=cuts[0].part.units[0].grid,
             seeds=[cut.part.units[0].seed for cut in cuts],
+            registers=self._registers,
             embeddings=self._of_images(cuts, self._embeddings)
             if Need.EMBEDDINGS in needs
             else None,
@@ -235,6 +239,7 @@ class Scorer:
             vision_rows=cut.vision_before,
             seeds=[unit.seed for unit in part.units],
             grids=[unit.grid for unit in part.units],
+            registers=self._registers,
             attention=self._attention(cut, layer, rows) if Need.ATTENTION in needs else None,
             embeddings=self._of_tokens(cut, self._embeddings) if Need.EMBEDDINGS in needs else None,
             cls_attention=self._of_tokens(cut, self._cls_attention)

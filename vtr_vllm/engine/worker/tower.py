@@ -14,7 +14,7 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.model_executor.models.clip import CLIPVisionModel
 
-from vtr_vllm.engine.worker.model import ReductionMixin
+from vtr_vllm.engine.worker.registers import RegistersMixin
 from vtr_vllm.engine.worker.scoring import combine_heads
 
 _COLUMNS = 2
@@ -53,12 +53,15 @@ def attach(
 ) -> list[torch.Tensor]:
     """Add the columns to each image's embeddings [patches, hidden].
 
-    ``attention`` is empty for images that came as embeddings: no tower saw them, and NaN says so.
+    ``attention`` is empty for images that came as embeddings: no tower saw them, and NaN says so, as
+    it does of registers.
     """
     flat = [row for rows in attention for row in rows]
     widened = []
     for index, image in enumerate(embeddings):
-        exact = flat[index] if flat else image.new_full((len(image),), torch.nan).float()
+        exact = image.new_full((len(image),), torch.nan, dtype=torch.float32)
+        if flat:
+            exact[: len(flat[index])] = flat[index]
         value = exact.to(image.dtype)
         remainder = (exact - value.float()).to(image.dtype)
         widened.append(torch.cat([image, value[:, None], remainder[:, None]], dim=-1))
@@ -82,7 +85,7 @@ def detach(
     return [item[:, :hidden] for item in embeddings], torch.cat(attention)
 
 
-class ClsReductionMixin(ReductionMixin):
+class ClsReductionMixin(RegistersMixin):
     """Put before a class whose vision tokens are the patches of its ``vision_tower``."""
 
     _cls_attention: ClsAttention | None = None
