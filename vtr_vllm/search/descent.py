@@ -1,12 +1,14 @@
-"""Coordinate descent on the counts themselves, under a fixed budget.
+"""Coordinate descent on rules and counts themselves, under a fixed budget.
 
-A family's optimum is a smooth curve. From there, layer-tokens (one vision token in one layer) are
-moved between the stages of a schedule, in both directions and over all pairs, as long as that
-raises the value; then in smaller portions. The sum over the layers, and so the budget, stays.
+A family's optimum is a smooth curve with the rules that are best where each cuts alone. From there,
+other rules take a cut's place, one at a time; then layer-tokens (one vision token in one layer) are
+moved between the stages of a schedule, in both directions and over all pairs, as long as that raises
+the value; then in smaller portions. The sum over the layers, and so the budget, stays.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 
 from scipy.optimize import isotonic_regression
@@ -27,10 +29,12 @@ class Descent:
     """First layer of each stage after the first, which begins at layer 0."""
     rules: Mapping[int, RankRule]
     """Rank rule of a cut, by layer; without one for layer 0 the first stage stays full."""
+    rivals: Mapping[int, Sequence[RankRule]] = field(default_factory=dict)
+    """Rules that may take its place, by layer."""
     portions: Sequence[float] = (0.1, 0.04)
     """Layer-tokens moved at once, as shares of the budget's; each until nothing gets better."""
     sweeps: int = 2
-    """Moves at most per portion."""
+    """Moves at most per portion, and rules that change at most."""
     rungs: Sequence[tuple[int, int]] = ((100, 8), (300, 3))
     """Items and survivors of the race among the moves; the winner meets the schedule so far on
     the items of ``final``."""
@@ -38,6 +42,14 @@ class Descent:
     enough: float = 0.0
     """No moves are tried on a schedule that loses at most this much value against the unreduced
     model: there is next to nothing to win."""
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where a descent is."""
+
+    rates: Rates
+    rules: Mapping[int, RankRule]
 
 
 def descend(study: Study, stage: str, settings: Descent, start: Schedule) -> Schedule:
@@ -48,30 +60,54 @@ def descend(study: Study, stage: str, settings: Descent, start: Schedule) -> Sch
     layers = study.geometry.layers
     bounds = [0, *settings.starts, layers]
     sizes = [end - begin for begin, end in pairwise(bounds)]
-    rates: Rates = tuple(start.keep[begin] for begin in bounds[:-1])
-    (best,) = study.evaluate(stage, [_candidate(study, settings, start, rates)], settings.final)
+    rules = {**settings.rules, **dict(zip(start.cuts, start.rules, strict=True))}
+    state = _State(tuple(start.keep[begin] for begin in bounds[:-1]), rules)
+    (best,) = study.evaluate(stage, [_candidate(study, settings, start, state)], settings.final)
     first = best
     moves_made = 0
     enough = best.value >= study.unreduced(settings.final).value - settings.enough
-    for portion in () if enough else settings.portions:
-        amount = portion * sum(rate * size for rate, size in zip(rates, sizes, strict=True))
+    for options_of in () if enough else _kinds_of_moves(settings, sizes):
         for _ in range(settings.sweeps):
-            options = neighbours(rates, sizes, amount, fixed_first=0 not in settings.rules)
+            options = {
+                _candidate(study, settings, start, option): option for option in options_of(state)
+            }
+            options.pop(best.candidate, None)
             if not options:
                 break
-            by_candidate = {_candidate(study, settings, start, o): o for o in options}
-            (winner, *_) = study.race(stage, list(by_candidate), settings.rungs)
+            (winner, *_) = study.race(stage, list(options), settings.rungs)
             (found,) = study.evaluate(stage, [winner.candidate], settings.final)
             if found.value <= best.value:
                 break
-            best, rates = found, by_candidate[winner.candidate]
+            best, state = found, options[winner.candidate]
             moves_made += 1
     study.progress.step(
         f"{start.name}: {moves_made} moves, accuracy {first.accuracy:.3f} to {best.accuracy:.3f}"
     )
     if not moves_made:
         return start
-    return _schedule(settings, start, rates, {"from": start.name, "moves": moves_made})
+    return _schedule(settings, start, state, {"from": start.name, "moves": moves_made})
+
+
+def _kinds_of_moves(
+    settings: Descent, sizes: Sequence[int]
+) -> list[Callable[[_State], list[_State]]]:
+    """Another rule at a cut; then tokens from one stage to another, in falling portions."""
+
+    def other_rules(state: _State) -> list[_State]:
+        return [
+            replace(state, rules={**state.rules, layer: rule})
+            for layer, rivals in settings.rivals.items()
+            for rule in rivals
+            if rule != state.rules.get(layer)
+        ]
+
+    def other_rates(portion: float, state: _State) -> list[_State]:
+        amount = portion * sum(r * size for r, size in zip(state.rates, sizes, strict=True))
+        found = neighbours(state.rates, sizes, amount, fixed_first=0 not in settings.rules)
+        return [replace(state, rates=rates) for rates in found]
+
+    moving = [partial(other_rates, portion) for portion in settings.portions]
+    return [other_rules, *moving]
 
 
 def neighbours(rates: Rates, sizes: Sequence[int], amount: float, fixed_first: bool) -> list[Rates]:
@@ -104,27 +140,26 @@ def level(rates: Sequence[float], sizes: Sequence[int]) -> list[float]:
     return [float(rate) for rate in levelled.x]
 
 
-def _candidate(study: Study, settings: Descent, start: Schedule, rates: Rates) -> Candidate:
-    schedule = _schedule(settings, start, rates, {})
+def _candidate(study: Study, settings: Descent, start: Schedule, state: _State) -> Candidate:
+    schedule = _schedule(settings, start, state, {})
     return Candidate.of(schedule, study.same_n_vision)
 
 
 def _schedule(
-    settings: Descent, start: Schedule, rates: Rates, parameters: Mapping[str, str | int]
+    settings: Descent, start: Schedule, state: _State, parameters: Mapping[str, str | int]
 ) -> Schedule:
     bounds = [0, *settings.starts, start.geometry.layers]
     keep = [
         rate
-        for rate, (begin, end) in zip(rates, pairwise(bounds), strict=True)
+        for rate, (begin, end) in zip(state.rates, pairwise(bounds), strict=True)
         for _ in range(end - begin)
     ]
+    last = RankRule.parse("last")
     return Schedule(
         name=f"descent-{start.budget!r}",
         geometry=start.geometry,
         keep=tuple(keep),
-        rules=tuple(
-            settings.rules.get(cut, RankRule.parse("last")) for cut in cut_layers(keep, 1.0)
-        ),
+        rules=tuple(state.rules.get(cut, last) for cut in cut_layers(keep, 1.0)),
         method="descent",
         parameters=dict(parameters),
         budget=start.budget,

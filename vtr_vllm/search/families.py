@@ -98,10 +98,14 @@ def paper_layout(family: Family, study: Study) -> Layout:
 def places(family: Family, study: Study) -> Places:
     """The rules that are tried, by layer; raises ConfigurationError, see ``local_starts``."""
     if family == "guided":
-        blind = ("saliency", "cls", "random") if study.has_cls else ("saliency", "random")
-        return guided_places(study.geometry.layers, [RankRule.parse(text) for text in blind])
+        return guided_places(study.geometry.layers, blind_rules(study.has_cls))
     starts = local_starts(study.band_starts)
     return {start: local_rules(start, study.has_cls) for start in starts}
+
+
+def blind_rules(has_cls: bool) -> tuple[RankRule, ...]:
+    """Every rule that ranks before layer 0, and the tokens of several images together, by name."""
+    return tuple(rule for rule in local_rules(0, has_cls) if not rule.of_one_image)
 
 
 def local_rules(layer: int, has_cls: bool) -> tuple[RankRule, ...]:

@@ -16,6 +16,7 @@ from vtr_vllm.search.families import (
     Family,
     Layout,
     Names,
+    blind_rules,
     families,
     family_of,
     local_rules,
@@ -153,7 +154,13 @@ def _beyond(study: Study, settings: SearchSettings, result: Result, family: Fami
     _g_search(study, settings, result, names.g_search, layout)
     _p_sigmoid(study, settings, result, names, layout)
     study.progress.begin(names.descent)
-    how = Descent(table.cut_layers, table.rules, final=settings.items, enough=settings.tolerance)
+    how = Descent(
+        table.cut_layers,
+        table.rules,
+        {layer: table.rivals(layer) for layer in layout.starts},
+        final=settings.items,
+        enough=settings.tolerance,
+    )
     for schedule in result.schedules[names.p_sigmoid]:
         found = descend(study, names.descent, how, schedule)
         result.found(names.descent, _named(found, names.descent))
@@ -319,7 +326,10 @@ def _plan(
         schedules += budgets + 1
     if settings.kind == "all":
         rough, fine = (min(each, items) for each in settings.rule_items)
-        rules = len(ATTENTION_RULES if guided else local_rules(FIRST_ATTENTION_CUT, has_cls=True))
+        tried = [*local_rules(FIRST_ATTENTION_CUT, has_cls=True)]
+        if guided:
+            tried = list({*ATTENTION_RULES, *blind_rules(has_cls=True)})
+        rules = len(tried)
         found[names.rules] = stages * rules * 2 * rough + stages * 6 * fine
         found[names.g_search] = (stages + 1) * greedy
         found[names.p_sigmoid] = runs

@@ -31,6 +31,7 @@ Places = Mapping[int, Sequence[RankRule]]
 
 _RATES = (0.2, 0.07)
 _BLIND_RATES = (0.5, 0.25)
+_RIVALS = 3
 _WORSE = 0.005
 """A layer is no place to cut if its best rule is worth this much less than an earlier layer's."""
 
@@ -47,20 +48,30 @@ class RuleTable:
     """Layers but 0 that rank no worse than every layer before: where to cut. At another layer
     a cut loses tokens that a cut earlier on, or later, would have kept."""
 
+    def rivals(self, layer: int) -> tuple[RankRule, ...]:
+        """The best three rules of a layer, and the best that sees the question and that does not.
+
+        One cut alone is measured behind layers that see all tokens; behind earlier cuts another of them
+        may be better.
+        """
+        ranked = _best({RankRule.parse(text): v for text, v in self.values[layer].items()})
+        kinds = {rule.sees_question: rule for rule in reversed(ranked)}
+        return tuple(dict.fromkeys([self.rules[layer], *ranked[:_RIVALS], *kinds.values()]))
+
 
 def guided_places(layers: int, blind: Sequence[RankRule]) -> Places:
-    """The rules by attention before every layer from 2 on, and ``blind`` before layer 0."""
-    tried = dict.fromkeys(range(FIRST_ATTENTION_CUT, layers), ATTENTION_RULES)
-    return {0: tuple(blind), **tried}
+    """``blind`` before layer 0, and before every layer from 2 on these and the rules by attention."""
+    both = tuple(dict.fromkeys([*ATTENTION_RULES, *blind]))
+    return {0: tuple(blind), **dict.fromkeys(range(FIRST_ATTENTION_CUT, layers), both)}
 
 
 def search_rules(study: Study, stage: str, rungs: tuple[int, int], places: Places) -> RuleTable:
     """Measure every rule at every place on ``rungs[0]`` items, each layer's best three on
     ``rungs[1]``."""
     rough = _values(study, stage, places, rungs[0])
-    left = {layer: tuple(_best(values, 3)) for layer, values in rough.items()}
+    left = {layer: tuple(_best(values)[:_RIVALS]) for layer, values in rough.items()}
     fine = _values(study, stage, left, rungs[1])
-    best = {layer: _best(values, 1)[0] for layer, values in fine.items()}
+    best = {layer: _best(values)[0] for layer, values in fine.items()}
     for layer, rule in best.items():
         study.progress.step(f"layer {layer} ranks best by {rule} ({fine[layer][rule]:.3f})")
     return RuleTable(
@@ -90,8 +101,8 @@ def _values(
     return values
 
 
-def _best(values: Mapping[RankRule, float], count: int) -> list[RankRule]:
-    return sorted(values, key=lambda rule: -values[rule])[:count]
+def _best(values: Mapping[RankRule, float]) -> list[RankRule]:
+    return sorted(values, key=lambda rule: -values[rule])
 
 
 def _one_cut(layers: int, layer: int, rule: RankRule, rate: float) -> Candidate:

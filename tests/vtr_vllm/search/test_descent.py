@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -164,3 +165,18 @@ def test_the_same_again_and_nothing_runs(searched):
     requests = searched.costs["descent"].requests
     assert descend(searched, "descent", how, start) == first
     assert searched.costs["descent"].requests == requests
+
+
+def test_another_rule_takes_the_place_of_a_poor_one(data):
+    """The simulated model ranks badly by attention before layer 4, where only one cut may be."""
+    searched = study(SimulatedEvaluator(LAYERS, (N_VISION,), poor=(4,), has_cls=True), data)
+    last, cls = RankRule.parse("last"), RankRule.parse("cls")
+    keep = (1.0,) * 4 + (0.3,) * 4
+    start = Schedule("start", searched.geometry, keep, (last,), "hand", budget=0.65)
+    how = Descent((4,), {4: last}, {4: (last, cls)}, rungs=RUNGS)
+    found = descend(searched, "descent", how, start)
+    assert found.rules == (cls,)
+    assert found.keep == pytest.approx(start.keep)
+    assert value(searched, found) > value(searched, start)
+    alone = descend(searched, "descent", replace(how, rivals={4: (last,)}), start)
+    assert alone is start

@@ -7,6 +7,7 @@ from vtr_vllm.search.rule_search import ATTENTION_RULES, guided_places, search_r
 LAYERS, N_VISION = 8, 24
 BLIND = (RankRule.parse("saliency"), RankRule.parse("cls"), RankRule.parse("random"))
 PLACES = guided_places(LAYERS, BLIND)
+TRIED = {*ATTENTION_RULES, *BLIND}
 WITH_SALIENCY = guided_places(LAYERS, BLIND[:1])
 
 
@@ -28,15 +29,15 @@ def test_every_rule_is_tried_at_every_layer(table):
     assert list(table.values) == [0, 2, 3, 4, 5, 6, 7]
     assert set(table.values[0]) == {"saliency", "cls", "random"}
     for layer in range(2, LAYERS):
-        assert set(table.values[layer]) == {str(rule) for rule in ATTENTION_RULES}
+        assert set(table.values[layer]) == {str(rule) for rule in TRIED}
 
 
 def test_the_right_rule_wins_at_each_layer(table):
-    """Where attention ranks poorly, the simulated model ranks better at random."""
+    """Where attention ranks poorly, the simulated model ranks better without the question."""
     best = {layer: str(rule) for layer, rule in table.rules.items()}
     assert best.pop(0) == "cls"
-    assert best.pop(3) == "random"
-    assert best.pop(5) == "random"
+    assert best.pop(3) == "cls"
+    assert best.pop(5) == "cls"
     assert best[2] == best[4] == "instruction-norope"
     # at the last layers a cut harms little, and rules tie
     qualities = model()
@@ -76,7 +77,21 @@ def test_only_the_best_three_meet_all_items(data):
     searched = study(model(), data)
     searched.unreduced()
     search_rules(searched, "rules", (100, 200), PLACES)
-    places = 3 + 6 * len(ATTENTION_RULES)  # layer 0 and layers 2 to 7
+    places = 3 + 6 * len(TRIED)  # layer 0 and layers 2 to 7
     finalists = 3 + 6 * 3
     assert searched.costs["rules"].evaluations == 2 * (places + finalists)
     assert searched.costs["rules"].requests <= 100 * 2 * (places + finalists)
+
+
+def test_rivals_are_the_best_three_and_the_best_of_each_kind(table):
+    for layer in (0, 2, 3, 7):
+        values = table.values[layer]
+        rivals = [str(rule) for rule in table.rivals(layer)]
+        assert rivals[0] == str(table.rules[layer])
+        assert set(sorted(values, key=values.__getitem__, reverse=True)[:3]) <= set(rivals)
+        assert len(rivals) == len(set(rivals)) <= 6
+        for sees_question in {rule.sees_question for rule in PLACES[layer]}:
+            own = {
+                str(r): values[str(r)] for r in PLACES[layer] if r.sees_question == sees_question
+            }
+            assert max(own, key=own.__getitem__) in rivals
