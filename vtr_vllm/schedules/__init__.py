@@ -8,17 +8,14 @@ from vtr_vllm.ranking import RankRule
 from vtr_vllm.schedules.book import ScheduleBook, Selection
 from vtr_vllm.schedules.cost import flops_fraction, kv_bytes, kv_tokens, prefill_flops
 from vtr_vllm.schedules.floors import check_floor, image_floors
-from vtr_vllm.schedules.forms import (
-    FORMS,
-    explicit,
-    fastv,
-    form_by_name,
-    full,
-    pyramid_drop,
-    random,
-    uniform,
-    vtw,
-)
+from vtr_vllm.schedules.forms import FORMS, form_by_name
+from vtr_vllm.schedules.forms.fastv import fastv
+from vtr_vllm.schedules.forms.full import full
+from vtr_vllm.schedules.forms.p_sigmoid import p_sigmoid
+from vtr_vllm.schedules.forms.pdrop import pyramid_drop
+from vtr_vllm.schedules.forms.random import random
+from vtr_vllm.schedules.forms.uniform import uniform
+from vtr_vllm.schedules.forms.vtw import vtw
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.interpolation import interpolate
 from vtr_vllm.schedules.keep_rates import (
@@ -29,9 +26,8 @@ from vtr_vllm.schedules.keep_rates import (
     of_one_image,
     see_no_question,
 )
-from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.plan import Plan, make_plan
-from vtr_vllm.schedules.schedule import SCHEMA_VERSION, Schedule
+from vtr_vllm.schedules.schedule import SCHEMA_VERSION, Schedule, explicit
 from vtr_vllm.schedules.wire import (
     FLOOR_KEY,
     KEEP_KEY,

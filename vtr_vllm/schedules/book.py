@@ -9,11 +9,13 @@ from typing import Literal, Self
 
 from vtr_vllm.errors import ScheduleError, UnknownSchedule
 from vtr_vllm.schedules.cost import flops_fraction
-from vtr_vllm.schedules.forms import FORMS, form_by_name, full, uniform
+from vtr_vllm.schedules.forms import FORMS, form_by_name
+from vtr_vllm.schedules.forms.full import full
+from vtr_vllm.schedules.forms.p_sigmoid import p_sigmoid
+from vtr_vllm.schedules.forms.uniform import uniform
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.interpolation import interpolate
 from vtr_vllm.schedules.keep_rates import check_budget, cuts_inside_bands, see_no_question
-from vtr_vllm.schedules.p_sigmoid import p_sigmoid
 from vtr_vllm.schedules.schedule import Schedule
 from vtr_vllm.schedules.strict_json import JSON, show
 

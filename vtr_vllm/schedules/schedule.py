@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -184,3 +184,13 @@ class Schedule:
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Read one file of at most 1 MiB; raises ScheduleError with the path and the reason."""
         return load_file(path, "schedule", cls.from_json)
+
+
+def explicit(
+    geometry: ModelGeometry,
+    keep: Sequence[float],
+    rules: Sequence[RankRule],
+    name: str = "explicit",
+) -> Schedule:
+    """Any keep curve with its rules, no budget promised; raises ScheduleError as Schedule."""
+    return Schedule(name, geometry, tuple(keep), tuple(rules), method="explicit")

@@ -7,9 +7,13 @@ from vtr_vllm.errors import InvalidBudget
 from vtr_vllm.schedules import FORMS, ModelGeometry, Schedule, uniform
 from vtr_vllm.search.candidates import Candidate
 
-SCHEDULES = ("random", "fastv", "pdrop", "vtw", "uniform")
-"""Built-in forms, in the order of the tables; ``uniform`` is one question-blind cut."""
+SCHEDULES = (
+    *("random", "fastv", "pdrop", "feather", "vtw"),
+    *("uniform", "vtc-cls", "divprune", "gots", "matryoshka"),
+)
+"""Built-in forms, in the order of the tables; those of the second line are one question-blind cut."""
 
+CLS_FORM = "vtc-cls"
 DOWNSAMPLE = "downsample"
 
 
@@ -38,13 +42,18 @@ def of_schedule(method: str, schedule: Schedule, n_vision: int | None) -> Conten
     return Contender(method, budget, Candidate.of(schedule, n_vision), schedule)
 
 
-def baselines(geometry: ModelGeometry, budget: float, n_vision: int | None) -> Iterator[Contender]:
-    """Every baseline at ``budget``; one that cannot meet it says why.
+def baselines(
+    geometry: ModelGeometry, budget: float, n_vision: int | None, has_cls: bool
+) -> Iterator[Contender]:
+    """Every baseline at ``budget``; one that cannot meet it, or needs what the model lacks, says why.
 
     The down-sampled image has ``budget`` of its area, and as many of the tokens: those that show
     nothing but the canvas are dropped before layer 0.
     """
     for method in SCHEDULES:
+        if method == CLS_FORM and not has_cls:
+            yield Contender(method, budget, None, why_not="the vision tower has no CLS token")
+            continue
         try:
             schedule = FORMS[method](geometry, budget)
         except InvalidBudget as err:

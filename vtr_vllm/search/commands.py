@@ -189,7 +189,8 @@ def _compare(
     geometry = first.geometry
     book = ScheduleBook.from_folder(geometry, options.out, first.band_starts)
     budgets = sorted({s["budget"] for s in record["schedules"] if s["budget"]}, reverse=True)
-    entries = list(frontier.contenders(record, book, budgets, first.same_n_vision))
+    found = frontier.contenders(record, book, budgets, first.same_n_vision, first.has_cls)
+    entries = list(found)
     asked = {entry.candidate for entry in entries if entry.candidate is not None}
     session.progress.plan({name: len(asked) * len(d) for name, d in others.items()})
     rows = frontier.compare(studies, entries, geometry)

@@ -27,7 +27,11 @@ SINGLE_CUT = "single-cut"
 
 
 def contenders(
-    record: Mapping[str, Any], book: ScheduleBook, budgets: Sequence[float], n_vision: int | None
+    record: Mapping[str, Any],
+    book: ScheduleBook,
+    budgets: Sequence[float],
+    n_vision: int | None,
+    has_cls: bool,
 ) -> Iterator[Contender]:
     """No reduction, the baselines, what the search found by each method, what is served between.
 
@@ -38,7 +42,7 @@ def contenders(
     rules = record.get("local_rules")
     yield Contender("full", 1.0, unreduced(geometry), book.by_name("full"))
     for budget in budgets:
-        yield from baselines(geometry, budget, n_vision)
+        yield from baselines(geometry, budget, n_vision, has_cls)
         if rules is not None:
             rule = RankRule.parse(rules["best"]["0"])
             cut = replace(uniform(geometry, budget), name=f"{SINGLE_CUT}-{budget!r}", rules=(rule,))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from vtr_vllm.schedules import Schedule, interpolate
-from vtr_vllm.schedules.forms import full
+from vtr_vllm.schedules.forms.full import full
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.study import Study
 

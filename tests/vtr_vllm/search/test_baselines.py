@@ -11,8 +11,9 @@ GEOMETRY = ModelGeometry(12, 128, 320, 2, 2, 64)
 N_VISION = 144
 
 
-def found_at(budget, n_vision=N_VISION):
-    return {contender.method: contender for contender in baselines(GEOMETRY, budget, n_vision)}
+def found_at(budget, n_vision=N_VISION, has_cls=True):
+    found = baselines(GEOMETRY, budget, n_vision, has_cls)
+    return {contender.method: contender for contender in found}
 
 
 @given(st.floats(0.01, 1.0))
@@ -37,7 +38,8 @@ def test_what_cannot_be_met_says_why():
     assert "nearest [0.25, 0.3333]" in found["vtw"].why_not
     assert [method for method, each in found.items() if each.why_not] == ["vtw"]
     found = found_at(0.125)
-    assert {m for m, each in found.items() if each.why_not} == {"random", "fastv", "pdrop", "vtw"}
+    late = {"random", "fastv", "pdrop", "feather", "vtw"}
+    assert {m for m, each in found.items() if each.why_not} == late
     assert "it reaches 0.16666666666666666 .. 1.0" in found["fastv"].why_not
 
 
@@ -66,3 +68,10 @@ def test_candidates_are_whole_counts_where_prompts_are_alike():
 def test_a_schedule_without_a_budget_stands_at_what_it_spends():
     schedule = replace(p_sigmoid(GEOMETRY, 0.3), name="lossless", budget=None)
     assert of_schedule("g-search", schedule, N_VISION).budget == schedule.mean_keep
+
+
+def test_a_model_without_a_cls_token_has_one_baseline_less():
+    found = found_at(0.25, has_cls=False)
+    assert found["vtc-cls"].candidate is None
+    assert "no CLS token" in found["vtc-cls"].why_not
+    assert found_at(0.25)["vtc-cls"].candidate is not None

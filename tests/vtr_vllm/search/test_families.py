@@ -135,7 +135,7 @@ def test_a_budget_has_a_schedule_of_each_family(found, rest, tmp_path):
             assert (chosen.source, chosen.schedule.name) == ("searched", f"{name}-{budget}")
     record = records.search_record({}, done, selection, result, {})
     assert {each["family"] for each in record["schedules"]} == {"guided", "local"}
-    entries = list(contenders(record, book, BUDGETS, N_VISION))
+    entries = list(contenders(record, book, BUDGETS, N_VISION, has_cls=True))
     cuts = [entry.schedule for entry in entries if entry.method == SINGLE_CUT]
     assert [cut.budget for cut in cuts] == list(BUDGETS)
     assert {str(cut.rules[0]) for cut in cuts} == {str(result.rules["local"].rules[0])}

@@ -49,7 +49,7 @@ def studies(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def entries():
-    return list(contenders(RECORD, ScheduleBook(GEOMETRY, SERVED), BUDGETS, N_VISION))
+    return list(contenders(RECORD, ScheduleBook(GEOMETRY, SERVED), BUDGETS, N_VISION, has_cls=True))
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,7 @@ def test_rows_of_a_budget_have_its_mean_keep(rows):
 def test_what_cannot_be_met_is_a_row_with_the_reason(rows):
     missing = [row for row in rows if not row["reachable"]]
     assert {(row["method"], row["budget"]) for row in missing} == {
+        ("feather", 0.2),
         ("vtw", 0.6),
         ("vtw", 0.2),
         ("random", 0.2),

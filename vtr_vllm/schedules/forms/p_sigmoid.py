@@ -10,13 +10,15 @@ with layers 0 and 1 in full and c solved for the budget.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
 from vtr_vllm.errors import ScheduleError
 from vtr_vllm.ranking import RankRule
+from vtr_vllm.schedules.forms.registry import form
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.keep_rates import FIRST_ATTENTION_CUT, check_budget, cut_layers
+from vtr_vllm.schedules.root_finding import solve_increasing
 from vtr_vllm.schedules.schedule import Schedule
 from vtr_vllm.schedules.strict_json import show
 
@@ -31,6 +33,7 @@ _MAX_K = 100.0  # already a step within one layer; far beyond it floats could no
 _MAX_LEAD_SHARE = 0.75
 
 
+@form("p-sigmoid")
 def p_sigmoid(
     geometry: ModelGeometry,
     budget: float,
@@ -80,18 +83,6 @@ def p_sigmoid(
         parameters={"k": k, "alpha": alpha, "stages": list(bounds[:-1]), "first_rate": first},
         budget=budget,
     )
-
-
-def solve_increasing(function: Callable[[float], float], low: float, high: float) -> float:
-    """The least zero of a non-decreasing function in [low, high], to the last bit of a float."""
-    if function(low) >= 0:
-        return low
-    while low < (middle := (low + high) / 2) < high:
-        if function(middle) < 0:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 def _first_rate(budget: float, layers: int, lead: int, given: float | None) -> float:

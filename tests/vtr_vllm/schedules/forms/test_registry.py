@@ -15,14 +15,21 @@ from vtr_vllm.schedules import (
     full,
     pyramid_drop,
     random,
-    uniform,
     vtw,
 )
+from vtr_vllm.schedules.forms.registry import form
 
-TWO_FULL_LAYERS = ["fastv", "pdrop", "random"]
+TWO_FULL_LAYERS = ["fastv", "feather", "pdrop", "random"]
+BEFORE_LAYER_0 = {
+    "uniform": "saliency",
+    "divprune": "diverse",
+    "gots": "orthogonal",
+    "vtc-cls": "cls",
+    "matryoshka": "prefix",
+}
 
 
-@given(st.sampled_from(["uniform", "p-sigmoid", *TWO_FULL_LAYERS]), geometries, budgets)
+@given(st.sampled_from(["p-sigmoid", *BEFORE_LAYER_0, *TWO_FULL_LAYERS]), geometries, budgets)
 @settings(deadline=None, max_examples=150)
 def test_every_form_meets_every_budget_in_its_reach(form, geometry, budget):
     if form in TWO_FULL_LAYERS:
@@ -63,11 +70,13 @@ def test_full_is_full():
         full(LLAVA_7B, 0.9)
 
 
-def test_uniform_cuts_before_layer_0_without_the_question():
-    schedule = uniform(LLAVA_7B, 0.3)
+@pytest.mark.parametrize(("form", "rule"), BEFORE_LAYER_0.items())
+def test_one_cut_before_layer_0_without_the_question(form, rule):
+    schedule = FORMS[form](LLAVA_7B, 0.3)
     assert schedule.cuts == (0,)
-    assert [str(rule) for rule in schedule.rules] == ["saliency"]
+    assert [str(rule) for rule in schedule.rules] == [rule]
     assert set(schedule.keep) == {0.3}
+    assert schedule.is_local
 
 
 def test_fastv_and_random_differ_in_the_order_only():
@@ -150,3 +159,8 @@ def test_other_names_are_no_forms(name):
 def test_a_form_beyond_its_reach(name):
     with pytest.raises(InvalidBudget):
         form_by_name(LLAVA_7B, name)
+
+
+def test_a_second_form_of_a_name_is_refused():
+    with pytest.raises(TypeError, match="two forms are named fastv"):
+        form("fastv")(fastv)
