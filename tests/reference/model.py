@@ -23,6 +23,7 @@ from torch.nn import functional
 from transformers import LlavaForConditionalGeneration
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from tests.reference.merges import merge_rows, rows_of_tokens
 from tests.reference.scores import (
     Layer,
     attention_scores,
@@ -277,6 +278,7 @@ def _cut(
     Each image's own best come first, as many as its floor says, or its share.
     """
     before = state.positions()
+    rule, _, merge = rule.partition("+")
     scores = state.scores(rule)
     ranked = state.alive[scores[state.alive].sort(descending=True, stable=True).indices].tolist()
     per_image = [len(image) for image in state.features]
@@ -289,6 +291,13 @@ def _cut(
     rivals = [(k, d) for d in lost for k in kept if image_of[k] == image_of[d]]
     rivals += [(k, d) for d in lost for k in free]
     margin = min((float(scores[k] - scores[d]) for k, d in rivals), default=float("inf"))
+    if merge:
+        images = range(len(per_image)) if shares else [None]
+        groups = [
+            tuple([t for t in some if image in (None, image_of[t])] for some in (kept + free, lost))
+            for image in images
+        ]
+        rows = merge_rows(rows, rows_of_tokens(before, state.vision), groups, scores, merge)
     state.alive = torch.tensor(sorted(kept + free), dtype=torch.long)
     state.previous = scores
     return rows[torch.isin(before, state.positions())], Cut(state.alive, scores, margin)

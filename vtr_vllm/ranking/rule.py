@@ -7,10 +7,11 @@ import itertools
 import reprlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from vtr_vllm.errors import ScheduleError
+from vtr_vllm.ranking.merge import merges
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +51,9 @@ class RankRule(ABC):
     Raises ScheduleError for an option out of range.
     """
 
+    merge: str = field(default="", kw_only=True)
+    """Name of what becomes of the tokens that are dropped: ``vtr_vllm.ranking.merge``; none: nothing."""
+
     name: ClassVar[str]
     """What schedules write: lower-case letters, digits and ``_``, as the file."""
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -87,20 +91,37 @@ class RankRule(ABC):
 
     @staticmethod
     def parse(text: object) -> RankRule:
-        """Read the short form, such as ``last-norope-max``; raises ScheduleError."""
+        """Read the short form, such as ``last-norope-max`` or ``cls+nearest``; raises ScheduleError."""
         if isinstance(text, str) and len(text) <= _MAX_TEXT:
-            kind = RULES.get(text.partition("-")[0])
+            ranked, plus, merge = text.partition("+")
+            kind = RULES.get(ranked.partition("-")[0])
             for rule in kind.forms() if kind else ():
-                if str(rule) == text:
-                    return rule
+                if str(rule) == ranked:
+                    return rule.merging(merge) if plus else rule
         known = ", ".join(
             "".join([name, *(f"[-{option}]" for option in RULES[name].options)])
             for name in sorted(RULES)
         )
         raise ScheduleError(f"rank rule {reprlib.repr(text)} is unknown; known are {known}")
 
+    def merging(self, name: str) -> RankRule:
+        """The rule with what it drops merged; raises ScheduleError."""
+        known = merges()
+        if name not in known:
+            raise ScheduleError(
+                f"rank rule {self} merges by {reprlib.repr(name)}, which is unknown; known are"
+                f" {', '.join(known)}"
+            )
+        if known[name].weighs_scores and not {Need.ATTENTION, Need.TOWER} & self.needs:
+            raise ScheduleError(
+                f"{self}+{name} weighs tokens by their scores, and those of {self.name} are no weights;"
+                " merge by nearest, or rank by attention"
+            )
+        return replace(self, merge=name)
+
     def __str__(self) -> str:
         set_ones = [
-            s for s, (field, value) in self.options.items() if getattr(self, field) == value
+            s for s, (option, value) in self.options.items() if getattr(self, option) == value
         ]
-        return "-".join([self.name, *set_ones])
+        text = "-".join([self.name, *set_ones])
+        return f"{text}+{self.merge}" if self.merge else text

@@ -21,12 +21,13 @@ from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.layer_halves import halves_of
 from vtr_vllm.engine.worker.layer_names import LayerNames
 from vtr_vllm.engine.worker.lora import LoRARows
+from vtr_vllm.engine.worker.merging import Merged
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
 from vtr_vllm.engine.worker.scoring import Scorer, chosen_by_first_rank
 from vtr_vllm.engine.worker.timing import Timing
 from vtr_vllm.engine.worker.trace import Traces
 from vtr_vllm.errors import UnsupportedModel
-from vtr_vllm.ranking import Need
+from vtr_vllm.ranking import Need, RankRule
 from vtr_vllm.reduction.batch import BatchPlan, RequestCut
 from vtr_vllm.reduction.gather import Rows, restore
 
@@ -145,8 +146,14 @@ class ReducibleDecoder:
         with self.timing.spent("rank"):
             scores = scorer.score_all(members, rows, index - 1, stream.at)
         with self.timing.spent("gather"):
+            vision = rows.vision
             chosen = rows.cut(members, scores, chosen_by_first_rank)
+            merged = None
+            if any(member.rule.merge for member in members):
+                merged = Merged(members, chosen, scores, vision, stream, chosen_by_first_rank)
             stream.take(chosen, rows.positions)
+            if merged is not None:
+                merged.put_into(stream)
             self._lora_rows.cut(index)
         self.traces.note(members, rows.vision)
 
@@ -205,13 +212,18 @@ class _Stream:
 def cuts_inside_layers(plan: BatchPlan) -> frozenset[int]:
     """The cuts that can be made behind the attention of the layer before.
 
-    All but those before the first layer, and those whose rules look at what comes out of that layer.
+    All but those before the first layer, and those that look at what comes out of that layer, or change
+    it.
     """
     return frozenset(
         layer
         for layer, members in plan.cuts.items()
-        if layer > 0 and not any(Need.STATES in member.rule.needs for member in members)
+        if layer > 0 and not any(_wants_states(member.rule) for member in members)
     )
+
+
+def _wants_states(rule: RankRule) -> bool:
+    return Need.STATES in rule.needs or bool(rule.merge)
 
 
 def unquantised(query: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor) -> torch.Tensor:
