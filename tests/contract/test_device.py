@@ -116,6 +116,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> ReducibleDecoder:
     keys._fp8, keys.rounds = None, False
     keys._offsets = torch.empty(BLOCK * KV_HEADS * HEAD_DIM, dtype=torch.int64, device=DEVICE)
     made._prefix_keys = keys
+    made._registers = 0
     return made
 
 

@@ -14,23 +14,27 @@ from vtr_vllm.upload import upload
 
 
 def is_image(cut: RequestCut) -> bool:
-    """Whether a member of a cut is one image, which is scored with others of its form."""
-    return cut.request.is_local and isinstance(cut.rule, ImageRule)
+    """Whether a member of a cut has one image, which is scored with others of its form."""
+    return len(cut.part.units) == 1 and isinstance(cut.rule, ImageRule)
 
 
 def images_alike(members: Sequence[RequestCut]) -> list[list[int]]:
-    """Members of a cut that are one image each, in groups of one rule, one form and one size."""
+    """Members of a cut that have one image each, in groups of one rule, one form and one size.
+
+    A guided one ends with text, as what pads it then does: however long the text is.
+    """
     groups = defaultdict(list)
     for place, cut in enumerate(members):
         if is_image(cut):
-            form = (cut.part.plan.n_vision, cut.vision_before, cut.num_rows)
+            rows = cut.num_rows if cut.request.is_local else None
+            form = (cut.part.plan.n_vision, cut.vision_before, rows)
             groups[cut.rule, form, cut.part.units[0].grid].append(place)
     return list(groups.values())
 
 
 @dataclass(frozen=True, eq=False)
 class ImageRows:
-    """U images of one group, of which n tokens each are still there, in m rows each."""
+    """U images of one group, of which n tokens each are still there, in m rows at most."""
 
     rule: ImageRule
     cuts: Sequence[RequestCut]
@@ -46,7 +50,7 @@ class ImageRows:
     @classmethod
     def of(cls, members: Sequence[RequestCut], alike: Sequence[int], rows: Rows) -> Self:
         cuts = [members[place] for place in alike]
-        count, length = cuts[0].vision_before, cuts[0].num_rows
+        count, length = cuts[0].vision_before, max(cut.num_rows for cut in cuts)
         own = rows.of_members[:, :length]
         index = None
         if len(alike) < len(members):
@@ -63,8 +67,8 @@ class ImageRows:
         return cls(rule, cuts, own, tokens, index, places)
 
     def spread(self, scores: torch.Tensor) -> torch.Tensor:
-        """Scores [U, n] over the m rows of each image, [U, m]."""
+        """Scores [U, n] over the m rows of each member, [U, m]."""
         if self.places is None:
             return scores
-        spread = scores.new_zeros(len(scores), self.cuts[0].num_rows)
+        spread = scores.new_zeros(len(scores), max(cut.num_rows for cut in self.cuts))
         return spread.scatter_(1, self.places, scores)
