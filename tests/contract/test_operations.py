@@ -51,14 +51,15 @@ def counted(
     return operations.counts
 
 
-def prompts(count: int, curve: tuple[float, ...], rule: str = "last", computed: int = 0):
-    """Pictures of one size, with questions of several lengths."""
+def prompts(count: int, curve: tuple[float, ...], rule: str = "last", computed: int = 0, first=""):
+    """Pictures of one size, with questions of several lengths; ``first``: the rule of the first cut."""
     cuts = sum(later < earlier for earlier, later in pairwise((1.0, *curve)))
+    rules = ((first or rule), *(rule,) * (cuts - 1)) if cuts else ()
     return [
         StepRequest(
             computed,
             70 + 3 * (i % 5) - computed,
-            request_of([range(6, 60)], 70 + 3 * (i % 5), curve, (rule,) * cuts),
+            request_of([range(6, 60)], 70 + 3 * (i % 5), curve, rules),
         )
         for i in range(count)
     ]
@@ -79,6 +80,18 @@ def test_many_requests_take_what_a_few_do(
 
 
 LOCAL = ["saliency", "random", "grid", "prefix", "orthogonal", "diverse"]
+
+
+@pytest.mark.parametrize("first", ["diverse", "grid", "last+nearest"])
+def test_so_do_those_whose_first_cut_looks_at_the_image_or_merges(
+    decoder: ReducibleDecoder,  # noqa: F811
+    groups: list[list[AttentionGroup]],  # noqa: F811
+    first: str,
+) -> None:
+    few, many = (
+        counted(decoder, groups, prompts(count, CURVES[2], first=first)) for count in (2, 20)
+    )
+    assert few == many
 
 
 @pytest.mark.parametrize("rule", LOCAL)

@@ -55,16 +55,25 @@ class _Group:
     ) -> Self:
         """``members``: place among the cut's, cut, and how many rows are left before its first."""
         cut = members[0][1]
-        numbers = np.array([(place, each.first_row, left) for place, each, left in members]).T
-        place, first, left = upload(torch.from_numpy(numbers), vision.device)[:, :, None]
+        numbers = np.array(
+            [
+                (place, each.first_row, left, each.num_rows - 1, each.kept_rows - 1)
+                for place, each, left in members
+            ]
+        )
+        sent = upload(torch.from_numpy(numbers.T.copy()), vision.device)
+        place, first, left, last, last_kept = sent[:, :, None]
         own_scores = scores[place[:, 0]]
-        staying = left + torch.arange(cut.kept_rows, device=vision.device)
+        # Where texts differ in length, the last row, of text, pads the shorter ones.
+        most = torch.arange(numbers[:, 3].max() + 1, device=vision.device)
+        most_kept = torch.arange(numbers[:, 4].max() + 1, device=vision.device)
+        staying = left + torch.minimum(most_kept, last_kept)
         kept = selection.index_select(0, staying.view(-1)).view(staying.shape).long()
         is_text = vision.index_select(0, kept.view(-1)).view(kept.shape) < 0
         order = is_text.byte().sort(dim=1, stable=True).indices[:, : cut.kept_vision]
         kept, staying = kept.gather(1, order), staying.gather(1, order)
         is_left = torch.zeros_like(vision, dtype=torch.bool).index_fill_(0, selection.long(), True)
-        rows = first + torch.arange(cut.num_rows, device=vision.device)
+        rows = first + torch.minimum(most, last)
         stays = is_left.index_select(0, rows.view(-1)).view(rows.shape)
         count = cut.num_rows - cut.kept_rows
         dropped = rows.gather(1, stays.byte().sort(dim=1, stable=True).indices[:, :count])
@@ -150,7 +159,8 @@ def _alike(members: Sequence[RequestCut]) -> list[list[tuple[int, RequestCut, in
     gone = 0
     for place, cut in sorted(enumerate(members), key=lambda each: each[1].first_row):
         if cut.rule.merge and cut.kept_vision:
-            form = (cut.rule.merge, cut.num_rows, cut.kept_rows, cut.kept_vision)
+            rows = cut.num_rows if cut.request.is_local else None
+            form = (cut.rule.merge, cut.kept_vision, cut.num_rows - cut.kept_rows, rows)
             groups[form].append((place, cut, cut.first_row - gone))
         gone += cut.num_rows - cut.kept_rows
     return list(groups.values())
