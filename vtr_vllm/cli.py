@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if arguments[:1] == ["search"]:
         return _search(arguments[1:])
     if arguments[:1] == ["train"]:
-        from vtr_vllm.atp.cli import main as train
+        from vtr_vllm.training.cli import main as train
 
         return train(arguments[1:])
     if arguments[:1] == ["keys"]:

@@ -194,11 +194,10 @@ def add_flags(
     for name, field in model.model_fields.items():
         if name in without:
             continue
-        values = _literals(field)
         default = field.get_default(call_default_factory=True)
         told = (
             ""
-            if field.is_required() or default in (None, [], {})
+            if field.is_required() or default in (None, [], {}, False)
             else f" (default: {_text(default)})"
         )
         parser.add_argument(
@@ -207,12 +206,17 @@ def add_flags(
             required=field.is_required(),
             default=argparse.SUPPRESS,  # so that the model knows what was given
             help=f"{field.description}{told}".replace("%", "%%"),
-            **(
-                {"choices": values}
-                if values
-                else {"type": _reader(field), "metavar": _metavar(field)}
-            ),
+            **_taking(field),
         )
+
+
+def _taking(field: FieldInfo) -> dict[str, Any]:
+    """How a flag takes its value; one that is true or false has none, and is false where it is not given."""
+    if field.annotation is bool:
+        return {"action": "store_true"}
+    if values := _literals(field):
+        return {"choices": values}
+    return {"type": _reader(field), "metavar": _metavar(field)}
 
 
 def read_flags(parser: argparse.ArgumentParser, model: type[M], given: argparse.Namespace) -> M:

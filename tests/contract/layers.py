@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "cli": {
         *("command_line", "demo", "engine", "errors", "preflight", "reduction", "schedules"),
-        *("atp", "search", "server", "vtr_vllm"),
+        *("search", "server", "training", "vtr_vllm"),
     },
     "benchmarks": {
         "adaptive",
@@ -46,8 +46,9 @@ ALLOWED: dict[str, set[str]] = {
         "search",
         "server",
     },
-    "atp": {
-        *("command_line", "demo", "errors", "preflight", "schedules", "search", "search_options"),
+    "training": {
+        *("command_line", "demo", "engine", "errors", "preflight"),
+        *("schedules", "search", "search_options"),
     },
     "vtr_vllm": {"errors", "schedules"},
 }

@@ -15,8 +15,8 @@ from vtr_server.gate import cli as keys
 from vtr_server.jobs import cli as jobs
 from vtr_server.jobs.sources import FLAGS, SETTINGS
 from vtr_vllm import cli as vtr
-from vtr_vllm.atp import cli as train
 from vtr_vllm.search import cli as search
+from vtr_vllm.training import cli as train
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 # a program of its own, which names what it adds itself
@@ -60,7 +60,7 @@ def commands() -> dict[str, set[str]]:
     return {
         "vtr_vllm/": serve,
         "server/": serve,
-        "vtr_vllm/atp/": trained,
+        "vtr_vllm/training/": trained,
         "vtr_vllm/search/": found,
         "vtr_vllm/search_options.py": found,
         "server/vtr_server/gate/": serve | new_key,

@@ -138,7 +138,7 @@ def test_the_architecture_names_every_module() -> None:
         "vtr_vllm/reduction",
         "vtr_vllm/engine",
         "vtr_vllm/search",
-        "vtr_vllm/atp",
+        "vtr_vllm/training",
         "server/vtr_server",
     ):
         # A form is a file of its own; of these folders the page names the folder.

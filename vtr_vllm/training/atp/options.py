@@ -4,10 +4,10 @@ import itertools
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field
 
 from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.search_options import Text
+from vtr_vllm.training.options import TrainingOptions
 
 __all__ = ["AtpOptions", "cut_layers", "default_layers"]
 
@@ -21,17 +21,10 @@ def _rising(layers: list[int]) -> list[int]:
     return layers
 
 
-class AtpOptions(BaseModel):
-    """One training; what is left out takes its default."""
+class AtpOptions(TrainingOptions):
+    """One training of ATP's modules; what is left out takes its default."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-    model: Text = Field(description="model path or name, or `demo`")
-    data: Text = Field(description="file of calibration data with answers, JSON Lines")
     target: float = Field(gt=0, lt=1, description="mean keep rate over all layers and instances")
-    steps: int = Field(default=2000, ge=1, le=10_000_000, description="optimizer steps")
-    batch: int = Field(default=16, ge=1, le=4096, description="questions a step")
-    seed: int = Field(default=0, ge=0, lt=1 << 31, description="of first weights and of the order")
     layers: Annotated[list[int], Field(max_length=64), AfterValidator(_rising)] = Field(
         default=[],
         description="decoder layers before which tokens are dropped, from 1; left out, at .125,"
@@ -68,9 +61,6 @@ class AtpOptions(BaseModel):
     )
     lora_rate: float = Field(
         default=2e-5, gt=0, le=1, description="learning rate of LoRA's weights"
-    )
-    heldout: float = Field(
-        default=0.1, ge=0, lt=1, description="share of the items that is scored, not trained on"
     )
 
 

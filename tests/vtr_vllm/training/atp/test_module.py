@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vtr_vllm.atp.module import (
+from vtr_vllm.training.atp.module import (
     MARGIN,
     OFF_GRID,
     AtpCut,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vtr_vllm.atp.loss import Weights, governed, mean_keep, training_loss
+from vtr_vllm.training.atp.loss import Weights, governed, mean_keep, training_loss
 
 SHARES = [torch.tensor([1.0, 0.5]), torch.tensor([0.5, 0.25])]
 

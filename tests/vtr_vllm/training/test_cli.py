@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from vtr_vllm import cli as vtr
-from vtr_vllm.atp import cli
-from vtr_vllm.atp.train import Training
+from vtr_vllm.training import cli
+from vtr_vllm.training.atp.train import AtpTraining
 
 
 def arguments(folder: Path, file: Path, out: Path, *more: str) -> list[str]:
@@ -31,17 +31,17 @@ def test_from_dry_run_to_score(
     assert vtr.main(["train", *arguments(folder, file, out, "--dry-run")]) == 0
     shown = capsys.readouterr()
     assert "a step takes" in shown.out
-    assert "before layers 1, 3, 4 of 6, the model frozen" in shown.err
+    assert "modules before layers 1, 3, 4 of 6, target 0.5" in shown.err
     assert not out.exists()
 
-    step = Training.take_step
+    step = AtpTraining.take_step
 
-    def stopped(self: Training) -> Any:
+    def stopped(self: AtpTraining) -> Any:
         if self.step == 1 and not (out / "training.pt").exists():
             signal.raise_signal(signal.SIGTERM)
         return step(self)
 
-    monkeypatch.setattr(Training, "take_step", stopped)
+    monkeypatch.setattr(AtpTraining, "take_step", stopped)
     assert cli.main(arguments(folder, file, out)) == 128 + signal.SIGTERM
     assert "stopped at step 2; the same command goes on" in capsys.readouterr().err
     assert not (out / "atp.json").exists()

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import Tensor
+from safetensors.torch import load_file
 
-from vtr_vllm.atp.module import AtpModules, Shape
 from vtr_vllm.errors import ConfigurationError, GeometryMismatch, ScheduleError
 from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.schedules.strict_json import check_keys, read_object, show
-from vtr_vllm.schedules.whole_file import whole_file, whole_file_of_bytes
+from vtr_vllm.schedules.whole_file import whole_file
+from vtr_vllm.training.atp.module import AtpModules, Shape
+from vtr_vllm.training.state import save_tensors
 
 __all__ = [
     "FACTS",
@@ -25,13 +23,10 @@ __all__ = [
     "WEIGHTS",
     "Artefact",
     "describe",
-    "load_state",
-    "save_state",
-    "save_tensors",
 ]
 
 SCHEMA_VERSION = 1
-WEIGHTS, FACTS, LORA, STATE = "atp.safetensors", "atp.json", "lora.safetensors", "training.pt"
+WEIGHTS, FACTS, LORA = "atp.safetensors", "atp.json", "lora.safetensors"
 
 _KEYS = (
     *("schema_version", "fingerprint", "geometry", "grid", "layers", "shape", "n_min", "target"),
@@ -46,6 +41,12 @@ class Artefact:
     modules: AtpModules
     facts: dict[str, Any]
     folder: Path
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """Of the held-out items."""
+        found: dict[str, Any] | None = self.facts["scores"]
+        return found
 
     @property
     def n_min(self) -> int:
@@ -119,45 +120,3 @@ def _check(facts: Any) -> None:
             f"schema_version is {show(version)}, this release reads {SCHEMA_VERSION}; train again"
         )
     check_keys(facts, _KEYS, FACTS)
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file at once or not at all."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole_file_of_bytes(path) as file:
-        file.write(save(plain))
-
-
-def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write what a training goes on from, at once; OSError passes through."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_file_of_bytes(folder / STATE) as file:
-        torch.save(state, file)
-
-
-def load_state(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
-    """The state of a training that was asked the same; None where there is none.
-
-    Raises ConfigurationError for one that was asked something else.
-    """
-    path = folder / STATE
-    if not path.exists():
-        return None
-    try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        before: dict[str, Any] = state["asked"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as err:
-        raise ConfigurationError(
-            f"{path} is no state of a training ({type(err).__name__}); remove it, and training begins"
-            " anew"
-        ) from err
-    other = [
-        f"{name} {show(before.get(name))} and not {show(asked.get(name))}"
-        for name in sorted({*before, *asked})
-        if before.get(name) != asked.get(name)
-    ]
-    if other:
-        raise ConfigurationError(
-            f"{path} is of a training with {', '.join(other)}; give the same again, or another --out"
-        )
-    return state

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from vtr_vllm.atp.options import AtpOptions, cut_layers, default_layers
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.training.atp.options import AtpOptions, cut_layers, default_layers
 
 
 def asked(**values: object) -> AtpOptions:

@@ -1,22 +1,20 @@
-"""Training on a tiny random LLaVA: it learns what it is asked, stops anywhere, goes on the same."""
+"""AtpTraining on a tiny random LLaVA: it learns what it is asked, stops anywhere, goes on the same."""
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from vtr_vllm.atp import train
-from vtr_vllm.atp.artefact import Artefact
-from vtr_vllm.atp.llava import Llava
-from vtr_vllm.atp.options import AtpOptions
-from vtr_vllm.atp.reference import Reference
-from vtr_vllm.atp.train import Training
-from vtr_vllm.errors import CalibrationError, ConfigurationError
+from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.training.atp.artefact import Artefact
+from vtr_vllm.training.atp.options import AtpOptions
+from vtr_vllm.training.atp.reference import Reference
+from vtr_vllm.training.atp.train import AtpTraining
+from vtr_vllm.training.llava import Llava
 
 
 def asked(**values: Any) -> AtpOptions:
@@ -33,13 +31,13 @@ def asked(**values: Any) -> AtpOptions:
     )
 
 
-def run(training: Training, stop_at: int | None = None) -> tuple[Artefact | None, list[str]]:
+def run(training: AtpTraining, stop_at: int | None = None) -> tuple[Artefact | None, list[str]]:
     said: list[str] = []
     return training.run(said.append, lambda: training.step == stop_at), said
 
 
 def test_three_steps_and_inference(llava: Llava, data: Dataset, tmp_path: Path) -> None:
-    training = Training(llava, data, asked(), tmp_path)
+    training = AtpTraining(llava, data, asked(), tmp_path)
     hashes = [{e.item.image_hash for e in side} for side in (training.training, training.heldout)]
     assert all(hashes)
     assert not hashes[0] & hashes[1]
@@ -60,9 +58,9 @@ def test_a_stopped_training_ends_with_the_same_weights(
     llava: Llava, data: Dataset, tmp_path: Path
 ) -> None:
     options = asked(learning_rate=0.05)
-    whole, _ = run(Training(llava, data, options, tmp_path / "a"))
-    assert run(Training(llava, data, options, tmp_path / "b"), stop_at=2)[0] is None
-    again = Training(llava, data, options, tmp_path / "b")
+    whole, _ = run(AtpTraining(llava, data, options, tmp_path / "a"))
+    assert run(AtpTraining(llava, data, options, tmp_path / "b"), stop_at=2)[0] is None
+    again = AtpTraining(llava, data, options, tmp_path / "b")
     assert again.step == 2
     parts, said = run(again)
     assert len(said) == 1
@@ -72,7 +70,7 @@ def test_a_stopped_training_ends_with_the_same_weights(
     for name, tensor in whole.modules.state_dict().items():
         assert torch.equal(parts.modules.state_dict()[name], tensor), name
     with pytest.raises(ConfigurationError, match="seed 0 and not 1"):
-        Training(llava, data, asked(learning_rate=0.05, seed=1), tmp_path / "b")
+        AtpTraining(llava, data, asked(learning_rate=0.05, seed=1), tmp_path / "b")
 
 
 @pytest.mark.parametrize("mask", ["soft", "straight-through"])
@@ -87,52 +85,19 @@ def test_the_mean_keep_rate_moves_to_the_target(
         lambda_atp=0.0,
         features="scores",
     )
-    training = Training(llava, data, options, tmp_path)
-    before = float(training.take_step().keep.detach())
+    training = AtpTraining(llava, data, options, tmp_path)
+    before = float(training.take_step()["keep"].detach())
     losses = [training.take_step() for _ in range(39)]
-    after = [float(one.keep.detach()) for one in losses[-5:]]
+    after = [float(one["keep"].detach()) for one in losses[-5:]]
     assert before > 0.95
     assert abs(sum(after) / 5 - 0.5) < 0.15
-
-
-def test_every_item_comes_once_before_any_comes_again(
-    llava: Llava, data: Dataset, tmp_path: Path
-) -> None:
-    training = Training(llava, data, asked(heldout=0.0, batch=5), tmp_path)
-    seen = []
-    for step in range(12):
-        training.step = step
-        seen += [example.item.id for example in training._batch()]
-    for epoch in range(5):
-        assert sorted(seen[12 * epoch : 12 * epoch + 12]) == sorted(item.id for item in data.items)
-    assert seen[:12] != seen[12:24]
 
 
 def test_the_temperature_rises_from_the_first_to_the_last(
     llava: Llava, data: Dataset, tmp_path: Path
 ) -> None:
-    training = Training(llava, data, asked(temperature=10.0, final_temperature=40.0), tmp_path)
+    training = AtpTraining(llava, data, asked(temperature=10.0, final_temperature=40.0), tmp_path)
     found = []
     for training.step in range(3):
         found.append(training._temperature())
     assert found == pytest.approx([10, 20, 40])
-
-
-def test_data_that_cannot_be_trained_on_is_refused(
-    llava: Llava, data: Dataset, tmp_path: Path
-) -> None:
-    bare = [dataclasses.replace(item, answers=()) for item in data.items]
-    with pytest.raises(CalibrationError, match="no answers"):
-        Training(llava, Dataset(data.path, tuple(bare)), asked(), tmp_path)
-    with pytest.raises(CalibrationError, match="no item to train on"):
-        Training(llava, data, asked(heldout=0.9999999), tmp_path)
-
-
-def test_a_loss_that_is_no_number_ends_training(
-    llava: Llava, data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    training = Training(llava, data, asked(), tmp_path)
-    training.modules.cut(0).heads.bias.data.fill_(float("nan"))
-    with pytest.raises(ConfigurationError, match="lower --learning-rate"):
-        training.take_step()
-    assert train.SAVE_SECONDS > 0

@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vtr_vllm.atp import lora
-from vtr_vllm.atp.artefact import LORA, Artefact
-from vtr_vllm.atp.llava import Llava
-from vtr_vllm.atp.options import AtpOptions
-from vtr_vllm.atp.reference import Reference
-from vtr_vllm.atp.train import Training
 from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.training import lora
+from vtr_vllm.training.atp.artefact import LORA, Artefact
+from vtr_vllm.training.atp.options import AtpOptions
+from vtr_vllm.training.atp.reference import Reference
+from vtr_vllm.training.atp.train import AtpTraining
+from vtr_vllm.training.llava import Llava
 
 
 def test_adapters_learn_and_are_read_back(folder: Path, data: Dataset, tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_adapters_learn_and_are_read_back(folder: Path, data: Dataset, tmp_path:
     options = AtpOptions(
         model="tiny", data="x", target=0.5, steps=2, batch=4, lora=2, lora_rate=0.01, heldout=0.0
     )
-    training = Training(llava, data, options, tmp_path)
+    training = AtpTraining(llava, data, options, tmp_path)
     example = training.training[0]
     before = llava.logits(llava.batch([example]), None)
     training.run(print, lambda: False)

@@ -10,11 +10,11 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from vtr_vllm.atp.masked_attention import Pass, Rows, install
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.errors import CalibrationError, ConfigurationError, UnsupportedModel
 from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.search.calibration import Dataset, Item
+from vtr_vllm.training.attention import Pass, Rows, install
 
 __all__ = ["Batch", "Example", "Llava", "folder_of"]
 
@@ -49,9 +49,9 @@ class Batch:
 class Llava:
     """A LLaVA-1.5 whose decoder attends through ours, with its processor; weights frozen."""
 
-    def __init__(self, model: Any, processor: Any) -> None:
-        """``load`` makes them."""
-        self.model, self.processor = model, processor
+    def __init__(self, model: Any, processor: Any, stored: torch.dtype) -> None:
+        """``load`` makes them; ``stored``: the type of the checkpoint's weights."""
+        self.model, self.processor, self.stored = model, processor, stored
         config = model.config
         self.decoder = model.model.language_model
         self.image_token = int(config.image_token_id)
@@ -62,6 +62,8 @@ class Llava:
         end = processor.tokenizer.eos_token_id
         self.ends = frozenset([end, *(ends if isinstance(ends, list) else [ends])]) - {None}
         self._end = end
+        self.registers: Tensor | None = None
+        """``[M, hidden]`` behind each image's own tokens, and counted with them."""
         self.device = next(model.parameters()).device
 
     @classmethod
@@ -77,7 +79,7 @@ class Llava:
             config = AutoConfig.from_pretrained(folder)
             if config.model_type != "llava" or config.text_config.model_type != _DECODER:
                 raise UnsupportedModel(
-                    f"{name} is a {config.model_type}; ATP is trained on LLaVA-1.5, a `llava` whose"
+                    f"{name} is a {config.model_type}; what reduces its tokens is trained on LLaVA-1.5, a `llava` whose"
                     f" text model is a `{_DECODER}`: name one of these"
                 )
             gpu = torch.cuda.is_available()
@@ -91,12 +93,13 @@ class Llava:
             ) from err
         model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
         install(model.model.language_model)
-        return cls(model, processor)
+        return cls(model, processor, config.dtype or model.dtype)
 
     @property
     def tokens(self) -> int:
-        """Vision tokens of an image."""
-        return self.grid[0] * self.grid[1]
+        """Vision tokens of an image, registers with them."""
+        registers = 0 if self.registers is None else len(self.registers)
+        return self.grid[0] * self.grid[1] + registers
 
     @property
     def state_width(self) -> int:
@@ -114,14 +117,16 @@ class Llava:
         if problems:
             more = len(problems) - _LISTED
             listed = problems[:_LISTED] + ([f"and {more} more"] if more > 0 else [])
-            raise CalibrationError("\n".join([f"{data.path} cannot be used for ATP:", *listed]))
+            raise CalibrationError(
+                "\n".join([f"{data.path} cannot be used for training:", *listed])
+            )
         return found
 
     def example(self, item: Item) -> Example:
         """One item as tokens; raises CalibrationError."""
         if len(item.image_hashes) != 1:
             raise CalibrationError(
-                f"{len(item.image_hashes)} images; an ATP module knows one: leave the item out"
+                f"{len(item.image_hashes)} images; training takes one: leave the item out"
             )
         chat = _chat(item)
         asked = self._tokens(chat, add_generation_prompt=True)
@@ -138,7 +143,7 @@ class Llava:
         whole = self._tokens(said)
         if whole[: len(asked)] != asked or len(whole) == len(asked):
             raise CalibrationError(
-                "with its answer the chat is another prompt; ATP needs a chat template that only adds"
+                "with its answer the chat is another prompt; training needs a chat template that only adds"
             )
         answer = whole[len(asked) :]
         if answer[-1] not in self.ends and self._end is not None:
@@ -182,12 +187,25 @@ class Llava:
         pixels = pixels.to(self.device, self.model.dtype)
         return Batch(ids.to(self.device), pixels, rows, predicting, flat)
 
-    def logits(self, batch: Batch, atp: Pass | None) -> Tensor:
+    def logits(self, batch: Batch, own: Pass | None) -> Tensor:
         """``[T, vocabulary]`` at the rows that predict the answers; without a pass nothing is dropped."""
-        states = self.model.model(
-            input_ids=batch.ids, pixel_values=batch.pixels, use_cache=False, atp=atp
-        ).last_hidden_state
+        if self.registers is None:
+            given = {"input_ids": batch.ids, "pixel_values": batch.pixels}
+            states = self.model.model(**given, use_cache=False, vtr=own).last_hidden_state
+        else:
+            rows = self._with_registers(batch, self.registers)
+            states = self.decoder(inputs_embeds=rows, use_cache=False, vtr=own).last_hidden_state
         found: Tensor = self.model.lm_head(states[batch.predicting])
+        return found
+
+    def _with_registers(self, batch: Batch, registers: Tensor) -> Tensor:
+        """``[B, R, hidden]``: words, and each image followed by the registers."""
+        words = self.decoder.get_input_embeddings()(batch.ids)
+        images = torch.stack(self.model.model.get_image_features(batch.pixels).pooler_output)
+        own = registers.to(images.dtype).expand(len(images), -1, -1)
+        image = torch.cat([images, own], dim=1)
+        places = batch.rows.vision[..., None].expand_as(image)
+        found: Tensor = words.scatter(1, places, image.to(words.dtype))
         return found
 
     def answered_right(self, batch: Batch, logits: Tensor) -> Tensor:

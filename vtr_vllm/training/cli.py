@@ -8,14 +8,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic, process_time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vtr_vllm.atp.options import AtpOptions
 from vtr_vllm.command_line import Parser
 from vtr_vllm.errors import VTRError
 from vtr_vllm.preflight import check_model
 from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search_options import add_flags, read_flags
+from vtr_vllm.training.atp.options import AtpOptions
+from vtr_vllm.training.registers.options import RegisterOptions
+
+if TYPE_CHECKING:
+    from vtr_vllm.search.calibration import Dataset
+    from vtr_vllm.training.llava import Llava
+    from vtr_vllm.training.loop import Training
 
 _STOPPED = 128  # exit codes of a stopped process: this and the signal's number
 _TIMED = 5  # steps of a dry run, the first of which is not counted
@@ -44,18 +50,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the flags; like argparse, ends the process with status 2 and a message on a bad one."""
     parser = Parser(prog="vtr train", description="Train what reduces vision tokens, offline.")
     kinds = parser.add_subparsers(required=True, metavar="COMMAND")
-    told = "ATP-LLaVA's modules: how many tokens stay, decided instance by instance"
-    atp = kinds.add_parser("atp", help=told, description=told)
-    add_flags(atp, AtpOptions)
-    atp.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="folder of modules and checkpoints"
-    )
-    atp.add_argument(
-        "--dry-run",
-        action="store_true",
-        help="check everything, time a few steps, and say how long training would take",
-    )
-    atp.set_defaults(run=_train, options=AtpOptions)
+    for kind, model, told, left in (
+        (
+            "atp",
+            AtpOptions,
+            "ATP-LLaVA's modules: how many tokens stay, instance by instance",
+            "modules",
+        ),
+        (
+            "registers",
+            RegisterOptions,
+            "Victor's registers: learned tokens that stand for an image",
+            "a checkpoint with registers, its schedules,",
+        ),
+    ):
+        training = kinds.add_parser(kind, help=told, description=told)
+        add_flags(training, model)
+        training.add_argument(
+            "--out", type=Path, required=True, metavar="DIR", help=f"folder of {left} and state"
+        )
+        training.add_argument(
+            "--dry-run",
+            action="store_true",
+            help="check everything, time a few steps, and say how long training would take",
+        )
+        training.set_defaults(run=_train, options=model)
     told = "how a model with trained modules answers other data, and on how many tokens"
     score = kinds.add_parser("score", help=told, description=told)
     score.add_argument("--model", required=True, metavar="TEXT", help="the model, as in training")
@@ -101,44 +120,51 @@ class _Stop:
 
 
 def _train(options: argparse.Namespace, stop: _Stop) -> int:
-    asked: AtpOptions = options.asked
+    asked: AtpOptions | RegisterOptions = options.asked
     if asked.lora is not None:
-        from vtr_vllm.atp import lora
+        from vtr_vllm.training import lora
 
         lora.check()
-    from vtr_vllm.atp.llava import Llava
-    from vtr_vllm.atp.train import Training
     from vtr_vllm.search.calibration import Dataset
+    from vtr_vllm.training.llava import Llava
 
-    data = Dataset.load(Path(asked.data))
-    training = Training(Llava.load(asked.model), data, asked, options.out)
+    data, llava = Dataset.load(Path(asked.data)), Llava.load(asked.model)
+    training = _training(asked, llava, data, options.out)
     _say(_plan(training))
     if options.dry_run:
         print(_timed(training))
         return 0
     if training.step:
         _say(f"goes on from step {training.step}")
-    trained = training.run(_say, stop)
-    if trained is None:
+    left = training.run(_say, stop)
+    if left is None:
         _say(f"stopped at step {training.step}; the same command goes on from here")
         return _STOPPED + int(stop.signal or 0)
-    print(json.dumps(trained.facts["scores"]))
+    print(json.dumps(left.scores))
     return 0
 
 
-def _plan(training: Any) -> str:
-    asked: AtpOptions = training.options
-    trained = sum(weight.numel() for weight in training.modules.parameters())
-    rank = "frozen" if asked.lora is None else f"with LoRA of rank {asked.lora}"
+def _training(
+    asked: AtpOptions | RegisterOptions, llava: "Llava", data: "Dataset", out: Path
+) -> "Training[Any, Any]":
+    from vtr_vllm.training.atp.train import AtpTraining
+    from vtr_vllm.training.registers.train import RegisterTraining
+
+    if isinstance(asked, RegisterOptions):
+        return RegisterTraining(llava, data, asked, out)
+    return AtpTraining(llava, data, asked, out)
+
+
+def _plan(training: "Training[Any, Any]") -> str:
+    asked = training.options
+    rank = "" if asked.lora is None else f", with LoRA of rank {asked.lora}"
     return (
-        f"modules of {trained} weights before layers {', '.join(map(str, training.modules.layers))} of"
-        f" {training.depth}, the model {rank}; {len(training.training)} items to train on,"
-        f" {len(training.heldout)} held out; {asked.steps} steps of {asked.batch}, target"
-        f" {asked.target:g}"
+        f"{training.what}: {training.trained} weights{rank}; {len(training.training)} items to train"
+        f" on, {len(training.heldout)} held out; {asked.steps} steps of {asked.batch}"
     )
 
 
-def _timed(training: Any) -> str:
+def _timed(training: "Training[Any, Any]") -> str:
     """What a few steps take; they are not kept."""
     training.take_step()
     wall, cpu = monotonic(), process_time()
@@ -155,9 +181,9 @@ def _timed(training: Any) -> str:
 def _score(options: argparse.Namespace, _: _Stop) -> int:
     from dataclasses import asdict
 
-    from vtr_vllm.atp.reference import Reference
-    from vtr_vllm.atp.score import outcomes, summary
     from vtr_vllm.search.calibration import Dataset
+    from vtr_vllm.training.atp.reference import Reference
+    from vtr_vllm.training.atp.score import outcomes, summary
 
     data = Dataset.load(options.data)
     trained = Reference.load(options.model, options.atp)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from vtr_vllm.atp.llava import Llava
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.demo.tokenizer import FIRST_VISION, decode
 from vtr_vllm.errors import CalibrationError, ConfigurationError, UnsupportedModel
 from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.training.llava import Llava
 
 
 def test_prompt_and_answer_of_the_demo(data: Dataset) -> None:
@@ -59,7 +59,9 @@ def test_items_that_are_of_no_use_are_listed(llava: Llava, data: Dataset) -> Non
 
 def test_what_is_no_llava_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(UnsupportedModel, match="is a llama; ATP is trained on LLaVA"):
+    with pytest.raises(
+        UnsupportedModel, match="is a llama; what reduces its tokens is trained on LLaVA"
+    ):
         Llava.load(str(tmp_path))
     with pytest.raises(ConfigurationError, match="cannot be loaded"):
         Llava.load(str(CHECKPOINT / "nowhere"))

@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from vtr_vllm.atp import lora
-from vtr_vllm.atp.artefact import LORA, Artefact
-from vtr_vllm.atp.llava import Example, Llava
-from vtr_vllm.atp.masked_attention import Rows, causal_bias, look
-from vtr_vllm.atp.module import AtpModules, Kept, Masking, all_kept, grid_scores
 from vtr_vllm.search.calibration import Item
+from vtr_vllm.training import lora
+from vtr_vllm.training.atp.artefact import LORA, Artefact
+from vtr_vllm.training.atp.masked_attention import look
+from vtr_vllm.training.atp.module import AtpModules, Kept, Masking, all_kept, grid_scores
+from vtr_vllm.training.attention import Rows, causal_bias
+from vtr_vllm.training.llava import Example, Llava
 
 __all__ = ["Answer", "Reference"]
 
@@ -45,7 +46,7 @@ class _ShrinkingPass:
         self.there = torch.arange(size, device=rows.asking.device)
         self.kept: list[Kept] = [all_kept(1, rows.vision.shape[1], rows.asking.device)]
 
-    def bias(self) -> Tensor:
+    def bias(self, _layer: int) -> Tensor:
         return causal_bias(len(self.there), self.there.device)
 
     def looks_at(self, layer: int) -> bool:
@@ -137,7 +138,7 @@ class Reference:
                 position_embeddings=rotary,
                 past_key_values=cache,
                 use_cache=True,
-                atp=shrinking,
+                vtr=shrinking,
             )
             if shrinking.looks_at(index):
                 stays = shrinking.drop()

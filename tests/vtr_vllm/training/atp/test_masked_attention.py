@@ -1,4 +1,4 @@
-"""The seam in Transformers: our attention function, with a pass and without."""
+"""A pass with a soft mask, in Transformers."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from vtr_vllm.atp.llava import Llava
-from vtr_vllm.atp.masked_attention import MaskedPass
-from vtr_vllm.atp.module import AtpModules, Masking, grid_scores
 from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.training.atp.masked_attention import MaskedPass
+from vtr_vllm.training.atp.module import AtpModules, Masking, grid_scores
+from vtr_vllm.training.llava import Llava
 
 
 def run(
@@ -18,20 +18,6 @@ def run(
     side = llava.batch(llava.examples(data)[:2])
     masked = MaskedPass(modules, grid_scores(*llava.grid), side.rows, masking)
     return llava.logits(side, masked), masked
-
-
-def test_without_a_pass_it_is_transformers_own_attention(
-    llava: Llava, data: Dataset, folder: object
-) -> None:
-    stock = LlavaForConditionalGeneration.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
-    for example in llava.examples(data)[:2]:
-        side = llava.batch([example])
-        with torch.no_grad():
-            states = stock.model(input_ids=side.ids, pixel_values=side.pixels).last_hidden_state
-            expected = stock.lm_head(states[side.predicting])
-            torch.testing.assert_close(llava.logits(side, None), expected, atol=1e-5, rtol=1e-4)
 
 
 def test_the_pass_sees_the_attention_that_transformers_computes(
@@ -79,7 +65,7 @@ def test_a_dropped_row_still_sees_itself(llava: Llava, data: Dataset, modules: A
     """G_ii = 1: no row of the softmax is empty, whatever is dropped."""
     with torch.no_grad():
         _, masked = run(llava, data, modules, Masking("hard"))
-    bias = masked.bias()[:, 0]
+    bias = masked.bias(0)[:, 0]
     assert bool((bias.diagonal(dim1=1, dim2=2) == 0).all())
     gone = ~masked.kept[-1].alive[0]
     column = masked._rows.vision[0][gone][0]

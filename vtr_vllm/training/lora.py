@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vtr_vllm.errors import ConfigurationError
 
-__all__ = ["add", "check", "load", "parameters", "tensors"]
+__all__ = ["add", "check", "load", "merge", "parameters", "tensors"]
 
 _TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 _MARK = "lora_"  # in the name of every weight that peft adds
@@ -34,6 +34,17 @@ def add(decoder: Any, rank: int) -> None:
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(_TARGETS))
     inject_adapter_in_model(config, decoder)
+
+
+def merge(decoder: Any) -> None:
+    """Put what the adapters learned into the projections themselves, and take the adapters off."""
+    from peft.tuners.lora import LoraLayer
+
+    for name, module in list(decoder.named_modules()):
+        if isinstance(module, LoraLayer):
+            module.merge()
+            parent, _, child = name.rpartition(".")
+            setattr(decoder.get_submodule(parent), child, module.base_layer)
 
 
 def load(decoder: Any, rank: int, path: Path) -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from vtr_vllm.atp.artefact import Artefact, describe
-from vtr_vllm.atp.llava import Llava
-from vtr_vllm.atp.masked_attention import MaskedPass
-from vtr_vllm.atp.module import AtpModules, Masking, Shape, grid_scores
-from vtr_vllm.atp.reference import Reference
 from vtr_vllm.errors import GeometryMismatch
 from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.training.atp.artefact import Artefact, describe
+from vtr_vllm.training.atp.masked_attention import MaskedPass
+from vtr_vllm.training.atp.module import AtpModules, Masking, Shape, grid_scores
+from vtr_vllm.training.atp.reference import Reference
+from vtr_vllm.training.llava import Llava
 
 
 def trained(llava: Llava, modules: AtpModules, folder: Path, n_min: int = 1) -> Artefact:
