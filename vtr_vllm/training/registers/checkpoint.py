@@ -13,6 +13,7 @@ from torch import Tensor
 from vtr_vllm.demo.export import use_classic_names
 from vtr_vllm.engine.common.registers import REGISTERS_KEY
 from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule
+from vtr_vllm.schedules.keep_rates import mean
 from vtr_vllm.training.state import save_tensors
 
 __all__ = ["SCHEDULES", "schedules", "write"]
@@ -55,7 +56,7 @@ def schedules(
             (RankRule.parse("registers"),),
             method="registers",
             parameters={"registers": count, "layer": layer},
-            budget=sum(keep) / len(keep),
+            budget=mean(keep),
         )
         found.append(schedule)
     return found
