@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from vllm.model_executor.layers.attention import Attention
 
+from vtr_vllm.engine.worker.merging import TILE_BYTES as MERGED_BYTES
 from vtr_vllm.engine.worker.rank_groups import most_keys
 from vtr_vllm.ranking.probabilities import BATCH_TILE_BYTES, CHUNK, TILE_BYTES
 
@@ -53,7 +54,15 @@ class StepMemory:
         seen = rows * (self.query + 2 * self.key) * self.element
         plan = rows * 8 * (self.layers + 8)  # slots of each segment, numbers of the rows
         # A cut has them before and behind it; a restored step has as many rows as at its beginning.
-        return hidden + seen + plan + max(layer, hidden, self._ranking(rows))
+        work = max(layer, hidden, self._ranking(rows), self._merging(rows))
+        return hidden + seen + plan + work
+
+    def _merging(self, rows: int) -> int:
+        """Of kept tokens in float32: directions while they are normed, then the sums of hidden state and
+        residual, and both once more as they go on; of dropped ones a few tiles."""
+        token = 4 * max(rows, self.hidden)
+        tile = max(token, min(MERGED_BYTES, rows * token))
+        return rows * self.hidden * (4 * 4 + 2 * self.element) + 4 * tile
 
     def _ranking(self, rows: int) -> int:
         """Of one request, or of several together: the others' are over, or to come."""

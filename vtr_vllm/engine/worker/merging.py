@@ -17,7 +17,7 @@ from vtr_vllm.ranking.merge import Merge, MergeInputs, merges
 from vtr_vllm.reduction.batch import RequestCut
 from vtr_vllm.upload import upload
 
-TILE_BYTES = 64 << 20
+TILE_BYTES = 8 << 20
 """Of the likeness of kept and dropped tokens that is held at a time, and of the weights."""
 
 
@@ -82,12 +82,12 @@ class _Group:
         merge = merges()[cut.rule.merge]
         return cls(merge, kept, staying, dropped, kept_scores, dropped_scores)
 
-    def tiles(self) -> Iterator[tuple[slice, slice]]:
-        """Which kept and which dropped tokens are looked at at a time."""
+    def tiles(self, width: int) -> Iterator[tuple[slice, slice]]:
+        """Which kept and which dropped tokens are looked at at a time; ``width`` is a state's."""
         members, kept = self.kept.shape
         dropped = self.dropped.shape[1]
         along, across = (kept, dropped) if self.merge.by_kept else (dropped, kept)
-        size = max(1, TILE_BYTES // (4 * members * across))
+        size = max(1, TILE_BYTES // (4 * members * max(across, width)))
         for first in range(0, along, size):
             part = slice(first, first + size)
             yield (part, slice(None)) if self.merge.by_kept else (slice(None), part)
@@ -95,31 +95,35 @@ class _Group:
     def merged(self, stream: Stream) -> tuple[torch.Tensor, torch.Tensor | None]:
         """[U * K, hidden] of the hidden state and of the residual, as they go on."""
         parts = [stream.hidden] if stream.residual is None else [stream.hidden, stream.residual]
-        width = parts[0].shape[-1]
-        kept, dropped = (_rows(parts, rows) for rows in (self.kept, self.dropped))
-        like_kept, like_dropped = (
-            normalize(stream.at(rows.reshape(-1)).unflatten(0, rows.shape).float(), dim=-1)
-            for rows in (self.kept, self.dropped)
-        )
         own = self.merge.own(self.kept_scores)
-        total, mass = own[..., None] * kept, own.clone()
-        for some_kept, some_dropped in self.tiles():
+        totals = [_floats(part, self.kept).mul_(own[..., None]) for part in parts]
+        mass = own.clone()
+        likeness = _directions(stream, self.kept)
+        for some_kept, some_dropped in self.tiles(likeness.shape[-1]):
+            dropped = self.dropped[:, some_dropped]
             inputs = MergeInputs(
-                likeness=torch.bmm(like_kept[:, some_kept], like_dropped[:, some_dropped].mT),
+                likeness=torch.bmm(likeness[:, some_kept], _directions(stream, dropped).mT),
                 kept_scores=self.kept_scores[:, some_kept],
                 dropped_scores=self.dropped_scores[:, some_dropped],
                 first=some_dropped.start or 0,
-                kept=kept.shape[1],
-                dropped=dropped.shape[1],
+                kept=self.kept.shape[1],
+                dropped=self.dropped.shape[1],
             )
             weights = self.merge.weights(inputs)
-            total[:, some_kept] += torch.bmm(weights, dropped[:, some_dropped])
             mass[:, some_kept] += weights.sum(-1)
+            for total, part in zip(totals, parts, strict=True):
+                total[:, some_kept].baddbmm_(weights, _floats(part, dropped))
+        del likeness
+        found = [self._ended(*each, mass) for each in zip(totals, parts, strict=True)]
+        return found[0], found[1] if len(found) > 1 else None
+
+    def _ended(self, total: torch.Tensor, part: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
+        """[U * K, hidden] of a sum."""
         if self.merge.is_mean:
             # A token whose weight and gain are nothing stays as it is.
-            total = torch.where((mass > 0)[..., None], total / mass[..., None], kept)
-        total = total.flatten(0, 1).to(stream.hidden.dtype)
-        return total[:, :width], total[:, width:] if stream.residual is not None else None
+            nothing = (mass <= 0)[..., None]
+            total = torch.where(nothing, _floats(part, self.kept), total.div_(mass[..., None]))
+        return total.flatten(0, 1).to(part.dtype)
 
 
 class Merged:
@@ -175,7 +179,11 @@ def _best_first(
     return ordered, *(each.gather(1, order) for each in (rows, *along))
 
 
-def _rows(parts: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
-    """[U, n, width of all parts] float32."""
-    found = [part.index_select(0, rows.reshape(-1)) for part in parts]
-    return torch.cat(found, dim=-1).float().unflatten(0, rows.shape)
+def _floats(part: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """[U, n, width] float32 of ``rows`` [U, n]."""
+    return part.index_select(0, rows.reshape(-1)).float().unflatten(0, rows.shape)
+
+
+def _directions(stream: Stream, rows: torch.Tensor) -> torch.Tensor:
+    """[U, n, hidden] float32 of length 1: the residual stream at ``rows`` [U, n]."""
+    return normalize(stream.at(rows.reshape(-1)).float(), dim=-1).unflatten(0, rows.shape)

@@ -25,6 +25,8 @@ CURVES = {
     "instruction": ((1.0,) * (LAYERS - 1) + (0.9,), ("instruction",)),
     "norope": ((1.0, 1.0, 1.0) + (0.9,) * (LAYERS - 3), ("instruction-norope-max",)),
     "saliency": ((0.9,) * LAYERS, ("saliency",)),
+    "merging": ((1.0,) + (0.9,) * (LAYERS - 1), ("saliency+nearest",)),
+    "neighbours": ((1.0, 1.0) + (0.6,) * (LAYERS - 2), ("last+neighbours",)),
     "floors": ((1.0, 1.0, 0.9) + (0.8,) * (LAYERS - 3), ("last", "previous")),
 }
 

@@ -25,6 +25,12 @@ TOLERANCE = 1e-3
 REGISTERS = 4
 IMAGE = SHAPE.vision_tokens + REGISTERS
 FIRST_CUT = 3
+SMALL_STEPS: dict[str, Any] = {
+    "max_num_batched_tokens": 96,
+    "max_num_seqs": 4,
+    "enable_prefix_caching": False,
+    "enable_mm_embeds": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -100,13 +106,6 @@ def test_registers_equal_the_reference(
     check(reference, cases, again)
 
 
-@pytest.mark.skipif(V2, reason="chunks are the scheduler's, the same for both runners")
-def test_in_chunks(engines: Engines, folder: Path, reference: ReferenceLlava) -> None:
-    steps = {"max_num_batched_tokens": 96, "max_num_seqs": 4, "enable_prefix_caching": False}
-    cases = batch()
-    check(reference, cases, run(engines.get(model=folder, **steps), cases))
-
-
 @pytest.mark.skipif(V2, reason="the front end is the same for both runners")
 def test_a_rule_that_would_drop_registers_is_refused(engines: Engines, folder: Path) -> None:
     case = Case(f"<image>{words(1, 9)}", (picture(1),), keeping(4), ("saliency",))
@@ -114,18 +113,17 @@ def test_a_rule_that_would_drop_registers_is_refused(engines: Engines, folder: P
         run(engines.get(model=folder), [case])
 
 
-@pytest.mark.skipif(V2, reason="the front end is the same for both runners")
-def test_a_model_without_registers_refuses_their_rule(engines: Engines, checkpoint: Path) -> None:
-    case = Case(f"<image>{words(1, 9)}", (picture(1),), keeping(4), ("registers",))
-    with pytest.raises(UnsupportedRequest, match="and the model has none"):
-        run(engines.get(model=checkpoint), [case])
+@pytest.mark.skipif(V2, reason="chunks are the scheduler's, the same for both runners")
+def test_in_chunks(engines: Engines, folder: Path, reference: ReferenceLlava) -> None:
+    cases = batch()
+    check(reference, cases, run(engines.get(model=folder, **SMALL_STEPS), cases))
 
 
 @pytest.mark.skipif(V2, reason="the front end is the same for both runners")
 def test_embeddings_of_a_client_are_followed_by_registers(
     engines: Engines, folder: Path, reference: ReferenceLlava
 ) -> None:
-    llm = engines.get(model=folder, enable_mm_embeds=True)
+    llm = engines.get(model=folder, **SMALL_STEPS)
     with torch.no_grad():
         features, _ = reference._embed_images([picture(1)])
     case = Case(f"{words(1, 9)}<image>{words(2, 9)}", (picture(1),), keeping(4), ("registers",))
@@ -135,3 +133,10 @@ def test_embeddings_of_a_client_are_followed_by_registers(
     }
     params = case.params(TOKENS, logprobs=-1)
     check(reference, [case], llm.generate([prompt], [params], use_tqdm=False))
+
+
+@pytest.mark.skipif(V2, reason="the front end is the same for both runners")
+def test_a_model_without_registers_refuses_their_rule(engines: Engines, checkpoint: Path) -> None:
+    case = Case(f"<image>{words(1, 9)}", (picture(1),), keeping(4), ("registers",))
+    with pytest.raises(UnsupportedRequest, match="and the model has none"):
+        run(engines.get(model=checkpoint), [case])
