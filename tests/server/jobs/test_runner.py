@@ -96,8 +96,10 @@ def test_a_search_that_is_killed_from_outside_has_failed_and_resumes(place: Plac
     place.control(hold_at=1)
     with TestClient(create_app(place.settings())) as client:
         job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
-        wait_until(lambda: place.steps(job_id) == [0])
-        with (place.jobs / job_id / "events.jsonl").open("a") as file:
+        events = place.jobs / job_id / "events.jsonl"
+        # A step is told of behind it: half a line must not come between.
+        wait_until(lambda: events.exists() and events.read_text().count('"progress"') == 2)
+        with events.open("a") as file:
             file.write('{"time": 0, "ki')  # half a line, as it was killed
         os.kill(place.pids(job_id)[0], signal.SIGKILL)
         failed = wait_for(client, job_id, "failed")
