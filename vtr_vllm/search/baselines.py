@@ -4,16 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vtr_vllm.errors import InvalidBudget
+from vtr_vllm.ranking import Need
 from vtr_vllm.schedules import FORMS, ModelGeometry, Schedule, uniform
 from vtr_vllm.search.candidates import Candidate
 
 SCHEDULES = (
-    *("random", "fastv", "pdrop", "feather", "vtw"),
-    *("uniform", "vtc-cls", "divprune", "gots", "matryoshka"),
+    *("random", "fastv", "pdrop", "feather", "sparsevlm", "illava", "vtw"),
+    *("uniform", "vtc-cls", "prumerge", "visionzip", "divprune", "gots", "matryoshka"),
 )
 """Built-in forms, in the order of the tables; those of the second line are one question-blind cut."""
 
-CLS_FORM = "vtc-cls"
 DOWNSAMPLE = "downsample"
 
 
@@ -51,13 +51,13 @@ def baselines(
     nothing but the canvas are dropped before layer 0.
     """
     for method in SCHEDULES:
-        if method == CLS_FORM and not has_cls:
-            yield Contender(method, budget, None, why_not="the vision tower has no CLS token")
-            continue
         try:
             schedule = FORMS[method](geometry, budget)
         except InvalidBudget as err:
             yield Contender(method, budget, None, why_not=str(err))
+            continue
+        if not has_cls and any(Need.TOWER in rule.needs for rule in schedule.rules):
+            yield Contender(method, budget, None, why_not="the vision tower has no CLS token")
         else:
             # vtw takes a budget of four decimals as the nearest multiple: table it as asked
             yield Contender(method, budget, Candidate.of(schedule, n_vision), schedule)

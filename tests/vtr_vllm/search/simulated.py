@@ -192,7 +192,8 @@ class SimulatedEvaluator:
 
     def quality(self, rule: RankRule, layer: int) -> float:
         """Share of the tokens kept by ``rule`` before ``layer`` that are of use."""
-        base = QUALITY[str(rule).removesuffix("-max")] - 0.05 * str(rule).endswith("-max")
+        text = str(rule).partition("+")[0]  # what is merged makes nothing better here
+        base = QUALITY[text.removesuffix("-max")] - 0.05 * text.endswith("-max")
         if rule.needs_attention and layer in self._poor:
             return base / 2
         return base + (1 - base) * layer / self.geometry.layers

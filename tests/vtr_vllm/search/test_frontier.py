@@ -77,6 +77,8 @@ def test_what_cannot_be_met_is_a_row_with_the_reason(rows):
     missing = [row for row in rows if not row["reachable"]]
     assert {(row["method"], row["budget"]) for row in missing} == {
         ("feather", 0.2),
+        ("illava", 0.2),
+        ("sparsevlm", 0.2),
         ("vtw", 0.6),
         ("vtw", 0.2),
         ("random", 0.2),

@@ -19,13 +19,15 @@ from vtr_vllm.schedules import (
 )
 from vtr_vllm.schedules.forms.registry import form
 
-TWO_FULL_LAYERS = ["fastv", "feather", "pdrop", "random"]
+TWO_FULL_LAYERS = ["fastv", "feather", "illava", "pdrop", "random", "sparsevlm"]
 BEFORE_LAYER_0 = {
     "uniform": "saliency",
     "divprune": "diverse",
     "gots": "orthogonal",
     "vtc-cls": "cls",
     "matryoshka": "prefix",
+    "prumerge": "cls+neighbours",
+    "visionzip": "cls+nearest",
 }
 
 
