@@ -23,14 +23,10 @@ class MergeInputs:
 
     likeness: torch.Tensor
     """[U, k, d] float32 cosine of the residual stream, kept against dropped."""
-    kept_scores: torch.Tensor
-    """[U, k] float32 scores of the cut's rank rule."""
     dropped_scores: torch.Tensor
-    """[U, d]"""
+    """[U, d] float32 scores of the cut's rank rule."""
     first: int
     """Place of the first of the d among all D."""
-    kept: int
-    """K."""
     dropped: int
     """D."""
 

@@ -326,10 +326,8 @@ def _plan(
         schedules += budgets + 1
     if settings.kind == "all":
         rough, fine = (min(each, items) for each in settings.rule_items)
-        tried = [*local_rules(FIRST_ATTENTION_CUT, has_cls=True)]
-        if guided:
-            tried = list({*ATTENTION_RULES, *blind_rules(has_cls=True)})
-        rules = len(tried)
+        both = {*ATTENTION_RULES, *blind_rules(has_cls=True)}
+        rules = len(both if guided else local_rules(FIRST_ATTENTION_CUT, has_cls=True))
         found[names.rules] = stages * rules * 2 * rough + stages * 6 * fine
         found[names.g_search] = (stages + 1) * greedy
         found[names.p_sigmoid] = runs

@@ -37,17 +37,14 @@ def test_parts_give_what_the_whole_gives(name):
     draw = torch.Generator().manual_seed(1)
     merge, kept, dropped = merges()[name], 6, 70
     likeness = torch.rand(2, kept, dropped, generator=draw)
-    kept_scores = torch.rand(2, kept, generator=draw)
     dropped_scores = torch.rand(2, dropped, generator=draw)
 
     def weights(some_kept, some_dropped):
         return merge.weights(
             MergeInputs(
                 likeness[:, some_kept, some_dropped],
-                kept_scores[:, some_kept],
                 dropped_scores[:, some_dropped],
                 some_dropped.start or 0,
-                kept,
                 dropped,
             )
         )

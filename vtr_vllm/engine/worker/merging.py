@@ -103,10 +103,8 @@ class _Group:
             dropped = self.dropped[:, some_dropped]
             inputs = MergeInputs(
                 likeness=torch.bmm(likeness[:, some_kept], _directions(stream, dropped).mT),
-                kept_scores=self.kept_scores[:, some_kept],
                 dropped_scores=self.dropped_scores[:, some_dropped],
                 first=some_dropped.start or 0,
-                kept=self.kept.shape[1],
                 dropped=self.dropped.shape[1],
             )
             weights = self.merge.weights(inputs)

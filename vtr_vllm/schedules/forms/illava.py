@@ -10,6 +10,7 @@ def illava(geometry: ModelGeometry, budget: float) -> Schedule:
     """One cut at 1/4 of the depth by ``last+tail``, its rate from the budget (iLLaVA, arXiv 2412.06263: layer
     8 of 32, and merges in the tower besides). Where that is too late for the budget, it moves towards the
     input.
+
     Reaches 2 / layers .. 1; raises InvalidBudget outside.
     """
     return in_stages("illava", geometry, budget, (0.25,), 0.0, "last+tail")

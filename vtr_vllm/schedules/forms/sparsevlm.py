@@ -11,6 +11,7 @@ def sparsevlm(geometry: ModelGeometry, budget: float) -> Schedule:
     (SparseVLM, arXiv 2410.04417: layers 2, 6 and 15 of 32, with a table of counts; of the words only those
     ask that the image is like, and what is recycled becomes tokens of its own). Where r < .25 would be
     needed, the cuts move towards the input, as those of ``pdrop``.
+
     Reaches 2 / layers .. 1; raises InvalidBudget outside.
     """
     return in_stages(

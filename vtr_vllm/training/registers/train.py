@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from vtr_vllm.schedules import Schedule
 from vtr_vllm.training import lora
+from vtr_vllm.training.attention import Rows
 from vtr_vllm.training.llava import Example
 from vtr_vllm.training.loop import Training
 from vtr_vllm.training.registers.checkpoint import schedules, write, write_schedules
@@ -92,7 +93,7 @@ class RegisterTraining(Training[RegisterOptions, Trained]):
         generator = torch.Generator().manual_seed(self.options.seed * 1_000_003 + self.step)
         return int(torch.randint(1, most + 1, (), generator=generator))
 
-    def _pass(self, rows: Any, kept: int) -> DroppingPass:
+    def _pass(self, rows: Rows, kept: int) -> DroppingPass:
         return DroppingPass(rows, self.options.registers, kept, self.options.layer)
 
     def finish(self) -> Trained:

@@ -12,12 +12,11 @@ def merged(name, likeness, kept, dropped, kept_scores=None, dropped_scores=None)
     found = merges()[name]
     inputs = MergeInputs(
         likeness=torch.tensor([likeness]),
-        kept_scores=torch.tensor([kept_scores or [1.0] * len(kept)]),
         dropped_scores=torch.tensor([dropped_scores or [1.0] * len(dropped)]),
         first=0,
-        kept=len(kept),
         dropped=len(dropped),
     )
-    weights, own = found.weights(inputs)[0], found.own(inputs.kept_scores)[0]
+    scores = torch.tensor([kept_scores or [1.0] * len(kept)])
+    weights, own = found.weights(inputs)[0], found.own(scores)[0]
     total = own * torch.tensor(kept) + weights @ torch.tensor(dropped)
     return (total / (own + weights.sum(-1)) if found.is_mean else total).tolist()
