@@ -239,7 +239,8 @@ class _State:
 
     def scores(self, rule: str) -> Tensor:
         """Return the scores of the prompt's vision tokens, ``[n]``; NaN where gone."""
-        name, *options = rule.split("-")
+        ranked, _, digits = rule.partition(":")
+        name, *options = ranked.split("-")
         if name == "saliency":
             found = torch.cat([median_distance(image) for image in self.features])
         elif name == "registers":
@@ -262,7 +263,12 @@ class _State:
             readers = torch.arange(first, self.prompt)
             found = torch.full((len(self.vision),), float("nan"))
             seen = self.vision[self.alive]
-            found[self.alive] = attention_scores(self.layer, readers, seen, options)
+            asked = [option for option in options if option != "prior"]
+            found[self.alive] = attention_scores(self.layer, readers, seen, asked, digits)
+            behind = int(self.vision[-1]) + 1
+            if "prior" in options and behind < self.prompt - 1:
+                null = torch.tensor([behind])
+                found[self.alive] -= attention_scores(self.layer, null, seen, asked, digits)
         else:
             raise ValueError(f"rule {rule!r} cannot score at this cut")
         scores = torch.full((len(self.vision),), float("nan"))

@@ -34,10 +34,12 @@ class Layer:
         return logits.masked_fill(unseen, float("-inf")).softmax(-1)
 
 
-def attention_scores(layer: Layer, readers: Tensor, seen: Tensor, options: list[str]) -> Tensor:
+def attention_scores(
+    layer: Layer, readers: Tensor, seen: Tensor, options: list[str], digits: str = ""
+) -> Tensor:
     """Return how much the tokens at positions ``readers`` look at those at ``seen``, ``[seen]``.
 
-    Heads are aggregated per reader (mean, or ``max``), readers averaged.
+    Heads are aggregated per reader (mean, or by ``digits``, or ``max``), readers averaged.
     """
     unknown = set(options) - {"norope", "max"}
     if unknown or not len(readers):
@@ -45,6 +47,9 @@ def attention_scores(layer: Layer, readers: Tensor, seen: Tensor, options: list[
     matrix = layer.probabilities(rope="norope" not in options)
     matrix = matrix[:, torch.isin(layer.positions, readers)]
     matrix = matrix[:, :, torch.isin(layer.positions, seen)]
+    if digits:
+        weights = torch.tensor([float(digit) for digit in digits])
+        return torch.einsum("h,hqk->qk", weights / weights.sum(), matrix).mean(0)
     heads = matrix.amax(0) if "max" in options else matrix.mean(0)
     return heads.mean(0)
 

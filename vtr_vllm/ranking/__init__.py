@@ -4,8 +4,9 @@ To add one, write a class in a file of its own in ``vtr_vllm.ranking.rules``: se
 Nothing here loads torch before a rule scores, so schedules can be read where torch is absent.
 """
 
+from vtr_vllm.ranking.attention import check_heads
 from vtr_vllm.ranking.inputs import Attention, RankInputs
 from vtr_vllm.ranking.rule import Need, RankRule
 from vtr_vllm.ranking.rules import RULES
 
-__all__ = ["RULES", "Attention", "Need", "RankInputs", "RankRule"]
+__all__ = ["RULES", "Attention", "Need", "RankInputs", "RankRule", "check_heads"]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from vtr_vllm.errors import ScheduleError
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 Heads = Literal["mean", "max"]
 
+_DIGITS = re.compile("[0-9]*[1-9][0-9]*")
+
 
 @dataclass(frozen=True)
 class AttentionRule(RankRule):
@@ -25,11 +28,13 @@ class AttentionRule(RankRule):
 
     ``rope=False`` scores without rotary positions: with them the bottom of the image is favoured
     (FEATHER, arXiv 2412.13180). ``heads`` says how attention heads are merged: ``mean`` as FastV,
-    ``max`` as FitPrune (arXiv 2409.10197).
+    ``max`` as FitPrune (arXiv 2409.10197). ``weights``: a digit for each query head of the model, what
+    it counts in the mean (HAWK, arXiv 2604.07812); none: all alike.
     """
 
     rope: bool = True
     heads: Heads = "mean"
+    weights: str = ""
 
     needs = frozenset({Need.ATTENTION})
     sees_question = True
@@ -44,6 +49,11 @@ class AttentionRule(RankRule):
                 f"rank rule {self.name} with rope={self.rope!r}, heads={self.heads!r};"
                 " rope is True or False, heads is 'mean' or 'max'"
             )
+        if self.weights and (self.heads != "mean" or not _DIGITS.fullmatch(self.weights)):
+            raise ScheduleError(
+                f"rank rule {self} weighs attention heads by {self.weights!r}; write a digit for each"
+                " query head, not all 0, behind a rule that takes their mean: last:90"
+            )
 
     by_visible: ClassVar[bool] = False
     """Whether what a row gets is divided by the number of asking rows that see it."""
@@ -55,6 +65,34 @@ class AttentionRule(RankRule):
         ``instruction_rows`` as in ``RankInputs``.
         """
 
+    def shares(self, asking: np.ndarray) -> np.ndarray | None:
+        """What each of ``asking`` counts, float32; None: 1 / as many as there are."""
+        del asking
+        return None
+
+    def weighing(self, heads: str) -> RankRule:
+        return replace(self, weights=heads or "0")  # nothing is refused as no weight is
+
+    def check_heads(self, heads: int) -> None:
+        """Raise ScheduleError where the weights are not of a model with ``heads`` query heads."""
+        if self.weights and len(self.weights) != heads:
+            raise ScheduleError(
+                f"rank rule {self} has weights for {len(self.weights)} attention heads; the model has"
+                f" {heads}: write as many digits, or search a schedule for this model"
+            )
+
+    def head_weights(self) -> np.ndarray | None:
+        """[query heads] float32 of mean 1; None: all alike."""
+        import numpy as np
+
+        if not self.weights:
+            return None
+        digits = np.array([int(digit) for digit in self.weights], np.float32)
+        return digits / digits.mean()
+
+    def _heads_text(self) -> str:
+        return f":{self.weights}" if self.weights else ""
+
     def score(self, inputs: RankInputs) -> torch.Tensor:
         import torch
 
@@ -65,4 +103,18 @@ class AttentionRule(RankRule):
         if not self.rope:
             attention = attention.unrotated()
         asking = self.asking(inputs.prompt_rows, inputs.instruction_rows)
-        return attention_received(inputs, attention, torch.from_numpy(asking), self.heads)
+        return attention_received(
+            inputs,
+            attention,
+            torch.from_numpy(asking),
+            self.heads,
+            weights=self.head_weights(),
+            share=self.shares(asking),
+        )
+
+
+def check_heads(rules: Iterable[RankRule], heads: int) -> None:
+    """Raise ScheduleError where one is not for a model with ``heads`` query heads."""
+    for rule in rules:
+        if isinstance(rule, AttentionRule):
+            rule.check_heads(heads)

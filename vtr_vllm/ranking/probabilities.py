@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from vtr_vllm.ranking.inputs import Attention, RankInputs
@@ -27,10 +28,16 @@ def attention_received(
     heads: str,
     tile_bytes: int = TILE_BYTES,
     chunk: int = CHUNK,
+    weights: np.ndarray | None = None,
+    share: np.ndarray | None = None,
 ) -> torch.Tensor:
-    """Mean attention that each row gets from the rows ``asking``, ascending; [rows] float32."""
+    """Mean attention that each row gets from the rows ``asking``, ascending; [rows] float32.
+
+    ``weights`` [heads], ``share`` [asking]: as in ``received_together``.
+    """
     end, prefix = inputs.prompt_rows, attention.prefix
-    asking = upload(asking, attention.key.device)
+    device = attention.key.device
+    asking = upload(asking, device)
     last = prefix + asking[None]
 
     received = received_together(
@@ -40,6 +47,8 @@ def attention_received(
         heads,
         attention.combine,
         last=last,
+        weights=None if weights is None else upload(torch.from_numpy(weights), device),
+        share=None if share is None else upload(torch.from_numpy(share), device)[None],
         keys_in_float=lambda part, place: attention.floats(part[:, 0].transpose(0, 1), place)[
             None
         ].movedim(2, 0),
@@ -66,6 +75,7 @@ def received_together(
     first: torch.Tensor | None = None,
     last: torch.Tensor | None = None,
     share: torch.Tensor | None = None,
+    weights: torch.Tensor | None = None,
     queries_in_float: Floats = plain_floats,
     keys_in_float: Floats = plain_floats,
     tile_bytes: int = TILE_BYTES,
@@ -79,8 +89,8 @@ def received_together(
 
     The true probabilities: softmax over every key that a query sees, text, cached prefix and
     vision alike. Normalising over vision tokens alone would let heads that look elsewhere vote as
-    loudly. ``heads`` are merged per query (mean or max), then the queries are averaged. Queries are
-    taken in tiles: an instruction may be thousands of tokens long.
+    loudly. ``heads`` are merged per query (mean, of ``weights`` [heads], or max), then the queries are
+    averaged. Queries are taken in tiles: an instruction may be thousands of tokens long.
     """
     kv_heads, requests, keys, _ = key.shape
     queries, num_heads = query.shape[1:3]
@@ -106,6 +116,8 @@ def received_together(
             own = None if last is None else last[:, begin : begin + tile]
             logits.masked_fill_(_hidden(place_of, first, own)[:, None], -torch.inf)
         probability = logits.softmax(-1)
+        if weights is not None:
+            probability *= weights.view(kv_heads, 1, -1, 1, 1)
         merged = probability.amax((0, 2)) if heads == "max" else probability.mean((0, 2))
         merged = combine(merged, heads)
         if share is not None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vtr_vllm.ranking.inputs import RankInputs
 
-_MAX_TEXT = 64
+_MAX_TEXT = 192
 
 
 class Need(enum.Enum):
@@ -87,22 +87,42 @@ class RankRule(ABC):
     def forms(cls) -> list[RankRule]:
         """The rule with every set of its options."""
         choices = itertools.product(*([{}, dict([set_to])] for set_to in cls.options.values()))
-        return [cls(**{k: v for part in chosen for k, v in part.items()}) for chosen in choices]
+        made = [cls(**{k: v for part in chosen for k, v in part.items()}) for chosen in choices]
+        return list(dict.fromkeys(made))
 
     @staticmethod
     def parse(text: object) -> RankRule:
-        """Read the short form, such as ``last-norope-max`` or ``cls+nearest``; raises ScheduleError."""
+        """Read the short form, such as ``last-norope-max``, ``last:90`` or ``cls+nearest``; raises
+        ScheduleError."""
         if isinstance(text, str) and len(text) <= _MAX_TEXT:
             ranked, plus, merge = text.partition("+")
+            ranked, colon, heads = ranked.partition(":")
             kind = RULES.get(ranked.partition("-")[0])
             for rule in kind.forms() if kind else ():
                 if str(rule) == ranked:
+                    rule = rule.weighing(heads) if colon else rule
                     return rule.merging(merge) if plus else rule
         known = ", ".join(
             "".join([name, *(f"[-{option}]" for option in RULES[name].options)])
             for name in sorted(RULES)
         )
         raise ScheduleError(f"rank rule {reprlib.repr(text)} is unknown; known are {known}")
+
+    def weighing(self, heads: str) -> RankRule:
+        """The rule with attention heads that count as ``heads`` says; raises ScheduleError."""
+        raise ScheduleError(
+            f"rank rule {self}:{heads} weighs attention heads, and {self} looks at none: leave out"
+            " what is behind the colon"
+        )
+
+    @property
+    def scores_are_weights(self) -> bool:
+        """Whether scores are shares of attention, by which tokens can be weighed."""
+        return bool({Need.ATTENTION, Need.TOWER} & self.needs)
+
+    def can_merge(self, name: str) -> bool:
+        """Whether the merge ``name``, which there is, can weigh what it needs to."""
+        return self.scores_are_weights or not merges()[name].weighs_scores
 
     def merging(self, name: str) -> RankRule:
         """The rule with what it drops merged; raises ScheduleError."""
@@ -112,9 +132,9 @@ class RankRule(ABC):
                 f"rank rule {self} merges by {reprlib.repr(name)}, which is unknown; known are"
                 f" {', '.join(known)}"
             )
-        if known[name].weighs_scores and not {Need.ATTENTION, Need.TOWER} & self.needs:
+        if not self.can_merge(name):
             raise ScheduleError(
-                f"{self}+{name} weighs tokens by their scores, and those of {self.name} are no weights;"
+                f"{self}+{name} weighs tokens by their scores, and those of {self} are no weights;"
                 " merge by nearest, or rank by attention"
             )
         return replace(self, merge=name)
@@ -123,5 +143,8 @@ class RankRule(ABC):
         set_ones = [
             s for s, (option, value) in self.options.items() if getattr(self, option) == value
         ]
-        text = "-".join([self.name, *set_ones])
+        text = "-".join([self.name, *set_ones]) + self._heads_text()
         return f"{text}+{self.merge}" if self.merge else text
+
+    def _heads_text(self) -> str:
+        return ""

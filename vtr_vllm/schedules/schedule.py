@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vtr_vllm.errors import GeometryMismatch, ScheduleError
-from vtr_vllm.ranking import RankRule
+from vtr_vllm.ranking import RankRule, check_heads
 from vtr_vllm.schedules.floors import check_floor
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.keep_rates import (
@@ -83,6 +83,7 @@ class Schedule:
         keep, rules = check_keep_and_rules(self.keep, self.rules, self.geometry.layers)
         object.__setattr__(self, "keep", keep)
         object.__setattr__(self, "rules", rules)
+        check_heads(rules, self.geometry.heads)
         object.__setattr__(self, "parameters", copy_object(self.parameters, "parameters"))
         object.__setattr__(self, "provenance", copy_object(self.provenance, "provenance"))
         object.__setattr__(self, "per_image_floor", check_floor(self.per_image_floor))

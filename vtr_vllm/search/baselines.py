@@ -9,10 +9,12 @@ from vtr_vllm.schedules import FORMS, ModelGeometry, Schedule, uniform
 from vtr_vllm.search.candidates import Candidate
 
 SCHEDULES = (
-    *("random", "fastv", "pdrop", "feather", "sparsevlm", "illava", "vtw"),
-    *("uniform", "vtc-cls", "prumerge", "visionzip", "divprune", "gots", "matryoshka"),
+    *("random", "fastv", "priortr", "pdrop", "feather", "sparsevlm", "illava", "vtw"),
+    *("uniform", "vtc-cls", "fopru-row", "prumerge", "prumerge-plus", "visionzip"),
+    *("divprune", "gots", "matryoshka"),
 )
-"""Built-in forms, in the order of the tables; those of the second line are one question-blind cut."""
+"""Built-in forms, in the order of the tables; those from ``uniform`` on are one question-blind cut.
+``fopru`` is ``vtc-cls`` here."""
 
 DOWNSAMPLE = "downsample"
 

@@ -65,7 +65,7 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
     ) as session:
         study, selection = session.study(first, until), session.study(rest)
         bands = () if asked.family == "guided" else study.band_starts
-        sizes = study.geometry.layers, study.n_vision, len(first), len(rest)
+        sizes = study.geometry, study.n_vision, len(first), len(rest)
         plan = pipeline.plan(settings, *sizes, bands)
         if options.dry_run:
             print(_estimate(study, plan))

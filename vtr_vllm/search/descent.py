@@ -1,7 +1,7 @@
 """Coordinate descent on rules and counts themselves, under a fixed budget.
 
 A family's optimum is a smooth curve with the rules that are best where each cuts alone. From there,
-other rules take a cut's place, one at a time; then layer-tokens (one vision token in one layer) are
+other rules take a cut's place, one at a time; a cut merges what it drops; then layer-tokens (one vision token in one layer) are
 moved between the stages of a schedule, in both directions and over all pairs, as long as that raises
 the value; then in smaller portions. The sum over the layers, and so the budget, stays.
 """
@@ -39,6 +39,10 @@ class Descent:
     """Items and survivors of the race among the moves; the winner meets the schedule so far on
     the items of ``final``."""
     final: int | None = None
+    merges: Sequence[str] = ()
+    """What may become of the tokens that a cut drops: names of ``vtr_vllm.ranking.merge``."""
+    worth_merging: float = 0.005
+    """Value that a merge must add, since it takes time, too."""
     enough: float = 0.0
     """No moves are tried on a schedule that loses at most this much value against the unreduced
     model: there is next to nothing to win."""
@@ -66,7 +70,7 @@ def descend(study: Study, stage: str, settings: Descent, start: Schedule) -> Sch
     first = best
     moves_made = 0
     enough = best.value >= study.unreduced(settings.final).value - settings.enough
-    for options_of in () if enough else _kinds_of_moves(settings, sizes):
+    for options_of, least in () if enough else _kinds_of_moves(settings, sizes):
         for _ in range(settings.sweeps):
             options = {
                 _candidate(study, settings, start, option): option for option in options_of(state)
@@ -76,7 +80,7 @@ def descend(study: Study, stage: str, settings: Descent, start: Schedule) -> Sch
                 break
             (winner, *_) = study.race(stage, list(options), settings.rungs)
             (found,) = study.evaluate(stage, [winner.candidate], settings.final)
-            if found.value <= best.value:
+            if found.value <= best.value + least:
                 break
             best, state = found, options[winner.candidate]
             moves_made += 1
@@ -90,8 +94,9 @@ def descend(study: Study, stage: str, settings: Descent, start: Schedule) -> Sch
 
 def _kinds_of_moves(
     settings: Descent, sizes: Sequence[int]
-) -> list[Callable[[_State], list[_State]]]:
-    """Another rule at a cut; then tokens from one stage to another, in falling portions."""
+) -> list[tuple[Callable[[_State], list[_State]], float]]:
+    """Another rule at a cut; a merge; then tokens from one stage to another, in falling portions. With
+    the value that each must add."""
 
     def other_rules(state: _State) -> list[_State]:
         return [
@@ -101,13 +106,22 @@ def _kinds_of_moves(
             if rule != state.rules.get(layer)
         ]
 
+    def other_merges(state: _State) -> list[_State]:
+        kept = dict(zip((0, *settings.starts), state.rates, strict=True))
+        return [
+            replace(state, rules={**state.rules, layer: rule.merging(name)})
+            for layer, rule in state.rules.items()
+            for name in settings.merges
+            if kept[layer] > 0 and rule.merge != name and rule.can_merge(name)
+        ]
+
     def other_rates(portion: float, state: _State) -> list[_State]:
         amount = portion * sum(r * size for r, size in zip(state.rates, sizes, strict=True))
         found = neighbours(state.rates, sizes, amount, fixed_first=0 not in settings.rules)
         return [replace(state, rates=rates) for rates in found]
 
-    moving = [partial(other_rates, portion) for portion in settings.portions]
-    return [other_rules, *moving]
+    moving = [(partial(other_rates, portion), 0.0) for portion in settings.portions]
+    return [(other_rules, 0.0), (other_merges, settings.worth_merging), *moving]
 
 
 def neighbours(rates: Rates, sizes: Sequence[int], amount: float, fixed_first: bool) -> list[Rates]:

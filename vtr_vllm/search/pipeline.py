@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
-from vtr_vllm.schedules import FIRST_ATTENTION_CUT, Schedule, ScheduleBook
+from vtr_vllm.schedules import FIRST_ATTENTION_CUT, ModelGeometry, Schedule, ScheduleBook
 from vtr_vllm.search import g_search
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.descent import Descent, descend
@@ -39,6 +39,9 @@ from vtr_vllm.search_options import Families, Inner, Kind
 
 CURVE_ITEMS = 300
 """Items that curves are compared on, where nothing else is asked for."""
+
+MERGES = ("nearest", "scored", "recycled")
+"""Merges that a descent tries at each cut: those that suit any kind of cut."""
 
 _NOT_STOPPED = 0.4
 """Share of G-Search's requests that early stopping leaves, as seen on the demo model."""
@@ -159,6 +162,7 @@ def _beyond(study: Study, settings: SearchSettings, result: Result, family: Fami
         table.rules,
         {layer: table.rivals(layer) for layer in layout.starts},
         final=settings.items,
+        merges=MERGES,
         enough=settings.tolerance,
     )
     for schedule in result.schedules[names.p_sigmoid]:
@@ -279,7 +283,7 @@ class HeldOutScores:
 
 def plan(
     settings: SearchSettings,
-    layers: int,
+    geometry: ModelGeometry,
     n_vision: int,
     items: int,
     rest: int,
@@ -293,7 +297,7 @@ def plan(
     found = {"unreduced": items}
     scored = 0  # schedules that the selection scores, and the unreduced model
     for family in families(settings.family):
-        stages, schedules = _plan(settings, family, layers, n_vision, items, band_starts)
+        stages, schedules = _plan(settings, family, geometry, n_vision, items, band_starts)
         found |= stages
         scored += schedules + 1
     return {**found, "selection": scored * rest}
@@ -302,14 +306,18 @@ def plan(
 def _plan(
     settings: SearchSettings,
     family: Family,
-    layers: int,
+    geometry: ModelGeometry,
     n_vision: int,
     items: int,
     band_starts: Sequence[int],
 ) -> tuple[dict[str, int], int]:
     """Requests per stage of one family, and the schedules that it finds."""
     guided = family == "guided"
-    stages = max(0, layers - FIRST_ATTENTION_CUT) if guided else len(local_starts(band_starts)) - 1
+    stages = (
+        max(0, geometry.layers - FIRST_ATTENTION_CUT)
+        if guided
+        else len(local_starts(band_starts)) - 1
+    )
     tries = g_search.BAYES_TRIALS if settings.inner == "bayes" else n_vision.bit_length() + 1
     greedy = round(tries * items * _NOT_STOPPED)
     budgets, compared = len(settings.budgets), min(settings.items, items)
@@ -328,11 +336,12 @@ def _plan(
         rough, fine = (min(each, items) for each in settings.rule_items)
         both = {*ATTENTION_RULES, *blind_rules(has_cls=True)}
         rules = len(both if guided else local_rules(FIRST_ATTENTION_CUT, has_cls=True))
-        found[names.rules] = stages * rules * 2 * rough + stages * 6 * fine
+        heads = geometry.heads + 1 if geometry.heads > 1 else 0
+        found[names.rules] = stages * ((rules * 2 + heads) * rough + 6 * fine)
         found[names.g_search] = (stages + 1) * greedy
         found[names.p_sigmoid] = runs
-        # two sweeps in all, about half of all moves between two stages being possible
-        moves = stages * (stages + 1) // 2
+        # two sweeps in all, about half of all moves between two stages being possible; and merges
+        moves = stages * (stages + 1) // 2 + stages * len(MERGES) // 2
         found[names.descent] = budgets * 2 * (moves * min(100, items) + 8 * compared)
         found[names.lossless] = (budgets + 5) * items
         schedules += 2 * budgets + 2

@@ -26,7 +26,7 @@ def behind(given, queries):
     return torch.arange(given.prompt_rows - queries, given.prompt_rows)
 
 
-def by_hand(given, attention, queries, heads):
+def by_hand(given, attention, queries, heads, weights=None):
     """Attention from the last ``queries`` prompt rows: one query, one head at a time, float64."""
     query = attention.query.double().numpy()
     key = attention.key.double().numpy()
@@ -38,7 +38,7 @@ def by_hand(given, attention, queries, heads):
             logits = seen[:, head // (HEADS // KV_HEADS)] @ query[row, head] * attention.scale
             weight = np.exp(logits - logits.max())
             by_head.append((weight / weight.sum())[attention.prefix :])
-        merged = np.max(by_head, 0) if heads == "max" else np.mean(by_head, 0)
+        merged = np.max(by_head, 0) if heads == "max" else np.average(by_head, 0, weights)
         received[i, : len(merged)] = merged
     rows = np.zeros(len(given.vision))
     rows[: given.prompt_rows] = received.mean(0)
@@ -59,6 +59,35 @@ def check(given, rule, queries):
 def test_a_score_is_the_true_probability(rule, queries, generated, prefix, option):
     """Softmax over every key that a query sees, cached prefix and text included; causal."""
     check(inputs(generated, prefix), rule + option, queries)
+
+
+@pytest.mark.parametrize(("rule", "queries"), ASKING)
+@pytest.mark.parametrize("option", ["", "-norope"])
+def test_heads_count_as_their_weights_say(rule, queries, option):
+    given = inputs()
+    attention = given.attention.unrotated() if option else given.attention
+    expected = by_hand(given, attention, queries, "mean", [9, 0, 2, 1])
+    scores = RankRule.parse(f"{rule}{option}:9021").score(given)
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("rule", "weights"), [("last-prior", None), ("last-prior:9021", [9, 0, 2, 1])]
+)
+def test_what_a_null_text_looks_at_is_taken_away(rule, weights):
+    """Of the four rows behind the images the first stands for it."""
+    given = inputs()
+    last = by_hand(given, given.attention, 1, "mean", weights)
+    before = replace(given, prompt_rows=given.prompt_rows - 3)
+    null = by_hand(before, given.attention, 1, "mean", weights)
+    scores = RankRule.parse(rule).score(given)
+    np.testing.assert_allclose(scores.numpy(), last - null, rtol=1e-5, atol=1e-7)
+
+
+def test_a_question_of_one_token_has_no_null_text():
+    given = replace(inputs(), instruction_rows=1)
+    last, less = (RankRule.parse(rule).score(given) for rule in ("last", "last-prior"))
+    assert torch.equal(last, less)
 
 
 @pytest.mark.parametrize(("rule", "queries"), ASKING)

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from vtr_vllm.errors import ScheduleError
-from vtr_vllm.ranking import RULES, Need, RankRule
+from vtr_vllm.ranking import RULES, Need, RankRule, check_heads
 from vtr_vllm.ranking.rules.instruction import Instruction
 from vtr_vllm.ranking.rules.last import Last
 
@@ -24,9 +24,42 @@ def test_the_text_of_a_rule_that_schedules_hold():
 def test_parsed_fields():
     assert RankRule.parse("last-norope-max") == Last(rope=False, heads="max")
     assert RankRule.parse("instruction") == Instruction(rope=True, heads="mean")
+    assert RankRule.parse("last-norope-prior") == Last(rope=False, prior=True)
+    assert RankRule.parse("last-norope:904") == Last(rope=False, weights="904")
+    assert str(Last(weights="90", merge="nearest")) == "last:90+nearest"
     assert RankRule.parse("last") != RankRule.parse("instruction")
     assert RankRule.parse("cls") != RankRule.parse("random")
     assert len({RankRule.parse(name) for name in RULES for _ in range(2)}) == len(RULES)
+
+
+@pytest.mark.parametrize(
+    "text", ["last:", "last:9x", "last:00", "last-max:90", "self:", "last:9 0"]
+)
+def test_weights_of_heads_are_digits(text):
+    with pytest.raises(ScheduleError, match="write a digit for each query head"):
+        RankRule.parse(text)
+
+
+@pytest.mark.parametrize("text", ["cls:90", "diverse:90", "previous:90"])
+def test_rules_without_attention_heads_have_none_to_weigh(text):
+    with pytest.raises(ScheduleError, match="looks at none"):
+        RankRule.parse(text)
+
+
+def test_weights_are_of_all_heads_and_of_mean_one():
+    rule = RankRule.parse("last:9306")
+    assert rule.head_weights().tolist() == pytest.approx([2.0, 2 / 3, 0.0, 4 / 3])
+    check_heads([rule], 4)
+    with pytest.raises(ScheduleError, match="has weights for 4 attention heads; the model has 8"):
+        check_heads([rule], 8)
+    check_heads([RankRule.parse("last"), RankRule.parse("cls")], 8)
+
+
+@pytest.mark.parametrize("text", ["last-prior", "cls-rows", "cls-spread"])
+def test_scores_that_are_no_weights_weigh_nothing(text):
+    assert str(RankRule.parse(f"{text}+nearest")) == f"{text}+nearest"
+    with pytest.raises(ScheduleError, match=f"those of {text} are no weights"):
+        RankRule.parse(f"{text}+scored")
 
 
 @pytest.mark.parametrize("text", ["last-norope", "cls"])

@@ -37,7 +37,11 @@ QUALITY: Mapping[str, float] = {
     "instruction": 0.85,
     "last-norope": 0.8,
     "last": 0.75,
+    "last-norope-prior": 0.72,
+    "last-prior": 0.7,
     "cls": 0.6,
+    "cls-spread": 0.58,
+    "cls-rows": 0.35,
     "self": 0.65,
     "saliency": 0.55,
     "orthogonal": 0.5,
@@ -47,7 +51,7 @@ QUALITY: Mapping[str, float] = {
     "random": 0.3,
 }
 """Share of a rule's kept tokens that are of use, before layer 0; it rises with depth, up to 1.
-Heads merged by maximum take .05 away."""
+Heads merged by maximum take .05 away; the second of two heads is worth nothing, and takes .08 away."""
 
 _ANSWERS = ("red", "green", "blue", "dark red", "dark green", "dark blue")
 _SURE = 0.95  # of the probability, shared by right and wrong token; .02 is on no listed token
@@ -193,7 +197,10 @@ class SimulatedEvaluator:
     def quality(self, rule: RankRule, layer: int) -> float:
         """Share of the tokens kept by ``rule`` before ``layer`` that are of use."""
         text = str(rule).partition("+")[0]  # what is merged makes nothing better here
+        text, _, heads = text.partition(":")
         base = QUALITY[text.removesuffix("-max")] - 0.05 * text.endswith("-max")
+        if heads:
+            base += 0.08 * (int(heads[0]) - int(heads[1])) / (int(heads[0]) + int(heads[1]))
         if rule.needs_attention and layer in self._poor:
             return base / 2
         return base + (1 - base) * layer / self.geometry.layers

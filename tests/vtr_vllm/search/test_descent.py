@@ -66,6 +66,27 @@ def test_neighbours_are_valid_and_of_the_same_budget(given_rates, amount, fixed_
             assert neighbour[0] == rates[0]
 
 
+class Merging(SimulatedEvaluator):
+    """Where what a cut drops is merged, more of use is kept; but not of ``worth`` before layer 0."""
+
+    worth = 0.2
+
+    def quality(self, rule, layer):
+        return super().quality(rule, layer) + self.worth * (rule.merge == "nearest" and layer > 0)
+
+
+@pytest.mark.parametrize(("worth", "merged"), [(0.2, {"nearest"}), (0.0, set())])
+def test_a_merge_is_taken_where_it_is_worth_its_time(tmp_path, worth, merged):
+    model = Merging(LAYERS, (N_VISION,))
+    model.worth = worth
+    searched = study(model, items(tmp_path, 200))
+    start = p_sigmoid(searched.geometry, 0.25, 1.0, 3.0, (2, 4, 6))
+    how = Descent(STARTS, RULES, merges=("scored", "nearest"), portions=(), rungs=RUNGS)
+    found = descend(searched, "descent", how, start)
+    assert {rule.merge for rule in found.rules if rule.merge} == merged
+    assert found.mean_keep == pytest.approx(0.25)
+
+
 def test_neighbours_of_a_curve_by_hand():
     """Two layers, then two of one: what one gives another takes, and 0.3 less would rise."""
     found = neighbours((1.0, 0.6, 0.2), (2, 1, 1), 0.2, fixed_first=True)

@@ -78,6 +78,7 @@ def test_what_cannot_be_met_is_a_row_with_the_reason(rows):
     assert {(row["method"], row["budget"]) for row in missing} == {
         ("feather", 0.2),
         ("illava", 0.2),
+        ("priortr", 0.2),
         ("sparsevlm", 0.2),
         ("vtw", 0.6),
         ("vtw", 0.2),

@@ -110,7 +110,7 @@ def test_each_budget_begins_with_the_best_of_the_one_before(searched):
 
 def test_cls_is_tried_where_the_model_has_it(data, searched):
     others = {"saliency", "random", "grid", "prefix", "orthogonal", "diverse"}
-    assert set(searched[1].rules["guided"].values[0]) == {*others, "cls"}
+    assert set(searched[1].rules["guided"].values[0]) == {*others, "cls", "cls-rows", "cls-spread"}
     found = run(new_study(data, has_cls=False), replace(SETTINGS, trials=1, budgets=(0.5,)))
     assert set(found.rules["guided"].values[0]) == others
 
@@ -154,7 +154,7 @@ def test_the_stages_that_run_are_those_planned(data, kind, searched):
     done = searched[0] if kind == "all" else new_study(data)
     settings = replace(SETTINGS, kind=kind)
     run(done, settings)
-    planned = plan(settings, LAYERS, N_VISION, len(data), rest=10)
+    planned = plan(settings, done.geometry, N_VISION, len(data), rest=10)
     ran = {stage: cost.requests for stage, cost in done.costs.items() if stage != "check"}
     assert ran.keys() == planned.keys() - {"selection"}
     assert all(requests > 0 for requests in planned.values())

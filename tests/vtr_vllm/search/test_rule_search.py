@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
@@ -79,8 +81,23 @@ def test_only_the_best_three_meet_all_items(data):
     search_rules(searched, "rules", (100, 200), PLACES)
     places = 3 + 6 * len(TRIED)  # layer 0 and layers 2 to 7
     finalists = 3 + 6 * 3
-    assert searched.costs["rules"].evaluations == 2 * (places + finalists)
-    assert searched.costs["rules"].requests <= 100 * 2 * (places + finalists)
+    heads = 6 * 3  # at each layer all of them, and without each
+    assert searched.costs["rules"].evaluations == 2 * (places + finalists) + heads
+    assert searched.costs["rules"].requests <= 100 * (2 * (places + finalists) + heads)
+
+
+def test_heads_are_weighed_by_what_is_lost_without_them(table):
+    """The simulated model's second head is worth nothing."""
+    assert set(table.weighed) <= set(table.cut_layers)
+    assert str(table.weighed[2]) == "instruction-norope:90"
+    assert table.weighed[2] in table.rivals(2)
+
+
+def test_one_head_is_not_weighed(data):
+    alone = model()
+    alone.geometry = replace(alone.geometry, heads=1)
+    found = search_rules(study(alone, data), "rules", (100, 100), WITH_SALIENCY)
+    assert found.weighed == {}
 
 
 def test_rivals_are_the_best_three_and_the_best_of_each_kind(table):
@@ -89,7 +106,7 @@ def test_rivals_are_the_best_three_and_the_best_of_each_kind(table):
         rivals = [str(rule) for rule in table.rivals(layer)]
         assert rivals[0] == str(table.rules[layer])
         assert set(sorted(values, key=values.__getitem__, reverse=True)[:3]) <= set(rivals)
-        assert len(rivals) == len(set(rivals)) <= 6
+        assert len(rivals) == len(set(rivals)) <= 7
         for sees_question in {rule.sees_question for rule in PLACES[layer]}:
             own = {
                 str(r): values[str(r)] for r in PLACES[layer] if r.sees_question == sees_question

@@ -21,15 +21,21 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from vtr_vllm.adaptive import Prompt
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands, is_active
+from vtr_vllm.engine.common.config import (
+    SCHEDULER_CLS,
+    WORKER_CLS,
+    LayerBands,
+    is_active,
+    model_geometry,
+)
 from vtr_vllm.engine.common.registers import REGISTERS_KEY, registers_of
 from vtr_vllm.engine.common.request_view import read_request, vision_items, vision_span
 from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens, image_tokens
 from vtr_vllm.engine.frontend.returning_images import ReturningImages, prefixes_of
 from vtr_vllm.engine.frontend.sender_cache import note_sent
-from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
-from vtr_vllm.ranking import Need
+from vtr_vllm.errors import PromptTooLong, RequestError, ScheduleError, UnsupportedRequest
+from vtr_vllm.ranking import Need, check_heads
 from vtr_vllm.reduction.request import IntArray, ReducedRequest
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, TRACE_KEY, UNITS_KEY, Plan
 
@@ -274,6 +280,10 @@ def _check_trace(reduced: ReducedRequest, params: SamplingParams) -> None:
 def _check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
     _check_registers(reduced, vllm_config)
     _check_tower(reduced, vllm_config)
+    try:
+        check_heads(reduced.plan.rules, model_geometry(vllm_config).heads)
+    except ScheduleError as err:
+        raise RequestError(str(err)) from err
 
 
 def _check_registers(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:

@@ -38,6 +38,8 @@ class RankGroup:
     """[C, Q] float32: what a query counts; None: all alike."""
     of_each: torch.Tensor | None = None
     """[C, L] float32: by what a row's attention is multiplied, 0 for padding; None: all alike."""
+    weights: torch.Tensor | None = None
+    """[query heads of all ranks] float32: what a head counts; None: all alike."""
     first: torch.Tensor | None = None
     """[C] int32: the first key that is seen; None: all are."""
     before: torch.Tensor | None = None
@@ -78,7 +80,7 @@ def rank_groups(
         ranked_by = plan.cuts[layer][places[0]].rule
         assert isinstance(ranked_by, AttentionRule)
         there = {name: next(sent) for name in host}
-        for name in ("share", "of_each"):
+        for name in ("share", "of_each", "weights"):
             if name in there:
                 there[name] = there[name].view(torch.float32)
         made[layer].append(RankGroup(ranked_by, places, blocks=blocks, **there))
@@ -150,10 +152,16 @@ def _arrays(
     }
     if asks.min() < longest - 1:
         arrays["last"] = prefix + asks
-    if most > 1 and (queries < most).any():
-        arrays["share"] = ((queries > query) / queries).astype(np.float32).view(np.int32)
     rule = cuts[0].rule
     assert isinstance(rule, AttentionRule)
+    shares = [own for own in map(rule.shares, asking) if own is not None]
+    if shares:
+        share = np.stack([np.pad(own, (0, most - len(own))) for own in shares])
+        arrays["share"] = share.view(np.int32)
+    elif most > 1 and (queries < most).any():
+        arrays["share"] = ((queries > query) / queries).astype(np.float32).view(np.int32)
+    if (weights := rule.head_weights()) is not None:
+        arrays["weights"] = weights.view(np.int32)
     if rule.by_visible:
         seeing = [len(own) - np.searchsorted(own, place) for own in asking]
         each = (place < num_rows) * queries / np.maximum(np.stack(seeing), 1)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from vllm.distributed import (
+    get_tensor_model_parallel_rank,
     get_tensor_model_parallel_world_size,
     get_tp_group,
     tensor_model_parallel_all_gather,
@@ -160,6 +161,7 @@ class Scorer:
             first=group.first,
             last=group.last,
             share=group.share,
+            weights=_own_heads(group.weights, query.shape[1]),
             queries_in_float=queries,
             keys_in_float=keys,
             # Little more than one request of this length may take, all of whose rows ask.
@@ -305,6 +307,14 @@ def _key(cut: RequestCut) -> tuple[int, int]:
 
 def _needs_whole(cut: RequestCut) -> bool:
     return cut.rule.needs_attention and not isinstance(cut.rule, AttentionRule)
+
+
+def _own_heads(weights: torch.Tensor | None, count: int) -> torch.Tensor | None:
+    """Of all heads' weights those of this tensor-parallel rank's ``count`` heads."""
+    if weights is None:
+        return None
+    first = get_tensor_model_parallel_rank() * count
+    return weights[first : first + count]
 
 
 def _by_token(scores: torch.Tensor, vision: torch.Tensor, n_vision: int) -> torch.Tensor:

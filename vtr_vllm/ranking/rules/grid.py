@@ -28,13 +28,18 @@ class Grid(ImageRule):
     def score_images(self, images: ImageInputs) -> torch.Tensor:
         from vtr_vllm.upload import upload
 
-        scores = upload(_scores(*(images.grid or (1, images.size))), images.tokens.device)
+        scores = upload(-even_order(images).float(), images.tokens.device)
         return images.there(scores.expand(len(images.tokens), -1))
 
 
+def even_order(images: ImageInputs) -> torch.Tensor:
+    """[N] int64, on the host: the place of each token when an image is covered evenly, at any number."""
+    return _places(*(images.grid or (1, images.size)))
+
+
 @lru_cache(maxsize=256)
-def _scores(rows: int, columns: int) -> torch.Tensor:
-    """[rows * columns] float32, on the host: minus the place of each cell, by ordered dithering.
+def _places(rows: int, columns: int) -> torch.Tensor:
+    """[rows * columns] int64: the place of each cell, by ordered dithering.
 
     The lowest bits of a cell's row and column, counted from an origin, decide first: with each bit
     that is left out, the lattice of those that come first has twice the stride.
@@ -48,9 +53,7 @@ def _scores(rows: int, columns: int) -> torch.Tensor:
     for bit in range((max(rows, columns) - 1).bit_length()):
         keys = 4 * keys + cell[row >> bit & 1, column >> bit & 1]
     order = keys.flatten().argsort()
-    scores = torch.empty(rows * columns)
-    scores[order] = -torch.arange(rows * columns, dtype=torch.float32)
-    return scores
+    return order.argsort()
 
 
 def _origin(size: int) -> int:

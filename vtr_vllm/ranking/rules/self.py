@@ -47,6 +47,8 @@ class Self(AttentionRule):
         assert inputs.attention is not None
         places = inputs.vision_places()
         asking = places[upload(self.asking(inputs.vision_rows, 0), places.device)]
-        received = attention_received(inputs, inputs.attention, asking, self.heads)
+        received = attention_received(
+            inputs, inputs.attention, asking, self.heads, weights=self.head_weights()
+        )
         rows = torch.arange(len(received), device=received.device)
         return received * len(asking) / (asking[None] >= rows[:, None]).sum(1).clamp(min=1)

@@ -23,7 +23,10 @@ pytestmark = [pytest.mark.engine, pytest.mark.both_runners]
 TOLERANCE = 1e-3
 V2 = os.environ.get("VTR_TEST_RUNNER") == "v2"
 TOKENS = 6 if V2 else 16  # a step takes long in Triton's interpreter
-ATTENTION = ["last", "last-norope", "last-max", "instruction", "instruction-norope-max"]
+ATTENTION = [
+    *["last", "last-norope", "last-max", "instruction", "instruction-norope-max"],
+    *["last-prior", "instruction:9032"],
+]
 BLIND = ["saliency", "random", "cls"]
 
 

@@ -25,8 +25,11 @@ from vtr_vllm.reduction.batch import StepRequest, plan_batch
 from vtr_vllm.reduction.gather import Rows, rows_of
 
 QUERY_HEADS, LAYERS, BLOCKS = 4, 7, 3
-RULES = ["last", "last-max", "instruction", "last-norope", "instruction-norope-max", "random"]
-LOCAL = ["self", "self-max", "random"]
+RULES = [
+    *["last", "last-max", "instruction", "last-norope", "instruction-norope-max", "random"],
+    *["last-prior", "last-norope-prior", "instruction:0119", "last-prior:9130"],
+]
+LOCAL = ["self", "self-max", "self:5009", "random"]
 CPU = torch.device("cpu")
 
 
@@ -103,6 +106,7 @@ def test_together_as_alone(kind, requests, chunk, seed):
         together = partial(received_together, chunk=chunk)
         patch.setattr(scoring, "received_together", together)
         patch.setattr(scoring, "combine_heads", alone)
+        patch.setattr(scoring, "get_tensor_model_parallel_rank", lambda: 0)
         check(plan, requests, kind, torch.Generator().manual_seed(seed))
 
 

@@ -14,12 +14,11 @@ from vtr_vllm.schedules import (
     form_by_name,
     full,
     pyramid_drop,
-    random,
     vtw,
 )
 from vtr_vllm.schedules.forms.registry import form
 
-TWO_FULL_LAYERS = ["fastv", "feather", "illava", "pdrop", "random", "sparsevlm"]
+TWO_FULL_LAYERS = ["fastv", "feather", "illava", "pdrop", "priortr", "random", "sparsevlm"]
 BEFORE_LAYER_0 = {
     "uniform": "saliency",
     "divprune": "diverse",
@@ -27,7 +26,10 @@ BEFORE_LAYER_0 = {
     "vtc-cls": "cls",
     "matryoshka": "prefix",
     "prumerge": "cls+neighbours",
+    "prumerge-plus": "cls-spread+nearest",
     "visionzip": "cls+nearest",
+    "fopru": "cls",
+    "fopru-row": "cls-rows",
 }
 
 
@@ -81,11 +83,12 @@ def test_one_cut_before_layer_0_without_the_question(form, rule):
     assert schedule.is_local
 
 
-def test_fastv_and_random_differ_in_the_order_only():
-    first, second = fastv(LLAVA_7B, 0.5), random(LLAVA_7B, 0.5)
+@pytest.mark.parametrize(("form", "rule"), [("random", "random"), ("priortr", "last-prior")])
+def test_fastv_and_others_differ_in_the_order_only(form, rule):
+    first, second = fastv(LLAVA_7B, 0.5), FORMS[form](LLAVA_7B, 0.5)
     assert first.keep == second.keep
-    assert first.cuts == (2,)
-    assert (str(first.rules[0]), str(second.rules[0])) == ("last", "random")
+    assert first.cuts == second.cuts == (2,)
+    assert (str(first.rules[0]), str(second.rules[0])) == ("last", rule)
 
 
 @pytest.mark.parametrize(
