@@ -24,7 +24,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v1 test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy gpu-check elastic rankings search-evidence demo-search demo-compare demo-family soak screenshots docs clean
+.PHONY: help setup serve test test-v1 test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy gpu-check elastic rankings search-evidence demo-search demo-compare demo-family demo-registers soak screenshots docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -139,8 +139,12 @@ demo-family: $(READY) $(DEMO_DATA)/calibration.jsonl $(DEMO_DATA)/test.jsonl $(D
 	cp vtr_vllm/demo/schedules/*.json $(DEMO_FAMILY)/
 	$(BIN)/vtr search family --model demo --data $(DEMO_DATA)/calibration.jsonl --max-tokens 4 \
 	    --split test=$(DEMO_DATA)/test.jsonl --split test-hard=$(DEMO_DATA)/test-hard.jsonl \
-	    --engines 2 --items 600 --out $(DEMO_FAMILY) $(ARGS)
+	    --engines 2 --items 600 --members 8 --out $(DEMO_FAMILY) $(ARGS)
 	cp $(DEMO_FAMILY)/adaptive/family.json vtr_vllm/demo/schedules/adaptive/
+
+demo-registers: $(READY) ## train the demo model with registers again (an hour on two cores)
+	@echo "demo-registers: training; stopped, the same command goes on"
+	$(BIN)/python -m vtr_vllm.training.registers.demo $(ARGS)
 
 $(DEMO_DATA)/calibration.jsonl: COUNT := 1300
 $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl: COUNT := 1000

@@ -20,7 +20,12 @@ from vtr_vllm.training import cli as train
 
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 # a program of its own, which names what it adds itself
-OWN = ("vtr_vllm/demo/", "vtr_vllm/engine/torch_companions.py", "benchmarks/")
+OWN = (
+    "vtr_vllm/demo/",
+    "vtr_vllm/training/registers/demo/",
+    "vtr_vllm/engine/torch_companions.py",
+    "benchmarks/",
+)
 
 
 def added(run: Callable[[], object]) -> set[str]:

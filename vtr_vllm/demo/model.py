@@ -148,7 +148,7 @@ def decoder_pass(
     x: ``[b, n, width]`` embeddings; positions: ``[b, n]``; mask: bool ``[b, 1, n, n]``, true
     where a row may look. readers: ``[b, r]`` rows to trace, if any. cut: called after each
     layer with its index and the hidden states; may return rows to keep, the same for all of
-    the batch.
+    the batch, and readers among them.
     """
     decoder = model.model.language_model
     trace = Trace([], [])
@@ -172,6 +172,8 @@ def decoder_pass(
         if keep is not None:
             x, cos, sin = x[:, keep], cos[:, keep], sin[:, keep]
             mask = mask[:, :, keep][:, :, :, keep]
+            if readers is not None:
+                readers = torch.searchsorted(keep, readers)
     return decoder.norm(x), trace
 
 

@@ -7,6 +7,7 @@ operation, which on a busy machine is most of the time.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -17,6 +18,7 @@ from torch.multiprocessing import get_context
 
 from vtr_vllm.demo.batches import (
     IGNORED,
+    Pack,
     alone,
     draw_questions,
     draw_scenes,
@@ -34,6 +36,8 @@ from vtr_vllm.demo.tokenizer import EOS, IDS, PREFIX
 from vtr_vllm.demo.world import KINDS, Density
 
 Stats = dict[str, float]
+Loss = Callable[[Any, Any], tuple[Tensor, Stats]]
+"""(model, job) -> a loss of it, and what else is reported."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,14 @@ def word_table(model: Any) -> Tensor:
     return table
 
 
-def add_gradients(model: Any, job: Job) -> Stats:
+def job_loss(model: Any, job: Job) -> tuple[Tensor, Stats]:
+    """Return the loss of a training job of any phase, and losses and counts for the log."""
+    return question_loss(model, job) if job.questions else naming_loss(model, job)
+
+
+def add_gradients(loss_of: Loss, model: Any, job: Any) -> Stats:
     """Add the gradients of ``job`` to those of ``model``; return losses and counts."""
-    loss, stats = question_loss(model, job) if job.questions else naming_loss(model, job)
+    loss, stats = loss_of(model, job)
     loss.backward()
     return {"loss": loss.item(), **stats}
 
@@ -102,6 +111,14 @@ def question_loss(model: Any, job: Job) -> tuple[Tensor, Stats]:
         looking, collecting = looking_loss(trace, pack), collecting_loss(trace, pack, words)
         loss = loss + job.help_weight * (looking + collecting)
         stats |= {"looking": looking.item(), "collecting": collecting.item()}
+    return loss, stats | answered(pack, logits)
+
+
+def answered(pack: Pack, logits: Tensor) -> Stats:
+    """Return how many answers are right and asked for, per kind and turn; ``logits`` of the labelled
+    tokens ``[labelled, vocabulary]``."""
+    asked = pack.labels != IGNORED
+    labels, stats = pack.labels[asked], {}
     right = logits.argmax(-1) == labels
     answers = labels != IDS[EOS]
     groups = {kind: pack.kinds[asked] == index for index, kind in enumerate(KINDS)}
@@ -109,10 +126,10 @@ def question_loss(model: Any, job: Job) -> tuple[Tensor, Stats]:
     for name, group in groups.items():
         stats[f"right {name}"] = float(right[group & answers].sum())
         stats[f"asked {name}"] = float((group & answers).sum())
-    return loss, stats
+    return stats
 
 
-def _serve(pipe: Connection, model: Any, gradients: dict[str, Tensor]) -> None:
+def _serve(pipe: Connection, loss_of: Loss, model: Any, gradients: dict[str, Tensor]) -> None:
     """Work on jobs until the other end sends None or goes away."""
     torch.set_num_threads(1)
     for name, weight in model.named_parameters():
@@ -121,7 +138,7 @@ def _serve(pipe: Connection, model: Any, gradients: dict[str, Tensor]) -> None:
         while (job := pipe.recv()) is not None:
             for gradient in gradients.values():
                 gradient.zero_()
-            pipe.send(add_gradients(model, job))
+            pipe.send(add_gradients(loss_of, model, job))
     except (EOFError, KeyboardInterrupt):
         return
 
@@ -129,11 +146,12 @@ def _serve(pipe: Connection, model: Any, gradients: dict[str, Tensor]) -> None:
 class Crew:
     """This process and ``size - 1`` others, which compute gradients for the same ``model``.
 
-    ``model`` moves to shared memory. Use as a context manager, which ends the processes.
+    ``model`` moves to shared memory; ``loss_of`` is a function of a module. Use as a context manager,
+    which ends the processes.
     """
 
-    def __init__(self, model: Any, size: int) -> None:
-        self.model = model
+    def __init__(self, model: Any, size: int, loss_of: Loss = job_loss) -> None:
+        self.model, self.loss_of = model, loss_of
         self.members: list[tuple[Connection, dict[str, Tensor]]] = []
         model.share_memory()
         context = get_context("spawn")
@@ -142,7 +160,9 @@ class Crew:
             for gradient in gradients.values():
                 gradient.share_memory_()
             near, far = context.Pipe()
-            context.Process(target=_serve, args=(far, model, gradients), daemon=True).start()
+            context.Process(
+                target=_serve, args=(far, loss_of, model, gradients), daemon=True
+            ).start()
             self.members.append((near, gradients))
 
     def __enter__(self) -> Crew:
@@ -152,7 +172,7 @@ class Crew:
         for pipe, _gradients in self.members:
             pipe.send(None)
 
-    def step(self, jobs: list[Job]) -> Stats:
+    def step(self, jobs: Sequence[Any]) -> Stats:
         """Set the mean gradient of ``jobs``, one for each process, and return mean stats.
 
         Raises ValueError when the number of jobs is not that of the processes.
@@ -161,7 +181,7 @@ class Crew:
             raise ValueError(f"{len(jobs)} jobs for {len(self.members) + 1} processes")
         for (pipe, _), job in zip(self.members, jobs[1:], strict=True):
             pipe.send(job)
-        total = add_gradients(self.model, jobs[0])
+        total = add_gradients(self.loss_of, self.model, jobs[0])
         weights = dict(self.model.named_parameters())
         for pipe, gradients in self.members:
             stats = pipe.recv()

@@ -116,16 +116,20 @@ def received_together(
             own = None if last is None else last[:, begin : begin + tile]
             logits.masked_fill_(_hidden(place_of, first, own)[:, None], -torch.inf)
         probability = logits.softmax(-1)
-        if weights is not None:
-            probability *= weights.view(kv_heads, 1, -1, 1, 1)
-        merged = probability.amax((0, 2)) if heads == "max" else probability.mean((0, 2))
-        merged = combine(merged, heads)
+        merged = combine(_of_heads(probability, heads, weights), heads)
         if share is not None:
             merged = merged * share[:, begin : begin + tile, None]
         part = merged.sum(1) if queries > 1 else merged[:, 0]
         received = part if received is None else received + part
     assert received is not None
     return received / queries if share is None and queries > 1 else received
+
+
+def _of_heads(probability: torch.Tensor, heads: str, weights: torch.Tensor | None) -> torch.Tensor:
+    """[C, Q, K] of [kv_heads, C, heads of each, Q, K], which ``weights`` may write over."""
+    if weights is not None:
+        probability *= weights.view(len(probability), 1, -1, 1, 1)
+    return probability.amax((0, 2)) if heads == "max" else probability.mean((0, 2))
 
 
 def _turned(keys: torch.Tensor) -> torch.Tensor:

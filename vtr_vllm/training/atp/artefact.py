@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from vtr_vllm.errors import ConfigurationError, GeometryMismatch, ScheduleError
 from vtr_vllm.schedules import ModelGeometry
-from vtr_vllm.schedules.strict_json import check_keys, read_object, show
+from vtr_vllm.schedules.strict_json import check_keys, check_version, read_object
 from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.training.atp.module import AtpModules, Shape
 from vtr_vllm.training.state import save_tensors
@@ -114,9 +114,5 @@ def describe(
 
 
 def _check(facts: Any) -> None:
-    version = facts.get("schema_version")
-    if type(version) is not int or version != SCHEMA_VERSION:
-        raise ScheduleError(
-            f"schema_version is {show(version)}, this release reads {SCHEMA_VERSION}; train again"
-        )
+    check_version(facts, SCHEMA_VERSION, "train again")
     check_keys(facts, _KEYS, FACTS)

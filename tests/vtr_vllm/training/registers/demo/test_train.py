@@ -1,0 +1,98 @@
+"""A few steps: an interrupted run, what a step draws, and the checkpoint that is written."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vtr_vllm.demo import CHECKPOINT
+from vtr_vllm.demo.shards import Crew
+from vtr_vllm.training.registers.demo.losses import job_loss
+from vtr_vllm.training.registers.demo.train import Recipe, Trainer
+
+TINY = Recipe(
+    registers=4,
+    counts=(4, 2),
+    shards=1,
+    images=1,
+    questions=3,
+    steps=4,
+    moving_steps=2,
+    warmup=1,
+    decay_steps=1,
+    help_steps=2,
+)
+
+
+def trained(work: Path, recipe: Recipe = TINY, stop: int | None = None) -> Trainer:
+    """Train to the end, or save at a step and stop there."""
+    trainer = Trainer(recipe, CHECKPOINT, work)
+    with Crew(trainer.model, 1, job_loss) as crew:
+        if stop is None:
+            trainer.run(crew)
+        else:
+            for _ in range(stop):
+                trainer.step(crew)
+            trainer.save()
+    return trainer
+
+
+def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path: Path) -> None:
+    whole = trained(tmp_path / "whole")
+    trained(tmp_path / "parts", stop=3)
+    rest = trained(tmp_path / "parts")
+    assert whole.progress.step == rest.progress.step == TINY.steps
+    for name, weight in whole.model.named_parameters():
+        assert torch.equal(weight, rest.model.get_parameter(name)), name
+
+
+def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
+    Trainer(TINY, CHECKPOINT, tmp_path).save()
+    with pytest.raises(ValueError, match="another recipe"):
+        Trainer(replace(TINY, layer=4), CHECKPOINT, tmp_path)
+
+
+def test_the_drop_comes_forward_and_the_help_fades(tmp_path: Path) -> None:
+    trainer = Trainer(Recipe(counts=(16, 8)), CHECKPOINT, tmp_path)
+    seen = []
+    for step in (0, 250, 500, 1000, 1700):
+        trainer.progress.step = step
+        first, second = trainer.jobs()
+        assert (first.first, second.first) == (8 * step, 8 * step + 4)
+        assert first.kept == second.kept
+        seen.append((first.layer, round(first.help_weight, 2)))
+    assert seen == [(9, 0.4), (6, 0.3), (3, 0.2), (3, 0.0), (3, 0.0)]
+    drawn = set()
+    for step in range(20):
+        trainer.progress.step = step
+        drawn.add(trainer.jobs()[0].kept)
+    assert drawn == {16, 8}
+
+
+def test_the_command_writes_a_checkpoint_with_registers(tmp_path: Path) -> None:
+    """What is frozen is as it was."""
+    options = ["--registers", "2", "--steps", "1", "--samples", "4"]
+    folders = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    done = subprocess.run(
+        [sys.executable, "-m", "vtr_vllm.training.registers.demo", *options, *folders],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    scores = json.loads(done.stdout.splitlines()[-1])
+    assert set(scores) == {"test 2", "test-hard 2"}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["vtr_registers"] == 2
+    before, behind = (
+        load_file(folder / "model.safetensors") for folder in (CHECKPOINT, tmp_path / "out")
+    )
+    assert behind.pop("registers").shape == (2, 128)
+    assert before.keys() == behind.keys()
+    same = {name for name in before if torch.equal(before[name], behind[name])}
+    assert {name for name in before if "tower" in name or "projector" in name} <= same
+    assert not any("mlp" in name and "language_model" in name for name in same)

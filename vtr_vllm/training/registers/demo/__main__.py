@@ -1,0 +1,62 @@
+"""Train, score and write the demo model with registers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from vtr_vllm.demo import CHECKPOINT
+from vtr_vllm.demo.evaluate import rounded
+from vtr_vllm.demo.export import build_processor
+from vtr_vllm.demo.shards import Crew
+from vtr_vllm.training.registers.checkpoint import write
+from vtr_vllm.training.registers.demo.evaluate import right_answers
+from vtr_vllm.training.registers.demo.losses import job_loss
+from vtr_vllm.training.registers.demo.train import Recipe, Trainer
+
+
+def main() -> None:
+    """Train, score on 1,000 questions of each test split, and write a checkpoint."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vtr_vllm.training.registers.demo",
+        description="Train the demo model's registers.",
+    )
+    recipe = Recipe()
+    add = parser.add_argument
+    add("--start", type=Path, default=CHECKPOINT, help="folder of the weights to begin with")
+    add("--out", type=Path, default=Path("build/demo-registers/checkpoint"))
+    add("--work", type=Path, default=Path("build/demo-registers/work"))
+    add("--registers", type=int, default=recipe.registers)
+    add("--counts", type=int, nargs="+", help="how many of them stay, drawn anew at each step")
+    add("--layer", type=int, default=recipe.layer, help="before which all else of an image goes")
+    add("--steps", type=int, default=recipe.steps)
+    add("--samples", type=int, default=1000, help="questions of each test split")
+    asked = parser.parse_args()
+    recipe = replace(
+        recipe,
+        registers=asked.registers,
+        counts=tuple(asked.counts or (asked.registers,)),
+        layer=asked.layer,
+        steps=asked.steps,
+    )
+    torch.set_num_threads(1)
+    trainer = Trainer(recipe, asked.start, asked.work)
+    model = trainer.model
+    with Crew(model, recipe.shards, job_loss) as crew:
+        trainer.run(crew)
+    torch.set_num_threads(recipe.shards)
+    found = {
+        f"{split} {kept}": right_answers(model, split, asked.samples, kept, recipe.layer)
+        for split in ("test", "test-hard")
+        for kept in recipe.counts
+    }
+    print(json.dumps(rounded(found)), flush=True)
+    write(model.llava.to(torch.bfloat16), build_processor(), model.registers.detach(), asked.out)
+
+
+if __name__ == "__main__":
+    main()
