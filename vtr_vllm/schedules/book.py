@@ -10,9 +10,9 @@ from typing import Literal, Self
 from vtr_vllm.errors import ScheduleError, UnknownSchedule
 from vtr_vllm.schedules.cost import flops_fraction
 from vtr_vllm.schedules.forms import FORMS, form_by_name
+from vtr_vllm.schedules.forms.divprune import divprune
 from vtr_vllm.schedules.forms.full import full
 from vtr_vllm.schedules.forms.p_sigmoid import p_sigmoid
-from vtr_vllm.schedules.forms.uniform import uniform
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.interpolation import interpolate
 from vtr_vllm.schedules.keep_rates import check_budget, cuts_inside_bands, see_no_question
@@ -131,7 +131,7 @@ class ScheduleBook:
             return Selection(stored, "searched")
         above = bisect_left(ladder.budgets, value)
         if above == 0 and reuse:
-            return Selection(uniform(self.geometry, value), "local-default")
+            return Selection(divprune(self.geometry, value), "local-default")
         if above == 0:
             return Selection(p_sigmoid(self.geometry, value), "p-sigmoid-default")
         upper = ladder.schedules[above] if above < len(ladder.budgets) else full(self.geometry)

@@ -134,7 +134,7 @@ def local_starts(band_starts: Sequence[int]) -> tuple[int, ...]:
     if not later:
         raise ConfigurationError(
             f"the engine's KV bands start at layers {list(band_starts)}, so a local schedule is one"
-            " cut before layer 0, which needs no search: uniform-<budget>; give the engine more"
+            " cut before layer 0, which needs no search: divprune-<budget>; give the engine more"
             " bands (additional-config vtr bands), or search --family guided"
         )
     return (0, *later)

@@ -218,7 +218,7 @@ TWO = ScheduleChooser(
     [
         (Ask(budget=0.25), "local-quarter", "searched"),
         (Ask(tier="economy"), "local-quarter", "searched"),
-        (Ask(budget=0.2), "uniform-0.2", "local-default"),
+        (Ask(budget=0.2), "divprune-0.2", "local-default"),
         (Ask(budget=0.5), "interpolated-0.5", "interpolated"),
         (Ask(budget="auto"), "interpolated-0.5", "interpolated"),
         (Ask(tier="local"), "local-quarter", "searched"),

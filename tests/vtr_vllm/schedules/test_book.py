@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from tests.vtr_vllm.schedules.strategies import budgets
 from vtr_vllm.errors import GeometryMismatch, InvalidBudget, ScheduleError, UnknownSchedule
 from vtr_vllm.schedules import (
+    FORMS,
     ModelGeometry,
     RankRule,
     Schedule,
@@ -254,8 +255,8 @@ def test_what_is_between_reused_ones_is_reused(low, high, budget):
     assert selection.source == "full" or book.reuses(selection.schedule)
     if budget < 0.5 - 1e-9:
         assert selection.source == "local-default"
-        assert selection.schedule == uniform(GEOMETRY, budget)
-        assert book.by_name(selection.schedule.name if budget == 0.25 else "uniform-0.25").is_local
+        assert selection.schedule == FORMS["divprune"](GEOMETRY, budget)
+        assert book.by_name(selection.schedule.name if budget == 0.25 else "divprune-0.25").is_local
 
 
 def test_a_folder_is_read_with_the_bands(tmp_path):

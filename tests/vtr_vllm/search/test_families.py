@@ -163,7 +163,7 @@ def test_a_band_before_layer_1_is_no_place():
 
 def test_one_band_leaves_nothing_to_search(data):
     done = new_study(data, bands=(0,))
-    with pytest.raises(ConfigurationError, match=r"uniform-<budget>; give the engine more bands"):
+    with pytest.raises(ConfigurationError, match=r"divprune-<budget>; give the engine more bands"):
         run(done, SETTINGS)
     assert done._evaluator.runs == 0
     with pytest.raises(ConfigurationError, match="--family guided"):

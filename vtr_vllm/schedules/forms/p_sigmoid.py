@@ -56,7 +56,7 @@ def p_sigmoid(
     where such ``lead`` full layers would take more than 3/4 of the budget: so every budget in
     (0, 1] is met.
     ``rules`` gives the rank rule of a cut by its layer (default: ``last``; before layer 0
-    ``saliency``). Raises InvalidBudget, and ScheduleError for a parameter out of range.
+    ``diverse``). Raises InvalidBudget, and ScheduleError for a parameter out of range.
     """
     budget = check_budget(budget)
     layers = geometry.layers
@@ -73,7 +73,7 @@ def p_sigmoid(
     keep = [first] * lead
     for rate, size in zip(rates, sizes, strict=True):
         keep += [rate] * size
-    given = {0: RankRule.parse("saliency")} | dict(rules or {})
+    given = {0: RankRule.parse("diverse")} | dict(rules or {})
     return Schedule(
         name=f"p-sigmoid-{budget!r}",
         geometry=geometry,

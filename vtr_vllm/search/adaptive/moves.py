@@ -1,12 +1,13 @@
 """Schedules next to a schedule: fewer tokens or more, cuts earlier or later, one cut more."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
-from vtr_vllm.schedules import FIRST_ATTENTION_CUT, RankRule
+from vtr_vllm.ranking import Need
+from vtr_vllm.schedules import FIRST_ATTENTION_CUT, RankRule, cut_layers
 from vtr_vllm.search.candidates import Candidate
 
-BLIND = RankRule.parse("saliency")
+BLIND = RankRule.parse("diverse")
 ATTENTION = RankRule.parse("instruction-norope")
 
 _SHARES = (0.0, 0.5, 0.75, 1.5)
@@ -16,8 +17,9 @@ _SHARES = (0.0, 0.5, 0.75, 1.5)
 def neighbours(candidate: Candidate, n_vision: int) -> list[Candidate]:
     """Every schedule that differs from ``candidate`` in one stage, each once."""
     counts = [round(rate * n_vision) for rate in candidate.keep]
+    rules = dict(zip(cut_layers(candidate.keep, 1.0), candidate.rules, strict=True))
     found = {
-        with_counts(changed, candidate.rules, n_vision): None
+        with_counts(changed, rules, n_vision): None
         for changed in _changes(counts, n_vision)
         if changed != counts
     }
@@ -25,12 +27,19 @@ def neighbours(candidate: Candidate, n_vision: int) -> list[Candidate]:
     return list(found)
 
 
-def with_counts(counts: Sequence[int], rules: Sequence[RankRule], n_vision: int) -> Candidate:
-    """A candidate whose cuts rank by the rules of another: the blind one, and the one by attention."""
-    blind = next((rule for rule in rules if not rule.needs_attention), BLIND)
-    asking = next((rule for rule in reversed(rules) if rule.needs_attention), ATTENTION)
-    by_layer = [asking if layer >= FIRST_ATTENTION_CUT else blind for layer in range(len(counts))]
-    return Candidate.from_counts(counts, by_layer, n_vision)
+def with_counts(counts: Sequence[int], rules: Mapping[int, RankRule], n_vision: int) -> Candidate:
+    """A candidate whose cuts rank by ``rules``, by layer: each by that of the nearest, the earlier of two.
+
+    Without any, by ``ATTENTION``; where that cannot rank yet, by ``BLIND``.
+    """
+    own = {layer: rule for layer, rule in rules.items() if Need.PREVIOUS not in rule.needs}
+
+    def rule_of(layer: int) -> RankRule:
+        nearest = min(own, key=lambda cut: (abs(cut - layer), cut), default=None)
+        rule = ATTENTION if nearest is None else own[nearest]
+        return BLIND if rule.needs_attention and layer < FIRST_ATTENTION_CUT else rule
+
+    return Candidate.from_counts(counts, [rule_of(i) for i in range(len(counts))], n_vision)
 
 
 def _changes(counts: Sequence[int], n_vision: int) -> Iterator[list[int]]:

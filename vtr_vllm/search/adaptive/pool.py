@@ -21,7 +21,7 @@ def pool(study: Study, searched: Iterable[Schedule], budgets: Sequence[float]) -
     layers, n = study.geometry.layers, study.n_vision
     depths = sorted({max(FIRST_ATTENTION_CUT, round(depth * layers)) for depth in _DEPTHS})
     plain = [
-        with_counts([round(first * n)] * depth + [round(then * n)] * (layers - depth), (), n)
+        with_counts([round(first * n)] * depth + [round(then * n)] * (layers - depth), {}, n)
         for first in _FIRST
         for depth in depths
         for then in _THEN

@@ -78,7 +78,7 @@ def test_a_late_first_stage_has_a_blind_cut_before_it():
     schedule = p_sigmoid(LLAVA_7B, 0.5, stages=[16])
     assert schedule.keep[0] == pytest.approx(0.75)
     assert schedule.keep[16] == pytest.approx(0.25)
-    assert [str(rule) for rule in schedule.rules] == ["saliency", "last"]
+    assert [str(rule) for rule in schedule.rules] == ["diverse", "last"]
 
 
 def test_a_last_stage_of_few_layers_leaves_the_others_no_less_than_the_budget():
@@ -118,7 +118,7 @@ def test_attention_ranks_all_but_a_first_cut(geometry, budget):
     assert (schedule.keep[0] < 1) == (lead > 0.75 * budget)
     assert schedule.keep[0] == schedule.keep[1]
     rules = dict(zip(schedule.cuts, map(str, schedule.rules), strict=True))
-    assert rules.pop(0, "saliency") == "saliency"
+    assert rules.pop(0, "diverse") == "diverse"
     assert set(rules.values()) <= {"last"}
 
 

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vtr_vllm.ranking import RankRule
-from vtr_vllm.search.adaptive.moves import neighbours, with_counts
+from vtr_vllm.search.adaptive.moves import ATTENTION, BLIND, neighbours, with_counts
 from vtr_vllm.search.candidates import Candidate
 
 N = 16
@@ -13,14 +13,12 @@ falling = st.lists(st.integers(0, N), min_size=6, max_size=6).map(
 
 @given(falling)
 def test_neighbours_are_schedules_of_their_own(counts):
-    start = with_counts(counts, (), N)
+    start = with_counts(counts, {}, N)
     found = neighbours(start, N)  # a count that rises, or a rule too few, would be refused
     assert len(set(found)) == len(found)
     assert start not in found
     for each in found:
         assert sorted(each.keep, reverse=True) == list(each.keep)
-        for layer, rule in zip(cuts(each), each.rules, strict=True):
-            assert rule.needs_attention == (layer >= 2)
 
 
 def cuts(candidate: Candidate) -> list[int]:
@@ -29,7 +27,7 @@ def cuts(candidate: Candidate) -> list[int]:
 
 
 def test_by_hand():
-    start = with_counts([16, 16, 8, 8], (), N)
+    start = with_counts([16, 16, 8, 8], {}, N)
     found = {tuple(round(N * rate) for rate in each.keep) for each in neighbours(start, N)}
     assert found >= {
         (16, 16, 0, 0),
@@ -43,6 +41,22 @@ def test_by_hand():
     }
 
 
-def test_rules_stay():
-    rules = (RankRule.parse("grid"), RankRule.parse("last"))
-    assert with_counts([8, 8, 4], rules, N).rules == rules
+def ranked(counts, rules):
+    """Text of the rule of each cut; ``rules``: text by layer."""
+    given = {layer: RankRule.parse(rule) for layer, rule in rules.items()}
+    return [str(rule) for rule in with_counts(counts, given, N).rules]
+
+
+def test_without_rules_attention_ranks_as_soon_as_it_can():
+    assert ranked([12, 8, 4, 2], {}) == [str(BLIND)] * 2 + [str(ATTENTION)] * 2
+
+
+def test_a_cut_ranks_by_the_nearest_rule():
+    rules = {0: "grid", 2: "diverse", 5: "last:90"}
+    assert ranked([8, 8, 4, 4, 4, 2], rules) == ["grid", "diverse", "last:90"]
+    assert ranked([16, 8, 8, 4, 2, 1], rules) == ["grid", "diverse", "last:90", "last:90"]
+    assert ranked([12, 8, 8], {2: "last"}) == ["diverse", "diverse"]
+
+
+def test_an_order_that_is_repeated_is_ranked_anew():
+    assert ranked([16, 16, 8, 4], {2: "last", 3: "previous"}) == ["last", "last"]
