@@ -8,15 +8,40 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import LlavaForConditionalGeneration
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.demo.evaluate import rounded
+from vtr_vllm.demo.evaluate import Scores, prepare, rounded, score
 from vtr_vllm.demo.export import build_processor
 from vtr_vllm.demo.shards import Crew
+from vtr_vllm.demo.splits import sample
 from vtr_vllm.training.registers.checkpoint import write
-from vtr_vllm.training.registers.demo.evaluate import right_answers
+from vtr_vllm.training.registers.demo.evaluate import (
+    CONTROLS,
+    control,
+    with_registers,
+    without_drop,
+)
 from vtr_vllm.training.registers.demo.losses import job_loss
+from vtr_vllm.training.registers.demo.model import RegisterModel
 from vtr_vllm.training.registers.demo.train import Recipe, Trainer
+
+
+def report(
+    model: RegisterModel, start: Path, recipe: Recipe, samples: int
+) -> dict[str, dict[str, Scores]]:
+    """Scores on each test split: with registers alone, without a drop, and the controls."""
+    untouched = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
+    found: dict[str, dict[str, Scores]] = {}
+    for split in ("test", "test-hard"):
+        groups = prepare(untouched, [sample(split, i) for i in range(samples)])
+        own = found[split] = {"untouched": score(untouched, groups)}
+        own["registers, nothing dropped"] = without_drop(model, groups)
+        for kept in recipe.counts:
+            own[f"registers {kept}"] = with_registers(model, groups, kept, recipe.layer)
+            for name in CONTROLS:
+                own[f"{name} {kept}"] = control(untouched, groups, name, kept, recipe.layer)
+    return found
 
 
 def main() -> None:
@@ -49,12 +74,7 @@ def main() -> None:
     with Crew(model, recipe.shards, job_loss) as crew:
         trainer.run(crew)
     torch.set_num_threads(recipe.shards)
-    found = {
-        f"{split} {kept}": right_answers(model, split, asked.samples, kept, recipe.layer)
-        for split in ("test", "test-hard")
-        for kept in recipe.counts
-    }
-    print(json.dumps(rounded(found)), flush=True)
+    print(json.dumps(rounded(report(model, asked.start, recipe, asked.samples))), flush=True)
     write(model.llava.to(torch.bfloat16), build_processor(), model.registers.detach(), asked.out)
 
 

@@ -85,7 +85,10 @@ def test_the_command_writes_a_checkpoint_with_registers(tmp_path: Path) -> None:
         check=True,
     )
     scores = json.loads(done.stdout.splitlines()[-1])
-    assert set(scores) == {"test 2", "test-hard 2"}
+    assert set(scores) == {"test", "test-hard"}
+    assert {"untouched", "registers, nothing dropped", "registers 2", "last 2"} < set(
+        scores["test"]
+    )
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["vtr_registers"] == 2
     before, behind = (
