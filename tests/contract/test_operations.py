@@ -23,9 +23,9 @@ from vtr_vllm.reduction.batch import StepRequest
 
 OF_A_STEP = 12
 """Copies, slots, the first rows, the way back to all rows."""
-OF_A_CUT = 22
+OF_A_CUT = 17
 """Ranking by one query, ordering with padding behind, taking rows along."""
-OF_A_PREFIX = 8
+OF_A_PREFIX = 6
 """More, a cut: its keys read back from the cache and put in front."""
 OF_A_LAYER = 1
 """Of these layers themselves: an addition."""

@@ -40,8 +40,9 @@ def attention_received(
     asking = upload(asking, device)
     last = prefix + asking[None]
 
+    asked = attention.floats(attention.query[:end], prefix)[asking]
     received = received_together(
-        attention.floats(attention.query[:end], prefix)[asking][None],
+        asked.unflatten(1, (attention.key.shape[1], -1)).movedim(1, 0)[:, None],
         attention.key[None, : prefix + end].movedim(2, 0),
         attention.scale,
         heads,
@@ -74,6 +75,7 @@ def received_together(
     *,
     first: torch.Tensor | None = None,
     last: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
     share: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
     queries_in_float: Floats = plain_floats,
@@ -83,9 +85,10 @@ def received_together(
 ) -> torch.Tensor:
     """Attention that each key gets from the queries of its request; [C, K] float32.
 
-    ``query`` [C, Q, heads, head_dim] and ``key`` [kv_heads, C, K, head_dim] of C requests. Query q of
-    request c sees its keys from ``first`` [C] to ``last`` [C, Q], and counts as ``share`` [C, Q] of
-    them; None: all keys, and all queries alike. The two ``in_float`` get neighbours among Q or K.
+    ``query`` [kv_heads, C, Q, heads of each, head_dim] and ``key`` [kv_heads, C, K, head_dim] of C
+    requests. Query q of request c sees its keys from ``first`` [C] to ``last`` [C, Q], and counts as
+    ``share`` [C, Q] of them; None: all keys, and all queries alike. ``bias`` [C, K] is added for all queries:
+    minus infinity where no key is seen. The two ``in_float`` get neighbours among Q or K.
 
     The true probabilities: softmax over every key that a query sees, text, cached prefix and
     vision alike. Normalising over vision tokens alone would let heads that look elsewhere vote as
@@ -93,16 +96,15 @@ def received_together(
     averaged. Queries are taken in tiles: an instruction may be thousands of tokens long.
     """
     kv_heads, requests, keys, _ = key.shape
-    queries, num_heads = query.shape[1:3]
+    queries, each = query.shape[2:4]
     chunk = max(1, chunk // requests)
     turned = _turned(keys_in_float(key, 0)) if keys <= chunk else None
     # The same on all tensor-parallel ranks, which have equally many heads: each tile is merged.
-    tile = max(1, tile_bytes // (4 * num_heads * requests * keys))
+    tile = max(1, tile_bytes // (4 * kv_heads * each * requests * keys))
     received = None
     for begin in range(0, queries, tile):
-        asked = queries_in_float(query[:, begin : begin + tile], begin).unflatten(2, (kv_heads, -1))
-        size = asked.shape[1]
-        asked = asked.permute(2, 0, 3, 1, 4).reshape(kv_heads * requests, -1, query.shape[-1])
+        asked = queries_in_float(query[:, :, begin : begin + tile], begin)
+        asked = asked.reshape(kv_heads * requests, -1, query.shape[-1])
         if turned is not None:
             logits = _products(asked, turned, scale)
         else:
@@ -110,11 +112,13 @@ def received_together(
             for place in range(0, keys, chunk):
                 part = _turned(keys_in_float(key[:, :, place : place + chunk], place))
                 logits[..., place : place + chunk] = _products(asked, part, scale)
-        logits = logits.view(kv_heads, requests, -1, size, keys)
+        logits = logits.view(kv_heads, requests, -1, each, keys)
+        if bias is not None:
+            logits += bias[:, None, None]
         if first is not None or last is not None:
             place_of = torch.arange(keys, device=key.device)
             own = None if last is None else last[:, begin : begin + tile]
-            logits.masked_fill_(_hidden(place_of, first, own)[:, None], -torch.inf)
+            logits.masked_fill_(_hidden(place_of, first, own)[:, :, None], -torch.inf)
         probability = logits.softmax(-1)
         merged = combine(_of_heads(probability, heads, weights), heads)
         if share is not None:
@@ -126,10 +130,10 @@ def received_together(
 
 
 def _of_heads(probability: torch.Tensor, heads: str, weights: torch.Tensor | None) -> torch.Tensor:
-    """[C, Q, K] of [kv_heads, C, heads of each, Q, K], which ``weights`` may write over."""
+    """[C, Q, K] of [kv_heads, C, Q, heads of each, K], which ``weights`` may write over."""
     if weights is not None:
-        probability *= weights.view(len(probability), 1, -1, 1, 1)
-    return probability.amax((0, 2)) if heads == "max" else probability.mean((0, 2))
+        probability *= weights.view(len(probability), 1, 1, -1, 1)
+    return probability.amax((0, 3)) if heads == "max" else probability.mean((0, 3))
 
 
 def _turned(keys: torch.Tensor) -> torch.Tensor:

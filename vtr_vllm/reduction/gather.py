@@ -55,7 +55,8 @@ class Rows:
     ) -> None:
         """``positions`` [..., N or more] int64 go along."""
         assert plan.vision is not None
-        numbers = [np.arange(plan.num_rows), plan.vision]
+        least = np.where(plan.vision < 0, np.inf, -np.inf).astype(np.float32)
+        numbers = [np.arange(plan.num_rows), plan.vision, least.view(np.int32)]
         if plan.image is not None:
             numbers.append(plan.image)
         cuts = sorted(plan.cuts.items())
@@ -71,7 +72,7 @@ class Rows:
         )
         """Of the cuts to come."""
         self._numbers = sent[0].long()
-        """[axes of positions + 2 or 3, rows left]: what the properties read."""
+        """[axes of positions + 3 or 4, rows left]: what the properties read."""
         self._axes = 0
         self._flat_positions = True
         if positions is not None:
@@ -95,6 +96,12 @@ class Rows:
     def vision(self) -> torch.Tensor:
         """[rows] int64: vision-token number within its part, -1 for text."""
         return self._numbers[self._axes + 1]
+
+    @property
+    def _least(self) -> torch.Tensor:
+        """[rows] float32 that no score is below: infinity for text, which is never dropped."""
+        # The low half of each number: it went to the device as 32 bits.
+        return self._numbers[self._axes + 2].view(torch.float32)[::2]
 
     @property
     def of_members(self) -> torch.Tensor:
@@ -129,8 +136,8 @@ class Rows:
 
     def _order(self, table: _CutTable, scores: torch.Tensor) -> torch.Tensor:
         """[C, L] of each member: text, then vision tokens from the best on, then padding."""
-        number = self.vision.index_select(0, table.rows.view(-1)).view(table.rows.shape)
-        order = _order(scores, number, table.limits)
+        least = self._least.index_select(0, table.rows.view(-1)).view(table.rows.shape)
+        order = _order(scores, least, table.limits)
         for own, member in zip(order, table.members, strict=True):
             if member.floors is not None:
                 assert self._has_images
@@ -194,11 +201,9 @@ def _floors_first(order: torch.Tensor, image: torch.Tensor, floors: Sequence[int
     return order[torch.sort(sure, descending=True, stable=True).indices]
 
 
-def _order(scores: torch.Tensor, number: torch.Tensor, limits: torch.Tensor | None) -> torch.Tensor:
-    """[..., rows] text first, then vision tokens by score; ``number`` is negative for text."""
-    priority = torch.nan_to_num(scores).masked_fill_(number < 0, torch.inf)
-    if limits is not None:
-        priority = torch.minimum(priority, limits)
+def _order(scores: torch.Tensor, least: torch.Tensor, limits: torch.Tensor | None) -> torch.Tensor:
+    """[..., rows] text first, then vision tokens by score: at least ``least``, at most ``limits``."""
+    priority = torch.clamp(torch.nan_to_num(scores), least, limits)
     return torch.sort(priority, dim=-1, descending=True, stable=True).indices
 
 

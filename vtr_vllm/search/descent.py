@@ -112,7 +112,7 @@ def _kinds_of_moves(
             replace(state, rules={**state.rules, layer: rule.merging(name)})
             for layer, rule in state.rules.items()
             for name in settings.merges
-            if kept[layer] > 0 and rule.merge != name and rule.can_merge(name)
+            if kept.get(layer, 0.0) > 0 and rule.merge != name and rule.can_merge(name)
         ]
 
     def other_rates(portion: float, state: _State) -> list[_State]:

@@ -33,7 +33,9 @@ class RankGroup:
     index: torch.Tensor
     """[C] int32: ``places``."""
     last: torch.Tensor | None = None
-    """[C, Q] int32: the last key that a query sees; None: all see all."""
+    """[C, Q] int32: the last key that a query sees; None: all see all, or there is ``bias``."""
+    bias: torch.Tensor | None = None
+    """[C, K] float32, where Q is 1: minus infinity at keys that are not seen, else 0; None: all are."""
     share: torch.Tensor | None = None
     """[C, Q] float32: what a query counts; None: all alike."""
     of_each: torch.Tensor | None = None
@@ -41,7 +43,7 @@ class RankGroup:
     weights: torch.Tensor | None = None
     """[query heads of all ranks] float32: what a head counts; None: all alike."""
     first: torch.Tensor | None = None
-    """[C] int32: the first key that is seen; None: all are."""
+    """[C] int32: the first key that is seen; None: all are, or there is ``bias``."""
     before: torch.Tensor | None = None
     """[C * P] int32: positions of the prefix."""
     requests: torch.Tensor | None = None
@@ -80,7 +82,7 @@ def rank_groups(
         ranked_by = plan.cuts[layer][places[0]].rule
         assert isinstance(ranked_by, AttentionRule)
         there = {name: next(sent) for name in host}
-        for name in ("share", "of_each", "weights"):
+        for name in ("share", "of_each", "weights", "bias"):
             if name in there:
                 there[name] = there[name].view(torch.float32)
         made[layer].append(RankGroup(ranked_by, places, blocks=blocks, **there))
@@ -150,8 +152,6 @@ def _arrays(
         "asking": first_row + asks,
         "index": np.array(places),
     }
-    if asks.min() < longest - 1:
-        arrays["last"] = prefix + asks
     rule = cuts[0].rule
     assert isinstance(rule, AttentionRule)
     shares = [own for own in map(rule.shares, asking) if own is not None]
@@ -167,11 +167,10 @@ def _arrays(
         each = (place < num_rows) * queries / np.maximum(np.stack(seeing), 1)
         arrays["of_each"] = each.astype(np.float32).view(np.int32)
     blocks = 0
+    missing = prefix - computed
     if prefix:
-        missing = prefix - computed
         arrays["before"] = np.maximum(np.arange(prefix) - missing, 0)
-        if missing.any():
-            arrays["first"] = missing.ravel()
+    arrays |= _seen(prefix + asks, missing, prefix + longest)
     if prefix or rounds:
         held = computed + num_rows if rounds else computed
         blocks = -(-int(held.max()) // block_size)
@@ -181,3 +180,13 @@ def _arrays(
         arrays["requests"] = requests.ravel()
     flat = {"rows", "asking", "before", "stored"}
     return {name: a.ravel() if name in flat else a for name, a in arrays.items()}, blocks
+
+
+def _seen(last: IntArray, first: IntArray, keys: int) -> dict[str, IntArray]:
+    """Which of ``keys`` the queries see, from ``first`` [C, 1] to ``last`` [C, Q]: as fields of a group."""
+    behind, before = last.min() < keys - 1, bool(first.any())
+    if last.shape[1] == 1 and (behind or before):
+        place = np.arange(keys)
+        seen = (place >= first) & (place <= last)
+        return {"bias": np.where(seen, np.float32(0), np.float32(-np.inf)).view(np.int32)}
+    return ({"last": last} if behind else {}) | ({"first": first.ravel()} if before else {})

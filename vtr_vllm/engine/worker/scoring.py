@@ -62,8 +62,8 @@ class Scorer:
         self._previous: dict[tuple[int, int], torch.Tensor] = {}
         """Request of the step, first vision token of its part -> [n_vision] scores of its last cut."""
         self._seen: list[tuple[RankGroup, torch.Tensor, torch.Tensor | None]] = []
-        """Of the rank layer that ran last: queries [C * Q, heads, head_dim] of each group, and keys
-        [kv_heads, C * L, head_dim] unless they are read back."""
+        """Of the rank layer that ran last: queries [kv_heads, C * Q, heads of each * head_dim] of each group,
+        and keys [kv_heads, C * L, head_dim] unless they are read back."""
         self._whole: tuple[torch.Tensor, torch.Tensor] | None = None
         """Its query and key, for rules that take attention in their own way."""
         self._rounds = prefix_keys is not None and prefix_keys.rounds
@@ -85,8 +85,9 @@ class Scorer:
         assert self._prefix_keys is not None, "ranked before the cache is bound"
         self._seen.clear()
         for group in self._groups.get(layer + 1, ()):
-            asked = query.index_select(0, group.asking)
             keys = key.transpose(0, 1)
+            queries = query.view(len(query), len(keys), -1).transpose(0, 1)
+            asked = queries.index_select(1, group.asking)
             own = None if self._rounds else keys.index_select(1, group.rows)
             self._seen.append((group, asked, own))
         self._whole = None
@@ -138,7 +139,8 @@ class Scorer:
         layer: int,
         rows: Rows,
     ) -> torch.Tensor:
-        """Scores [C, L] of a group; ``key`` [kv_heads, C * L, head_dim], None: all are read back."""
+        """Scores [C, L] of a group; ``query`` [kv_heads, C * Q, heads of each * head_dim], ``key``
+        [kv_heads, C * L, head_dim], None: all are read back."""
         requests = len(group.places)
         kept = None if key is None else key.unflatten(1, (requests, -1))
         if group.stored is not None:
@@ -146,28 +148,29 @@ class Scorer:
             kept = stored if kept is None else torch.cat([stored, kept], dim=2)
         assert kept is not None
         attention: Any = self._blocks[layer].attn
-        length = len(group.rows) // requests
+        length, width = len(group.rows) // requests, kept.shape[-1]
         queries, keys = (
             (plain_floats, plain_floats)
             if group.rule.rope
             else self._unrotating(group, layer, rows)
         )
+        query = query.view(len(query), requests, -1, query.shape[-1] // width, width)
+        heads = len(query) * query.shape[3]
         received = received_together(
-            query.unflatten(0, (requests, -1)),
+            query,
             kept,
             attention.impl.scale,
             group.rule.heads,
             combine_heads,
             first=group.first,
             last=group.last,
+            bias=group.bias,
             share=group.share,
-            weights=_own_heads(group.weights, query.shape[1]),
+            weights=_own_heads(group.weights, heads),
             queries_in_float=queries,
             keys_in_float=keys,
             # Little more than one request of this length may take, all of whose rows ask.
-            tile_bytes=min(
-                TILE_BYTES, max(BATCH_TILE_BYTES, 4 * query.shape[1] * length * kept.shape[2])
-            ),
+            tile_bytes=min(TILE_BYTES, max(BATCH_TILE_BYTES, 4 * heads * length * kept.shape[2])),
         )
         received = received[:, -length:]
         return received if group.of_each is None else received * group.of_each
@@ -184,8 +187,10 @@ class Scorer:
             own = torch.cat([before, own], dim=-1)
 
         def queries(part: torch.Tensor, place: int) -> torch.Tensor:
-            where = asking[..., place : place + part.shape[1]]
-            return unrotate(rotary, where.flatten(-2), part.flatten(0, 1)).view(part.shape)
+            where = asking[..., place : place + part.shape[2]]
+            flat = part.movedim(0, 2)
+            turned = unrotate(rotary, where.flatten(-2), flat.flatten(2, 3).flatten(0, 1))
+            return turned.view(flat.shape).movedim(2, 0)
 
         def keys(part: torch.Tensor, place: int) -> torch.Tensor:
             where = own[..., place : place + part.shape[2]]
