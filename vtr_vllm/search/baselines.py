@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from vtr_vllm.errors import InvalidBudget
 from vtr_vllm.ranking import Need
 from vtr_vllm.schedules import FORMS, ModelGeometry, Schedule, uniform
+from vtr_vllm.schedules.forms.registry import Form
 from vtr_vllm.search.candidates import Candidate
 
 SCHEDULES = (
@@ -44,6 +45,18 @@ def of_schedule(method: str, schedule: Schedule, n_vision: int | None) -> Conten
     return Contender(method, budget, Candidate.of(schedule, n_vision), schedule)
 
 
+def baseline(
+    method: str, form: Form, geometry: ModelGeometry, budget: float, n_vision: int | None
+) -> Contender:
+    """What ``form`` makes of ``budget``; or why it cannot be met."""
+    try:
+        schedule = form(geometry, budget)
+    except InvalidBudget as err:
+        return Contender(method, budget, None, why_not=str(err))
+    # vtw takes a budget of four decimals as the nearest multiple: table it as asked
+    return Contender(method, budget, Candidate.of(schedule, n_vision), schedule)
+
+
 def baselines(
     geometry: ModelGeometry, budget: float, n_vision: int | None, has_cls: bool
 ) -> Iterator[Contender]:
@@ -53,16 +66,11 @@ def baselines(
     nothing but the canvas are dropped before layer 0.
     """
     for method in SCHEDULES:
-        try:
-            schedule = FORMS[method](geometry, budget)
-        except InvalidBudget as err:
-            yield Contender(method, budget, None, why_not=str(err))
-            continue
-        if not has_cls and any(Need.TOWER in rule.needs for rule in schedule.rules):
-            yield Contender(method, budget, None, why_not="the vision tower has no CLS token")
-        else:
-            # vtw takes a budget of four decimals as the nearest multiple: table it as asked
-            yield Contender(method, budget, Candidate.of(schedule, n_vision), schedule)
+        found = baseline(method, FORMS[method], geometry, budget, n_vision)
+        rules = found.schedule.rules if found.schedule is not None else ()
+        if not has_cls and any(Need.TOWER in rule.needs for rule in rules):
+            found = Contender(method, budget, None, why_not="the vision tower has no CLS token")
+        yield found
     shrunk = uniform(geometry, budget)
     candidate = replace(Candidate.of(shrunk, n_vision), image_scale=budget)
     yield Contender(DOWNSAMPLE, budget, candidate, shrunk)

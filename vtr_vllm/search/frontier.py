@@ -2,10 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 from vtr_vllm.schedules import (
+    FIRST_ATTENTION_CUT,
     ModelGeometry,
     RankRule,
     Schedule,
@@ -14,7 +16,8 @@ from vtr_vllm.schedules import (
     make_plan,
     uniform,
 )
-from vtr_vllm.search.baselines import Contender, baselines, of_schedule
+from vtr_vllm.schedules.forms.registry import behind_two_layers
+from vtr_vllm.search.baselines import Contender, baseline, baselines, of_schedule
 from vtr_vllm.search.candidates import unreduced
 from vtr_vllm.search.families import SEARCHED
 from vtr_vllm.search.statistics import LEVEL, bootstrap_interval, paired_difference
@@ -24,6 +27,9 @@ Rows = list[dict[str, Any]]
 
 SINGLE_CUT = "single-cut"
 """Method: one cut before layer 0 by the best rule there, of a search that tried the local rules."""
+
+HAWK = "hawk"
+"""Method: FastV's counts, by attention of heads weighed by the search (HAWK, arXiv 2604.07812)."""
 
 
 def contenders(
@@ -40,6 +46,7 @@ def contenders(
     """
     geometry = book.geometry
     rules = record.get("local_rules")
+    weighed = (record.get("rules") or {}).get("weighed") or {}
     yield Contender("full", 1.0, unreduced(geometry), book.by_name("full"))
     for budget in budgets:
         yield from baselines(geometry, budget, n_vision, has_cls)
@@ -47,6 +54,10 @@ def contenders(
             rule = RankRule.parse(rules["best"]["0"])
             cut = replace(uniform(geometry, budget), name=f"{SINGLE_CUT}-{budget!r}", rules=(rule,))
             yield of_schedule(SINGLE_CUT, cut, n_vision)
+        if (heads := weighed.get(str(FIRST_ATTENTION_CUT))) is not None:
+            yield baseline(
+                HAWK, partial(behind_two_layers, HAWK, rule=heads), geometry, budget, n_vision
+            )
     for found in record["schedules"]:
         yield of_schedule(found["method"], _schedule(found, geometry), n_vision)
     for reuse, name in ((False, "interpolated"), (True, "local-interpolated")):

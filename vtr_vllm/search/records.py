@@ -154,4 +154,5 @@ def _rules(table: RuleTable | None) -> dict[str, Any] | None:
         "values": {str(layer): dict(values) for layer, values in table.values.items()},
         "best": {str(layer): str(rule) for layer, rule in table.rules.items()},
         "cut_layers": list(table.cut_layers),
+        "weighed": {str(layer): str(rule) for layer, rule in table.weighed.items()},
     }

@@ -88,6 +88,7 @@ SEARCH: Form = {
             "accuracy": float,
         }
     ],
+    "rules": Maybe({"weighed": Maybe(Each(str))}),
     "local_rules": Maybe(
         {"values": Each(Each(float)), "best": Each(str), "cut_layers": [int]},
     ),

@@ -38,7 +38,7 @@ def test_what_cannot_be_met_says_why():
     assert "nearest [0.25, 0.3333]" in found["vtw"].why_not
     assert [method for method, each in found.items() if each.why_not] == ["vtw"]
     found = found_at(0.125)
-    late = {"random", "fastv", "pdrop", "feather", "sparsevlm", "illava", "vtw"}
+    late = {"random", "fastv", "priortr", "pdrop", "feather", "sparsevlm", "illava", "vtw"}
     assert {m for m, each in found.items() if each.why_not} == late
     assert "it reaches 0.16666666666666666 .. 1.0" in found["fastv"].why_not
 
@@ -73,6 +73,6 @@ def test_a_schedule_without_a_budget_stands_at_what_it_spends():
 def test_a_model_without_a_cls_token_has_fewer_baselines():
     found = found_at(0.25, has_cls=False)
     assert {m for m, each in found.items() if "no CLS" in (each.why_not or "")} == {
-        *("vtc-cls", "prumerge", "visionzip")
+        *("vtc-cls", "fopru-row", "prumerge", "prumerge-plus", "visionzip")
     }
     assert all(each.candidate for each in found_at(0.25).values())

@@ -7,7 +7,7 @@ from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
 from vtr_vllm.schedules import RankRule, ScheduleBook, p_sigmoid, uniform
 from vtr_vllm.search.baselines import DOWNSAMPLE, SCHEDULES
 from vtr_vllm.search.candidates import unreduced
-from vtr_vllm.search.frontier import compare, contenders, meta
+from vtr_vllm.search.frontier import HAWK, compare, contenders, meta
 from vtr_vllm.search.statistics import bootstrap_interval, paired_difference
 
 LAYERS, N_VISION = 8, 24
@@ -33,7 +33,8 @@ RECORD = {
     "schedules": [
         *(described("p-sigmoid", schedule) for schedule in FOUND),
         *(described("searched", schedule) for schedule in SERVED),
-    ]
+    ],
+    "rules": {"weighed": {"2": "last:90", "4": "last:12"}},
 }
 
 
@@ -61,7 +62,7 @@ def test_everything_stands_beside_every_baseline(entries):
     assert entries[0].method == "full"
     for budget in BUDGETS:
         methods = [entry.method for entry in entries if entry.budget == budget]
-        assert sorted(methods) == sorted([*SCHEDULES, DOWNSAMPLE, "p-sigmoid", "searched"])
+        assert sorted(methods) == sorted([*SCHEDULES, DOWNSAMPLE, HAWK, "p-sigmoid", "searched"])
     between = [entry.budget for entry in entries if entry.method == "interpolated"]
     assert between == pytest.approx([0.225, 0.425])
 
@@ -79,6 +80,7 @@ def test_what_cannot_be_met_is_a_row_with_the_reason(rows):
         ("feather", 0.2),
         ("illava", 0.2),
         ("priortr", 0.2),
+        ("hawk", 0.2),
         ("sparsevlm", 0.2),
         ("vtw", 0.6),
         ("vtw", 0.2),
@@ -152,3 +154,5 @@ def test_a_schedule_s_rules_are_kept(rows):
     assert by_name["uniform-0.25"]["rules"] == [str(RankRule.parse("saliency"))]
     assert by_name["uniform-0.25"]["keep"] == list(uniform(GEOMETRY, 0.25).keep)
     assert by_name["full"]["keep"] == list(unreduced(GEOMETRY).keep)
+    assert by_name["hawk-0.25"]["rules"] == ["last:90"]
+    assert by_name["hawk-0.25"]["keep"] == by_name["fastv-0.25"]["keep"]

@@ -72,7 +72,7 @@ def test_a_real_search_is_read_as_it_is(tmp_path: Path) -> None:
     # A record from before families says nothing of them.
     schedules = [{"family": None} | schedule for schedule in record["schedules"]]
     meta = {"family": None} | record["meta"]
-    unknown = {"local_rules": None, "meta": meta, "schedules": schedules}
+    unknown = {"rules": None, "local_rules": None, "meta": meta, "schedules": schedules}
     assert read_search(tmp_path) == record | unknown
 
 
