@@ -116,11 +116,9 @@ def received_together(
         if bias is not None:
             logits += bias[:, None, None]
         if first is not None or last is not None:
-            place_of = torch.arange(keys, device=key.device)
             own = None if last is None else last[:, begin : begin + tile]
-            logits.masked_fill_(_hidden(place_of, first, own)[:, :, None], -torch.inf)
-        probability = logits.softmax(-1)
-        merged = combine(_of_heads(probability, heads, weights), heads)
+            logits.masked_fill_(_hidden(keys, first, own)[:, :, None], -torch.inf)
+        merged = combine(_of_heads(logits.softmax(-1), heads, weights), heads)
         if share is not None:
             merged = merged * share[:, begin : begin + tile, None]
         part = merged.sum(1) if queries > 1 else merged[:, 0]
@@ -146,10 +144,11 @@ def _products(asked: torch.Tensor, turned: torch.Tensor, scale: float) -> torch.
     return torch.baddbmm(turned.new_empty(1, 1, 1), asked, turned, beta=0, alpha=scale)
 
 
-def _hidden(
-    place: torch.Tensor, first: torch.Tensor | None, last: torch.Tensor | None
-) -> torch.Tensor:
-    """[C, 1 or Q, K] whether a key at ``place`` [K] is not seen."""
+def _hidden(keys: int, first: torch.Tensor | None, last: torch.Tensor | None) -> torch.Tensor:
+    """[C, 1 or Q, keys] whether a key is not seen; one of the two bounds is given."""
+    bounds = first if last is None else last
+    assert bounds is not None
+    place = torch.arange(keys, device=bounds.device)
     before = None if first is None else place < first[:, None, None]
     if last is None:
         assert before is not None
