@@ -73,6 +73,7 @@ class VLLMEvaluator:
         }
         arguments |= {**(_DEMO_ARGS if demo else {}), **options.engine_args}
         self._llm = vllm.LLM(**arguments, worker_cls=WORKER_CLS, scheduler_cls=SCHEDULER_CLS)
+        self._llm.llm_engine.reset_mm_cache()  # which waits for what fills it at the start
         config = self._llm.model_config
         width = config.get_inputs_embeds_size() * config.dtype.itemsize
         room = keep_encoded(self._llm.llm_engine, _ENCODED_BYTES // width)
@@ -174,16 +175,22 @@ class VLLMEvaluator:
         found = self._rendered.get(key)
         if found is None:
             images = [scaled(image, key[1]) for image in task.item.load_images()]
-            found = self._llm._preprocess_chat_one(messages(task.item, _parts(images)))
+            found = self._render(messages(task.item, _parts(images)))
             if MultiModalCache.get_item_size(found) <= self._rendered.capacity:
                 self._rendered[key] = found
         return found
+
+    def _render(self, chat: list[Any]) -> Any:
+        """A prompt with all of its images: vLLM would leave out those that its cache holds by now, and
+        that it may have dropped when the prompt is asked about once more."""
+        self._llm.llm_engine.renderer.clear_mm_cache()
+        return self._llm._preprocess_chat_one(chat)
 
     def _encode(self, task: Task, place: int) -> int:
         """Encode one image of a task in a step of its own; its vision tokens."""
         image = scaled(task.item.load_images()[place], task.candidate.image_scale)
         content = [*_parts([image]), {"type": "text", "text": task.item.question}]
-        prompt = self._llm._preprocess_chat_one([{"role": "user", "content": content}])
+        prompt = self._render([{"role": "user", "content": content}])
         engine = self._llm.llm_engine
         # Of the decoder as little as can be: it keeps no vision token from layer 0 on.
         rule = "registers" if registers_of(self._llm.model_config.hf_config) else "prefix"

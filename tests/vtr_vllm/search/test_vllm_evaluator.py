@@ -9,10 +9,11 @@ from tests.vtr_vllm.search.conftest import MAX_TOKENS
 from vtr_vllm.errors import EvaluationFailed
 from vtr_vllm.schedules import fastv, random, uniform
 from vtr_vllm.search.answer_metrics import score
-from vtr_vllm.search.answers import TOP_LOGPROBS, Task
+from vtr_vllm.search.answers import TOP_LOGPROBS, EngineOptions, Task
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.converters import from_demo
+from vtr_vllm.search.vllm_evaluator import VLLMEvaluator
 
 pytestmark = pytest.mark.engine
 
@@ -45,6 +46,17 @@ def test_answers_depend_on_the_list_alone(engine, demo, kinds):
     engine.run(other)
     engine.run(first[5:8])
     assert engine.run(first) == once
+
+
+def test_images_that_the_cache_of_vllm_has_dropped_are_asked_about_again(demo, kinds, monkeypatch):
+    """It holds some of a large data set, and drops others than its other side thinks."""
+    for name in ("VLLM_ENABLE_V1_MULTIPROCESSING", "VLLM_PLUGINS"):
+        monkeypatch.setenv(name, "")  # so that what the evaluator sets does not stay
+    engine = VLLMEvaluator(EngineOptions("demo", MAX_TOKENS, {}, 1))
+    tasks = [Task(candidate, item) for item in demo.items[:6] for candidate in kinds]
+    once = engine.run(tasks)
+    engine._llm.llm_engine.engine_core.engine_core.mm_receiver_cache.clear_cache()
+    assert engine.run(tasks) == once
 
 
 def test_an_answer_is_complete(engine, demo, kinds):
