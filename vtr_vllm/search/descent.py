@@ -1,9 +1,10 @@
 """Coordinate descent on rules and counts themselves, under a fixed budget.
 
 A family's optimum is a smooth curve with the rules that are best where each cuts alone. From there,
-other rules take a cut's place, one at a time; a cut merges what it drops; then layer-tokens (one vision token in one layer) are
-moved between the stages of a schedule, in both directions and over all pairs, as long as that raises
-the value; then in smaller portions. The sum over the layers, and so the budget, stays.
+other rules take a cut's place, one at a time; a cut merges what it drops; then layer-tokens (one vision
+token in one layer) are moved between the stages of a schedule, in both directions and over all pairs,
+as long as that raises the value; then in smaller portions. The sum over the layers, and so the budget,
+stays.
 """
 
 from collections.abc import Callable, Mapping, Sequence

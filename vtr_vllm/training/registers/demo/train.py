@@ -23,6 +23,7 @@ from vtr_vllm.demo.shards import Crew, Stats
 from vtr_vllm.demo.world import KINDS
 from vtr_vllm.training.registers.demo.losses import Job
 from vtr_vllm.training.registers.demo.model import RegisterModel
+from vtr_vllm.training.state import STATE, save_state
 
 LOG_EVERY = 25
 SAVE_EVERY = 50
@@ -65,8 +66,7 @@ class Trainer:
 
     def __init__(self, recipe: Recipe, start: Path, work: Path) -> None:
         self.recipe, self.progress = recipe, Progress()
-        self.state_file = work / "state.pt"
-        work.mkdir(parents=True, exist_ok=True)
+        self.state_file = work / STATE
         torch.manual_seed(recipe.seed)
         llava = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
         self.model = RegisterModel(llava, recipe.registers, recipe.counts)
@@ -105,9 +105,7 @@ class Trainer:
             "model": {n: w for n, w in self.model.state_dict().items() if n in learning},
             "optimizers": [o.state_dict() for o in self.optimizers],
         }
-        fresh = self.state_file.with_suffix(".new")
-        torch.save(state, fresh)
-        fresh.replace(self.state_file)
+        save_state(self.state_file.parent, state)
 
     def layer(self) -> int:
         """Before which an image goes, at this step."""
