@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,13 @@ if os.environ.get("VTR_TEST_RUNNER", "v1") == "v2":
             return False
 
     triton.backends.backends["cpu"] = triton.backends.Backend(compiler=None, driver=_NoDriver)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """An engine that ran in this process lets vLLM remember its variables; tests change them."""
+    if envs := sys.modules.get("vllm.envs"):
+        envs.disable_envs_cache()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -53,12 +53,10 @@ def running() -> dict[str, str]:
 
     vLLM's own application with our plugin; no engine.
     """
-    from vllm import envs
     from vllm.entrypoints.launchers.app import build_app
     from vllm.entrypoints.launchers.cli_args import make_arg_parser
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    envs.disable_envs_cache()  # an engine that ran in this process has turned it on
     with pytest.MonkeyPatch.context() as patch:
         for name, value in ENVIRONMENT.items():
             patch.setenv(name, value)

@@ -30,12 +30,9 @@ class Engines:
         key = repr(sorted(arguments.items()))
         if self._current is None or self._current[0] != key:
             self.close()
-            from vllm.envs import disable_envs_cache
-
             from tests.vtr_vllm.engine.support import start
 
             self._current = (key, start(**arguments))
-            disable_envs_cache()  # or the tests beside it could change no variable of vLLM's
         return self._current[1]
 
     def close(self) -> None:
