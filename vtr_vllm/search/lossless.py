@@ -1,7 +1,8 @@
-"""The least budget that loses no quality, along the schedules that were searched.
+"""The least budget that loses no quality.
 
 G-Search spends its tolerance greedily, layer by layer. Schedules searched per budget share it
-between the layers as is best; here we look how far down that curve the tolerance reaches.
+between the layers as is best; here we look how far down that curve the tolerance reaches, and take
+what keeps less of the two.
 """
 
 from collections.abc import Sequence
@@ -16,12 +17,13 @@ _HALVINGS = 5
 
 
 def search_lossless(
-    study: Study, stage: str, schedules: Sequence[Schedule], tolerance: float
+    study: Study, stage: str, schedules: Sequence[Schedule], greedy: Schedule, tolerance: float
 ) -> Schedule:
     """The schedule of least budget whose value is within ``tolerance`` of the unreduced model's.
 
     ``schedules`` have budgets, one each; between two of them it is their interpolation that is
     tried, as a server would serve it. Bisection, so the value is taken to rise with the budget.
+    Where it does not, ``greedy``, what G-Search found, may keep less.
     """
     floor = study.unreduced().value - tolerance
     ordered = sorted(schedules, key=lambda s: -s.mean_keep)
@@ -31,6 +33,8 @@ def search_lossless(
             passing = _bisect(study, stage, schedule, passing, floor)
             break
         passing = schedule
+    if greedy.mean_keep < passing.mean_keep and _passes(study, stage, greedy, floor):
+        passing = greedy
     study.progress.step(f"a mean keep of {passing.mean_keep:.3f} loses no quality")
     return replace(
         passing,

@@ -169,8 +169,8 @@ def _beyond(study: Study, settings: SearchSettings, result: Result, family: Fami
         found = descend(study, names.descent, how, schedule)
         result.found(names.descent, _named(found, names.descent))
     study.progress.begin(names.lossless)
-    curve = result.schedules[names.descent]
-    found = search_lossless(study, names.lossless, curve, settings.tolerance)
+    curve, (greedy,) = result.schedules[names.descent], result.schedules[names.g_search]
+    found = search_lossless(study, names.lossless, curve, greedy, settings.tolerance)
     result.found(names.lossless, replace(found, name=LOSSLESS[family], method=names.lossless))
 
 

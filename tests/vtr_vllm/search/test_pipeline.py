@@ -78,6 +78,8 @@ def test_what_loses_no_quality_is_within_the_tolerance(searched):
         (found,) = done.evaluate("check", [Candidate.of(schedule, N_VISION)])
         assert found.value >= floor
         assert schedule.mean_keep < 1
+    (greedy,), (least,) = result.schedules["g-search-blind"], result.schedules["lossless"]
+    assert least.mean_keep <= greedy.mean_keep
 
 
 def test_each_method_beats_or_equals_the_one_before_on_its_items(searched):
