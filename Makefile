@@ -83,7 +83,7 @@ test-v1: $(READY) ## run the default tests, engines on runner V1
 
 test-v2: $(READY) ## run the engine tests on vLLM's runner V2, through Triton's interpreter
 	@echo "test-v2: running the tests marked both_runners on runner V2"
-	VTR_TEST_RUNNER=v2 $(BIN)/python -m pytest -m both_runners $(SHARE) tests/vtr_vllm/engine $(ARGS)
+	VTR_TEST_RUNNER=v2 $(BIN)/python -m pytest -m both_runners $(SHARE) tests/vtr_vllm/engine tests/vtr_vllm/ranking $(ARGS)
 
 test-families: $(READY) ## run every model family against stock vLLM and the reference, on both runners
 	@echo "test-families: an engine for each family, on runner V1, then on runner V2"

@@ -29,11 +29,12 @@ def test_commands_in_the_texts_exist(path: str) -> None:
 
 
 def test_tests_of_both_runners_are_where_the_makefile_looks_for_them() -> None:
-    """`make test-v2` reads one folder: reading all tests takes as long as running a third of these."""
-    assert "-m both_runners $(SHARE) tests/vtr_vllm/engine" in MAKEFILE
+    """`make test-v2` reads two folders: reading all tests takes as long as running a third of these."""
+    folders = ("tests/vtr_vllm/engine", "tests/vtr_vllm/ranking")
+    assert f"-m both_runners $(SHARE) {' '.join(folders)} $(ARGS)" in MAKEFILE
     marked = [p for p in tracked_files() if p.startswith("tests/") and p.endswith(".py")]
     marked = [path for path in marked if "mark.both_runners" in (ROOT / path).read_text()]
-    elsewhere = [path for path in marked if not path.startswith("tests/vtr_vllm/engine/")]
+    elsewhere = [path for path in marked if not path.startswith(folders)]
     assert elsewhere == ["tests/contract/test_frame.py"], "this file, and no other"
 
 

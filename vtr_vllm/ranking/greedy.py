@@ -66,22 +66,30 @@ def greedy_scores(greedy: Greedy, most: int) -> torch.Tensor:
         place.scatter_(1, found, places)
         greedy.take(found, live)
         taken += block
-    rest = _waiting(greedy, place).sort(dim=1, descending=True, stable=True).indices
-    behind = torch.empty_like(place).scatter_(1, rest, numbers.expand_as(place))
+    return scores_of_places(place, greedy.worth)
+
+
+def scores_of_places(place: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
+    """[U, n] minus each token's place: first those that have one in ``place`` [U, n], then those that
+    have n, by their ``worth``, of equals the earlier."""
+    tokens = place.shape[1]
+    numbers = torch.arange(tokens, device=place.device, dtype=place.dtype).expand_as(place)
+    rest = _waiting(place, worth).sort(dim=1, descending=True, stable=True).indices
+    behind = torch.empty_like(place).scatter_(1, rest, numbers)
     order = torch.where(place < tokens, place, tokens + behind).argsort(1)
-    return torch.empty_like(place).scatter_(1, order, -numbers.expand_as(place))
+    return torch.empty_like(place).scatter_(1, order, -numbers)
 
 
-def _waiting(greedy: Greedy, place: torch.Tensor) -> torch.Tensor:
+def _waiting(place: torch.Tensor, worth: torch.Tensor) -> torch.Tensor:
     """What those that are not taken add; below zero for the others."""
-    return greedy.worth.masked_fill(place < place.shape[1], -1.0)
+    return worth.masked_fill(place < place.shape[1], -1.0)
 
 
 def _best(
     greedy: Greedy, place: torch.Tensor, block: int, left: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """[U, block] what the next ones add, and their tokens; at least ``left`` are not taken yet."""
-    waiting = _waiting(greedy, place)
+    waiting = _waiting(place, greedy.worth)
     if block == 1:
         adds, found = waiting.max(1, keepdim=True)
         return adds, found

@@ -13,6 +13,7 @@ from vllm.model_executor.layers.attention import Attention
 
 from vtr_vllm.engine.worker.merging import TILE_BYTES as MERGED_BYTES
 from vtr_vllm.engine.worker.rank_groups import most_keys
+from vtr_vllm.ranking.pairs import MOST_TOKENS, PAIRS_BYTES
 from vtr_vllm.ranking.probabilities import BATCH_TILE_BYTES, CHUNK, TILE_BYTES
 
 logger = logging.getLogger("vllm.vtr")
@@ -77,6 +78,8 @@ class StepMemory:
         floats = 4 * max(4 * turned, most_keys(rows)) * self.key + 4 * 4 * asking * self.query
         # Embeddings or states of all images of a step, in float32, and what becomes of them.
         blind = rows * self.hidden * (self.element + 3 * 4)
+        # Distances of their pairs, and twice while those of like ones become none.
+        blind += 9 * min(PAIRS_BYTES, 4 * rows * min(rows, MOST_TOKENS)) // 4
         return max(joined + floats + 2 * max(logits, 4 * self.heads * keys), blind)
 
 
