@@ -1,5 +1,6 @@
 """A schedule between two: linear in the keep rates, so a budget between theirs is met exactly."""
 
+from dataclasses import replace
 from itertools import accumulate
 
 from vtr_vllm.errors import InvalidBudget, ScheduleError
@@ -70,16 +71,18 @@ def _rules(
     rules: list[RankRule] = []
     current: _Order | None = None
     for cut in cuts:
-        rule, _ = order = orders[cut]
-        rules.append(Previous() if order == current else rule)
+        order, merge = orders[cut]
+        rules.append(replace(Previous() if order == current else order[0], merge=merge))
         current = order
     return tuple(rules)
 
 
-def _orders(schedule: Schedule) -> dict[int, _Order]:
-    """The order at each cut of a schedule; ``previous`` has that of the cut before it."""
-    orders: dict[int, _Order] = {}
+def _orders(schedule: Schedule) -> dict[int, tuple[_Order, str]]:
+    """The order at each cut of a schedule, ``previous`` having that of the cut before it; and the
+    cut's own merge."""
+    orders: dict[int, tuple[_Order, str]] = {}
+    order: _Order | None = None
     for cut, rule in zip(schedule.cuts, schedule.rules, strict=True):
-        # dictionaries keep their order: the last value is the previous cut's
-        orders[cut] = next(reversed(orders.values())) if isinstance(rule, Previous) else (rule, cut)
+        order = order if order and isinstance(rule, Previous) else (rule, cut)
+        orders[cut] = order, rule.merge
     return orders

@@ -1,7 +1,7 @@
 """A schedule applied to one request: whole numbers, known before the forward pass."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vtr_vllm.ranking import RankRule
 from vtr_vllm.ranking.rules.previous import Previous
@@ -47,7 +47,7 @@ def make_plan(keep: Sequence[float], rules: Sequence[RankRule], n_vision: int) -
 
     ``keep`` and ``rules`` are what ``Schedule`` holds and ``parse_wire`` returns. A scheduled
     cut whose count does not fall for this prompt is no cut of the plan. A ``previous`` that
-    would have reused the order of such a cut takes over its rule instead. Raises ValueError
+    would have reused the order of such a cut takes over its rule instead, and merges as before. Raises ValueError
     on a negative ``n_vision`` and when ``rules`` are not one per cut.
     """
     counts = keep_counts(keep, n_vision)
@@ -64,6 +64,8 @@ def _resolve(scheduled: dict[int, RankRule], cuts: frozenset[int]) -> tuple[Rank
         if layer not in cuts:
             inherited = inherited if isinstance(rule, Previous) else rule
             continue
-        resolved.append(inherited if isinstance(rule, Previous) and inherited else rule)
+        if isinstance(rule, Previous) and inherited:
+            rule = replace(inherited, merge=rule.merge)
+        resolved.append(rule)
         inherited = None
     return tuple(resolved)

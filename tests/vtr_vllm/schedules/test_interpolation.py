@@ -146,3 +146,11 @@ def test_a_full_layer_stays_full_to_the_last_bit():
 def test_what_cannot_be_interpolated(lower, upper, budget, error, reason):
     with pytest.raises(error, match=reason):
         interpolate(lower, upper, budget)
+
+
+def test_each_cut_keeps_its_own_merge():
+    rules = ("last+scored", "previous", "previous+nearest", "previous")
+    lower = of("low", (1, 1, 0.5, 0.5, 0.25, 0.2, 0.1, 0.1), rules)
+    upper = of("high", (1, 1, 0.6, 0.6, 0.3, 0.25, 0.2, 0.2), rules)
+    found = interpolate(lower, upper, (lower.budget + upper.budget) / 2)
+    assert tuple(str(rule) for rule in found.rules) == rules

@@ -39,6 +39,8 @@ def test_a_prompt_too_small_to_reduce(n_vision):
         # of 4 tokens only the cut before layer 4 takes some
         (["saliency", "last", "previous"], "last"),
         (["saliency", "previous", "previous"], "saliency"),
+        (["saliency", "last", "previous+nearest"], "last+nearest"),
+        (["saliency", "last+scored", "previous"], "last"),
         (["saliency", "last", "instruction"], "instruction"),
     ],
 )

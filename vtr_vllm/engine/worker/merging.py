@@ -137,14 +137,15 @@ class Merged:
         agree: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         """``selection`` [rows left] of the rows before, ``scores`` [members, most rows of one] and
-        ``vision`` [rows before], as ``Rows`` has them. ``agree`` makes of one rank's states all ranks'.
+        ``vision`` [rows before], as ``Rows`` has them. ``agree`` makes of one rank's values all ranks'.
         """
         self._parts = []
         for alike in _alike(members):
             group = _Group.of(alike, selection, scores, vision)
             hidden, residual = group.merged(stream)
             agreed = None if residual is None else agree(residual)
-            self._parts.append((group.places.flatten(), agree(hidden), agreed))
+            # Places too: they are in the order of the scores, whose last bit may differ between ranks.
+            self._parts.append((agree(group.places.flatten()), agree(hidden), agreed))
 
     def put_into(self, stream: Stream) -> None:
         """Put them where their tokens are, once the rows are dropped."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from vtr_vllm.errors import InvalidBudget
-from vtr_vllm.schedules import FIRST_ATTENTION_CUT, Schedule, p_sigmoid
+from vtr_vllm.schedules import FIRST_ATTENTION_CUT, Schedule, of_one_image, p_sigmoid
 from vtr_vllm.search.adaptive.moves import with_counts
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.study import Study
@@ -17,7 +17,10 @@ _THEN = (0.0, 1 / 16)
 
 
 def pool(study: Study, searched: Iterable[Schedule], budgets: Sequence[float]) -> list[Candidate]:
-    """Candidates, each once: a share chosen without the question, then next to none; curves; ``searched``."""
+    """Candidates, each once: a share chosen without the question, then next to none; curves; ``searched``.
+
+    But for those with a rule of one image: what is next to them would cut where such a rule cannot.
+    """
     layers, n = study.geometry.layers, study.n_vision
     depths = sorted({max(FIRST_ATTENTION_CUT, round(depth * layers)) for depth in _DEPTHS})
     plain = [
@@ -26,7 +29,8 @@ def pool(study: Study, searched: Iterable[Schedule], budgets: Sequence[float]) -
         for depth in depths
         for then in _THEN
     ]
-    found = [Candidate.of(schedule, n) for schedule in [*_curves(study, budgets), *searched]]
+    movable = [schedule for schedule in searched if not of_one_image(schedule.rules)]
+    found = [Candidate.of(schedule, n) for schedule in [*_curves(study, budgets), *movable]]
     return [each for each in dict.fromkeys([*plain, *found]) if each.reduces]
 
 

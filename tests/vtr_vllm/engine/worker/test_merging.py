@@ -12,9 +12,12 @@ import torch
 from tests.reference.model import ReferenceLlava
 from tests.vtr_vllm.engine.conftest import LAYERS, SHAPE, Engines
 from tests.vtr_vllm.engine.support import Case, logits, picture, words
+from tests.vtr_vllm.reduction.strategies import request_of
 from vtr_vllm.engine.worker.decoder import _Stream
-from vtr_vllm.engine.worker.merging import _Group
+from vtr_vllm.engine.worker.merging import Merged, _Group
 from vtr_vllm.ranking.merge import merges
+from vtr_vllm.reduction.batch import StepRequest, plan_batch
+from vtr_vllm.reduction.gather import Rows
 from vtr_vllm.schedules import RankRule, make_plan
 
 pytestmark = [pytest.mark.engine, pytest.mark.both_runners]
@@ -108,3 +111,33 @@ def test_parts_give_what_the_whole_gives(monkeypatch: pytest.MonkeyPatch) -> Non
             patch.setattr("vtr_vllm.engine.worker.merging.TILE_BYTES", 4 * 2 * 20 * 7)
             for part, all_at_once in zip(group.merged(stream), whole, strict=True):
                 torch.testing.assert_close(part, all_at_once)
+
+
+@pytest.mark.parametrize("merge", merges())
+def test_ranks_put_one_state_into_one_place(merge: str) -> None:
+    """Though the last bit of the scores differs, and with it the order in which they see the tokens."""
+    request = request_of([range(2, 12)], 14, [1, 1, 0.5, 0.5], [f"cls+{merge}"])
+    plan = plan_batch([StepRequest(0, 14, request)], 4, [0])
+    vision = Rows(plan, torch.device("cpu")).vision
+    kept = torch.tensor([0, 1, 2, 4, 6, 8, 10, 12, 13], dtype=torch.int32)
+    draw = torch.Generator().manual_seed(0)
+    hidden, residual = torch.randn(2, 14, 8, generator=draw)
+    first = torch.rand(1, 14, generator=draw)
+    other = first.clone()
+    other[0, 2], other[0, 4] = first[0, 4], first[0, 2]
+    said: list[torch.Tensor] = []
+
+    def say(values: torch.Tensor) -> torch.Tensor:
+        said.append(values)
+        return values
+
+    streams = []
+    for scores, agree in ((first, say), (other, lambda values: said.pop(0))):
+        stream = _Stream(torch.empty(0), hidden.clone())
+        stream.residual = residual.clone()
+        merged = Merged(plan.cuts[2], kept, scores, vision, stream, agree)
+        stream.hidden, stream.residual = hidden[kept].clone(), residual[kept].clone()
+        merged.put_into(stream)
+        streams.append(stream)
+    assert torch.equal(streams[0].hidden, streams[1].hidden)
+    assert torch.equal(streams[0].residual, streams[1].residual)
