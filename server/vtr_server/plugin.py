@@ -153,6 +153,7 @@ def _chooser(engine: Engine, elastic: Elastic | None, settings: ServerSettings) 
         settings.tiers,
         auto,
         engine.caches_prefixes,
+        engine.checkpoint,
         confidence=settings.adaptive.confidence,
     )
 

@@ -12,6 +12,7 @@ from tests.contract.source import Import, imports
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "upload": set(),
+    "checkpoint_digest": set(),
     "ranking": {"errors", "upload"},
     "schedules": {"errors", "ranking"},
     "adaptive": {"errors", "schedules"},
@@ -23,12 +24,28 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {"adaptive", "errors", "ranking", "schedules", "reduction", "upload"},
     "demo": {"errors", "schedules", "reduction"},
     "search": {
-        *("adaptive", "command_line", "demo", "engine", "errors", "image_files", "preflight"),
-        *("ranking", "reduction", "schedules", "search_options"),
+        *(
+            "adaptive",
+            "checkpoint_digest",
+            "command_line",
+            "demo",
+            "engine",
+            "errors",
+            "image_files",
+        ),
+        *("preflight", "ranking", "reduction", "schedules", "search_options"),
     },
     "server": {
-        *("adaptive", "command_line", "demo", "engine", "errors", "image_files", "preflight"),
-        *("ranking", "reduction", "schedules", "search_options"),
+        *(
+            "adaptive",
+            "checkpoint_digest",
+            "command_line",
+            "demo",
+            "engine",
+            "errors",
+            "image_files",
+        ),
+        *("preflight", "ranking", "reduction", "schedules", "search_options"),
     },
     "cli": {
         *("command_line", "demo", "engine", "errors", "preflight", "reduction", "schedules"),
@@ -47,7 +64,7 @@ ALLOWED: dict[str, set[str]] = {
         "server",
     },
     "training": {
-        *("command_line", "demo", "engine", "errors", "preflight"),
+        *("checkpoint_digest", "command_line", "demo", "engine", "errors", "preflight"),
         *("schedules", "search", "search_options"),
     },
     "vtr_vllm": {"errors", "schedules"},

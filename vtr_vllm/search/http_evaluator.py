@@ -53,14 +53,15 @@ class HTTPEvaluator:
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """Model name and releases; no address, so that another fleet's answers count as well."""
+        """Model name, its weights and releases; no address, so that another fleet's answers count as well."""
         served = self._fleet.served
         found = {
             "model": served.model,
             "max_tokens": str(self._max_tokens),
             "vtr": version("vtr-vllm"),
         }
-        return found | ({} if served.vllm is None else {"vllm": served.vllm})
+        said = {"vllm": served.vllm, "checkpoint": served.checkpoint}
+        return found | {name: value for name, value in said.items() if value is not None}
 
     @cached_property
     def has_cls(self) -> bool:

@@ -24,10 +24,13 @@ class Served:
     """Release; None where the server does not say."""
     band_starts: tuple[int, ...] | None = None
     """First layers of its KV bands; None where the server does not say."""
+    checkpoint: str | None = None
+    """``checkpoint_digest`` of its model; None where the server does not say."""
 
     def __str__(self) -> str:
         bands = "" if self.band_starts is None else f", KV bands from layers {self.band_starts}"
-        return f"{self.model}, {self.geometry.fingerprint}, vllm {self.vllm}{bands}"
+        weights = "" if self.checkpoint is None else f", checkpoint {self.checkpoint[:12]}"
+        return f"{self.model}, {self.geometry.fingerprint}, vllm {self.vllm}{bands}{weights}"
 
 
 @dataclass(frozen=True)
@@ -58,12 +61,13 @@ async def inspect(client: httpx.AsyncClient, url: str) -> Served | Trouble:
         found[path] = response
     try:
         schedules = found["/v1/schedules"].json()
-        bands = schedules.get("band_starts")
+        bands, checkpoint = schedules.get("band_starts"), schedules.get("checkpoint")
         return Served(
             found["/v1/models"].json()["data"][0]["id"],
             ModelGeometry.from_dict(schedules["geometry"]),
             found["/version"].json()["version"] if "/version" in found else None,
             None if bands is None else tuple(map(int, bands)),
+            None if checkpoint is None else str(checkpoint),
         )
     except (ValueError, KeyError, IndexError, TypeError, ScheduleError) as err:
         raise ConfigurationError(

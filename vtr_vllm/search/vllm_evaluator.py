@@ -19,6 +19,7 @@ from vllm.exceptions import VLLMClientError
 from vllm.multimodal.cache.base import MultiModalCache
 
 from vtr_vllm.adaptive import Prompt
+from vtr_vllm.checkpoint_digest import checkpoint_digest
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands
 from vtr_vllm.engine.common.registers import registers_of
@@ -92,11 +93,14 @@ class VLLMEvaluator:
 
     @cached_property
     def versions(self) -> dict[str, str]:
-        """Releases, model, dtype, and whatever else was asked of the engine."""
+        """Releases, model, its weights, dtype, and whatever else was asked of the engine."""
         asked = {"engine_args": self._engine_args} if self._engine_args != "{}" else {}
+        config = self._llm.model_config
+        digest = checkpoint_digest(config.model, config.revision)
+        asked |= {} if digest is None else {"checkpoint": digest}
         return asked | {
             "model": self._model,
-            "dtype": str(self._llm.model_config.dtype).removeprefix("torch."),
+            "dtype": str(config.dtype).removeprefix("torch."),
             "max_tokens": str(self._max_tokens),
             "vtr": version("vtr-vllm"),
             "vllm": vllm.__version__,

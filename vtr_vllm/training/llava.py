@@ -10,6 +10,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from vtr_vllm.checkpoint_digest import checkpoint_digest
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.errors import CalibrationError, ConfigurationError, UnsupportedModel
 from vtr_vllm.schedules import ModelGeometry
@@ -49,9 +50,13 @@ class Batch:
 class Llava:
     """A LLaVA-1.5 whose decoder attends through ours, with its processor; weights frozen."""
 
-    def __init__(self, model: Any, processor: Any, stored: torch.dtype) -> None:
-        """``load`` makes them; ``stored``: the type of the checkpoint's weights."""
+    def __init__(
+        self, model: Any, processor: Any, stored: torch.dtype, checkpoint: str | None
+    ) -> None:
+        """``load`` makes them; ``stored``: the type of the checkpoint's weights, of which ``checkpoint``
+        is the digest."""
         self.model, self.processor, self.stored = model, processor, stored
+        self.checkpoint = checkpoint
         config = model.config
         self.decoder = model.model.language_model
         self.image_token = int(config.image_token_id)
@@ -93,7 +98,7 @@ class Llava:
             ) from err
         model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
         install(model.model.language_model)
-        return cls(model, processor, config.dtype or model.dtype)
+        return cls(model, processor, config.dtype or model.dtype, checkpoint_digest(str(folder)))
 
     @property
     def tokens(self) -> int:

@@ -115,6 +115,7 @@ class Training(ABC, Generic[Options, Left]):
             **self.options.model_dump(exclude={"data"}),
             "data": self.data.sha256,
             "fingerprint": self.llava.geometry.fingerprint,
+            "checkpoint": self.llava.checkpoint,
         }
 
     def _restore(self, state: dict[str, Any]) -> None:

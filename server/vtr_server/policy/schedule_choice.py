@@ -88,6 +88,8 @@ class ScheduleChooser:
     controller."""
     caches_prefixes: bool = True
     """Whether the engine does: nothing is reused without."""
+    checkpoint: str | None = None
+    """What tells the model's weights from others of its name; None: not known."""
     family: ScheduleFamily | None = None
     """What a prompt's own schedule is chosen from."""
     confidence: float = 0.0
@@ -315,6 +317,7 @@ def describe(chooser: ScheduleChooser) -> dict[str, Any]:
         "tiers": chooser.offered_tiers(),
         "auto": chooser.auto is not None,
         "prefix_caching": chooser.caches_prefixes,
+        "checkpoint": chooser.checkpoint,
         "family": None if chooser.family is None else chooser.family.describe(),
         "band_starts": None if book.band_starts is None else list(book.band_starts),
         "geometry": book.geometry.to_dict(),

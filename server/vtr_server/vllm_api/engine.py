@@ -35,6 +35,7 @@ from vtr_server.vllm_api.bodies import (
     ResponsesRequest,
 )
 from vtr_server.vllm_api.first_token import first_token, tap_first_tokens
+from vtr_vllm.checkpoint_digest import checkpoint_digest
 from vtr_vllm.engine.common.config import EngineSettings, LayerBands, model_geometry
 from vtr_vllm.engine.common.kv_report import KVReport
 from vtr_vllm.engine.frontend.admission import (
@@ -99,6 +100,8 @@ class Engine:
         folder = EngineSettings.of(client.vllm_config).schedules
         self.schedules: Path | None = Path(folder) if folder else None
         self.band_starts = LayerBands.of(client.vllm_config).starts
+        model = client.vllm_config.model_config
+        self.checkpoint = checkpoint_digest(model.model, model.revision)
         self.caches_prefixes = bool(client.vllm_config.cache_config.enable_prefix_caching)
         decisions_only(client.input_processor)
         count_returning(client.input_processor, ReturningImages.of(client.vllm_config))

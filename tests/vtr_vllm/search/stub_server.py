@@ -69,6 +69,7 @@ class Stub:
     """If not, connections are closed without an answer."""
     band_starts: list[int] | None = None
     """Of the KV bands, where it says so."""
+    checkpoint: str | None = None
     missing: tuple[str, ...] = ()
     """Paths that are not served."""
     answered: int = 0
@@ -86,6 +87,7 @@ class Stub:
             "/v1/schedules": {
                 "geometry": self.geometry.to_dict(),
                 **({"band_starts": self.band_starts} if self.band_starts else {}),
+                **({"checkpoint": self.checkpoint} if self.checkpoint else {}),
             },
         }
         return Reply(body=bodies[path])

@@ -129,7 +129,7 @@ def check_run(
     assert evaluator.geometry == pool.geometry
     assert evaluator.has_cls is pool.has_cls is True
     assert evaluator.versions["model"] == "demo"
-    for name in ("vllm", "vtr", "max_tokens"):
+    for name in ("vllm", "vtr", "max_tokens", "checkpoint"):
         assert evaluator.versions[name] == pool.versions[name]
     tasks = tasks_of(pool, items)
     found = evaluator.run(tasks)
@@ -265,6 +265,17 @@ class TestStubs:
         ):
             one.band_starts, two.band_starts = [0, 2], [0, 1, 2, 3]
             with pytest.raises(ConfigurationError, match=r"KV bands from layers \(0, 2\)"):
+                HTTPEvaluator([one.url, two.url], 7)
+
+    def test_servers_of_other_weights_are_no_fleet(self) -> None:
+        with (
+            stub_server(lambda body: completion("red", body)) as one,
+            stub_server(lambda body: completion("red", body)) as two,
+        ):
+            one.checkpoint = two.checkpoint = "ab" * 32
+            assert HTTPEvaluator([one.url, two.url], 7).versions["checkpoint"] == "ab" * 32
+            two.checkpoint = "cd" * 32
+            with pytest.raises(ConfigurationError, match=r"checkpoint cdcdcdcdcdcd"):
                 HTTPEvaluator([one.url, two.url], 7)
 
     def test_another_refusal_does_not_mean_no_cls(self) -> None:

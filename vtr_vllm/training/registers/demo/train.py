@@ -18,12 +18,13 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
+from vtr_vllm.checkpoint_digest import checkpoint_digest
 from vtr_vllm.demo.muon import Muon
 from vtr_vllm.demo.shards import Crew, Stats
 from vtr_vllm.demo.world import KINDS
 from vtr_vllm.training.registers.demo.losses import Job
 from vtr_vllm.training.registers.demo.model import RegisterModel
-from vtr_vllm.training.state import STATE, save_state
+from vtr_vllm.training.state import load_state, save_state
 
 LOG_EVERY = 25
 SAVE_EVERY = 50
@@ -62,11 +63,13 @@ class Progress:
 
 
 class Trainer:
-    """One training run from the weights in the folder ``start``. ``work`` is that of the saved state."""
+    """One training run from the weights in the folder ``start``. ``work`` is that of the saved state.
+
+    Raises ConfigurationError where that is of another run.
+    """
 
     def __init__(self, recipe: Recipe, start: Path, work: Path) -> None:
-        self.recipe, self.progress = recipe, Progress()
-        self.state_file = work / STATE
+        self.recipe, self.progress, self.work = recipe, Progress(), work
         torch.manual_seed(recipe.seed)
         llava = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
         self.model = RegisterModel(llava, recipe.registers, recipe.counts)
@@ -85,12 +88,12 @@ class Trainer:
         ]
         self.weights = [*matrices, *others, registers, *slots]
         self.rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
-        if self.state_file.exists():
-            self._load(torch.load(self.state_file, weights_only=True))
+        self._asked = {**asdict(recipe), "counts": list(recipe.counts)}
+        self._asked["start"] = checkpoint_digest(str(start))
+        if (state := load_state(work, self._asked)) is not None:
+            self._load(state)
 
     def _load(self, state: dict[str, Any]) -> None:
-        if state["recipe"] != json.dumps(asdict(self.recipe)):
-            raise ValueError(f"{self.state_file} is from another recipe; remove it")
         self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"], strict=False)
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
@@ -100,12 +103,12 @@ class Trainer:
         """Save the state, in one move so that a kill leaves the old or the new one."""
         learning = {n for n, w in self.model.named_parameters() if w.requires_grad}
         state = {
-            "recipe": json.dumps(asdict(self.recipe)),
+            "asked": self._asked,
             "progress": asdict(self.progress),
             "model": {n: w for n, w in self.model.state_dict().items() if n in learning},
             "optimizers": [o.state_dict() for o in self.optimizers],
         }
-        save_state(self.state_file.parent, state)
+        save_state(self.work, state)
 
     def layer(self) -> int:
         """Before which an image goes, at this step."""

@@ -1,6 +1,7 @@
 """A few steps: an interrupted run, what a step draws, and the checkpoint that is written."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.demo.shards import Crew
+from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.training.registers.demo.losses import job_loss
 from vtr_vllm.training.registers.demo.train import Recipe, Trainer
 
@@ -63,8 +65,19 @@ def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path: Path) -> None:
 
 def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
     Trainer(TINY, CHECKPOINT, tmp_path).save()
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(ConfigurationError, match=r"with layer 3 and not 4; give the same again"):
         Trainer(replace(TINY, layer=4), CHECKPOINT, tmp_path)
+
+
+def test_a_state_of_other_weights_is_refused(tmp_path: Path) -> None:
+    """The tower and the words are not in it: they are read from the weights that it began with."""
+    Trainer(TINY, CHECKPOINT, tmp_path / "work").save()
+    start = shutil.copytree(CHECKPOINT, tmp_path / "start")
+    weights = load_file(start / "model.safetensors")
+    next(iter(weights.values())).add_(1)
+    save_file(weights, start / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigurationError, match="with start"):
+        Trainer(TINY, start, tmp_path / "work")
 
 
 def test_the_drop_comes_forward_and_the_help_fades(tmp_path: Path) -> None:
