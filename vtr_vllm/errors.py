@@ -27,6 +27,7 @@
     ├── RequestTimeout           504  request_timeout       took longer than a request may
     ├── RetryLater               503  retry_later           goes with Retry-After
     │   ├── RateLimited          429  rate_limited          a key's allowance is used up
+    │   ├── CallerBusy           429  caller_busy           as many of one caller inside as may be
     │   ├── Overloaded           429  overloaded            as many requests inside as may be
     │   └── Draining             503  draining              the server finishes and takes no more
     └── ConfigurationError       500  configuration         refused at start-up, by name
@@ -44,6 +45,7 @@ __all__ = [
     "BodyTooLarge",
     "BudgetNotAllowed",
     "CalibrationError",
+    "CallerBusy",
     "ConfigurationError",
     "Draining",
     "EngineDead",
@@ -260,6 +262,13 @@ class RateLimited(RetryLater):
 
     http_status = 429
     code = "rate_limited"
+
+
+class CallerBusy(RetryLater):
+    """As many requests of one caller inside, or arriving, as it may have; others are let in."""
+
+    http_status = 429
+    code = "caller_busy"
 
 
 class Overloaded(RetryLater):

@@ -22,9 +22,9 @@ What `make gpu-check` found. `python -m benchmarks.gpu_check.page` writes this p
 <!-- not run: needs a GPU -->
 
 ```sh
-make gpu-check                             # all stages; --stages, --from and --minutes choose
-make gpu-check ARGS=--dry-run              # tiny, on a CPU: checks the script, not the product
-python -m benchmarks.gpu_check --plan      # what each stage takes, by calculation
+make gpu-check BACKEND=gpu VENV=.venv-gpu    # all stages; --stages, --from and --minutes choose
+make gpu-check ARGS=--dry-run                # tiny, on a CPU: checks the script, not the product
+python -m benchmarks.gpu_check --plan        # what each stage takes, by calculation
 ```
 
 | stage | what it shows |

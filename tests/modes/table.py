@@ -122,7 +122,7 @@ WORKS: tuple[Works, ...] = (
         "GPU default",
         "modes/test_modes.py::test_full_graphs_of_decode_steps",
         "on runner V2 with FlashAttention or Triton attention, elsewhere piecewise; here a captured step"
-        " is called again, through Triton's interpreter: that a GPU captures it is not shown",
+        " is called again, through Triton's interpreter; right on an H200 ([gpu.md](gpu.md))",
     ),
     Works(
         "M-RoPE on two ranks, in small steps, the tower split by images",

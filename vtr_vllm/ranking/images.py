@@ -30,8 +30,6 @@ class ImageInputs:
     """[U, n, hidden] what the layer behind the cut would get: the residual stream."""
     cls_attention: torch.Tensor | None = None
     """[U, N] attention of the vision tower's CLS token."""
-    previous: torch.Tensor | None = None
-    """[U, N] scores of the previous cut."""
 
     def there(self, scores: torch.Tensor) -> torch.Tensor:
         """Of scores [U, N], on the device or the host, those of the tokens that are there, [U, n]."""

@@ -12,8 +12,8 @@ With a = v = d this is 4 n d^2 + 2 n^2 d + 3 n d m (SparseVLM arXiv 2410.04417, 
 2409.10197). FastV (arXiv 2403.06764) and DivPrune (arXiv 2503.02175) print 2 n d m, an ungated
 MLP, although the models they measure have three matrices: ``mlp_matrices`` chooses.
 
-Not counted: the vision tower, the embedding and output matrices, normalisation, and ranking,
-which is one query row per cut. FLOPs are not latency: measure that.
+Not counted: the vision tower, the embedding and output matrices, normalisation, merging, and
+ranking: one query row per cut by ``last``, more by other rules. FLOPs are not latency: measure that.
 """
 
 from collections.abc import Sequence

@@ -17,6 +17,8 @@ from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from vtr_vllm.search.baselines import DOWNSAMPLE, SCHEDULES
+
 Record = Mapping[str, Any]
 
 WIDTH = 6.4  # inches; narrow, so that text stays readable on a phone
@@ -34,17 +36,20 @@ class Style:
     ours: bool = False
 
 
+_GREYS = ("#9a9a9a", "#6e6e6e", "#4f4f4f", "#b0b0b0")
+_MARKERS = "xPs^vDd<>phX8*Ho1234"
+_LINES = (":", "--", "-.")
+
 # In the order of tables and legends. Ours in the palette of Okabe and Ito, which colour-blind
 # readers can tell apart; the others in greys, told apart by their markers.
 STYLES = {
     "full": Style("#000000", "", "-"),
-    "random": Style("#9a9a9a", "x", ":"),
-    "downsample": Style("#8a8a8a", "P", ":"),
-    "fastv": Style("#6e6e6e", "s", "--"),
-    "pdrop": Style("#4f4f4f", "^", "--"),
-    "vtw": Style("#b0b0b0", "v", "-."),
-    "uniform": Style("#a0a0a0", "D", "-."),
-    "single-cut": Style("#707070", "d", "-."),
+    **{
+        name: Style(_GREYS[place % len(_GREYS)], marker, _LINES[place % len(_LINES)])
+        for place, (name, marker) in enumerate(
+            zip((DOWNSAMPLE, *SCHEDULES, "hawk", "single-cut"), _MARKERS, strict=True)
+        )
+    },
     "g-search": Style("#0072b2", "o", ours=True),
     "g-search-blind": Style("#56b4e9", "h", ours=True),
     "p-sigmoid": Style("#009e73", "p", ours=True),

@@ -155,7 +155,7 @@ class Gate:
         return Caller(key, f"key {key.name}")
 
     def let_in(self, caller: Caller, *, has_body: bool) -> Place:
-        """Give one request of scope ``generate`` a place; raises Overloaded or RateLimited."""
+        """Give one request of scope ``generate`` a place; raises CallerBusy, Overloaded or RateLimited."""
         most = self._allowance(caller, "in_flight", of_all="in_flight_per_caller")
         place = self.occupancy.arrive(caller.bucket, most, has_body=has_body)
         try:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vtr_server.operations.metrics import observe_in_flight
 from vtr_server.policy.settings import LimitSettings
-from vtr_vllm.errors import Overloaded
+from vtr_vllm.errors import CallerBusy, Overloaded
 
 __all__ = ["Occupancy", "Place"]
 
@@ -41,10 +41,10 @@ class Occupancy:
     def arrive(self, caller: str, most: int, *, has_body: bool) -> Place:
         """Let a request in; ``most`` requests of ``caller`` may be inside, 0 for any number.
 
-        Raises Overloaded.
+        Raises CallerBusy and Overloaded.
         """
         if most and self._inside_of[caller] >= most:
-            raise Overloaded(
+            raise CallerBusy(
                 f"{most} requests of yours are inside, the most that one caller may have; send this one"
                 " when another has ended"
             )
@@ -82,11 +82,15 @@ class Occupancy:
 
     def _check_uploads(self, caller: str) -> None:
         own = self._uploads_of[caller]
-        if self.uploads >= self._limits.uploads or own >= self._limits.uploads_per_caller:
+        if own >= self._limits.uploads_per_caller:
+            raise CallerBusy(
+                f"{own} bodies of yours are arriving, the most that one caller may have; send this one"
+                " when they are here"
+            )
+        if self.uploads >= self._limits.uploads:
             raise Overloaded(
-                f"{self.uploads} bodies are arriving, {own} of them yours; at most"
-                f" {self._limits.uploads} may, and {self._limits.uploads_per_caller} of one caller: send"
-                " it again when they are here"
+                f"{self.uploads} bodies are arriving, the most that this server takes; send it again"
+                " later"
             )
 
     def _count_upload(self, caller: str, change: int) -> None:

@@ -4,6 +4,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -33,12 +34,15 @@ from vtr_server.jobs.runner import Runner
 from vtr_server.jobs.sources import Sources
 from vtr_server.jobs.store import JobStore
 from vtr_server.policy.settings import KeySettings, ServerSettings
-from vtr_vllm.errors import JobConflict
+from vtr_vllm.errors import ConfigurationError, JobConflict
 from vtr_vllm.schedules.strict_json import show
 
 __all__ = ["SEARCH_COMMAND", "JobServiceSettings", "create_app", "router", "start_service"]
 
 SEARCH_COMMAND = (sys.executable, "-P", "-m", "vtr_vllm.cli", "search")
+
+_NEEDED = ("matplotlib", "sklearn", "skopt", "sqlalchemy")
+"""Packages of a search that serving alone does not need."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +73,12 @@ class JobService:
 
 
 def create_app(settings: JobServiceSettings) -> FastAPI:
-    """The service over ``settings.root``; raises ConfigurationError if that cannot be had.
+    """The service over ``settings.root``; raises ConfigurationError if that cannot be had, or no search
+    could run here.
 
     Its searches run from the application's start to its shutdown.
     """
+    _check_installed()
     store = JobStore(settings.root)
 
     @asynccontextmanager
@@ -104,12 +110,22 @@ def start_service(store: JobStore, settings: JobServiceSettings) -> JobService:
     """Begin to work off the jobs of a store, on the running event loop.
 
     Searches end with the process, however it ends (see ``guard``), and are taken up by the next.
+    Raises ConfigurationError where no search could run.
     """
+    _check_installed()
     runner = Runner(
         store, settings.sources, settings.command, settings.workers, settings.grace_seconds
     )
     runner.start()
     return JobService(store, runner, settings.sources, settings.publish)
+
+
+def _check_installed() -> None:
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise ConfigurationError(
+            f"searches need {', '.join(missing)}, which this environment has not; install"
+            " vtr-vllm with its extra `search`, or leave [jobs] out"
+        )
 
 
 def _service(request: Request) -> JobService:

@@ -414,7 +414,7 @@ def test_bodies_that_never_end_block_nobody() -> None:
             return refused, others, await asyncio.gather(*slow)
 
     refused, others, slow = run(crowd())
-    assert [(a.status_code, code_of(a)) for a in refused] == [(429, "overloaded")]
+    assert [(a.status_code, code_of(a)) for a in refused] == [(429, "caller_busy")]
     assert [a.status_code for a in others] == [200, 200, 200]
     assert [a.status_code for a in slow] == [200] * 4
     occupancy = place.gate.occupancy

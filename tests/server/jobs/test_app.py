@@ -22,7 +22,9 @@ from tests.server.jobs.conftest import (
     wait_until,
 )
 from tests.server.jobs.fake_search import GEOMETRY
+from vtr_server.jobs import app
 from vtr_server.jobs.app import create_app
+from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import Schedule, fastv
 
 
@@ -424,3 +426,12 @@ def test_what_was_found_so_far_is_there_while_a_job_runs(client: TestClient, pla
     wait_until(lambda: client.get(f"/v1/jobs/{job_id}/report/").status_code == 200)
     place.control()
     wait_for(client, job_id, "done")
+
+
+def test_a_service_that_could_run_no_search_does_not_start(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = app.find_spec
+    monkeypatch.setattr(app, "find_spec", lambda name: None if name == "skopt" else there(name))
+    with pytest.raises(ConfigurationError, match="searches need skopt, .* its extra `search`"):
+        create_app(place.settings())

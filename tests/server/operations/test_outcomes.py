@@ -17,6 +17,7 @@ REFUSED = {
     errors.Draining,
     errors.Forbidden,
     errors.InvalidKey,
+    errors.CallerBusy,
     errors.Overloaded,
     errors.RateLimited,
     errors.RetryLater,

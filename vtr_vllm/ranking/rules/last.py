@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class Last(AttentionRule):
     """Attention from the last prompt token (FastV, arXiv 2403.06764: what its code ranks by).
 
-    ``prior``: less what the first token behind the images gives, which has seen no question: what a null
-    text would look at (PriorTR, arXiv 2606.24156). Where the question is one token, nothing is taken away.
+    ``prior``: less what the first token behind the images gives: what a null text would look at (PriorTR,
+    arXiv 2606.24156), where no question stands before the images; else it has seen that one, too. Where
+    the question is one token, nothing is taken away.
     """
 
     prior: bool = False
