@@ -153,7 +153,7 @@ def _compare_again(options: argparse.Namespace, progress: Progress) -> None:
 
 def report(options: argparse.Namespace) -> None:
     """``vtr search report``: HTML and PNG; the tables for people who write docs to stdout."""
-    from vtr_vllm.search.report import cost_table, frontier_table
+    from vtr_vllm.search.report import cost_table, frontier_table, kinds_table
 
     folder = report_folder(options.out)
     page = write_report(options.out)
@@ -161,6 +161,7 @@ def report(options: argparse.Namespace) -> None:
     compared = read_frontier(folder)
     if compared is not None:
         print(frontier_table(compared))
+        print(kinds_table(compared))
     print(page)
 
 

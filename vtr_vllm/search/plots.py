@@ -47,7 +47,7 @@ STYLES = {
     **{
         name: Style(_GREYS[place % len(_GREYS)], marker, _LINES[place % len(_LINES)])
         for place, (name, marker) in enumerate(
-            zip((DOWNSAMPLE, *SCHEDULES, "hawk", "single-cut"), _MARKERS, strict=True)
+            zip(("random", DOWNSAMPLE, *SCHEDULES[1:], "hawk", "single-cut"), _MARKERS, strict=True)
         )
     },
     "g-search": Style("#0072b2", "o", ours=True),

@@ -17,6 +17,7 @@ from vtr_vllm.search.trials_table import write_trials
 
 TEMPLATE = "report.html.jinja"
 NOT_REACHABLE = "–"
+_SERVED = ("full", "searched", "local-searched")
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,29 @@ def frontier_table(frontier: Mapping[str, Any]) -> str:
         title = f"Split `{split}`, {data['n']:,} questions, {meta['level']:.0%} intervals:"
         parts.insert(-1, "\n".join([title, "", *lines, ""]))
     return "\n".join(part for part in parts if part)
+
+
+def kinds_table(frontier: Mapping[str, Any]) -> str:
+    """Return the scores of what is served, and of no reduction, by kind of question, or turn, as Markdown;
+    a table for each split that has several. Raises ConfigurationError as ``frontier_table``."""
+    known = check_frontier(frontier)
+    parts = []
+    for split in known["meta"]["splits"]:
+        scores = {
+            row["name"]: row["splits"][split]["kinds"] or {}
+            for row in known["rows"]
+            if row["method"] in _SERVED and split in row["splits"]
+        }
+        numbers = {kind: each["n"] for found in scores.values() for kind, each in found.items()}
+        if len(numbers) < 2:
+            continue
+        heads = ["schedule", *(f"{kind} ({numbers[kind]:,})" for kind in sorted(numbers))]
+        lines = [_markdown(heads), _markdown(["---"] * len(heads), pad="")]
+        for name, found in scores.items():
+            texts = [_points(found[kind]["score"]) for kind in sorted(numbers)]
+            lines.append(_markdown([name, *texts]))
+        parts += [f"Split `{split}`, by kind:", "", *lines, ""]
+    return "\n".join(parts)
 
 
 def cost_table(search: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ from tests.vtr_vllm.search.report_records import (
     search_record,
 )
 from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.search.report import cost_table, frontier_table, write_report
+from vtr_vllm.search.report import cost_table, frontier_table, kinds_table, write_report
 
 FIGURES = {"keep-rates.png", "frontier.png", "flops.png", "trials.png", "cost.png"}
 VOID = {"meta", "img", "br"}
@@ -253,6 +253,23 @@ def test_the_table_is_exactly_this() -> None:
         "| fastv |  | 71.3 [69.3, 73.3] | – |\n"
         "| descent |  | **94.9 [92.9, 96.9]** |  |\n"
     )
+
+
+def test_kinds_are_told_of_what_is_served() -> None:
+    frontier = frontier_record()
+    frontier["rows"] = [row for row in frontier["rows"] if row["splits"]][:2]
+    for row, name, score in zip(frontier["rows"], ("full", "searched"), (0.99, 0.9), strict=True):
+        row["method"], row["name"] = name, f"the {name}"
+        row["splits"] = {"shifted": scored(score)}
+    assert kinds_table(frontier) == (
+        "Split `shifted`, by kind:\n\n"
+        "| schedule | color (200) | where (800) |\n|---|---|---|\n"
+        "| the full | 99.0 | 99.0 |\n"
+        "| the searched | 90.0 | 90.0 |\n"
+    )
+    for row in frontier["rows"]:
+        row["splits"]["shifted"]["kinds"] = None
+    assert kinds_table(frontier) == ""
 
 
 def test_a_family_that_is_known_is_a_column() -> None:
