@@ -17,6 +17,13 @@ from vtr_vllm.search.trials_table import write_trials
 
 TEMPLATE = "report.html.jinja"
 NOT_REACHABLE = "–"
+_NOT_ASKED_FOR = frozenset(
+    {
+        *("g-search", "g-search-blind", "g-search-local", "lossless", "lossless-local"),
+        *("interpolated", "local-interpolated"),
+    }
+)
+"""Methods whose schedules have a mean keep rate that nobody asked the search for."""
 _SERVED = ("full", "searched", "local-searched")
 
 
@@ -204,10 +211,11 @@ def _families(rows: Mapping[tuple[str, float], Mapping[str, Any]], method: str) 
 
 
 def _shared_budgets(places: Iterable[tuple[str, float]]) -> set[float]:
-    """The budgets at which methods meet, and that of no reduction."""
+    """The budgets that methods were asked for and meet at, and that of no reduction."""
     methods: dict[float, list[str]] = {}
     for method, budget in places:
-        methods.setdefault(budget, []).append(method)
+        if method not in _NOT_ASKED_FOR:
+            methods.setdefault(budget, []).append(method)
     return {budget for budget, found in methods.items() if len(found) > 1 or "full" in found}
 
 
