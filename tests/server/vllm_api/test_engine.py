@@ -26,6 +26,8 @@ from vtr_server.vllm_api.engine import (
     collect,
     first_token,
 )
+from vtr_vllm.checkpoint_digest import checkpoint_digest
+from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.errors import EngineDead, EngineNotReady, RequestError, UnsupportedRequest
 
 TEXT_CONFIG = {
@@ -44,7 +46,9 @@ class Client:
         text_config = SimpleNamespace(to_dict=lambda: TEXT_CONFIG)
         self.input_processor = SimpleNamespace()
         self.vllm_config = SimpleNamespace(
-            model_config=SimpleNamespace(hf_text_config=text_config),
+            model_config=SimpleNamespace(
+                hf_text_config=text_config, model=str(CHECKPOINT), revision=None
+            ),
             additional_config={},
             cache_config=SimpleNamespace(
                 enable_prefix_caching=True, num_gpu_blocks=60, block_size=16
@@ -108,6 +112,10 @@ def wait(awaitable: Awaitable[Any]) -> Any:
         return await awaitable
 
     return asyncio.run(run())
+
+
+def test_the_engine_says_whose_weights_it_runs() -> None:
+    assert engine_of(Client()).checkpoint == checkpoint_digest(str(CHECKPOINT))
 
 
 def test_that_reduction_is_in_place_is_remembered() -> None:
