@@ -7,6 +7,11 @@ from pathlib import PurePosixPath
 
 from tests.contract.source import Import, imports
 
+_BESIDE_THE_ENGINE = {
+    *("adaptive", "checkpoint_digest", "command_line", "demo", "engine", "errors", "image_files"),
+    *("preflight", "ranking", "reduction", "schedules", "search_options"),
+}
+
 # part -> the other parts of ours that it may import. Parts not named here may import nothing of
 # ours; `vtr_vllm` stands for the package's own __init__.
 ALLOWED: dict[str, set[str]] = {
@@ -23,30 +28,8 @@ ALLOWED: dict[str, set[str]] = {
     "reduction": {"errors", "ranking", "schedules", "upload"},
     "engine": {"adaptive", "errors", "ranking", "schedules", "reduction", "upload"},
     "demo": {"errors", "schedules", "reduction"},
-    "search": {
-        *(
-            "adaptive",
-            "checkpoint_digest",
-            "command_line",
-            "demo",
-            "engine",
-            "errors",
-            "image_files",
-        ),
-        *("preflight", "ranking", "reduction", "schedules", "search_options"),
-    },
-    "server": {
-        *(
-            "adaptive",
-            "checkpoint_digest",
-            "command_line",
-            "demo",
-            "engine",
-            "errors",
-            "image_files",
-        ),
-        *("preflight", "ranking", "reduction", "schedules", "search_options"),
-    },
+    "search": _BESIDE_THE_ENGINE,
+    "server": _BESIDE_THE_ENGINE,
     "cli": {
         *("command_line", "demo", "engine", "errors", "preflight", "reduction", "schedules"),
         *("search", "server", "training", "vtr_vllm"),

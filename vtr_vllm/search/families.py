@@ -42,6 +42,9 @@ NAMES: Mapping[Family, Names] = {
 LOSSLESS: Mapping[Family, str] = {"guided": "lossless", "local": "local-lossless"}
 """Name by which the schedule of least budget is served."""
 
+INTERPOLATED: Mapping[Family, str] = {"guided": "interpolated", "local": "local-interpolated"}
+"""Method of what is served between two budgets."""
+
 SEARCHED: Mapping[Family, str] = {"guided": "searched", "local": "local-searched"}
 """Method of the best of each budget; with the budget behind it, its name."""
 

@@ -19,7 +19,7 @@ from vtr_vllm.schedules import (
 from vtr_vllm.schedules.forms.registry import behind_two_layers
 from vtr_vllm.search.baselines import Contender, baseline, baselines, of_schedule
 from vtr_vllm.search.candidates import unreduced
-from vtr_vllm.search.families import SEARCHED
+from vtr_vllm.search.families import INTERPOLATED, SEARCHED
 from vtr_vllm.search.statistics import LEVEL, bootstrap_interval, paired_difference
 from vtr_vllm.search.study import Evaluation, Study
 
@@ -60,7 +60,7 @@ def contenders(
             )
     for found in record["schedules"]:
         yield of_schedule(found["method"], _schedule(found, geometry), n_vision)
-    for reuse, name in ((False, "interpolated"), (True, "local-interpolated")):
+    for reuse, name in ((False, INTERPOLATED["guided"]), (True, INTERPOLATED["local"])):
         method = SEARCHED["local" if reuse else "guided"]
         searched = sorted(s["budget"] for s in record["schedules"] if s["method"] == method)
         for low, high in pairwise(searched):

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from vtr_vllm.search.baselines import DOWNSAMPLE, SCHEDULES
+from vtr_vllm.search.frontier import HAWK, SINGLE_CUT
 
 Record = Mapping[str, Any]
 
@@ -47,7 +48,11 @@ STYLES = {
     **{
         name: Style(_GREYS[place % len(_GREYS)], marker, _LINES[place % len(_LINES)])
         for place, (name, marker) in enumerate(
-            zip(("random", DOWNSAMPLE, *SCHEDULES[1:], "hawk", "single-cut"), _MARKERS, strict=True)
+            zip(
+                (*SCHEDULES[:1], DOWNSAMPLE, *SCHEDULES[1:], HAWK, SINGLE_CUT),
+                _MARKERS,
+                strict=True,
+            )
         )
     },
     "g-search": Style("#0072b2", "o", ours=True),

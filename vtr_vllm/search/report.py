@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules.whole_file import whole_file, whole_file_of_bytes
 from vtr_vllm.search import plots
+from vtr_vllm.search.families import INTERPOLATED, NAMES, PAPER, SEARCHED
 from vtr_vllm.search.report_data import check_frontier, check_search, read_frontier, read_search
 from vtr_vllm.search.trials_table import write_trials
 
@@ -19,12 +20,12 @@ TEMPLATE = "report.html.jinja"
 NOT_REACHABLE = "–"
 _NOT_ASKED_FOR = frozenset(
     {
-        *("g-search", "g-search-blind", "g-search-local", "lossless", "lossless-local"),
-        *("interpolated", "local-interpolated"),
+        *(name for found in (PAPER, *NAMES.values()) for name in (found.g_search, found.lossless)),
+        *INTERPOLATED.values(),
     }
 )
 """Methods whose schedules have a mean keep rate that nobody asked the search for."""
-_SERVED = ("full", "searched", "local-searched")
+_SERVED = ("full", *SEARCHED.values())
 
 
 @dataclass(frozen=True)
