@@ -5,8 +5,8 @@ Nothing here loads torch before a rule scores, so schedules can be read where to
 """
 
 from vtr_vllm.ranking.attention import check_heads
-from vtr_vllm.ranking.inputs import Attention, RankInputs
+from vtr_vllm.ranking.inputs import RankInputs
 from vtr_vllm.ranking.rule import Need, RankRule
 from vtr_vllm.ranking.rules import RULES
 
-__all__ = ["RULES", "Attention", "Need", "RankInputs", "RankRule", "check_heads"]
+__all__ = ["RULES", "Need", "RankInputs", "RankRule", "check_heads"]

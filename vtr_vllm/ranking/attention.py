@@ -13,9 +13,6 @@ from vtr_vllm.ranking.rule import Need, RankRule
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
-
-    from vtr_vllm.ranking.inputs import RankInputs
 
 Heads = Literal["mean", "max"]
 
@@ -92,25 +89,6 @@ class AttentionRule(RankRule):
 
     def _heads_text(self) -> str:
         return f":{self.weights}" if self.weights else ""
-
-    def score(self, inputs: RankInputs) -> torch.Tensor:
-        import torch
-
-        from vtr_vllm.ranking.probabilities import attention_received
-
-        attention = inputs.attention
-        assert attention is not None
-        if not self.rope:
-            attention = attention.unrotated()
-        asking = self.asking(inputs.prompt_rows, inputs.instruction_rows)
-        return attention_received(
-            inputs,
-            attention,
-            torch.from_numpy(asking),
-            self.heads,
-            weights=self.head_weights(),
-            share=self.shares(asking),
-        )
 
 
 def check_heads(rules: Iterable[RankRule], heads: int) -> None:

@@ -6,7 +6,8 @@ from abc import abstractmethod
 from typing import TYPE_CHECKING
 
 from vtr_vllm.ranking.images import ImageInputs
-from vtr_vllm.ranking.rule import Need, RankRule
+from vtr_vllm.ranking.request_rule import RequestRule
+from vtr_vllm.ranking.rule import Need
 
 if TYPE_CHECKING:
     import torch
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from vtr_vllm.ranking.inputs import RankInputs
 
 
-class ImageRule(RankRule):
+class ImageRule(RequestRule):
     """A rule whose order of an image's tokens depends on that image alone, at any layer.
 
     A schedule of such rules is local: ``vtr_vllm.schedules.Schedule.is_local``.

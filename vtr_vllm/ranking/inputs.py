@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,30 +10,6 @@ from vtr_vllm.ranking.images import ImageInputs
 
 if TYPE_CHECKING:
     import torch
-
-
-@dataclass(frozen=True)
-class Attention:
-    """Queries and keys of one request at a rank layer, on this rank's heads."""
-
-    query: torch.Tensor
-    """[rows, heads, head_dim]"""
-    key: torch.Tensor
-    """[prefix + rows, kv_heads, head_dim]: cached or earlier keys first, then this step's."""
-    prefix: int
-    """Keys that stand before this step's rows."""
-    scale: float
-    combine: Callable[[torch.Tensor, str], torch.Tensor]
-    """Merge a per-rank aggregate over heads across tensor-parallel ranks: (x, "mean"|"max")."""
-    unrotated: Callable[[], Attention]
-    """The same without rotary positions."""
-    turn: Callable[[torch.Tensor, int], torch.Tensor] | None = None
-    """Takes rotary positions out of some neighbours, by their place among the keys; None: leaves them."""
-
-    def floats(self, vectors: torch.Tensor, place: int) -> torch.Tensor:
-        """Neighbours of ``query`` or ``key`` [n, heads, head_dim] in float32; ``place`` of the first
-        among the keys."""
-        return vectors.float() if self.turn is None else self.turn(vectors, place)
 
 
 @dataclass(frozen=True)
@@ -56,10 +32,9 @@ class RankInputs:
     """[images] (rows, columns) of its tokens in reading order; None: there is no such grid."""
     registers: int = 0
     """How many of each image's tokens are registers; they are its last ones."""
-    attention: Attention | None = None
-    """This and the others: only where the rule needs it."""
     embeddings: torch.Tensor | None = None
-    """[n_vision, hidden] input embeddings of the vision tokens."""
+    """[n_vision, hidden] input embeddings of the vision tokens; this and the others only where the rule
+    needs it."""
     states: torch.Tensor | None = None
     """[rows, hidden] what the layer behind the cut would get: the residual stream."""
     cls_attention: torch.Tensor | None = None

@@ -2,11 +2,7 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
-
-from vtr_vllm.ranking.inputs import Attention, RankInputs
-from vtr_vllm.upload import upload
 
 TILE_BYTES = 64 << 20
 """Of the logits that are held at a time, and of their probabilities: twice this, and ``CHUNK`` keys in
@@ -19,46 +15,6 @@ CHUNK = 8192
 
 Floats = Callable[[torch.Tensor, int], torch.Tensor]
 """(a part of the vectors, place of its first) -> the same in float32, perhaps turned."""
-
-
-def attention_received(
-    inputs: RankInputs,
-    attention: Attention,
-    asking: torch.Tensor,
-    heads: str,
-    tile_bytes: int = TILE_BYTES,
-    chunk: int = CHUNK,
-    weights: np.ndarray | None = None,
-    share: np.ndarray | None = None,
-) -> torch.Tensor:
-    """Mean attention that each row gets from the rows ``asking``, ascending; [rows] float32.
-
-    ``weights`` [heads], ``share`` [asking]: as in ``received_together``.
-    """
-    end, prefix = inputs.prompt_rows, attention.prefix
-    device = attention.key.device
-    asking = upload(asking, device)
-    last = prefix + asking[None]
-
-    asked = attention.floats(attention.query[:end], prefix)[asking]
-    received = received_together(
-        asked.unflatten(1, (attention.key.shape[1], -1)).movedim(1, 0)[:, None],
-        attention.key[None, : prefix + end].movedim(2, 0),
-        attention.scale,
-        heads,
-        attention.combine,
-        last=last,
-        weights=None if weights is None else upload(torch.from_numpy(weights), device),
-        share=None if share is None else upload(torch.from_numpy(share), device)[None],
-        keys_in_float=lambda part, place: attention.floats(part[:, 0].transpose(0, 1), place)[
-            None
-        ].movedim(2, 0),
-        tile_bytes=tile_bytes,
-        chunk=chunk,
-    )
-    scores = received.new_zeros(len(inputs.vision))
-    scores[:end] = received[0, prefix:]
-    return scores
 
 
 def plain_floats(part: torch.Tensor, _place: int) -> torch.Tensor:

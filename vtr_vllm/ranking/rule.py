@@ -5,27 +5,23 @@ from __future__ import annotations
 import enum
 import itertools
 import reprlib
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from vtr_vllm.errors import ScheduleError
 from vtr_vllm.ranking.merge import merges
-
-if TYPE_CHECKING:
-    import torch
-
-    from vtr_vllm.ranking.inputs import RankInputs
 
 _MAX_TEXT = 192
 
 
 class Need(enum.Enum):
-    """What a rank rule looks at; the engine gathers it, in ``RankInputs``, where a rule needs it."""
+    """What a rank rule looks at; the engine gathers it where a rule needs it."""
 
     ATTENTION = "attention"
-    """Queries and keys of the layer before the cut; such a cut is never before layer index 2."""
+    """Attention of the layer before the cut, by an ``AttentionRule``; such a cut is never before layer
+    index 2."""
     EMBEDDINGS = "embeddings"
     """Input embeddings of the vision tokens."""
     STATES = "states"
@@ -46,8 +42,9 @@ RULES: dict[str, type[RankRule]] = {}
 class RankRule(ABC):
     """One way to order the vision tokens at a cut; the best-ranked are kept.
 
-    A rule is one subclass in one file of ``vtr_vllm.ranking.rules``. Options are fields with
-    defaults: a subclass that has some is a frozen dataclass. torch is imported inside of ``score``.
+    A rule is one class in one file of ``vtr_vllm.ranking.rules``, of one of three kinds, by what the
+    engine gives it: ``ImageRule``, ``AttentionRule``, ``RequestRule``. Options are fields with defaults:
+    a subclass that has some is a frozen dataclass. torch is imported where a rule scores.
     Raises ScheduleError for an option out of range.
     """
 
@@ -70,14 +67,6 @@ class RankRule(ABC):
             if cls.name in RULES:
                 raise TypeError(f"two rank rules are named {cls.name}: {RULES[cls.name]}, {cls}")
             RULES[cls.name] = cls
-
-    @abstractmethod
-    def score(self, inputs: RankInputs) -> torch.Tensor:
-        """Scores [rows] float32 of one request's rows; only those of vision tokens mean something.
-
-        The same on every tensor-parallel rank, and for the same request in any batch. Must not wait
-        for the device. Equal scores go to the earlier token.
-        """
 
     @property
     def needs_attention(self) -> bool:

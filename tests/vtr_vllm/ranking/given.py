@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from vtr_vllm.ranking import Attention, RankInputs
+from tests.vtr_vllm.ranking.by_itself import Attention, Given
 
 ROWS, INSTRUCTION = 20, 4
 IMAGES = [[7, 8, 9], [11, 12, 13, 14, 15]]
@@ -21,11 +21,11 @@ def alone(merged: torch.Tensor, heads: str) -> torch.Tensor:
     return merged
 
 
-def inputs(generated: int = 0, prefix: int = 0, seed: int = 0) -> RankInputs:
+def inputs(generated: int = 0, prefix: int = 0, seed: int = 0) -> Given:
     """All rows of the prompt from ``prefix`` on, and generated rows behind it."""
     draw = torch.Generator().manual_seed(seed)
     rotated, plain = (attention(draw, generated, prefix) for _ in range(2))
-    return RankInputs(
+    return Given(
         vision=torch.tensor(VISION[prefix:] + [-1] * generated),
         prompt_rows=ROWS - prefix,
         instruction_rows=INSTRUCTION,
@@ -63,7 +63,7 @@ def attention(draw: torch.Generator, generated: int, prefix: int) -> Attention:
     return made
 
 
-def at_rows(given: RankInputs, left: torch.Tensor) -> RankInputs:
+def at_rows(given: Given, left: torch.Tensor) -> Given:
     """``given`` once an earlier cut left only the rows ``left``; of prompts without a prefix."""
     rotated = given.attention
     plain = rotated.unrotated()
@@ -78,6 +78,6 @@ def at_rows(given: RankInputs, left: torch.Tensor) -> RankInputs:
     )
 
 
-def at_tokens(scores: torch.Tensor, given: RankInputs) -> torch.Tensor:
+def at_tokens(scores: torch.Tensor, given: Given) -> torch.Tensor:
     """[n_vision] scores, in the order of the tokens."""
     return scores[given.vision >= 0]

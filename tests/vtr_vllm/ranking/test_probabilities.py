@@ -12,10 +12,11 @@ from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
 
+from tests.vtr_vllm.ranking.by_itself import attention_received, score
 from tests.vtr_vllm.ranking.given import HEADS, KV_HEADS, PREFIX, ROWS, VISION, at_rows, inputs
 from vtr_vllm.ranking import RankRule
 from vtr_vllm.ranking.attention import Heads
-from vtr_vllm.ranking.probabilities import TILE_BYTES, attention_received
+from vtr_vllm.ranking.probabilities import TILE_BYTES
 
 ASKING = [("last", 1), ("instruction", 4)]
 OPTIONS = ["", "-norope", "-max", "-norope-max"]
@@ -49,7 +50,7 @@ def check(given, rule, queries):
     rotated = given.attention
     attention = rotated if "norope" not in rule else rotated.unrotated()
     expected = by_hand(given, attention, queries, "max" if rule.endswith("max") else "mean")
-    scores = RankRule.parse(rule).score(given)
+    scores = score(RankRule.parse(rule), given)
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -67,7 +68,7 @@ def test_heads_count_as_their_weights_say(rule, queries, option):
     given = inputs()
     attention = given.attention.unrotated() if option else given.attention
     expected = by_hand(given, attention, queries, "mean", [9, 0, 2, 1])
-    scores = RankRule.parse(f"{rule}{option}:9021").score(given)
+    scores = score(RankRule.parse(f"{rule}{option}:9021"), given)
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
@@ -80,13 +81,13 @@ def test_what_a_null_text_looks_at_is_taken_away(rule, weights):
     last = by_hand(given, given.attention, 1, "mean", weights)
     before = replace(given, prompt_rows=given.prompt_rows - 3)
     null = by_hand(before, given.attention, 1, "mean", weights)
-    scores = RankRule.parse(rule).score(given)
+    scores = score(RankRule.parse(rule), given)
     np.testing.assert_allclose(scores.numpy(), last - null, rtol=1e-5, atol=1e-7)
 
 
 def test_a_question_of_one_token_has_no_null_text():
     given = replace(inputs(), instruction_rows=1)
-    last, less = (RankRule.parse(rule).score(given) for rule in ("last", "last-prior"))
+    last, less = (score(RankRule.parse(rule), given) for rule in ("last", "last-prior"))
     assert torch.equal(last, less)
 
 
@@ -106,7 +107,7 @@ def test_max_and_mean_over_heads_differ_as_they_should():
     query[19, 0, 0] = 2.0
     query[19, 1:, 1] = 1.0
     staged = replace(given, attention=replace(given.attention, query=query, key=key))
-    largest, average = (RankRule.parse(rule).score(staged) for rule in ("last-max", "last"))
+    largest, average = (score(RankRule.parse(rule), staged) for rule in ("last-max", "last"))
     assert largest[first] > largest[second]
     assert average[first] < average[second]
 
@@ -152,7 +153,7 @@ def test_half_precision_is_ranked_in_float32():
     exact = replace(whole, query=half.query.float(), key=half.key.float())
     rule = RankRule.parse("last")
     assert torch.equal(
-        rule.score(replace(given, attention=half)), rule.score(replace(given, attention=exact))
+        score(rule, replace(given, attention=half)), score(rule, replace(given, attention=exact))
     )
 
 

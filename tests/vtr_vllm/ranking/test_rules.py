@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.vtr_vllm.ranking.by_itself import score
 from tests.vtr_vllm.ranking.given import PREFIX, ROWS, VISION, at_rows, at_tokens, inputs
 from vtr_vllm.ranking import RULES, Need, rules
+from vtr_vllm.ranking.request_rule import RequestRule
 
 ROOT = Path(__file__).parents[3]
 ALL = [rule for kind in RULES.values() for rule in kind.forms()]
@@ -22,26 +24,28 @@ ALL = [rule for kind in RULES.values() for rule in kind.forms()]
 @pytest.mark.parametrize(("generated", "prefix"), [(0, 0), (3, 0), (0, PREFIX), (3, PREFIX)])
 def test_scores_are_finite_float32_rows_and_the_same_again(rule, generated, prefix):
     given = inputs(generated, prefix)
-    scores = rule.score(given)
+    scores = score(rule, given)
     assert scores.shape == (ROWS - prefix + generated,)
     assert scores.dtype == torch.float32
     assert scores.isfinite().all()
     assert len(set(at_tokens(scores, given).tolist())) > 1
-    assert torch.equal(scores, rule.score(inputs(generated, prefix)))
+    assert torch.equal(scores, score(rule, inputs(generated, prefix)))
 
 
 @pytest.mark.parametrize("rule", ALL, ids=str)
 def test_generated_rows_change_nothing(rule):
     plain, resumed = inputs(), inputs(generated=5)
     torch.testing.assert_close(
-        at_tokens(rule.score(plain), plain), at_tokens(rule.score(resumed), resumed)
+        at_tokens(score(rule, plain), plain), at_tokens(score(rule, resumed), resumed)
     )
 
 
 @pytest.mark.parametrize("rule", ALL, ids=str)
 def test_a_warm_prefix_ranks_as_a_cold_one(rule):
     cold, warm = inputs(), inputs(prefix=PREFIX)
-    torch.testing.assert_close(at_tokens(rule.score(cold), cold), at_tokens(rule.score(warm), warm))
+    torch.testing.assert_close(
+        at_tokens(score(rule, cold), cold), at_tokens(score(rule, warm), warm)
+    )
 
 
 @pytest.mark.parametrize("rule", ALL, ids=str)
@@ -51,11 +55,11 @@ def test_tokens_that_earlier_cuts_took_leave_rows_that_still_line_up(rule):
     given = inputs()
     left = torch.tensor([row for row, number in enumerate(VISION) if number not in (1, 4, 5)])
     kept = at_rows(given, left)
-    scores = rule.score(kept)
+    scores = score(rule, kept)
     assert scores.shape == (len(left),)
     if not rule.needs & {Need.ATTENTION, Need.STATES}:
         assert torch.equal(
-            at_tokens(scores, kept), rule.score(given)[left][given.vision[left] >= 0]
+            at_tokens(scores, kept), score(rule, given)[left][given.vision[left] >= 0]
         )
 
 
@@ -64,15 +68,23 @@ def test_the_text_of_every_form_round_trips(rule):
     assert type(rule).parse(str(rule)) == rule
 
 
+def test_a_rule_of_requests_is_given_no_attention():
+    with pytest.raises(TypeError, match="AttentionRule"):
+
+        class Stare(RequestRule):
+            needs = frozenset({Need.ATTENTION})
+
+
 def test_each_rule_lies_in_the_file_of_its_name():
     for name, kind in RULES.items():
         assert kind.__module__ == f"{rules.__name__}.{name}"
 
 
 EDGE = """
-from vtr_vllm.ranking.rule import Need, RankRule
+from vtr_vllm.ranking.request_rule import RequestRule
+from vtr_vllm.ranking.rule import Need
 
-class Edge(RankRule):
+class Edge(RequestRule):
     name = "edge"
     needs = frozenset({Need.EMBEDDINGS})
     sees_question = False

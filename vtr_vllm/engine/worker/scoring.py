@@ -1,7 +1,6 @@
 """Gives the rank rules what they look at: queries and keys of a rank layer, embeddings."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,8 +18,7 @@ from vtr_vllm.engine.worker.image_rows import ImageRows, images_alike, is_image
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
 from vtr_vllm.engine.worker.rank_groups import RankGroup, rank_groups
 from vtr_vllm.engine.worker.rope import unrotate
-from vtr_vllm.ranking import Attention, Need, RankInputs
-from vtr_vllm.ranking.attention import AttentionRule
+from vtr_vllm.ranking import Need, RankInputs
 from vtr_vllm.ranking.images import ImageInputs
 from vtr_vllm.ranking.probabilities import (
     BATCH_TILE_BYTES,
@@ -29,6 +27,7 @@ from vtr_vllm.ranking.probabilities import (
     plain_floats,
     received_together,
 )
+from vtr_vllm.ranking.request_rule import RequestRule
 from vtr_vllm.reduction.batch import RequestCut
 from vtr_vllm.reduction.gather import Rows, rows_of, together
 from vtr_vllm.upload import upload
@@ -64,8 +63,6 @@ class Scorer:
         self._seen: list[tuple[RankGroup, torch.Tensor, torch.Tensor | None]] = []
         """Of the rank layer that ran last: queries [kv_heads, C * Q, heads of each * head_dim] of each group,
         and keys [kv_heads, C * L, head_dim] unless they are read back."""
-        self._whole: tuple[torch.Tensor, torch.Tensor] | None = None
-        """Its query and key, for rules that take attention in their own way."""
         self._rounds = prefix_keys is not None and prefix_keys.rounds
         self._groups: Mapping[int, Sequence[RankGroup]] = {}
         if prefix_keys is not None:
@@ -90,9 +87,6 @@ class Scorer:
             asked = queries.index_select(1, group.asking)
             own = None if self._rounds else keys.index_select(1, group.rows)
             self._seen.append((group, asked, own))
-        self._whole = None
-        if any(_needs_whole(cut) for cut in self._step.plan.cuts[layer + 1]):
-            self._whole = query.clone(), key.clone()
 
     def score_all(
         self, members: Sequence[RequestCut], rows: Rows, layer: int, states: States
@@ -109,9 +103,9 @@ class Scorer:
         if len(parts) == 1 and parts[0][0] is None:
             return self._keep(members, rows, parts[0][1])
         singles = {
-            place: self._score(cut, layer, rows, states)
+            place: self._score(cut, cut.rule, rows, states)
             for place, cut in enumerate(members)
-            if not isinstance(cut.rule, AttentionRule) and not is_image(cut)
+            if isinstance(cut.rule, RequestRule) and not is_image(cut)
         }
         scores = together(members, singles, rows.vision.device)
         for index, part in parts:
@@ -234,9 +228,11 @@ class Scorer:
     def _of_images(self, cuts: Sequence[RequestCut], values: torch.Tensor | None) -> torch.Tensor:
         return torch.stack([self._of_tokens(cut, values) for cut in cuts])
 
-    def _score(self, cut: RequestCut, layer: int, rows: Rows, states: States) -> torch.Tensor:
+    def _score(
+        self, cut: RequestCut, rule: RequestRule, rows: Rows, states: States
+    ) -> torch.Tensor:
         """Scores [rows of the member] float32, the same on every tensor-parallel rank."""
-        needs, part = cut.rule.needs, cut.part
+        needs, part = rule.needs, cut.part
         own = rows_of(cut)
         inputs = RankInputs(
             vision=rows.vision[own],
@@ -247,7 +243,6 @@ class Scorer:
             seeds=[unit.seed for unit in part.units],
             grids=[unit.grid for unit in part.units],
             registers=self._registers,
-            attention=self._attention(cut, layer, rows) if Need.ATTENTION in needs else None,
             embeddings=self._of_tokens(cut, self._embeddings) if Need.EMBEDDINGS in needs else None,
             cls_attention=self._of_tokens(cut, self._cls_attention)
             if Need.TOWER in needs
@@ -255,7 +250,7 @@ class Scorer:
             states=states(own) if Need.STATES in needs else None,
             previous=self._previous[_key(cut)] if Need.PREVIOUS in needs else None,
         )
-        return cut.rule.score(inputs)
+        return rule.score(inputs)
 
     def _of_tokens(self, cut: RequestCut, values: torch.Tensor | None) -> torch.Tensor:
         assert values is not None
@@ -263,42 +258,6 @@ class Scorer:
         if places[-1] - places[0] == len(places) - 1:
             return values[places[0] : places[-1] + 1]
         return values[upload(places, values.device)]
-
-    def _attention(self, cut: RequestCut, layer: int, rows: Rows) -> Attention:
-        assert self._whole is not None
-        assert self._prefix_keys is not None
-        attention: Any = self._blocks[layer].attn
-        query, key = (whole[rows_of(cut)] for whole in self._whole)
-        prefix = self._stored(cut, layer, cut.stored) if cut.stored else key[:0]
-        if self._prefix_keys.rounds:
-            key = self._stored(cut, layer, cut.stored + cut.num_rows)[cut.stored :]
-
-        def unrotated() -> Attention:
-            rotary, positions = self._blocks[layer].rotary_emb, rows.positions[..., rows_of(cut)]
-            before = torch.arange(cut.stored, device=positions.device)
-            places = torch.cat([before.expand(*positions.shape[:-1], -1), positions], -1)
-
-            def turn(vectors: torch.Tensor, place: int) -> torch.Tensor:
-                return unrotate(rotary, places[..., place : place + len(vectors)], vectors)
-
-            return replace(rotated, turn=turn)
-
-        rotated = Attention(
-            query=query,
-            key=torch.cat([prefix, key]),
-            prefix=cut.stored,
-            scale=attention.impl.scale,
-            combine=combine_heads,
-            unrotated=unrotated,
-        )
-        return rotated
-
-    def _stored(self, cut: RequestCut, layer: int, count: int) -> torch.Tensor:
-        """The first ``count`` keys [count, kv_heads, head_dim] of the request in the KV cache: what
-        earlier steps, or other requests, computed, and behind it the rows of this step."""
-        assert self._prefix_keys is not None
-        blocks = self._step.bands.tables[self._band(layer)][cut.index]
-        return self._prefix_keys.read(self._blocks[layer].attn, blocks, count)
 
     def _band(self, layer: int) -> int:
         return next(
@@ -308,10 +267,6 @@ class Scorer:
 
 def _key(cut: RequestCut) -> tuple[int, int]:
     return cut.index, cut.part.first
-
-
-def _needs_whole(cut: RequestCut) -> bool:
-    return cut.rule.needs_attention and not isinstance(cut.rule, AttentionRule)
 
 
 def _own_heads(weights: torch.Tensor | None, count: int) -> torch.Tensor | None:

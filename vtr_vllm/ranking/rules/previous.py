@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vtr_vllm.ranking.rule import Need, RankRule
+from vtr_vllm.ranking.request_rule import RequestRule
+from vtr_vllm.ranking.rule import Need
 
 if TYPE_CHECKING:
     import torch
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from vtr_vllm.ranking.inputs import RankInputs
 
 
-class Previous(RankRule):
+class Previous(RequestRule):
     """The order of the previous cut once more: rank once, cut often."""
 
     name = "previous"

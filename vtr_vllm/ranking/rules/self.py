@@ -9,9 +9,6 @@ from vtr_vllm.ranking.attention import AttentionRule
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
-
-    from vtr_vllm.ranking.inputs import RankInputs
 
 MOST = 64
 """Of an image's rows that ask: evenly spaced, the last one among them."""
@@ -36,19 +33,3 @@ class Self(AttentionRule):
 
         count = min(MOST, rows)
         return (np.arange(count) + 1) * rows // count - 1
-
-    def score(self, inputs: RankInputs) -> torch.Tensor:
-        """As of one image, where there are several."""
-        import torch
-
-        from vtr_vllm.ranking.probabilities import attention_received
-        from vtr_vllm.upload import upload
-
-        assert inputs.attention is not None
-        places = inputs.vision_places()
-        asking = places[upload(self.asking(inputs.vision_rows, 0), places.device)]
-        received = attention_received(
-            inputs, inputs.attention, asking, self.heads, weights=self.head_weights()
-        )
-        rows = torch.arange(len(received), device=received.device)
-        return received * len(asking) / (asking[None] >= rows[:, None]).sum(1).clamp(min=1)

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.vtr_vllm.engine.worker.test_prefix_keys import BLOCK, HEADS, KINDS, WIDTH, attention
+from tests.vtr_vllm.ranking.by_itself import Attention, Given, score
 from tests.vtr_vllm.ranking.given import alone
 from tests.vtr_vllm.reduction.strategies import request_of, whole_parts
 from vtr_vllm.engine.worker import rank_groups, scoring
@@ -19,7 +20,7 @@ from vtr_vllm.engine.worker.attention import BandTables, Step
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
 from vtr_vllm.engine.worker.rope import unrotate
 from vtr_vllm.engine.worker.scoring import Scorer
-from vtr_vllm.ranking import Attention, RankInputs, probabilities
+from vtr_vllm.ranking import probabilities
 from vtr_vllm.ranking.probabilities import received_together
 from vtr_vllm.reduction.batch import StepRequest, plan_batch
 from vtr_vllm.reduction.gather import Rows, rows_of
@@ -169,8 +170,9 @@ def by_itself(cut, rows, query, key, cache, rotary, previous):
         **given,
     )
     rotated = Attention(query=query[rows_of(cut)], key=keys, unrotated=lambda: plain, **given)
-    return cut.rule.score(
-        RankInputs(
+    return score(
+        cut.rule,
+        Given(
             vision=rows.vision[rows_of(cut)],
             prompt_rows=cut.prompt_rows,
             instruction_rows=cut.request.instruction_len,
@@ -180,7 +182,7 @@ def by_itself(cut, rows, query, key, cache, rotary, previous):
             grids=[unit.grid for unit in cut.part.units],
             attention=rotated,
             previous=previous.get((cut.index, cut.part.first)),
-        )
+        ),
     )
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.vtr_vllm.ranking.by_itself import Attention, Given, score
 from tests.vtr_vllm.ranking.given import alone
 from vtr_vllm.errors import ScheduleError
-from vtr_vllm.ranking import Attention, RankInputs
 from vtr_vllm.ranking.rules.self import MOST, Self
 from vtr_vllm.schedules.keep_rates import check_keep_and_rules
 
@@ -22,7 +22,7 @@ def one_image(tokens, prefix=2):
         combine=alone,
         unrotated=lambda: attention,
     )
-    return RankInputs(
+    return Given(
         vision=torch.arange(tokens),
         prompt_rows=tokens,
         instruction_rows=0,
@@ -54,7 +54,7 @@ def by_hand(given, asking):
 @pytest.mark.parametrize("tokens", [1, 2, 7])
 def test_each_token_gets_the_mean_of_those_that_see_it(tokens):
     given = one_image(tokens)
-    torch.testing.assert_close(Self().score(given), by_hand(given, list(range(tokens))))
+    torch.testing.assert_close(score(Self(), given), by_hand(given, list(range(tokens))))
 
 
 def test_of_a_large_image_some_rows_ask():
@@ -64,7 +64,7 @@ def test_of_a_large_image_some_rows_ask():
     assert asking[-1] == tokens - 1
     assert set(np.diff(asking)) <= {2, 3}
     given = one_image(tokens)
-    torch.testing.assert_close(Self().score(given), by_hand(given, asking.tolist()))
+    torch.testing.assert_close(score(Self(), given), by_hand(given, asking.tolist()))
 
 
 def test_what_stands_before_the_image_counts():
@@ -72,8 +72,8 @@ def test_what_stands_before_the_image_counts():
     given = one_image(5)
     loud = given.attention.key.clone()
     loud[:2] = 20 * given.attention.query[2].mean(0)
-    quiet = Self().score(replace(given, attention=replace(given.attention, key=loud)))
-    assert quiet.sum() < Self().score(given).sum()
+    quiet = score(Self(), replace(given, attention=replace(given.attention, key=loud)))
+    assert quiet.sum() < score(Self(), given).sum()
 
 
 def test_it_stands_beside_no_rule_that_sees_the_question():
