@@ -166,6 +166,11 @@ class FamilyOptions(BackendOptions):
     model: Text = Field(description="model path or name, or `demo`")
     data: Text = Field(description="file of calibration data, JSON Lines")
     members: int = Field(default=6, ge=2, le=8, description="schedules of the family")
+    pool: Literal["all", "folder"] = Field(
+        default="all",
+        description="what members are first chosen from: plain schedules, curves and what --out has"
+        " already, or the last alone",
+    )
     budgets: Annotated[
         list[Budget], Field(min_length=1, max_length=32), AfterValidator(_all_different)
     ] = Field(

@@ -20,6 +20,8 @@ from vtr_vllm.training.registers.options import RegisterOptions
 
 if TYPE_CHECKING:
     from vtr_vllm.search.calibration import Dataset
+    from vtr_vllm.training.atp.reference import Reference
+    from vtr_vllm.training.atp.score import Outcome
     from vtr_vllm.training.llava import Llava
     from vtr_vllm.training.loop import Training
 
@@ -76,14 +78,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         )
         training.set_defaults(run=_train, options=model)
     told = "how a model with trained modules answers other data, and on how many tokens"
-    score = kinds.add_parser("score", help=told, description=told)
-    score.add_argument("--model", required=True, metavar="TEXT", help="the model, as in training")
-    for flag, metavar, what in (
-        ("--atp", "DIR", "what the training wrote"),
-        ("--data", "FILE", "questions with answers, JSON Lines"),
-    ):
-        score.add_argument(flag, type=Path, required=True, metavar=metavar, help=what)
-    score.add_argument("--batch", type=_count, default=16, metavar="N", help="(default: 16)")
+    score = _of_modules(kinds.add_parser("score", help=told, description=told))
     score.add_argument(
         "--items",
         type=Path,
@@ -91,10 +86,31 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="write one line an item: its counts, and if right",
     )
     score.set_defaults(run=_score, options=None)
+    told = "schedules of the counts that trained modules decide: what an engine can serve of them"
+    distilled = _of_modules(kinds.add_parser("distil", help=told, description=told))
+    distilled.add_argument(
+        "--members", type=_count, default=8, metavar="N", help="schedules to write (default: 8)"
+    )
+    distilled.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder of schedules"
+    )
+    distilled.set_defaults(run=_distil, options=None)
     options = parser.parse_args(arguments)
     if options.options is not None:
         options.asked = read_flags(parser, options.options, options)
     return options
+
+
+def _of_modules(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """With the flags of a command that runs trained modules over data."""
+    command.add_argument("--model", required=True, metavar="TEXT", help="the model, as in training")
+    for flag, metavar, what in (
+        ("--atp", "DIR", "what the training wrote"),
+        ("--data", "FILE", "questions with answers, JSON Lines"),
+    ):
+        command.add_argument(flag, type=Path, required=True, metavar=metavar, help=what)
+    command.add_argument("--batch", type=_count, default=16, metavar="N", help="(default: 16)")
+    return command
 
 
 class _Stop:
@@ -178,23 +194,50 @@ def _timed(training: "Training[Any, Any]") -> str:
     )
 
 
-def _score(options: argparse.Namespace, _: _Stop) -> int:
-    from dataclasses import asdict
-
+def _outcomes(options: argparse.Namespace) -> "tuple[Reference, Dataset, list[Outcome]]":
+    """The trained modules, the data, and how they do on it."""
     from vtr_vllm.search.calibration import Dataset
     from vtr_vllm.training.atp.reference import Reference
-    from vtr_vllm.training.atp.score import outcomes, summary
+    from vtr_vllm.training.atp.score import outcomes
 
     data = Dataset.load(options.data)
     trained = Reference.load(options.model, options.atp)
     modules, n_min = trained.artefact.modules, trained.artefact.n_min
-    found = list(
-        outcomes(trained.llava, modules, trained.llava.examples(data), n_min, options.batch)
-    )
+    examples = trained.llava.examples(data)
+    return trained, data, list(outcomes(trained.llava, modules, examples, n_min, options.batch))
+
+
+def _score(options: argparse.Namespace, _: _Stop) -> int:
+    from dataclasses import asdict
+
+    from vtr_vllm.training.atp.score import summary
+
+    _, data, found = _outcomes(options)
     if options.items is not None:
         with whole_file(options.items) as file:
             file.writelines(json.dumps(asdict(outcome)) + "\n" for outcome in found)
     print(json.dumps({"data": data.facts(), **(summary(found) or {})}))
+    return 0
+
+
+def _distil(options: argparse.Namespace, _: _Stop) -> int:
+    from vtr_vllm.training.atp.artefact import Artefact
+    from vtr_vllm.training.atp.distil import check_served, distil
+
+    check_served(Artefact.load(options.atp))
+    trained, data, found = _outcomes(options)
+    made = distil(
+        [outcome.counts for outcome in found],
+        options.members,
+        trained.artefact.modules.layers,
+        trained.llava.geometry,
+        trained.llava.tokens,
+        {"target": trained.artefact.facts["target"], "data": data.facts()},
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    for schedule in made:
+        schedule.save(options.out / f"{schedule.name}.json")
+        print(f"{schedule.name}: mean keep {schedule.mean_keep:.3f}")
     return 0
 
 

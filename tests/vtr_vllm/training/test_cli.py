@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from vtr_vllm import cli as vtr
+from vtr_vllm.schedules import ScheduleBook
 from vtr_vllm.training import cli
 from vtr_vllm.training.atp.train import AtpTraining
+from vtr_vllm.training.llava import Llava
 
 
 def arguments(folder: Path, file: Path, out: Path, *more: str) -> list[str]:
@@ -59,6 +61,23 @@ def test_from_dry_run_to_score(
     assert found["n"] == len(lines) == 12
     assert [line["id"] for line in lines] == [f"q{number}" for number in range(12)]
     assert found["mean_keep"] == pytest.approx(sum(line["keep"] for line in lines) / 12)
+
+
+def test_trained_modules_become_schedules_of_the_model(
+    folder: Path, file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, schedules = tmp_path / "atp", tmp_path / "schedules"
+    assert cli.main(arguments(folder, file, out, "--layers", "2,4")) == 0
+    asked = ["distil", "--model", folder, "--atp", out, "--data", file]
+    asked += ["--members", "2", "--out", schedules]
+    capsys.readouterr()
+    assert cli.main([*map(str, asked)]) == 0
+    geometry = Llava.load(str(folder)).geometry
+    book = ScheduleBook.from_folder(geometry, schedules)
+    told = capsys.readouterr().out.splitlines()
+    made = [book.by_name(line.partition(":")[0]) for line in told]
+    assert made
+    assert all(schedule.keep[:2] == (1.0, 1.0) for schedule in made)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ScheduleBook
 from vtr_vllm.search.adaptive import evidence, fitting
 from vtr_vllm.search.adaptive.evidence import Outcomes
-from vtr_vllm.search.adaptive.pool import pool
+from vtr_vllm.search.adaptive.pool import movable, pool
 from vtr_vllm.search.adaptive.refinement import STAGE, FamilySearch, Refinement
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate
@@ -51,7 +51,7 @@ def search_family(
     ) as session:
         study = session.study(data)
         book = ScheduleBook.from_folder(study.geometry, options.out, study.band_starts)
-        first = pool(study, [book.by_name(name) for name in book.names()], settings.budgets)
+        first = _first(study, book, asked)
         if options.dry_run:
             print(_estimate(len(first), settings, data, splits))
             return
@@ -73,6 +73,20 @@ def search_family(
         write_json(report_folder(options.out) / "adaptive.json", record)
         print(evidence.table(found))
     progress.end("done", f"wrote {options.out / FILE}")
+
+
+def _first(study: Study, book: ScheduleBook, asked: FamilyOptions) -> list[Candidate]:
+    """What members are first chosen from."""
+    made = [book.by_name(name) for name in book.names()]
+    if asked.pool == "all":
+        return pool(study, made, asked.budgets)
+    found = movable(study, made)
+    if len(found) < asked.members:
+        raise ConfigurationError(
+            f"--pool folder: {len(found)} schedules in the folder can be members, and --members is"
+            f" {asked.members}; have more of them there, or ask for fewer"
+        )
+    return found
 
 
 def _check(settings: Refinement, data: Dataset) -> None:

@@ -1,4 +1,4 @@
-"""What a family is chosen from at first: plain schedules, and those that were searched before."""
+"""What a family is chosen from at first: plain schedules, and those that were made before."""
 
 from collections.abc import Iterable, Sequence
 
@@ -16,22 +16,32 @@ _THEN = (0.0, 1 / 16)
 """Shares kept behind it."""
 
 
-def pool(study: Study, searched: Iterable[Schedule], budgets: Sequence[float]) -> list[Candidate]:
-    """Candidates, each once: a share chosen without the question, then next to none; curves; ``searched``.
+def pool(study: Study, made: Iterable[Schedule], budgets: Sequence[float]) -> list[Candidate]:
+    """Candidates, each once: a share chosen without the question, then next to none; curves; ``made``."""
+    curves = [Candidate.of(schedule, study.n_vision) for schedule in _curves(study, budgets)]
+    return _each_once([*_plain(study), *curves, *movable(study, made)])
 
-    But for those with a rule of one image: what is next to them would cut where such a rule cannot.
-    """
+
+def movable(study: Study, made: Iterable[Schedule]) -> list[Candidate]:
+    """``made`` as candidates, each once, but for those with a rule of one image: what is next to them
+    would cut where such a rule cannot."""
+    left = [schedule for schedule in made if not of_one_image(schedule.rules)]
+    return _each_once([Candidate.of(schedule, study.n_vision) for schedule in left])
+
+
+def _each_once(candidates: Iterable[Candidate]) -> list[Candidate]:
+    return [each for each in dict.fromkeys(candidates) if each.reduces]
+
+
+def _plain(study: Study) -> list[Candidate]:
     layers, n = study.geometry.layers, study.n_vision
     depths = sorted({max(FIRST_ATTENTION_CUT, round(depth * layers)) for depth in _DEPTHS})
-    plain = [
+    return [
         with_counts([round(first * n)] * depth + [round(then * n)] * (layers - depth), {}, n)
         for first in _FIRST
         for depth in depths
         for then in _THEN
     ]
-    movable = [schedule for schedule in searched if not of_one_image(schedule.rules)]
-    found = [Candidate.of(schedule, n) for schedule in [*_curves(study, budgets), *movable]]
-    return [each for each in dict.fromkeys([*plain, *found]) if each.reduces]
 
 
 def _curves(study: Study, budgets: Sequence[float]) -> list[Schedule]:
