@@ -15,8 +15,8 @@ from vtr_server.gate.middleware import Gate, install
 from vtr_server.gate.shared_names import refuse_shared_names
 from vtr_server.http.answer import GenerationService
 from vtr_server.http.error_handlers import install_error_handlers
-from vtr_server.http.routes import invocations, refuse_engine_error, router
-from vtr_server.http.upgrade import ignore_upgrades
+from vtr_server.http.message_limits import install_protocol
+from vtr_server.http.routes import invocations, json_object, refuse_engine_error, router
 from vtr_server.jobs.app import JobService, JobServiceSettings, start_service
 from vtr_server.jobs.app import router as jobs_router
 from vtr_server.jobs.sources import SETTINGS, Sources
@@ -73,8 +73,8 @@ class VTREndpoints:
         install_error_handlers(app)
         app.add_exception_handler(EngineDeadError, refuse_engine_error)
         app.add_exception_handler(EngineGenerateError, refuse_engine_error)
-        own_invocations(invocations)
-        ignore_upgrades()
+        own_invocations(invocations, json_object)
+        install_protocol()
         if settings.page.enabled:
             app.include_router(page_router)
         if settings.jobs is not None:
@@ -110,6 +110,7 @@ class VTREndpoints:
         def check(settings: ServerSettings) -> None:
             check_reuse(settings, caches_prefixes=engine.caches_prefixes)
             check_adapt(settings, has_family=schedules.offer.chooser.family is not None)
+            schedules.offer.chooser.check_tiers(settings.tiers)
 
         check(settings)
         await adopt(settings)
@@ -122,8 +123,8 @@ class VTREndpoints:
         background.start("settings", settings_file.watch)
         if elastic is not None:
             background.start("elastic", elastic.run)
-        if engine.process_rank == 0:
-            background.start("engine", lambda: poll_engine(engine))
+        told = engine.process_rank == 0
+        background.start("engine", lambda: poll_engine(engine, told=told))
         if self._app is not None:
             await start_admin(self._app, settings, engine.process_rank)
         observe_info(vtr_vllm.__version__, engine.served_models()[0], engine.geometry.fingerprint)

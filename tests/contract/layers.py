@@ -74,7 +74,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "benchmarks/",
     ),
     "skopt": ("vtr_vllm/search/",),
-    "sklearn": ("vtr_vllm/search/adaptive/fitting.py",),
+    "sklearn": ("vtr_vllm/search/adaptive/fitting.py", "vtr_vllm/training/atp/distil.py"),
     "prometheus_client": ("server/vtr_server/operations/",),
     "fastapi": ("server/",),
     "starlette": ("server/",),

@@ -150,6 +150,24 @@ def test_steps_with_cuts_and_behind_them(layers: Layers) -> None:
         check_decode(layers, after, step.metadata, step.slots, 0)
 
 
+def test_small_steps_that_no_graph_runs_are_split_as_the_kernel_likes(
+    layers: Layers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Splits of a graph cost memory for each, and one kernel more that adds them up."""
+    small = request_of([range(4)], 7, CURVE, ["last"] * 5)
+    plan = plan_batch([StepRequest(0, 7, small)], LAYERS, BANDS)
+    assert plan is not None
+    assert plan.num_rows <= MOST
+
+    def splits() -> set[int]:
+        step = build_step(plan, tables_of(1), NAMES, layers.groups)
+        return {metadata.max_num_splits for metadata in step.metadata.values()}
+
+    assert splits() == {0}
+    monkeypatch.setattr("vtr_vllm.engine.worker.attention._uncaptured", lambda metadata: metadata)
+    assert max(splits()) > 1, "vLLM splits them no longer: drop _uncaptured"
+
+
 def test_replays_of_a_captured_step(layers: Layers) -> None:
     """With two requests of padding, whose table rows are the null block's."""
     padding = 2

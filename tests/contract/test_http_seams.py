@@ -9,11 +9,18 @@ import uvicorn
 import uvicorn.config
 from model_hosting_container_standards import sagemaker
 from model_hosting_container_standards.common.handler.resolver import GenericHandlerResolver
+from model_hosting_container_standards.sagemaker.lora.constants import SageMakerLoRAApiHeader
 from vllm.entrypoints.anthropic.serving import AnthropicServingMessages
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.launcher import serve_http
 from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
 from vllm.v1.engine.async_llm import AsyncLLM
+
+from vtr_server.vllm_api.sagemaker import ADAPTER
+
+
+def test_the_header_of_an_adapter_is_that_of_the_library() -> None:
+    assert ADAPTER == SageMakerLoRAApiHeader.ADAPTER_IDENTIFIER
 
 
 @pytest.mark.parametrize(

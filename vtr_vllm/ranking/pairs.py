@@ -9,6 +9,8 @@ from vtr_vllm.ranking.greedy import scores_of_places
 
 MOST_TOKENS = 2048
 """Of an image whose pairs are all looked at."""
+LEAST_TOKENS = 16
+"""Of an image as models have them."""
 PAIRS_BYTES = 64 << 20
 """Of the distances that are held at a time; one image's are 16 MiB at most."""
 
@@ -28,8 +30,9 @@ def farthest_first_scores(states: torch.Tensor) -> torch.Tensor:
 def _scores(states: torch.Tensor) -> torch.Tensor:
     rows = states.float()
     tokens = rows.shape[1]
-    mean = torch.nn.functional.normalize(rows.mean(1, keepdim=True), dim=-1)
-    directions = torch.nn.functional.normalize(rows, dim=-1)
+    # What is no number is far from nothing: it must not lead the kernel out of its rows.
+    mean = torch.nn.functional.normalize(rows.mean(1, keepdim=True), dim=-1).nan_to_num()
+    directions = torch.nn.functional.normalize(rows, dim=-1).nan_to_num()
     first = worth_of_the_first(torch.bmm(directions, mean.mT).squeeze(-1))
     apart = told_apart(torch.bmm(directions, directions.mT).neg_().add_(1))
     apart.diagonal(dim1=1, dim2=2).zero_()  # of a row of zeros, too: none is taken twice
@@ -39,6 +42,17 @@ def _scores(states: torch.Tensor) -> torch.Tensor:
     places = torch.where(adds > 0, numbers[: adds.shape[1]], tokens)
     place = torch.full_like(first, tokens).scatter_reduce_(1, found, places, "amin")
     return scores_of_places(place, left)
+
+
+def compile_kernels(device: torch.device) -> None:
+    """Compile what would be compiled for the first image of each size, from ``LEAST_TOKENS`` on."""
+    if device.type != "cuda":
+        return
+    tokens = LEAST_TOKENS
+    while tokens <= MOST_TOKENS:
+        worth = torch.zeros(1, tokens, device=device)
+        farthest_first(worth.expand(tokens, -1)[None], worth, 1)
+        tokens *= 2
 
 
 @torch.library.custom_op("vtr::farthest_first", mutates_args=(), device_types="cpu")

@@ -43,7 +43,8 @@ def _kernel(  # type: ignore[no-untyped-def]
     here = token < tokens
     worth = tl.load(first + image * tokens + token, mask=here, other=-1.0)
     for place in range(most):
-        best = tl.argmax(worth, 0, tie_break_left=True)
+        # A number that is none would never win, and the padding would.
+        best = tl.minimum(tl.argmax(worth, 0, tie_break_left=True), tokens - 1)
         tl.store(found + image * most + place, best.to(tl.int64))
         tl.store(adds + image * most + place, tl.max(worth, 0))
         pairs = apart + (image * tokens + best) * tokens

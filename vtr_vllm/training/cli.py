@@ -212,7 +212,7 @@ def _score(options: argparse.Namespace, _: _Stop) -> int:
 
     from vtr_vllm.training.atp.score import summary
 
-    _, data, found = _outcomes(options)
+    _trained, data, found = _outcomes(options)
     if options.items is not None:
         with whole_file(options.items) as file:
             file.writelines(json.dumps(asdict(outcome)) + "\n" for outcome in found)

@@ -161,15 +161,20 @@ async def _serve(
     if reason := await service.engine.why_not_in_place():
         raise EngineNotReady(f"reduction is not in place: {reason}")
     geometry = service.engine.geometry
+    pictured: list[Admitted] = []
 
     def noted(prompt: Admitted) -> None:
         assert decide.choice is not None
         kept = sum(kept_per_layer(prompt, geometry)) / geometry.layers
         service.gate.charge(RequestContext.of(raw_request.scope), kept)
+        if prompt.n_vision:
+            pictured.append(prompt)
         watch.prompt(prompt, facts(decide.choice, decide.asked.by, [prompt], geometry))
 
     with (
-        collect(decide, noted) as admitted,
+        collect(
+            decide, noted, has_beams=bool(getattr(request, "use_beam_search", False))
+        ) as admitted,
         collect_first_tokens() as first_tokens,
         # Of an answer in one piece vLLM shows nothing before its end.
         first_token(watch.first_token) if getattr(request, "stream", False) else nullcontext(),
@@ -178,7 +183,7 @@ async def _serve(
 
         def vision_cached() -> int:
             return sum(
-                each.vision_before(first_tokens.cached(each.request_id)) for each in admitted
+                each.vision_before(first_tokens.cached(each.request_id)) for each in pictured
             )
 
         watch.vision_cached = vision_cached

@@ -1,6 +1,5 @@
 """The routes: vLLM's endpoints that generate, with a budget; health, models and schedules."""
 
-import json
 import logging
 from http import HTTPStatus
 from typing import Any
@@ -15,7 +14,7 @@ from vtr_server.http.endpoints import BATCH, CHAT, COMPLETION, MESSAGES, RESPONS
 from vtr_server.http.error_handlers import CheckedRoute, refuse
 from vtr_server.http.errors import error_response, http_error_body, in_form_of
 from vtr_server.operations.metrics import observe_ready
-from vtr_server.policy.requested_budget import split_alias
+from vtr_server.policy.requested_budget import ALIAS, split_alias
 from vtr_server.vllm_api.engine import (
     BatchRequest,
     ChatRequest,
@@ -31,10 +30,11 @@ from vtr_server.vllm_api.engine import (
     vllm_error_handler,
     with_cancellation,
 )
+from vtr_server.vllm_api.sagemaker import ADAPTER
 from vtr_vllm.errors import RequestError, UnknownModel, VTRError
 from vtr_vllm.schedules.strict_json import show
 
-__all__ = ["invocations", "refuse_engine_error", "router"]
+__all__ = ["invocations", "json_object", "refuse_engine_error", "router"]
 
 logger = logging.getLogger("vllm.vtr")
 
@@ -115,16 +115,15 @@ router.include_router(_anthropics)
 @router.post("/invocations")
 async def invocations(raw_request: Request) -> Response:
     """SageMaker's route: the body of a chat or of a completion, as on its own route."""
-    await validate_json_request(raw_request)
-    try:
-        body = await raw_request.json()
-    except (json.JSONDecodeError, UnicodeDecodeError) as err:
-        raise RequestError(f"the body is no JSON: {err}") from err
-    kind = next((kind for name, kind in _INVOKED.items() if name in _keys(body)), None)
+    body = await json_object(raw_request)
+    kind = next((kind for name, kind in _INVOKED.items() if name in body), None)
     if kind is None:
         raise RequestError(
-            f"the body has the keys {show(sorted(_keys(body))[:8])}; send messages, for a chat, or a prompt"
+            f"the body has the keys {show(sorted(body)[:8])}; send messages, for a chat, or a prompt"
         )
+    if adapter := raw_request.headers.get(ADAPTER):
+        _, wish = split_alias(body.get("model"), _service(raw_request).engine.served_models())
+        body = body | {"model": adapter if wish is None else f"{adapter}{ALIAS}{wish}"}
     try:
         request = kind.model_validate(body)
     except ValidationError as err:
@@ -136,15 +135,23 @@ async def invocations(raw_request: Request) -> Response:
     return response
 
 
+async def json_object(raw_request: Request) -> dict[str, Any]:
+    """The body of a request that nothing has read yet; raises RequestError where it is no object."""
+    await validate_json_request(raw_request)
+    try:
+        body = await raw_request.json()
+    except (ValueError, RecursionError) as err:
+        raise RequestError(f"the body is no JSON that can be read: {err}") from err
+    if not isinstance(body, dict):
+        raise RequestError(f"the body is {show(body)}; send an object")
+    return body
+
+
 _INVOKED: dict[str, type[ChatRequest] | type[CompletionRequest]] = {
     "messages": ChatRequest,
     "prompt": CompletionRequest,
     "prompt_embeds": CompletionRequest,
 }
-
-
-def _keys(body: object) -> list[str]:
-    return list(body) if isinstance(body, dict) else []
 
 
 @router.get("/v1/models")

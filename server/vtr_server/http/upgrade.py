@@ -6,16 +6,15 @@ for the other protocol and answers as if there were none.
 """
 
 import httptools
-import uvicorn.config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-__all__ = ["HTTPProtocol", "ignore_upgrades"]
+__all__ = ["OfferlessProtocol"]
 
 _OFFER = frozenset({b"upgrade", b"http2-settings"})
 """Headers that make the offer; ``Connection`` names them."""
 
 
-class HTTPProtocol(HttpToolsProtocol):
+class OfferlessProtocol(HttpToolsProtocol):
     """uvicorn's protocol; a request that offers another one is read as if it did not."""
 
     def data_received(self, data: bytes) -> None:
@@ -59,8 +58,3 @@ class HTTPProtocol(HttpToolsProtocol):
     def _request_line(self) -> tuple[bytes, bytes, bytes]:
         method = self.scope["method"].encode("ascii")
         return method, self.url, self.parser.get_http_version().encode("ascii")
-
-
-def ignore_upgrades() -> None:
-    """Let every server of this process that leaves its protocol to uvicorn speak ours."""
-    uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{HTTPProtocol.__name__}"

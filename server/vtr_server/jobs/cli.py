@@ -8,6 +8,7 @@ from pathlib import Path
 
 import uvicorn
 
+from vtr_server.http.message_limits import install_protocol
 from vtr_server.jobs.app import SEARCH_COMMAND, JobServiceSettings, create_app
 from vtr_server.jobs.sources import Sources
 from vtr_server.policy.exposure import is_loopback
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None, command: Sequence[str] = SEARCH
     except (ConfigurationError, OSError) as err:
         print(f"vtr search serve: {err}", file=sys.stderr)
         return 2
+    install_protocol()
     uvicorn.run(
         app,
         host=options.host,

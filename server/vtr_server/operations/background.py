@@ -12,7 +12,7 @@ from vtr_server.operations.metrics import (
     observe_ready,
     observe_workers,
 )
-from vtr_server.vllm_api.engine import Engine
+from vtr_server.vllm_api.engine import Engine, KVReport
 from vtr_vllm.errors import EngineNotReady
 
 __all__ = ["Background", "poll_engine"]
@@ -20,7 +20,9 @@ __all__ = ["Background", "poll_engine"]
 logger = logging.getLogger("vllm.vtr")
 
 SECONDS = 2.0
-"""Between two questions to the engine; each takes it well under a millisecond."""
+"""Between two questions to the engine; each takes it well under a millisecond, between two steps."""
+SILENT_SECONDS = 60.0
+"""An engine that has not answered for so long hangs: no step takes as long."""
 FIRST_WAIT_SECONDS = 1.0
 LONGEST_WAIT_SECONDS = 60.0
 """Before a task that failed is started again; doubled each time it fails soon."""
@@ -59,18 +61,22 @@ async def _again_and_again(name: str, work: Callable[[], Coroutine[Any, Any, Non
         wait = min(2 * wait, LONGEST_WAIT_SECONDS)
 
 
-async def poll_engine(engine: Engine) -> None:
-    """Bring what only the engine's processes know into the metrics."""
+async def poll_engine(engine: Engine, *, told: bool = True) -> None:
+    """Ask the engine's processes again and again: whether they answer and, if it is ``told`` by this
+    process, what only they know."""
     while True:
         await asyncio.sleep(SECONDS)
         ready = await engine.why_unhealthy() is None
-        observe_ready(ready)
+        if told:
+            observe_ready(ready)
         if not ready:
             continue
         try:
-            report, counts = await engine.report()
+            report, counts = await _report(engine, told)
         except EngineNotReady:
             continue  # it died in between: the next round says so
+        if not told:
+            continue
         observe_kv(report.total, report.free, report.held, report.saved)
         observe_workers(
             counts["rank_seconds"],
@@ -78,3 +84,19 @@ async def poll_engine(engine: Engine) -> None:
             int(counts["reduced_steps"]),
             int(counts["uncompiled_layers"]),
         )
+
+
+async def _report(engine: Engine, told: bool) -> tuple[KVReport, dict[str, float]]:
+    """The engine's report; while it does not come, the engine is not ready."""
+    asked = asyncio.ensure_future(engine.report())
+    try:
+        await asyncio.wait([asked], timeout=SILENT_SECONDS)
+        if not asked.done():
+            engine.silent_seconds = SILENT_SECONDS
+            if told:
+                observe_ready(False)
+            logger.error("VTR: the engine has answered nothing for %g s", SILENT_SECONDS)
+        return await asked
+    finally:
+        engine.silent_seconds = None
+        asked.cancel()

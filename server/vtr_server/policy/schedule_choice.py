@@ -18,6 +18,7 @@ from vtr_server.policy.vtr_field import AdaptiveAnswer, Ask, AutoAnswer
 from vtr_vllm.adaptive import ScheduleFamily
 from vtr_vllm.errors import (
     BudgetNotAllowed,
+    ConfigurationError,
     InvalidBudget,
     RequestError,
     UnknownSchedule,
@@ -171,9 +172,21 @@ class ScheduleChooser:
         for name, meaning in self.tiers.items():
             try:
                 offered[name] = self._of_meaning(meaning).budget
-            except UnknownSchedule:
+            except RequestError:
                 continue
         return offered
+
+    def check_tiers(self, tiers: Mapping[str, float | str]) -> None:
+        """Raise ConfigurationError for one that the model can never meet; what is not stored may be yet."""
+        for name, meaning in tiers.items():
+            try:
+                self._of_meaning(meaning)
+            except UnknownSchedule:
+                continue
+            except RequestError as err:
+                raise ConfigurationError(
+                    f"tier {name} = {meaning!r} of the settings: {err}"
+                ) from err
 
     def aliases(self) -> list[str]:
         """What may stand behind ``MODEL@``: the tiers, the budgets of stored schedules, and both once

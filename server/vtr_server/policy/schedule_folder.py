@@ -92,9 +92,9 @@ class ScheduleFolder:
     def adopt(self, tiers: Mapping[str, float | str], confidence: float = 0.0) -> None:
         """Offer the same schedules under other tiers, and with another floor of confidence."""
         with self._reading:
-            self._template = replace(self._template, tiers=tiers, confidence=confidence)
             chooser = replace(self.offer.chooser, tiers=tiers, confidence=confidence)
             self.offer = Offer.of(chooser)
+            self._template = replace(self._template, tiers=tiers, confidence=confidence)
 
     async def watch(self) -> None:
         """Reload for as long as the server runs."""

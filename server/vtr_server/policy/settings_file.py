@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from vtr_server.operations.metrics import observe_settings_reload
 from vtr_server.policy.settings import ServerSettings
-from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.errors import ConfigurationError, VTRError
 
 __all__ = ["FIXED", "SettingsFile"]
 
@@ -36,8 +36,8 @@ Signature = tuple[int, int, int] | None
 class SettingsFile:
     """The file of ``--settings``, or none; ``settings`` is what holds now.
 
-    ``adopt`` is awaited with each new settings, one after the other. Those of which ``check`` raises
-    ConfigurationError are not taken.
+    ``adopt`` is awaited with each new settings, one after the other. Those of which ``check`` or
+    ``adopt`` raises a VTRError are not taken.
     """
 
     def __init__(
@@ -75,18 +75,20 @@ class SettingsFile:
         if self._path is None:
             return []
         async with self._one_at_a_time:
-            self._read = self._seen = await asyncio.to_thread(_signature, self._path)
+            signature = self._seen = await asyncio.to_thread(_signature, self._path)
             try:
                 wanted = await asyncio.to_thread(ServerSettings.load, self._path)
                 possible = self._possible(wanted)
                 self._check(possible)
-            except ConfigurationError as err:
+                await self._adopt(possible)
+            except VTRError as err:
+                self._read = signature
                 logger.error("VTR keeps the settings that it had: %s", err)
                 observe_settings_reload("rejected")
                 return [str(err)]
+            self._read = signature  # not before: what fails unforeseen is read once more
             waits = self._waits(wanted)
             self.settings = possible
-            await self._adopt(possible)
             for reason in waits:
                 logger.warning("VTR: settings file %s: %s", self._path, reason)
             observe_settings_reload("partial" if waits else "ok")

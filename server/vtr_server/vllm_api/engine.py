@@ -63,6 +63,7 @@ __all__ = [
     "EngineDeadError",
     "EngineGenerateError",
     "Failure",
+    "KVReport",
     "MessagesRequest",
     "ResponsesRequest",
     "Whole",
@@ -96,6 +97,8 @@ class Engine:
         self._client = client
         self._state = state
         self._in_place = False
+        self.silent_seconds: float | None = None
+        """How long it has answered nothing, where that is too long: ``poll_engine``."""
         self.geometry: ModelGeometry = model_geometry(client.vllm_config)
         folder = EngineSettings.of(client.vllm_config).schedules
         self.schedules: Path | None = Path(folder) if folder else None
@@ -153,6 +156,11 @@ class Engine:
 
     async def why_unhealthy(self) -> EngineNotReady | None:
         """None if vLLM is alive and reduces; EngineDead, or why it does not, otherwise."""
+        if self.silent_seconds is not None:
+            return EngineNotReady(
+                f"the engine has answered nothing for {self.silent_seconds:g} s: it hangs; look at its"
+                " log, and restart it"
+            )
         try:
             await self._client.check_health()
             reason = await self.why_not_in_place()

@@ -10,15 +10,26 @@ from typing import Any
 
 from fastapi import Request
 
-__all__ = ["own_invocations"]
+__all__ = ["ADAPTER", "own_invocations"]
+
+ADAPTER = "X-Amzn-SageMaker-Adapter-Identifier"
+"""The header that names the model. Its library's own transformation loses the body's where it is absent."""
+
+Handle = Callable[[Request], Awaitable[Any]]
 
 
-def own_invocations(handle: Callable[[Request], Awaitable[Any]]) -> None:
-    """Have ``handle`` answer at ``/invocations``, behind the transformations that vLLM has there."""
+def own_invocations(handle: Handle, check: Handle) -> None:
+    """Have ``handle`` answer at ``/invocations``, behind the sessions that vLLM has there.
+
+    ``check`` comes before them: they read the body, and take it for an object.
+    """
     import model_hosting_container_standards.sagemaker as sagemaker
 
-    description = handle.__doc__
-    handle = sagemaker.inject_adapter_id(adapter_path="model")(handle)
-    handle = sagemaker.stateful_session_manager()(handle)
-    handle.__doc__ = description  # of the route, which would tell of the wrapper
-    sagemaker.custom_invocation_handler(handle)
+    in_session = sagemaker.stateful_session_manager()(handle)
+
+    async def invocations(raw_request: Request) -> Any:
+        await check(raw_request)
+        return await in_session(raw_request)
+
+    invocations.__doc__ = handle.__doc__  # of the route
+    sagemaker.custom_invocation_handler(invocations)

@@ -14,6 +14,7 @@ import pytest
 from tests.server.bad_input import CHAT, Case, bad_cases, chat_body
 from tests.server.conftest import NAME, STEP_TOKENS, Server
 from vtr_server.policy.vtr_field import VTRAnswer
+from vtr_server.vllm_api.sagemaker import ADAPTER
 
 pytestmark = pytest.mark.engine
 
@@ -107,6 +108,27 @@ def test_the_header_is_the_other_way_in(client: openai.OpenAI) -> None:
     )
     same = facts_of(ask(client, {"budget": 0.25})) | {"asked_by": "header"}
     assert facts_of(answer) == same
+
+
+@pytest.mark.parametrize("headers", [{}, {ADAPTER: NAME}], ids=["its own", "by header"])
+def test_sagemakers_route_hears_what_the_model_asks_for(
+    server: Server, headers: dict[str, str]
+) -> None:
+    with server.client() as plain:
+        body = chat_body(f"{NAME}@0.25")
+        told = plain.post("/invocations", json=body, headers=headers).json()
+        wrong = plain.post("/invocations", json=chat_body("no-such-model"))
+    assert (told["vtr"]["budget"], told["vtr"]["asked_by"]) == (0.25, "model")
+    assert wrong.status_code == 404
+
+
+@pytest.mark.parametrize("body", ['{"messages":' + "[" * 5000, "3", "{", '"requestType"', b"\xff"])
+def test_what_sagemakers_route_cannot_read_is_the_clients_fault(server: Server, body: Any) -> None:
+    with server.client() as plain:
+        headers = {"content-type": "application/json"}
+        answer = plain.post("/invocations", content=body, headers=headers)
+    assert answer.status_code == 400
+    assert answer.json()["error"]["type"] == "BadRequestError"
 
 
 def test_several_choices_are_one_prompt(client: openai.OpenAI) -> None:

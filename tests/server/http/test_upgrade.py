@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import socket
-import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-import uvicorn
-import uvicorn.config
 
-from vtr_server.http.upgrade import HTTPProtocol, ignore_upgrades
+from tests.server.http.echo import echoing, talk
 
 OFFERS = {
     "h2c, as Java sends it": (
@@ -28,47 +21,10 @@ OFFERS = {
 NEXT = b"GET /next HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
 
 
-async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Says the path, the length of the body, and which headers of the offer are left."""
-    if scope["type"] == "websocket":
-        await receive()
-        await send({"type": "websocket.accept"})
-        await send({"type": "websocket.send", "text": "switched"})
-        await send({"type": "websocket.close"})
-        return
-    length, more = 0, True
-    while more:
-        message = await receive()
-        length += len(message.get("body", b""))
-        more = message.get("more_body", False)
-    said = f"{scope['path']} {length};".encode()
-    start = {"type": "http.response.start", "status": 200}
-    await send(start | {"headers": [(b"content-length", str(len(said)).encode())]})
-    await send({"type": "http.response.body", "body": said})
-
-
 @pytest.fixture(scope="module")
 def port() -> Iterator[int]:
-    config = uvicorn.Config(echo, http=HTTPProtocol, lifespan="off", log_level="critical")
-    server = uvicorn.Server(config)
-    bound = socket.create_server(("127.0.0.1", 0))
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
-    thread.start()
-    yield bound.getsockname()[1]
-    server.should_exit = True
-    thread.join()
-
-
-def talk(port: int, *pieces: bytes) -> bytes:
-    """What the server says until it closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
-        for piece in pieces:
-            connection.sendall(piece)
-        said = b""
-        with contextlib.suppress(ConnectionError):
-            while got := connection.recv(65536):
-                said += got
-    return said
+    with echoing() as port:
+        yield port
 
 
 def head(offer: tuple[str, ...], *more: str) -> bytes:
@@ -112,11 +68,3 @@ def test_a_websocket_is_switched_to(port: int) -> None:
     )
     assert said.startswith(b"HTTP/1.1 101")
     assert b"switched" in said
-
-
-def test_uvicorn_takes_ours_where_nothing_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
-    ignore_upgrades()
-    config = uvicorn.Config(echo)
-    config.load()
-    assert config.http_protocol_class is HTTPProtocol

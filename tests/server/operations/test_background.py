@@ -104,6 +104,7 @@ class Engine:
 
     rounds: list[str | KVReport | EngineNotReady]
     asked: list[str] = field(default_factory=list)
+    silent_seconds: float | None = None
 
     async def why_unhealthy(self) -> str | None:
         if not self.rounds:
@@ -159,3 +160,36 @@ def test_an_engine_that_dies_in_between_does_not_end_the_rounds(
     asked = poll(monkeypatch, EngineNotReady("gone"), KVReport(9, 9, 0, 0))
     assert asked == ["health", "report"] * 2
     assert value("vtr_kv_blocks", state="total") == 9
+
+
+def test_an_engine_that_answers_nothing_is_not_ready_until_it_does(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """vLLM's own check looks for an error, and a hang is none."""
+    seen = []
+
+    class Hanging(Engine):
+        async def report(self) -> tuple[KVReport, dict[str, float]]:
+            if len(self.rounds) == 2:
+                while self.silent_seconds is None:
+                    await asyncio.sleep(0.01)
+                seen.append((self.silent_seconds, value("vtr_ready")))
+            return await super().report()
+
+    monkeypatch.setattr(background, "SECONDS", 0)
+    monkeypatch.setattr(background, "SILENT_SECONDS", 0.05)
+    engine = Hanging([KVReport(9, 9, 0, 0), KVReport(8, 8, 0, 0)])
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(asyncio.wait_for(poll_engine(engine), 20))  # type: ignore[arg-type]
+    assert seen == [(0.05, 0)]
+    assert engine.silent_seconds is None
+    assert value("vtr_ready") == 1
+
+
+def test_what_is_told_by_another_process_is_only_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    poll(monkeypatch, KVReport(7, 7, 0, 0))
+    monkeypatch.setattr(background, "SECONDS", 0)
+    engine = Engine([KVReport(5, 5, 0, 0)])
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(poll_engine(engine, told=False))  # type: ignore[arg-type]
+    assert value("vtr_kv_blocks", state="total") == 7

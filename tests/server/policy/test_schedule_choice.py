@@ -16,6 +16,7 @@ from vtr_server.policy.settings import ServerSettings
 from vtr_server.policy.vtr_field import Ask, AutoAnswer
 from vtr_vllm.errors import (
     BudgetNotAllowed,
+    ConfigurationError,
     InvalidBudget,
     RequestError,
     ScheduleError,
@@ -439,3 +440,12 @@ def test_a_share_of_the_flops_gives_the_largest_budget_on_the_grid_that_meets_it
 
 def test_a_prompt_of_text_meets_any_share() -> None:
     assert CHOOSER.choose_by_flops(0.01, Bounds(0.1, 0.5), 0, 9).budget == 0.5
+
+
+def test_a_tier_that_the_model_can_never_meet_is_refused_and_never_offered() -> None:
+    """FastV keeps two layers in full; a schedule that is not stored yet may still be."""
+    never = {"cheap": "fastv-0.01"}
+    CHOOSER.check_tiers(TIERS | {"later": "not-stored-yet"})
+    with pytest.raises(ConfigurationError, match=r"tier cheap = 'fastv-0.01'.*cannot"):
+        CHOOSER.check_tiers(TIERS | never)
+    assert replace(CHOOSER, tiers=TIERS | never).offered_tiers() == CHOOSER.offered_tiers()

@@ -15,6 +15,7 @@ from tests.server.gate.apps import key
 from tests.server.policy.test_schedule_folder import wait
 from vtr_server.policy.settings import ServerSettings, check_reuse
 from vtr_server.policy.settings_file import FIXED, SettingsFile
+from vtr_vllm.errors import InvalidBudget
 
 KEY = '[[keys]]\nname = "{}"\nsha256 = "{}"\n'
 A, B = KEY.format("a", key("a", "one").sha256), KEY.format("b", key("b", "two").sha256)
@@ -22,6 +23,8 @@ A, B = KEY.format("a", key("a", "one").sha256), KEY.format("b", key("b", "two").
 
 class Watched:
     """A file, and every settings that it led to."""
+
+    refused: Exception | None = None
 
     def __init__(self, path: Path, text: str) -> None:
         self.path = path
@@ -31,6 +34,8 @@ class Watched:
         self.file = SettingsFile(path, ServerSettings.load(path), self._adopt, check)
 
     async def _adopt(self, settings: ServerSettings) -> None:
+        if self.refused is not None:
+            raise self.refused
         self.adopted.append(settings)
 
     def write(self, text: str) -> list[str]:
@@ -100,6 +105,25 @@ def test_a_bad_file_replaces_nothing(watched: Watched, text: str, said: str) -> 
     assert watched.look() == [], "said once"
     assert reloads("rejected") == before + 1
     assert watched.write(A + B) == []
+    assert watched.names == ["a", "b"]
+
+
+def test_what_cannot_be_adopted_replaces_nothing(watched: Watched) -> None:
+    before = reloads("rejected")
+    watched.refused = InvalidBudget("a tier that no request could ask for")
+    assert watched.write(A + B) == ["a tier that no request could ask for"]
+    assert watched.names == ["a"]
+    assert reloads("rejected") == before + 1
+    assert watched.look() == [], "said once"
+
+
+def test_what_fails_unforeseen_is_read_once_more(watched: Watched) -> None:
+    watched.refused = OSError("no descriptors")
+    with pytest.raises(OSError, match="no descriptors"):
+        watched.write(A + B)
+    assert watched.names == ["a"]
+    watched.refused = None
+    watched.look()
     assert watched.names == ["a", "b"]
 
 

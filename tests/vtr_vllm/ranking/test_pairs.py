@@ -44,3 +44,22 @@ def test_parts_change_nothing(monkeypatch):
     whole = farthest_first_scores(states)
     monkeypatch.setattr(pairs, "PAIRS_BYTES", 2 * 4 * 60 * 60)
     assert torch.equal(farthest_first_scores(states), whole)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_numbers_that_are_none_reach_no_kernel(monkeypatch, bad):
+    """Triton's argmax passes them over, and would find the padding behind the tokens."""
+    given = []
+
+    def noted(*arguments):
+        given.extend(arguments[:2])
+        return farthest_first(*arguments)
+
+    monkeypatch.setattr(pairs, "farthest_first", noted)
+    states = torch.stack([clustered(17, 48, 40, 0.5, seed) for seed in range(3)])
+    whole = farthest_first_scores(states.clone())
+    states[1, 4] = bad
+    scores = farthest_first_scores(states)
+    assert all(each.isfinite().all() for each in given)
+    assert scores.isfinite().all()
+    assert torch.equal(scores[[0, 2]], whole[[0, 2]]), "of its neighbours"

@@ -83,12 +83,14 @@ class _Collector:
     admitted: list[Admitted]
     decide: Decide | None
     noted: Noted | None
+    has_beams: bool
     beams_of: set[str] = field(default_factory=set)
     """Prompts of which a beam was admitted."""
 
     def is_known(self, request_id: str) -> bool:
         """Whether this is one more beam of a prompt that was admitted, and no prompt of its own."""
-        beam = _BEAM.fullmatch(request_id)
+        # A client names its requests, and may name them like beams.
+        beam = _BEAM.fullmatch(request_id) if self.has_beams else None
         if beam is None:
             return False
         known = beam[1] in self.beams_of
@@ -100,14 +102,17 @@ _collector: ContextVar[_Collector | None] = ContextVar("vtr_admitted", default=N
 
 
 @contextlib.contextmanager
-def collect(decide: Decide | None = None, noted: Noted | None = None) -> Iterator[list[Admitted]]:
+def collect(
+    decide: Decide | None = None, noted: Noted | None = None, *, has_beams: bool = False
+) -> Iterator[list[Admitted]]:
     """Collect what is admitted inside the context, in the tasks that it starts too.
 
+    ``has_beams``: it is a beam search, all of whose beams are one prompt.
     ``decide`` is asked for the schedule of each prompt, once its length is known; ``noted`` is
     told of each prompt that is about to be admitted. Both may raise, and refuse it so.
     """
     admitted: list[Admitted] = []
-    token = _collector.set(_Collector(admitted, decide, noted))
+    token = _collector.set(_Collector(admitted, decide, noted, has_beams))
     try:
         yield admitted
     finally:

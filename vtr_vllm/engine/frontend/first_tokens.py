@@ -8,8 +8,10 @@ statistics of one of several choices. So the state of each is held from where vL
 import contextlib
 import functools
 import time
+from collections import defaultdict
 from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.v1.engine import EngineCoreRequest
@@ -18,15 +20,41 @@ from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 __all__ = ["FirstTokens", "collect_first_tokens", "install"]
 
 
+_LOOKED_AT = 32
+
+
+@dataclass
+class _Choices:
+    """The choices of one prompt."""
+
+    waiting: list[RequestState] = field(default_factory=list)
+    """Not yet seen with a first token, in the order in which they were begun."""
+    least: int = 0
+    """Tokens that were cached for any of the others."""
+    begun: bool = False
+
+    def cached(self) -> int:
+        # A stream asks at the end of every choice, and there may be thousands: they run in their order.
+        next_ones = self.waiting[:_LOOKED_AT]
+        first = [state.num_cached_tokens for state in next_ones if not state.is_prefilling]
+        if first:
+            self.waiting[:_LOOKED_AT] = [state for state in next_ones if state.is_prefilling]
+            self.least = min([*first, self.least] if self.begun else first)
+            self.begun = True
+        return self.least
+
+
 class FirstTokens:
     """The first tokens of all prompts and choices of one request, as they come."""
 
     def __init__(self) -> None:
         self._states: list[RequestState] = []
+        self._choices: defaultdict[str, _Choices] = defaultdict(_Choices)
 
     def add(self, state: RequestState) -> None:
         """Hold what vLLM knows of one more prompt or choice."""
         self._states.append(state)
+        self._choices[state.external_req_id].waiting.append(state)
 
     def earliest(self) -> float | None:
         """When the first of them was made, in seconds of ``time.monotonic``; None if none was yet.
@@ -47,14 +75,7 @@ class FirstTokens:
         ``request_id`` is that of admission. Of several choices the first to run may have cached it for
         the others, so the least counts.
         """
-        return min(
-            (
-                state.num_cached_tokens
-                for state in self._states
-                if state.external_req_id == request_id and not state.is_prefilling
-            ),
-            default=0,
-        )
+        return self._choices[request_id].cached() if request_id in self._choices else 0
 
 
 _collector: ContextVar[FirstTokens | None] = ContextVar("vtr_first_tokens", default=None)

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,10 +113,18 @@ def build_step(
             if id(group) not in built:
                 # Fast: without a plan of the kernel's work ahead. A builder keeps one such
                 # plan, and the segments of a band, which share it, run after all are built.
-                built[id(group)] = group.build_metadata(common, fast_build=True)
+                built[id(group)] = _uncaptured(group.build_metadata(common, fast_build=True))
             step.metadata[name] = built[id(group)]
             step.slots[name] = slot_mapping
     return step
+
+
+def _uncaptured(metadata: Any) -> Any:
+    """FlashAttention splits the keys of any step that is small enough for a graph into as many parts as
+    a graph of it would: nothing here is captured, so the kernel may choose."""
+    if getattr(metadata, "max_num_splits", 0) > 1:
+        metadata.max_num_splits = 0
+    return metadata
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,8 @@ that belong to the layer before, so no fusion reaches over its end.
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ logger = logging.getLogger("vllm.vtr")
 
 _ROWS = 64
 """Rows of the run that compiles; any number from 1 runs the same code."""
+_ROWS_OF = ("positions", "hidden", "residual")
 _MOST_CAUSES = 16
 """Of running uncompiled that are told apart."""
 _MOST_GRAPHS = 2048
@@ -40,6 +42,9 @@ class LayerRunner:
     def __init__(self, vllm_config: VllmConfig) -> None:
         self._config = vllm_config
         self._compiled: Any = None
+        self._graphs: dict[nn.Module, Callable[..., Any]] = {}
+        """Layer -> what was compiled for it, called without torch's guards: what they would look at in a
+        layer does not change, and of the rows ``_fits`` looks at what may."""
         self.misses = 0
         """Runs of a layer for which no compiled graph was made: it ran as it is."""
         self._causes: set[str] = set()
@@ -71,18 +76,25 @@ class LayerRunner:
         if residual is None:
             # Zero, which is added: one graph for all layers.
             residual = torch.zeros_like(hidden)
-        before = _ran_as_it_is.count
-        behind = self._compiled(layer, positions, hidden, residual)
-        if _ran_as_it_is.count != before:
+        graph = self._graphs.get(layer)
+        if graph is None or not self._fits(positions, hidden, residual):
             self._missed(layer, positions, hidden, residual)
+            graph = _run
+        behind: tuple[torch.Tensor, torch.Tensor] = graph(layer, positions, hidden, residual)
         return behind
+
+    def _fits(self, positions: torch.Tensor, *states: torch.Tensor) -> bool:
+        dtype = self._config.model_config.dtype
+        return positions.is_contiguous() and all(
+            each.dtype == dtype and each.is_contiguous() for each in states
+        )
 
     def _missed(self, layer: nn.Module, *given: torch.Tensor) -> None:
         """Count it, and say once a cause why it is slower than it should be."""
         self.misses += 1
         if len(self._causes) == _MOST_CAUSES:
             return
-        inputs = dict(zip(("positions", "hidden", "residual"), given, strict=True), layer=layer)
+        inputs = dict(zip(_ROWS_OF, given, strict=True), layer=layer)
         cause = "; ".join(
             part
             for entry in _debug_get_cache_entry_list(_run.__code__)
@@ -122,9 +134,9 @@ class LayerRunner:
             ):
                 hidden = self._config.model_config.get_hidden_size()
                 for layer in layers:
-                    self(layer, *self._empty_rows(layer, hidden))
+                    self._compile(layer, *self._empty_rows(layer, hidden))
                 for tail in tails:
-                    self(tail, *self._empty_rows(tail, width))
+                    self._compile(tail, *self._empty_rows(tail, width))
         except Exception as error:
             raise ConfigurationError(
                 f"torch.compile of the decoder layers failed with {type(error).__name__}: {error};"
@@ -136,6 +148,17 @@ class LayerRunner:
             counters["stats"]["unique_graphs"] - graphs,
             time.monotonic() - begun,
         )
+
+    def _compile(self, layer: nn.Module, *rows: torch.Tensor) -> None:
+        self._compiled(layer, *rows)
+        given = dict(zip(("layer", *_ROWS_OF), (layer, *rows), strict=True))
+        entry = next(
+            entry
+            for entry in _debug_get_cache_entry_list(_run.__code__)
+            if entry.guard_manager.check(given)
+        )
+        # With a copy of the names that the code uses: torch takes its own back when it forgets a graph.
+        self._graphs[layer] = FunctionType(entry.code, dict(_run.__globals__))
 
     def _empty_rows(
         self, layer: nn.Module, width: int
@@ -151,26 +174,15 @@ class LayerRunner:
         return positions, hidden, residual
 
 
-class _Counter:
-    """A count that compiled code, which has no Python left, does not raise."""
-
-    count = 0
-
-
-_ran_as_it_is = _Counter()
-
-
 def _run(
     layer: nn.Module, positions: torch.Tensor, hidden: torch.Tensor, residual: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    if not torch.compiler.is_compiling():
-        _ran_as_it_is.count += 1
     hidden, residual = layer(positions, hidden, residual)
     return hidden, residual
 
 
 def _kept_guards(guards: Sequence[GuardFilterEntry]) -> list[bool]:
-    """What a compiled graph is checked for before each use.
+    """What tells the graphs of unlike layers apart, and, where one does not fit, why.
 
     Everything about the layer and the tensors, so that layers which differ (dense among experts)
     get graphs of their own. Not the layers' names, which vLLM hands to its operators as inputs of

@@ -28,6 +28,7 @@ from vtr_vllm.engine.worker.timing import Timing
 from vtr_vllm.engine.worker.trace import Traces
 from vtr_vllm.errors import UnsupportedModel
 from vtr_vllm.ranking import Need, RankRule
+from vtr_vllm.ranking.pairs import compile_kernels
 from vtr_vllm.reduction.batch import BatchPlan, RequestCut
 from vtr_vllm.reduction.gather import Rows, restore
 
@@ -59,10 +60,12 @@ class ReducibleDecoder:
 
         Raises ConfigurationError when the layers cannot be compiled, and are to be.
         """
-        self._halves = [halves_of(layer) for layer in self.layers]
-        heads, tails = zip(*self._halves, strict=True)
-        given = self.attentions[0].num_heads * self.attentions[0].head_size_v
-        self._run_layer.warm_up([*self.layers, *heads], tails, given)
+        if not self._halves:  # vLLM may bind a small cache first, to see what its graphs take
+            self._halves = [halves_of(layer) for layer in self.layers]
+            heads, tails = zip(*self._halves, strict=True)
+            given = self.attentions[0].num_heads * self.attentions[0].head_size_v
+            self._run_layer.warm_up([*self.layers, *heads], tails, given)
+            compile_kernels(next(self.layers[0].parameters()).device)
         self._prefix_keys = PrefixKeys(self.attentions[0], block_size)
         self._lora_rows = LoRARows.of(self.layers)
 
@@ -80,8 +83,6 @@ class ReducibleDecoder:
         context = get_forward_context()
         context.slot_mapping = {**context.slot_mapping, **padded(step.slots, num_rows)}
 
-    # A layer that the graphs do not fit after all runs uncompiled: no request waits for a compiler.
-    @torch.compiler.set_stance("eager_on_recompile")
     def forward(
         self,
         step: Step,
@@ -118,18 +119,23 @@ class ReducibleDecoder:
             self._names.enter(index, step)
             if index in plan.cuts and index not in inside:
                 self._cut(index, plan.cuts[index], rows, scorer, stream)
+            if stream.is_empty:
+                break
             halves = self._halves[index] if index + 1 in inside else (layer,)
             watched = self._watched(index, scorer) if index in rank_layers else nullcontext()
             with watched:
                 stream.run(self._run_layer, halves[0])
             for rest in halves[1:]:
                 self._cut(index + 1, plan.cuts[index + 1], rows, scorer, stream)
-                stream.run(self._run_layer, rest)
+                if not stream.is_empty:
+                    stream.run(self._run_layer, rest)
             if index < len(deepstack):
                 more = deepstack[f"deepstack_input_embeds_{index}"]
                 stream.hidden = stream.hidden + more[rows.original]
         self.traces.end_step()
         self._lora_rows.end_step()
+        if stream.is_empty:
+            return torch.zeros_like(embeddings)
         hidden, _ = self._decoder.norm(stream.hidden, stream.residual)
         with self.timing.spent("gather"):
             return restore(rows, hidden, len(embeddings))
@@ -191,6 +197,12 @@ class _Stream:
     """[rows, hidden]; inside of a layer what its attention gave [rows, heads * head_dim]."""
     residual: torch.Tensor | None = None
     """[rows, hidden]; None before the first layer."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether all rows are gone, as those of an image between two others, of which deep layers keep
+        nothing. Then nothing may run: a kernel of no rows is an error on a GPU."""
+        return not len(self.hidden)
 
     def run(self, run_layer: LayerRunner, layer: nn.Module) -> None:
         self.hidden, self.residual = run_layer(layer, self.positions, self.hidden, self.residual)

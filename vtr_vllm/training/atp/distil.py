@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.ranking import RankRule
-from vtr_vllm.schedules import FIRST_ATTENTION_CUT, ModelGeometry, Schedule
+from vtr_vllm.schedules import FIRST_ATTENTION_CUT, ModelGeometry, RankRule, Schedule
 from vtr_vllm.schedules.strict_json import JSON
 from vtr_vllm.training.atp.artefact import Artefact
 

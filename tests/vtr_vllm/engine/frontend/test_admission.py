@@ -297,7 +297,7 @@ def test_the_schedule_is_decided_by_the_length_of_the_prompt(processor):
 def test_the_beams_of_a_prompt_are_one_prompt(processor):
     """vLLM's beam search makes a request of each beam at each token."""
     noted = []
-    with collect(noted=noted.append) as admitted:
+    with collect(noted=noted.append, has_beams=True) as admitted:
         for prompt in ("chatcmpl-1", "cmpl-2-0", "cmpl-2-1", "mine-beam-7"):
             for step in ("00ff00ff00ff00ff", "ffffffffffffffff"):
                 for beam in range(3):
@@ -305,10 +305,17 @@ def test_the_beams_of_a_prompt_are_one_prompt(processor):
                     processor.process_inputs(name, request(None, name=name))
     assert len(admitted) == 4
     assert noted == admitted
-    with collect() as others:
+    with collect(has_beams=True) as others:
         for name in ("a-beam-0", "a-beam-1", "a-00ff-beam-x", "a", "a"):
             processor.process_inputs(name, request(None, name=name))
     assert len(others) == 5, "no beams"
+
+
+def test_a_client_that_names_its_request_like_a_beam_hides_no_prompt(processor):
+    with collect() as admitted:
+        for prompt in range(3):
+            processor.process_inputs("any", request(None, name=f"cmpl-a-0-beam-0-{prompt}-beam-1"))
+    assert len(admitted) == 3
 
 
 def test_each_prompt_is_noted_once_it_is_admitted(processor):

@@ -99,6 +99,30 @@ def test_requests_do_not_see_each_other() -> None:
     assert other.earliest() is None
 
 
+def test_what_one_look_costs_does_not_grow_with_the_choices() -> None:
+    """A stream asks at the end of every choice, and a client may want thousands of them."""
+
+    class Choice:
+        external_req_id, looks = "a", 0
+        num_cached_tokens = 3
+
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        @property
+        def is_prefilling(self) -> bool:
+            Choice.looks += 1
+            return self.number > ended
+
+    choices = 2000
+    with collect_first_tokens() as found:
+        for number in range(choices):
+            found.add(Choice(number))
+    for ended in range(choices):  # noqa: B007  the choices look at it
+        assert found.cached("a") == 3
+    assert choices <= Choice.looks <= 100 * choices
+
+
 def cached(engine: OutputProcessor, name: str, tokens: int) -> None:
     """The first token of a request of which so many were cached, as the engine core tells it."""
     found = PrefillStats()

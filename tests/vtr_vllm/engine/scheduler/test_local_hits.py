@@ -23,6 +23,7 @@ from tests.vtr_vllm.engine.support import (
     words,
 )
 from tests.vtr_vllm.engine.worker.test_decoder import TOLERANCE, expected
+from vtr_vllm.engine.worker.compiled import LayerRunner
 
 pytestmark = pytest.mark.engine
 V2 = os.environ.get("VTR_TEST_RUNNER") == "v2"
@@ -98,6 +99,32 @@ def test_turn_by_turn_they_equal_the_reference(
             if number:  # of a prompt that was not cached in full, a block is computed again
                 before = len(reference.prompt_token_ids(conversation(1, 4)[number - 1][0]))
                 assert output.num_cached_tokens >= before // BLOCK * BLOCK, (number, case.keep)
+
+
+@pytest.mark.both_runners
+def test_no_layer_runs_on_no_rows(
+    engines: Engines,
+    checkpoint: Path,
+    reference: ReferenceLlava,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps between two texts have an image alone, of which deep layers keep nothing: on a GPU a kernel
+    of no rows is an error, and the engine's end."""
+    text = SYSTEM + "<image>" * 4 + words(8, 20)
+    keep = (1.0,) * 3 + (0.4,) + (0.0,) * 4
+    case = Case(text, tuple(picture(number) for number in range(4)), keep, ("cls", "random"))
+    llm = engines.get(model=checkpoint, enable_prefix_caching=False, **CHUNKED)
+    rows, run_layer = [], LayerRunner.__call__
+
+    def noted(self: Any, layer: Any, positions: Any, *given: Any) -> Any:
+        rows.append(positions.shape[-1])
+        return run_layer(self, layer, positions, *given)
+
+    monkeypatch.setattr(LayerRunner, "__call__", noted)
+    (output,) = run(llm, [case], 3, logprobs=-1)
+    check(reference, case, output)
+    assert len(rows) % LAYERS, "some step ended before the last layer"
+    assert 0 not in rows
 
 
 def test_any_order_any_neighbours_any_chunks_any_cache(engines: Engines, checkpoint: Path) -> None:

@@ -58,11 +58,11 @@ def run(llm: Any, cases: list[Case], max_tokens: int = 8, **options: Any) -> lis
 
 
 def compiled_calls(llm: Any, cases: list[Case]) -> Counter[str]:
-    """Calls of each compiled function in the one step that answers ``cases`` with a token."""
+    """Runs of each compiled graph in the one step that answers ``cases`` with a token."""
     with profile(activities=[ProfilerActivity.CPU]) as seen:
         run(llm, cases, max_tokens=1)
     return Counter(
-        {e.key: e.count for e in seen.key_averages() if e.key.startswith("Torch-Compiled Region")}
+        {e.key: e.count for e in seen.key_averages() if e.key.startswith("## Call CompiledFxGraph")}
     )
 
 
@@ -88,7 +88,10 @@ def test_every_layer_runs_compiled_and_nothing_is_compiled_for_a_request(
     llm = engines.get(model=checkpoint, enforce_eager=False)
     before = dict(counters["stats"])
     calls = compiled_calls(llm, given)
-    assert LAYERS in calls.values(), calls
+    halves = 2 * LAYERS
+    assert LAYERS <= sum(calls.values()) <= halves, calls
+    (counted,) = llm.collective_rpc("vtr_counters")
+    assert counted["uncompiled_layers"] == 0
     assert dict(counters["stats"]) == before
 
 
@@ -96,7 +99,7 @@ def test_every_layer_runs_compiled_and_nothing_is_compiled_for_a_request(
 def test_enforce_eager_compiles_no_layer(engines: Engines, checkpoint: Path) -> None:
     llm = engines.get(model=checkpoint, enforce_eager=True)
     calls = compiled_calls(llm, CASES)
-    assert LAYERS not in calls.values(), calls
+    assert not calls
 
 
 class Scaling(nn.Module):
