@@ -33,6 +33,10 @@ Headers = list[tuple[bytes, bytes]]
 GRACE_SECONDS = 5.0
 """For an application that was told that its client is gone, and for a client to take an error."""
 
+BODY_VALUES = 500_000
+"""Of a body of JSON: an empty list of two bytes takes 64 once it is read, and time on the event loop."""
+_BEFORE_A_VALUE = (b",", b"[", b"{")
+
 SECURITY: tuple[tuple[bytes, bytes], ...] = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -81,6 +85,8 @@ class Exchange:
         self._on_body: Callable[[], None] = lambda: None
         self._body_done = not self.has_body
         self._body_bytes = 0
+        self._body_values = 0
+        self._is_json = may_be_json(scope.get("headers", ()))
         self._waiting: set[asyncio.Timeout] = set()
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -157,15 +163,28 @@ class Exchange:
         finally:
             self._waiting.discard(waiting)
         if message["type"] == "http.request":
-            self._body_bytes += len(message.get("body", b""))
-            if self._body_bytes > self._limits.body_bytes:
-                self.failure = body_too_large(self._body_bytes, self._limits.body_bytes)
+            if (failure := self._count_body(message.get("body", b""))) is not None:
+                self.failure = failure
                 return self._gone
             if not message.get("more_body", False) and not self._body_done:
                 return self._body_is_here(message)
         elif message["type"].endswith(".disconnect"):
             self._left = self._left or not self._finished
         return message
+
+    def _count_body(self, part: bytes) -> BodyTooLarge | None:
+        """Why the body is refused with this part of it; None while it is not."""
+        self._body_bytes += len(part)
+        if self._body_bytes > self._limits.body_bytes:
+            return body_too_large(self._body_bytes, self._limits.body_bytes)
+        if self._is_json:
+            self._body_values += sum(map(part.count, _BEFORE_A_VALUE))
+            if self._body_values > BODY_VALUES:
+                return BodyTooLarge(
+                    f"the body has more than {BODY_VALUES} commas and brackets, and each of its values"
+                    " would take many times its length; send a smaller prompt, or several requests"
+                )
+        return None
 
     def _body_is_here(self, message: Message) -> Message:
         self._body_done = True
@@ -269,6 +288,12 @@ def body_too_large(size: int, limit: int) -> BodyTooLarge:
         f"the body has {size} bytes or more; at most {limit} are allowed: send smaller images, or"
         " fewer"
     )
+
+
+def may_be_json(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a body is read as JSON: where no type is told, it is."""
+    types = [value.lower() for name, value in headers if name == b"content-type"]
+    return not types or any(b"json" in value for value in types)
 
 
 def has_body(headers: Headers) -> bool:

@@ -11,12 +11,18 @@ import pytest
 
 from tests.server.gate.apps import Place
 from tests.server.gate.test_middleware import code_of, post, run
+from vtr_server.gate import exchange
 from vtr_server.gate.context import RequestContext
 from vtr_server.policy.settings import ServerSettings
 
 
 def limited(**limits: Any) -> Place:
     return Place(ServerSettings.model_validate({"limits": limits}))
+
+
+async def in_two(body: bytes) -> AsyncIterator[bytes]:
+    yield body[:900]
+    yield body[900:]
 
 
 async def chunks(sizes: list[int], pause: float = 0.0) -> AsyncIterator[bytes]:
@@ -59,6 +65,29 @@ def test_a_length_that_is_no_number_does_not_hide_a_large_body(length: str) -> N
     place = limited(body_bytes=100)
     answer = post(place, "/v1/echo", content=b"x" * 101, headers={"Content-Length": length})
     assert answer.status_code == 413
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Type": "application/json; charset=utf-8"}])
+def test_a_small_body_of_many_values_is_refused(
+    headers: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read, it takes tens of times its bytes, of memory and of the event loop's time."""
+    monkeypatch.setattr(exchange, "BODY_VALUES", 1000)
+
+    def answer(body: bytes) -> httpx.Response:
+        place = limited(body_bytes=10_000)
+        return post(place, "/v1/echo", content=in_two(body), headers=headers)
+
+    assert answer(b"[" + b"[]," * 499 + b"]").status_code == 200
+    refused = answer(b"[" + b"[]," * 500 + b"]")
+    assert (refused.status_code, code_of(refused)) == (413, "body_too_large")
+    assert "1000 commas and brackets" in refused.text
+
+
+def test_what_is_no_json_may_have_any_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exchange, "BODY_VALUES", 10)
+    sent = {"Content-Type": "multipart/form-data; boundary=a"}
+    assert post(limited(), "/v1/echo", content=b"," * 100, headers=sent).status_code == 200
 
 
 def test_a_slow_body_is_refused() -> None:
