@@ -79,11 +79,7 @@ def test_no_route_of_the_running_application_is_unknown(running: dict[str, str])
 def test_every_route_that_takes_a_budget_is_ours(running: dict[str, str]) -> None:
     for path in BUDGETED - {"/invocations"}:
         assert running[path] == "vtr_server.http.routes", path
-    # behind transformations of headers that belong to that route
-    assert (
-        running["/invocations"]
-        == "model_hosting_container_standards.common.transforms.base_factory"
-    )
+    assert running["/invocations"] == "vtr_server.vllm_api.sagemaker"
 
 
 def test_each_path_is_of_one_kind() -> None:

@@ -128,7 +128,7 @@ def test_what_sagemakers_route_cannot_read_is_the_clients_fault(server: Server, 
         headers = {"content-type": "application/json"}
         answer = plain.post("/invocations", content=body, headers=headers)
     assert answer.status_code == 400
-    assert answer.json()["error"]["type"] == "BadRequestError"
+    assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 def test_several_choices_are_one_prompt(client: openai.OpenAI) -> None:
