@@ -145,6 +145,7 @@ demo-family: $(READY) $(DEMO_DATA)/calibration.jsonl $(DEMO_DATA)/test.jsonl $(D
 demo-registers: $(READY) ## train the demo model with registers again (an hour on two cores)
 	@echo "demo-registers: training; stopped, the same command goes on"
 	$(BIN)/python -m vtr_vllm.training.registers.demo $(ARGS)
+	cp build/demo-registers/delta.safetensors vtr_vllm/demo/registers/
 
 $(DEMO_DATA)/calibration.jsonl: COUNT := 1300
 $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl: COUNT := 1000

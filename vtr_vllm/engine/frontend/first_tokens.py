@@ -29,9 +29,8 @@ class _Choices:
 
     waiting: list[RequestState] = field(default_factory=list)
     """Not yet seen with a first token, in the order in which they were begun."""
-    least: int = 0
-    """Tokens that were cached for any of the others."""
-    begun: bool = False
+    least: int | None = None
+    """Tokens that were cached for any of the others; None: there is none."""
 
     def cached(self) -> int:
         # A stream asks at the end of every choice, and there may be thousands: they run in their order.
@@ -39,9 +38,8 @@ class _Choices:
         first = [state.num_cached_tokens for state in next_ones if not state.is_prefilling]
         if first:
             self.waiting[:_LOOKED_AT] = [state for state in next_ones if state.is_prefilling]
-            self.least = min([*first, self.least] if self.begun else first)
-            self.begun = True
-        return self.least
+            self.least = min(first if self.least is None else [*first, self.least])
+        return self.least or 0
 
 
 class FirstTokens:

@@ -6,13 +6,13 @@ like cost, and each group's mean is a schedule. Which of them a prompt gets, ``v
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import FIRST_ATTENTION_CUT, ModelGeometry, RankRule, Schedule
+from vtr_vllm.schedules.keep_rates import cut_layers
 from vtr_vllm.schedules.strict_json import JSON
 from vtr_vllm.training.atp.artefact import Artefact
 
@@ -55,10 +55,8 @@ def distil(
             f"{len(counts)} items are fewer than {members} schedules; name more data, or fewer --members"
         )
     governed = np.diff([*layers, geometry.layers])
-    made = {
-        tuple(centre): None for centre in _centres(np.asarray(counts, float), members, governed)
-    }
-    found = sorted(made, key=lambda centre: -float(np.dot(centre, governed)))
+    centres = set(map(tuple, _centres(np.asarray(counts, float), members, governed)))
+    found = sorted(centres, key=lambda centre: (-int(np.dot(centre, governed)), centre))
     return [
         _schedule(number, centre, layers, geometry, n_vision, provenance)
         for number, centre in enumerate(found, 1)
@@ -88,12 +86,11 @@ def _schedule(
     keep = [1.0] * layers[0]
     for count, first, end in zip(counts, layers, ends, strict=True):
         keep += [count / n_vision] * (end - first)
-    cuts = sum(low < high for high, low in itertools.pairwise(keep))
     return Schedule(
         name=f"atp-{number}",
         geometry=geometry,
         keep=tuple(keep),
-        rules=(RULE,) * cuts,
+        rules=(RULE,) * len(cut_layers(keep, 1.0)),
         method="atp",
         provenance=provenance,
     )

@@ -13,6 +13,8 @@ from transformers import LlavaForConditionalGeneration
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.demo.evaluate import Scores, prepare, rounded, score
 from vtr_vllm.demo.export import build_processor
+from vtr_vllm.demo.registers import DELTA
+from vtr_vllm.demo.registers.packing import pack
 from vtr_vllm.demo.shards import Crew
 from vtr_vllm.demo.splits import sample
 from vtr_vllm.training.registers.checkpoint import write
@@ -76,6 +78,7 @@ def main() -> None:
     torch.set_num_threads(recipe.shards)
     print(json.dumps(rounded(report(model, asked.start, recipe, asked.samples))), flush=True)
     write(model.llava.to(torch.bfloat16), build_processor(), model.registers.detach(), asked.out)
+    pack(asked.out, asked.out.with_name(DELTA.name))
 
 
 if __name__ == "__main__":

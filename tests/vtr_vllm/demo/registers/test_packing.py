@@ -11,7 +11,8 @@ from transformers import LlavaForConditionalGeneration
 
 from vtr_vllm.demo import CHECKPOINT, sample
 from vtr_vllm.demo.evaluate import prepare
-from vtr_vllm.demo.registers.__main__ import write
+from vtr_vllm.demo.registers import DELTA
+from vtr_vllm.demo.registers.packing import pack, write
 from vtr_vllm.schedules import Schedule
 from vtr_vllm.training.registers.demo.evaluate import with_registers
 from vtr_vllm.training.registers.demo.model import RegisterModel
@@ -23,6 +24,8 @@ def test_what_is_written_is_a_checkpoint_that_answers(tmp_path: Path) -> None:
     assert weights.keys() == load_file(CHECKPOINT / "model.safetensors").keys() | {"registers"}
     registers = weights["registers"].float()
     assert json.loads((tmp_path / "config.json").read_text())["vtr_registers"] == len(registers)
+    pack(tmp_path, tmp_path / "delta.safetensors")
+    assert (tmp_path / "delta.safetensors").read_bytes() == DELTA.read_bytes()
     schedule = Schedule.load(tmp_path / "schedules" / "registers-16.json")
     assert schedule.counts(144 + len(registers)) == (160,) * 3 + (16,) * 9
 
