@@ -24,7 +24,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v1 test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy gpu-check elastic rankings search-evidence demo-search demo-compare demo-family demo-registers soak screenshots docs clean
+.PHONY: help setup serve test test-v1 test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy gpu-check elastic rankings search-evidence demo-search demo-compare demo-family demo-registers photo-model photo-check photo-training soak screenshots docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -41,7 +41,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) install --quiet uv || echo "setup: no uv to be had: pip, several times as long, does its work"
 	@$(if $(filter cpu,$(BACKEND)),$(install_cpu_torch),true)
 	@echo "setup: installing vLLM, the server, the search and the tools"
-	@$(call install,-c constraints.txt -e ".[$(BACKEND)$(comma)search$(comma)server$(comma)docs$(comma)dev]")
+	@$(call install,-c constraints.txt -e ".[$(BACKEND)$(comma)search$(comma)server$(comma)train$(comma)docs$(comma)dev]")
 	@$(BIN)/python -m vtr_vllm.engine.torch_companions
 	@touch $@
 
@@ -146,6 +146,23 @@ demo-registers: $(READY) ## train the demo model with registers again (an hour o
 	@echo "demo-registers: training; stopped, the same command goes on"
 	$(BIN)/python -m vtr_vllm.training.registers.demo $(ARGS)
 	cp build/demo-registers/delta.safetensors vtr_vllm/demo/registers/
+
+photo-model: $(READY) ## write the photo model to build/photo-model (fetches 180 MB the first time)
+	@echo "photo-model: putting it together"
+	$(install_photo)
+	$(BIN)/python -m vtr_vllm.photo build/photo-model $(ARGS)
+
+photo-check: $(READY) ## compare both halves of the photo model with what they were made from
+	@echo "photo-check: comparing with ONNX Runtime and with the GGUF file read by Transformers"
+	$(install_photo)
+	$(BIN)/python -m pytest -m origins tests/vtr_vllm/photo $(ARGS)
+
+photo-training: $(READY) ## train the photo model's projector and LoRA, or go on (hours on two cores)
+	@echo "photo-training: training; stopped, the same command goes on"
+	$(install_photo)
+	$(BIN)/python -m vtr_vllm.training.photo $(ARGS)
+
+install_photo = @$(BIN)/python -c 'import gguf, onnx, onnxruntime' 2>/dev/null || { $(call install,-c constraints.txt -e ".[photo]"); }
 
 $(DEMO_DATA)/calibration.jsonl: COUNT := 1300
 $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl: COUNT := 1000

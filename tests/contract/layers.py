@@ -28,6 +28,7 @@ ALLOWED: dict[str, set[str]] = {
     "reduction": {"errors", "ranking", "schedules", "upload"},
     "engine": {"adaptive", "errors", "ranking", "schedules", "reduction", "upload"},
     "demo": {"errors", "schedules", "reduction"},
+    "photo": {"errors"},
     "search": _BESIDE_THE_ENGINE,
     "server": _BESIDE_THE_ENGINE,
     "cli": {
@@ -47,8 +48,8 @@ ALLOWED: dict[str, set[str]] = {
         "server",
     },
     "training": {
-        *("checkpoint_digest", "command_line", "demo", "engine", "errors", "preflight"),
-        *("schedules", "search", "search_options"),
+        *("checkpoint_digest", "command_line", "demo", "engine", "errors", "image_files"),
+        *("photo", "preflight", "schedules", "search", "search_options"),
     },
     "vtr_vllm": {"errors", "schedules"},
 }
@@ -74,7 +75,13 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
         "benchmarks/",
     ),
     "skopt": ("vtr_vllm/search/",),
-    "sklearn": ("vtr_vllm/search/adaptive/fitting.py", "vtr_vllm/training/atp/distil.py"),
+    "sklearn": (
+        "vtr_vllm/photo/scenes.py",
+        "vtr_vllm/search/adaptive/fitting.py",
+        "vtr_vllm/training/atp/distil.py",
+    ),
+    "gguf": ("vtr_vllm/photo/language.py",),
+    "onnx": ("vtr_vllm/photo/tower.py",),
     "prometheus_client": ("server/vtr_server/operations/",),
     "fastapi": ("server/",),
     "starlette": ("server/",),

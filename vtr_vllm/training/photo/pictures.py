@@ -1,0 +1,105 @@
+"""What the photo model is trained on: pictures, each with questions, its tower features kept on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vtr_vllm.image_files import decode_rgb
+from vtr_vllm.photo.scenes import Thing, scene
+
+__all__ = ["Features", "Picture", "Question", "photographs", "scenes"]
+
+_AT_ONCE = 8  # pictures through the tower
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about a picture."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture and all that is asked about it."""
+
+    load: Callable[[], Image.Image]
+    questions: tuple[Question, ...]
+    things: tuple[Thing, ...] = ()
+    """What stands where; of scenes only."""
+
+
+def scenes(art: Path, split: str, count: int) -> list[Picture]:
+    """Return the first ``count`` scenes of a split."""
+
+    def picture(number: int) -> Picture:
+        found = scene(art, split, number)
+        questions = tuple(Question(*asked) for asked in found.questions)
+        return Picture(lambda: scene(art, split, number).image, questions, found.things)
+
+    return [picture(number) for number in range(count)]
+
+
+def photographs(path: Path, kind: str) -> list[Picture]:
+    """Return the pictures of a file of JSON Lines with ``image``, ``question`` and ``answers``.
+
+    Several answers to one question are said one after another; words are joined by spaces.
+    """
+    asked: dict[str, list[Question]] = {}
+    for line in path.read_text().splitlines():
+        item = json.loads(line)
+        answer = ", ".join(item["answers"]).replace("_", " ")
+        text = item["question"].replace("_", " ")
+        asked.setdefault(item["image"], []).append(Question(kind, text, answer))
+
+    def loader(name: str) -> Callable[[], Image.Image]:
+        return lambda: decode_rgb((path.parent / name).read_bytes())
+
+    return [Picture(loader(name), tuple(questions)) for name, questions in sorted(asked.items())]
+
+
+class Features:
+    """The tower's last states of pictures, float16 ``[pictures, N, width]``, in a file that grows."""
+
+    def __init__(self, path: Path, count: int, tokens: int, width: int) -> None:
+        fresh = not path.exists()
+        self._rows: np.ndarray = np.memmap(
+            path, np.float16, "w+" if fresh else "r+", shape=(count, tokens, width)
+        )
+        self._done = path.with_suffix(".done")
+        self.done = 0 if fresh or not self._done.exists() else int(self._done.read_text())
+
+    def __getitem__(self, index: int) -> Tensor:
+        """Float32 ``[N, width]``."""
+        return torch.from_numpy(self._rows[index].astype(np.float32))
+
+    def fill(self, model: Any, processor: Any, pictures: Sequence[Picture]) -> Iterator[int]:
+        """Compute what is missing; yields how many are there."""
+        for batch in _parts(range(self.done, len(pictures)), _AT_ONCE):
+            images = [pictures[i].load() for i in batch]
+            pixels = processor.image_processor(images=images, return_tensors="pt").pixel_values
+            with torch.no_grad():
+                tower = model.model.vision_tower
+                states = tower(pixels.to(model.device, model.dtype)).last_hidden_state[:, 1:]
+            self._rows[batch[0] : batch[-1] + 1] = states.float().cpu().numpy()
+            self._rows.flush()  # type: ignore[attr-defined]
+            self.done = batch[-1] + 1
+            self._done.write_text(str(self.done))
+            yield self.done
+
+
+def _parts(numbers: Iterable[int], size: int) -> Iterator[list[int]]:
+    wanted = list(numbers)
+    for first in range(0, len(wanted), size):
+        yield wanted[first : first + size]
