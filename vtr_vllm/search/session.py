@@ -83,7 +83,7 @@ def open_session(
     Without a URL the journal is ``journal.sqlite`` in the folder. Raises ConfigurationError when
     another process has the folder, and as the parts do.
     """
-    with _lock(folder):
+    with lock(folder):
         evaluator = backend.open()
         try:
             url = journal or f"sqlite:///{folder.resolve() / 'journal.sqlite'}"
@@ -141,14 +141,17 @@ def _search_id(folder: Path) -> str:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process, however it ends."""
+def lock(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process, however it ends.
+
+    Raises ConfigurationError where another one has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
             raise ConfigurationError(
-                f"another search writes to {folder}; wait for it, or give another --out"
+                f"another process writes to {folder}; wait for it, or give another --out"
             ) from err
         yield

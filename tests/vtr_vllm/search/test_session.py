@@ -193,7 +193,7 @@ def test_a_second_process_is_refused(tmp_path, backend):
     first = Running(tmp_path)
     assert first.heard() == b"run"
     with (
-        pytest.raises(ConfigurationError, match=f"another search writes to {tmp_path}; wait"),
+        pytest.raises(ConfigurationError, match=f"another process writes to {tmp_path}; wait"),
         opened(backend, tmp_path),
     ):
         pass
