@@ -110,6 +110,12 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
     return dataset.take(first), Dataset(dataset.path, dataset.items[first:])
 
 
+def late_kinds(dataset: Dataset) -> list[str]:
+    """Kinds of items of which none is in the first block, on which candidates are first told apart."""
+    first = {item.kind for item in dataset.items[:BLOCK]}
+    return sorted({item.kind for item in dataset.items if item.kind is not None} - first)
+
+
 def check_answers(objective: Objective, *datasets: Dataset) -> None:
     """Refuse data without right answers for an objective that scores by them.
 
