@@ -5,7 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-_READ = frozenset({".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json"})
+_READ = frozenset(
+    {
+        *(".safetensors", ".bin", ".pt", ".pth", ".gguf", ".json"),
+        *(".jinja", ".txt", ".model"),  # chat templates and tokenizers, which make the prompts
+    }
+)
 _PART = 64 << 10
 _PARTS = 256
 """Bytes of a part, and most parts of a file that are read: of a small file all, of a shard of many
@@ -15,7 +20,7 @@ gigabytes one part in every few megabytes, so that it takes no longer than a mom
 def checkpoint_digest(model: str, revision: str | None = None) -> str | None:
     """Hex digits that change with the checkpoint ``model``.
 
-    Of a folder, or a file: names, sizes and parts of its weights and configuration. Of a name on the hub:
+    Of a folder, or a file: names, sizes and parts of its weights, configuration, tokenizer and templates. Of a name on the hub:
     the commit that lies in the cache. None where neither is there.
     """
     path = Path(model)

@@ -21,11 +21,17 @@ def test_a_copy_is_the_same(copied: Path) -> None:
     assert checkpoint_digest(str(copied)) == checkpoint_digest(str(CHECKPOINT))
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "chat_template.jinja"])
 def test_a_changed_byte_of_a_small_file_is_another(copied: Path, file: str) -> None:
     data = bytearray((copied / file).read_bytes())
     data[-2] ^= 1
     (copied / file).write_bytes(data)
+    assert checkpoint_digest(str(copied)) != checkpoint_digest(str(CHECKPOINT))
+
+
+@pytest.mark.parametrize("name", ["merges.txt", "tokenizer.model"])
+def test_another_tokenizer_is_another_model(copied: Path, name: str) -> None:
+    (copied / name).write_text("a b")
     assert checkpoint_digest(str(copied)) != checkpoint_digest(str(CHECKPOINT))
 
 

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-__all__ = ["whole_file", "whole_file_of_bytes"]
+__all__ = ["remove_leftovers", "whole_file", "whole_file_of_bytes"]
+
+_SUFFIX = ".tmp"
 
 
 @contextmanager
@@ -31,10 +33,16 @@ def whole_file_of_bytes(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
+def remove_leftovers(path: Path) -> None:
+    """Remove what processes left that were killed while they wrote ``path``; nobody may be writing it."""
+    for left in path.parent.glob(f".{path.name}.*{_SUFFIX}"):
+        left.unlink(missing_ok=True)
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     # hidden and with a suffix of its own: whoever lists the folder for files never takes it for one
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}{_SUFFIX}")
     try:
         yield temporary
         temporary.replace(path)

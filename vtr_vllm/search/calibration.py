@@ -10,7 +10,7 @@ import binascii
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,9 +68,17 @@ class Item:
     @cached_property
     def content_hash(self) -> str:
         """SHA-256 over decoded images and texts, in hex; runs of whitespace count as one."""
-        content = f"{self.image_hash} {_plain(self.question)}"
+        return self._hash(_plain)
+
+    @cached_property
+    def exact_hash(self) -> str:
+        """The same over the texts as they are sent, to the letter."""
+        return self._hash(str)
+
+    def _hash(self, of: Callable[[str], str]) -> str:
+        content = f"{self.image_hash} {of(self.question)}"
         if self.history:
-            turns = [[t.image_hash, _plain(t.question), _plain(t.answer)] for t in self.history]
+            turns = [[t.image_hash, of(t.question), of(t.answer)] for t in self.history]
             content = json.dumps([*turns, content])
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -119,8 +127,8 @@ class Dataset:
 
     @cached_property
     def sha256(self) -> str:
-        """Over content, answers and metric of every item, in order, in hex."""
-        rows = [[item.content_hash, item.answers, item.metric] for item in self.items]
+        """Over content to the letter, answers and metric of every item, in order, in hex."""
+        rows = [[item.exact_hash, item.answers, item.metric] for item in self.items]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
     def facts(self) -> dict[str, Any]:

@@ -175,9 +175,10 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("source", help="LLaVA-style JSON, VLMEvalKit's TSV, or a split of the demo")
     add("out", type=Path, help="the JSON Lines file to write; images go beside it")
     add("--images", type=Path, help="llava: folder that image paths start from")
-    add("--turns", choices=("first", "all"), default="first", help="llava: of a conversation")
-    add("--metric", choices=sorted(METRICS), default="exact_match", help="of open questions")
-    add("--count", type=_count, default=1000, help="demo: items, or conversations (default: 1000)")
+    add("--turns", choices=("first", "all"), help="llava: of a conversation (default: first)")
+    metric = "llava, vlmevalkit: of open questions (default: exact_match)"
+    add("--metric", choices=sorted(METRICS), help=metric)
+    add("--count", type=_count, help="demo: items, or conversations (default: 1000)")
 
 
 def _count(text: str) -> int:

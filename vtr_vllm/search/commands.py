@@ -2,8 +2,9 @@
 
 import argparse
 import datetime
+import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -20,12 +21,27 @@ from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings
 from vtr_vllm.search.progress import Progress, duration
 from vtr_vllm.search.records import report_folder
 from vtr_vllm.search.report_data import read_frontier, read_search
-from vtr_vllm.search.session import Backend, Session, check_answers, open_session, split
+from vtr_vllm.search.session import (
+    Backend,
+    Session,
+    check_answers,
+    late_kinds,
+    open_session,
+    split,
+)
 from vtr_vllm.search.statistics import sample_size_report
 from vtr_vllm.search.study import BLOCK, Study
 from vtr_vllm.search_options import BackendOptions, FamilyOptions, SearchOptions
 
 Splits = Sequence[tuple[str, Path]]
+
+_CONVERTED_WITH = {
+    "images": ("llava",),
+    "turns": ("llava",),
+    "metric": ("llava", "vlmevalkit"),
+    "count": ("demo",),
+}
+"""Flags of ``convert``, and the formats that they are for."""
 
 
 def search(options: argparse.Namespace) -> None:
@@ -50,7 +66,6 @@ def _progress(options: argparse.Namespace) -> Iterator[Progress]:
 
 def _search(options: argparse.Namespace, progress: Progress) -> None:
     asked: SearchOptions = options.asked
-    until = math.inf if asked.max_minutes is None else monotonic() + 60 * asked.max_minutes
     data = Dataset.load(Path(asked.data))
     first, rest = split(data)
     if asked.items is not None:
@@ -60,27 +75,38 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
     check_answers(asked.objective, data, *others.values())
     settings = _settings(asked)
     backend = _backend(asked, asked.model, data, *others.values())
+    if late := late_kinds(data):
+        progress.step(
+            f"warning: the first {BLOCK} items of {data.path}, on which rules and curves are first told"
+            f" apart, have none of kind {', '.join(late)}; shuffle the file's lines"
+        )
+    written: Mapping[str, object] = {}
     with open_session(
         backend, options.out, options.journal, asked.objective, asked.seed, progress
     ) as session:
+        # from here on: reading data and loading a model may take minutes of their own
+        until = math.inf if asked.max_minutes is None else monotonic() + 60 * asked.max_minutes
         study, selection = session.study(first, until), session.study(rest)
         bands = () if asked.family == "guided" else study.band_starts
-        sizes = study.geometry, study.n_vision, len(first), len(rest)
-        plan = pipeline.plan(settings, *sizes, bands)
-        if options.dry_run:
-            print(_estimate(study, plan))
-            return
-        progress.plan(plan)
-        meta = _meta(options, study, data)
-        output = Output(
-            options.out, meta, data.sha256, study, HeldOutScores(selection), session.journal
-        )
-        finished = _run(study, settings, output)
+        try:
+            sizes = study.geometry, study.n_vision, len(first), len(rest)
+        except TimeLimitReached:
+            finished = False
+        else:
+            plan = pipeline.plan(settings, *sizes, bands)
+            if options.dry_run:
+                print(_estimate(study, plan))
+                return
+            progress.plan(plan)
+            meta = _meta(options, study, data)
+            scores = HeldOutScores(selection)
+            output = Output(options.out, meta, data.sha256, study, scores, session.journal)
+            finished, written = _run(study, settings, output), output.schedules
         if finished and others:
             record = read_search(report_folder(options.out))
             _compare(options, session, record, others)
             write_report(options.out)
-    names = ", ".join(output.schedules) or "nothing yet"
+    names = ", ".join(written) or "nothing yet"
     if finished:
         progress.end("done", f"wrote {names} to {options.out}")
         return
@@ -137,7 +163,9 @@ def _compare_again(options: argparse.Namespace, progress: Progress) -> None:
         )
     others = _load_heldout(options.splits, calibration)
     check_answers(record["meta"]["objective"], *others.values())
-    backend = _backend(options.asked, record["meta"]["model"], *others.values())
+    versions = record["meta"]["versions"]
+    asked = _as_searched(options.asked, versions)
+    backend = _backend(asked, record["meta"]["model"], *others.values())
     with open_session(
         backend,
         options.out,
@@ -146,9 +174,28 @@ def _compare_again(options: argparse.Namespace, progress: Progress) -> None:
         record["meta"]["seed"],
         progress,
     ) as session:
+        if other := _differing(versions, session.evaluator.versions):
+            progress.step(f"warning: other than in the search: {other}")
         _compare(options, session, record, others)
     write_report(options.out)
     progress.end("done", f"wrote {report_folder(options.out) / 'frontier.json'}")
+
+
+def _as_searched(asked: BackendOptions, versions: Mapping[str, str]) -> BackendOptions:
+    """What is asked of the engine; of what is left out, what the search asked."""
+    searched: dict[str, Any] = {}
+    if "max_tokens" in versions:
+        searched["max_tokens"] = int(versions["max_tokens"])
+    if "engine_args" in versions and not asked.servers:
+        searched["engine_args"] = json.loads(versions["engine_args"])
+    left = {name: value for name, value in searched.items() if name not in asked.model_fields_set}
+    return asked.model_copy(update=left)
+
+
+def _differing(searched: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """What of the versions is another than in the search, in words; empty for nothing."""
+    names = sorted(name for name in {*searched, *now} if searched.get(name) != now.get(name))
+    return ", ".join(f"{name} {now.get(name)} and not {searched.get(name)}" for name in names)
 
 
 def report(options: argparse.Namespace) -> None:
@@ -166,16 +213,23 @@ def report(options: argparse.Namespace) -> None:
 
 
 def convert(options: argparse.Namespace) -> None:
-    """``vtr search convert``: write calibration data."""
+    """``vtr search convert``: write calibration data; raises ConfigurationError for others' flags."""
+    for flag, formats in _CONVERTED_WITH.items():
+        if getattr(options, flag) is not None and options.format not in formats:
+            raise ConfigurationError(
+                f"--{flag} is for {' and '.join(formats)}, and the format is {options.format}; leave"
+                " it out"
+            )
+    metric = options.metric or "exact_match"
     if options.format == "llava":
         images = options.images or Path(options.source).parent
         every = options.turns == "all"
         source = Path(options.source)
-        done = converters.from_llava(source, images, options.out, options.metric, every)
+        done = converters.from_llava(source, images, options.out, metric, every)
     elif options.format == "vlmevalkit":
-        done = converters.from_vlmevalkit(Path(options.source), options.out, options.metric)
+        done = converters.from_vlmevalkit(Path(options.source), options.out, metric)
     else:
-        done = converters.from_demo(options.source, options.count, options.out)
+        done = converters.from_demo(options.source, options.count or 1000, options.out)
     print(done)
 
 

@@ -1,5 +1,6 @@
 """Several in-process engines as one evaluator: one worker process per engine."""
 
+import atexit
 import os
 import signal
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,9 @@ from vtr_vllm.search.devices import VISIBLE, assign, visible
 
 if TYPE_CHECKING:
     from vtr_vllm.search.vllm_evaluator import VLLMEvaluator
+
+_PATIENCE = 5.0
+"""Seconds that an engine has to end by itself, and once more after SIGTERM."""
 
 
 @dataclass
@@ -40,16 +44,19 @@ class EnginePool:
         cores = max(1, (os.cpu_count() or 1) // engines)
         context = get_context("spawn")  # a forked child would inherit torch's threads
         self._workers: list[_Worker] = []
-        for own in devices:
-            ours, theirs = context.Pipe()
-            arguments = (theirs, options, cores, own)
-            process = context.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            theirs.close()
-            self._workers.append(_Worker(process, ours))
+        # behind multiprocessing's own, so before it: that one waits for every process
+        atexit.register(self.close)
         try:
+            for own in devices:
+                ours, theirs = context.Pipe()
+                arguments = (theirs, options, cores, own)
+                # no daemon: those may not start the processes of a tensor-parallel engine
+                process = context.Process(target=_serve, args=arguments, daemon=False)
+                process.start()
+                self._workers.append(_Worker(process, ours))
+                theirs.close()
             facts: list[Any] = [self._receive(worker) for worker in self._workers]
-        except EvaluationFailed:
+        except BaseException:
             self.close()
             raise
         self._geometry: ModelGeometry = facts[0][0]
@@ -103,12 +110,15 @@ class EnginePool:
         return found
 
     def close(self) -> None:
-        """End the processes."""
+        """End the processes, by force those that do not end; an exit of the interpreter does so too."""
+        atexit.unregister(self.close)
         for worker in self._workers:
             worker.pipe.close()
         for worker in self._workers:
-            worker.process.join(timeout=5)
-            worker.process.terminate()
+            for end in (worker.process.terminate, worker.process.kill):
+                worker.process.join(timeout=_PATIENCE)
+                end()
+            worker.process.join()
 
     def _reply(self, worker: _Worker) -> Batch | VTRError:
         try:

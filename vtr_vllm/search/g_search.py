@@ -20,7 +20,7 @@ from vtr_vllm.search.study import Evaluation, Study
 from vtr_vllm.search_options import Inner
 
 BAYES_TRIALS = 12
-"""Counts that the Bayesian form tries per stage."""
+"""Counts that the Bayesian form tries per stage, unless told otherwise."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class GSearch:
     """Lambda of the Bayesian form: the worth of a stage's whole efficiency, in units of value."""
     items: int | None = None
     """Items to evaluate on; None: all."""
+    trials: int = BAYES_TRIALS
+    """Counts that the Bayesian form tries per stage."""
+    seed: int = 0
+    """Of its proposals."""
 
 
 def search(study: Study, settings: GSearch, name: str) -> tuple[Schedule, list[GreedyStage]]:
@@ -139,9 +143,10 @@ class _Stage:
             return 0, self._evaluate(0, floor=None)  # nothing is left to drop
         n, settings = self._study.n_vision, self._settings
         # distinct seeds, or every stage would try the same shares
-        proposer = Proposer([Dimension("share", 0.0, 1.0)], seed=self._start, first=[(1.0,)])
+        seed = (settings.seed * len(self._counts) + self._start) % (1 << 32)
+        proposer = Proposer([Dimension("share", 0.0, 1.0)], seed=seed, first=[(1.0,)])
         best, found, most_worth = most, self._evaluate(most, floor=None), float("-inf")
-        for _ in range(BAYES_TRIALS):
+        for _ in range(settings.trials):
             (point,) = proposer.ask(1)
             count = round(point[0] * most)
             efficiency = settings.weight * (1 - count / n)

@@ -195,12 +195,23 @@ class Journal:
             .where(EvaluationRow.search == self._search)
             .group_by(EvaluationRow.state)
         )
-        with Session(self._engine) as session:
+        with self._reading() as session:
             return dict(session.execute(query).all())
 
     def close(self) -> None:
         """Give back the connection."""
         self._engine.dispose()
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        try:
+            with Session(self._engine) as session:
+                yield session
+        except SQLAlchemyError as err:
+            raise EvaluationFailed(
+                f"the journal cannot be read ({err}); mend its database and run the same command"
+                " again, which goes on from here"
+            ) from err
 
     @contextmanager
     def _writing(self) -> Iterator[Session]:
@@ -238,14 +249,8 @@ class Journal:
             .order_by(EvaluationRow.id)
             .limit(1)
         )
-        try:
-            with Session(self._engine) as session:
-                found = session.execute(query).first()
-        except SQLAlchemyError as err:
-            raise EvaluationFailed(
-                f"the journal cannot be read ({err}); mend its database and run the same command"
-                " again, which goes on from here"
-            ) from err
+        with self._reading() as session:
+            found = session.execute(query).first()
         return None if found is None else Measured(*found)
 
 

@@ -183,6 +183,8 @@ def _g_search(
         layout.rules,
         settings.tolerance,
         inner=settings.inner,
+        trials=settings.trials,
+        seed=settings.seed,
         weight=settings.weight,
     )
     schedule, result.steps[name] = g_search.search(study, how, name)
@@ -318,7 +320,7 @@ def _plan(
         if guided
         else len(local_starts(band_starts)) - 1
     )
-    tries = g_search.BAYES_TRIALS if settings.inner == "bayes" else n_vision.bit_length() + 1
+    tries = settings.trials if settings.inner == "bayes" else n_vision.bit_length() + 1
     greedy = round(tries * items * _NOT_STOPPED)
     budgets, compared = len(settings.budgets), min(settings.items, items)
     runs = budgets * settings.trials * compared

@@ -48,7 +48,8 @@ class Proposer:
             self._optimizer = Optimizer(
                 space,
                 base_estimator=_gaussian_process(len(dimensions), seed),
-                n_initial_points=max(1, initial - len(self._first)),
+                # counts what is told, the first ones too
+                n_initial_points=max(initial, len(self._first)),
                 initial_point_generator="sobol",
                 acq_func="EI",
                 acq_optimizer="sampling",

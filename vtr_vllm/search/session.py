@@ -83,7 +83,7 @@ def open_session(
     Without a URL the journal is ``journal.sqlite`` in the folder. Raises ConfigurationError when
     another process has the folder, and as the parts do.
     """
-    with _lock(folder):
+    with lock(folder):
         evaluator = backend.open()
         try:
             url = journal or f"sqlite:///{folder.resolve() / 'journal.sqlite'}"
@@ -108,6 +108,12 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
         )
     first = max(BLOCK, int(len(dataset) * _SEARCHED) // BLOCK * BLOCK)
     return dataset.take(first), Dataset(dataset.path, dataset.items[first:])
+
+
+def late_kinds(dataset: Dataset) -> list[str]:
+    """Kinds of items of which none is in the first block, on which candidates are first told apart."""
+    first = {item.kind for item in dataset.items[:BLOCK]}
+    return sorted({item.kind for item in dataset.items if item.kind is not None} - first)
 
 
 def check_answers(objective: Objective, *datasets: Dataset) -> None:
@@ -141,14 +147,17 @@ def _search_id(folder: Path) -> str:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """One process at a time; the lock goes with the process, however it ends."""
+def lock(folder: Path) -> Iterator[None]:
+    """One process at a time; the lock goes with the process, however it ends.
+
+    Raises ConfigurationError where another one has it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as err:
             raise ConfigurationError(
-                f"another search writes to {folder}; wait for it, or give another --out"
+                f"another process writes to {folder}; wait for it, or give another --out"
             ) from err
         yield

@@ -5,13 +5,14 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic, process_time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 from vtr_vllm.command_line import Parser
-from vtr_vllm.errors import VTRError
+from vtr_vllm.errors import CalibrationError, ConfigurationError, VTRError
 from vtr_vllm.preflight import check_model
 from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search_options import add_flags, read_flags
@@ -35,17 +36,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A command line that cannot be read is status 2 and one line.
     """
     options = parse(sys.argv[1:] if arguments is None else list(arguments))
-    stop = _Stop()
+    before = signal.signal(signal.SIGTERM, _end)
     try:
         if options.model != "demo":
             check_model(options.model, (), os.environ)
-        status: int = options.run(options, stop)
+        with _within_memory():
+            status: int = options.run(options)
     except (VTRError, OSError) as err:
         print(f"vtr train: {err}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        _say("vtr train: stopped")
+        return _STOPPED + signal.SIGINT
     finally:
-        stop.end()
+        signal.signal(signal.SIGTERM, before)
     return status
+
+
+def _end(number: int, _: object) -> NoReturn:
+    """Leave through every ``finally``."""
+    _say("vtr train: stopped")
+    raise SystemExit(_STOPPED + number)
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """Raise ConfigurationError where the GPU's memory does not suffice."""
+    try:
+        yield
+    except RuntimeError as err:
+        import torch
+
+        if not isinstance(err, torch.OutOfMemoryError):
+            raise
+        raise ConfigurationError(
+            f"the GPU's memory does not suffice ({str(err).partition('. ')[0]}); lower --batch"
+        ) from err
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -114,50 +140,78 @@ def _of_modules(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 class _Stop:
-    """The first SIGTERM or SIGINT asks for an end behind the step; the next one ends at once."""
+    """Inside, the first SIGTERM or SIGINT asks for an end behind the step; the next one ends at once."""
 
-    def __init__(self) -> None:
+    def __enter__(self) -> Self:
         self.signal: int | None = None
         self._before = {
             number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)
         }
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
 
     def __call__(self) -> bool:
         return self.signal is not None
 
     def _ask(self, number: int, _: object) -> None:
         self.signal = number
-        self.end()
+        self._end()
 
-    def end(self) -> None:
+    def _end(self) -> None:
         """Signals do again what they did before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
 
-def _train(options: argparse.Namespace, stop: _Stop) -> int:
+def _train(options: argparse.Namespace) -> int:
     asked: AtpOptions | RegisterOptions = options.asked
+    _check_out(asked.model, options.out)
     if asked.lora is not None:
         from vtr_vllm.training import lora
 
         lora.check()
     from vtr_vllm.search.calibration import Dataset
+    from vtr_vllm.search.session import lock
     from vtr_vllm.training.llava import Llava
 
-    data, llava = Dataset.load(Path(asked.data)), Llava.load(asked.model)
-    training = _training(asked, llava, data, options.out)
-    _say(_plan(training))
-    if options.dry_run:
-        print(_timed(training))
+    data = Dataset.load(Path(asked.data))
+    with nullcontext() if options.dry_run else lock(options.out):
+        training = _training(asked, Llava.load(asked.model), data, options.out)
+        _say(_plan(training))
+        if options.dry_run:
+            print(_timed(training))
+            return 0
+        return _run(training)
+
+
+def _run(training: "Training[Any, Any]") -> int:
+    from vtr_vllm.training.state import STATE
+
+    if training.ended:
+        state = training.folder / STATE
+        _say(f"this training has come to its end; remove {state}, and it begins anew")
+        print(json.dumps(training.scores))
         return 0
     if training.step:
         _say(f"goes on from step {training.step}")
-    left = training.run(_say, stop)
-    if left is None:
+    with _Stop() as stop:
+        ran = training.run(_say, stop)
+    if not ran:
         _say(f"stopped at step {training.step}; the same command goes on from here")
         return _STOPPED + int(stop.signal or 0)
-    print(json.dumps(left.scores))
+    _say("scores what was held out, and writes")
+    print(json.dumps(training.end().scores))
     return 0
+
+
+def _check_out(model: str, out: Path) -> None:
+    """Refuse to write over the model that is trained; raises ConfigurationError."""
+    if Path(model).is_dir() and Path(model).resolve() == out.resolve():
+        raise ConfigurationError(
+            f"--out {out} is the folder of --model, whose files it would replace; give another"
+        )
 
 
 def _training(
@@ -194,25 +248,29 @@ def _timed(training: "Training[Any, Any]") -> str:
     )
 
 
-def _outcomes(options: argparse.Namespace) -> "tuple[Reference, Dataset, list[Outcome]]":
-    """The trained modules, the data, and how they do on it."""
-    from vtr_vllm.search.calibration import Dataset
+def _outcomes(options: argparse.Namespace, data: "Dataset") -> "tuple[Reference, list[Outcome]]":
+    """The trained modules, and how they do on data."""
     from vtr_vllm.training.atp.reference import Reference
     from vtr_vllm.training.atp.score import outcomes
 
-    data = Dataset.load(options.data)
     trained = Reference.load(options.model, options.atp)
     modules, n_min = trained.artefact.modules, trained.artefact.n_min
     examples = trained.llava.examples(data)
-    return trained, data, list(outcomes(trained.llava, modules, examples, n_min, options.batch))
+    return trained, list(outcomes(trained.llava, modules, examples, n_min, options.batch))
 
 
-def _score(options: argparse.Namespace, _: _Stop) -> int:
+def _score(options: argparse.Namespace) -> int:
     from dataclasses import asdict
 
+    from vtr_vllm.search.calibration import Dataset
     from vtr_vllm.training.atp.score import summary
 
-    _trained, data, found = _outcomes(options)
+    data = Dataset.load(options.data)
+    if not data.answered:
+        raise CalibrationError(
+            f"{data.path} has no answers, and they are what is scored; give every line answers and metric"
+        )
+    _, found = _outcomes(options, data)
     if options.items is not None:
         with whole_file(options.items) as file:
             file.writelines(json.dumps(asdict(outcome)) + "\n" for outcome in found)
@@ -220,12 +278,14 @@ def _score(options: argparse.Namespace, _: _Stop) -> int:
     return 0
 
 
-def _distil(options: argparse.Namespace, _: _Stop) -> int:
+def _distil(options: argparse.Namespace) -> int:
+    from vtr_vllm.search.calibration import Dataset
     from vtr_vllm.training.atp.artefact import Artefact
     from vtr_vllm.training.atp.distil import check_served, distil
 
     check_served(Artefact.load(options.atp))
-    trained, data, found = _outcomes(options)
+    data = Dataset.load(options.data)
+    trained, found = _outcomes(options, data)
     made = distil(
         [outcome.counts for outcome in found],
         options.members,

@@ -51,12 +51,13 @@ class Llava:
     """A LLaVA-1.5 whose decoder attends through ours, with its processor; weights frozen."""
 
     def __init__(
-        self, model: Any, processor: Any, stored: torch.dtype, checkpoint: str | None
+        self, model: Any, processor: Any, folder: Path | str, checkpoint: str | None
     ) -> None:
-        """``load`` makes them; ``stored``: the type of the checkpoint's weights, of which ``checkpoint``
-        is the digest."""
-        self.model, self.processor, self.stored = model, processor, stored
+        """``load`` makes them; ``folder``: where Transformers finds the checkpoint, of which
+        ``checkpoint`` is the digest."""
+        self.model, self.processor, self._folder = model, processor, folder
         self.checkpoint = checkpoint
+        self._mixed = False
         config = model.config
         self.decoder = model.model.language_model
         self.image_token = int(config.image_token_id)
@@ -87,18 +88,29 @@ class Llava:
                     f"{name} is a {config.model_type}; what reduces its tokens is trained on LLaVA-1.5, a `llava` whose"
                     f" text model is a `{_DECODER}`: name one of these"
                 )
-            gpu = torch.cuda.is_available()
-            model = LlavaForConditionalGeneration.from_pretrained(
-                folder, dtype=torch.bfloat16 if gpu else torch.float32
-            )
+            model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=_computed_in())
             processor = AutoProcessor.from_pretrained(folder)
         except (OSError, ValueError) as err:
             raise ConfigurationError(
                 f"model {name} cannot be loaded by Transformers ({err}); name a whole checkpoint"
             ) from err
-        model = model.to("cuda" if gpu else "cpu").eval().requires_grad_(False)
-        install(model.model.language_model)
-        return cls(model, processor, config.dtype or model.dtype, checkpoint_digest(str(folder)))
+        model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        install(model.eval().requires_grad_(False).model.language_model)
+        return cls(model, processor, folder, checkpoint_digest(str(folder)))
+
+    def learn(self) -> None:
+        """Let all of the decoder learn, in float32: a step is less than half a bfloat16's last bit."""
+        if self.model.dtype != torch.float32:
+            exact = self.source(torch.float32).model.language_model.state_dict()
+            self.decoder.float().load_state_dict(exact)
+            self._mixed = True
+        self.decoder.requires_grad_(True)
+
+    def source(self, dtype: torch.dtype | None = None) -> Any:
+        """The checkpoint's model once more, as it is stored: in its own type where none is given."""
+        from transformers import LlavaForConditionalGeneration
+
+        return LlavaForConditionalGeneration.from_pretrained(self._folder, dtype=dtype or "auto")
 
     @property
     def tokens(self) -> int:
@@ -187,13 +199,18 @@ class Llava:
         images = [image for example in examples for image in example.item.load_images()]
         pixels = self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
         rows = Rows(*(part.to(self.device) for part in (torch.tensor(vision), asking, last)))
-        predicting = torch.tensor(instances).to(self.device), torch.tensor(places).to(self.device)
-        flat = torch.tensor([token for answer in told for token in answer]).to(self.device)
+        instance = torch.tensor(instances, dtype=torch.long).to(self.device)
+        place = torch.tensor(places, dtype=torch.long).to(self.device)
+        flat = torch.tensor([token for answer in told for token in answer], dtype=torch.long)
         pixels = pixels.to(self.device, self.model.dtype)
-        return Batch(ids.to(self.device), pixels, rows, predicting, flat)
+        return Batch(ids.to(self.device), pixels, rows, (instance, place), flat.to(self.device))
 
     def logits(self, batch: Batch, own: Pass | None) -> Tensor:
         """``[T, vocabulary]`` at the rows that predict the answers; without a pass nothing is dropped."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._mixed):
+            return self._logits(batch, own)
+
+    def _logits(self, batch: Batch, own: Pass | None) -> Tensor:
         if self.registers is None:
             given = {"input_ids": batch.ids, "pixel_values": batch.pixels}
             states = self.model.model(**given, use_cache=False, vtr=own).last_hidden_state
@@ -218,6 +235,10 @@ class Llava:
         wrong = (logits.argmax(-1) != batch.answers).float()
         missed = torch.zeros(len(batch.ids), device=wrong.device)
         return missed.index_add(0, batch.predicting[0], wrong) == 0
+
+
+def _computed_in() -> torch.dtype:
+    return torch.bfloat16 if torch.cuda.is_available() else torch.float32
 
 
 def folder_of(name: str) -> Path | str:

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from vtr_vllm.training.state import load_state, save_state
 __all__ = ["Training"]
 
 SAVE_SECONDS = 60.0
+"""Between the end of a save and the next, at least, and"""
+SAVES_APART = 20
+"""times as long as the last save took."""
 REPORTS = 100
 """Lines of a whole training, at most one a step."""
 WARM_UP = 0.05  # share of the steps
@@ -27,8 +30,17 @@ LAST_RATE = 0.1  # of the learning rate, at the last step
 
 Say = Callable[[str], None]
 Options = TypeVar("Options", bound=TrainingOptions)
-Left = TypeVar("Left")
-"""What a training leaves."""
+
+
+class Scored(Protocol):
+    """What a training leaves."""
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """Of the held-out items, as plain JSON; None of none."""
+
+
+Left = TypeVar("Left", bound=Scored)
 
 
 class Training(ABC, Generic[Options, Left]):
@@ -61,6 +73,9 @@ class Training(ABC, Generic[Options, Left]):
             )
         self._optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
         self.step, self.losses, self._sums = 0, list[dict[str, float]](), dict[str, float]()
+        self.ended = False
+        self.scores: dict[str, Any] | None = None
+        """Whether it has come to its end before, and with which scores."""
         if state is not None:
             self._restore(state)
 
@@ -119,6 +134,9 @@ class Training(ABC, Generic[Options, Left]):
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
+        if "scores" in state:
+            self.ended, self.scores = True, state["scores"]
+            return
         self.load(state["weights"])
         self._optimizer.load_state_dict(state["optimizer"])
         self.step, self.losses, self._sums = state["step"], state["losses"], state["sums"]
@@ -166,24 +184,32 @@ class Training(ABC, Generic[Options, Left]):
         order: list[int] = torch.randperm(len(self.training), generator=generator).tolist()
         return order
 
-    def run(self, say: Say, stopped: Callable[[], bool]) -> Left | None:
-        """Train to the end and write what was found; None where it was stopped before, and saved."""
+    def run(self, say: Say, stopped: Callable[[], bool]) -> bool:
+        """Train to the end, and save; False where it was stopped before."""
         every = max(1, self.options.steps // REPORTS)
         began = saved = time.monotonic()
-        first = self.step
+        first, apart = self.step, SAVE_SECONDS
         while self.step < self.options.steps:
             if stopped():
                 self.save()
-                return None
+                return False
             self.take_step()
             now = time.monotonic()
             if self.step % every == 0 or self.step == self.options.steps:
                 self._report(say, (now - began) / (self.step - first))
-            if now - saved > SAVE_SECONDS:
+            if now - saved > apart:
                 self.save()
-                saved = now
+                saved = time.monotonic()
+                apart = max(SAVE_SECONDS, SAVES_APART * (saved - now))
         self.save()
-        return self.finish()
+        return True
+
+    def end(self) -> Left:
+        """Write what was found, and in place of the state, which is several times the weights, the
+        scores alone; OSError passes through."""
+        left = self.finish()
+        save_state(self.folder, {"asked": self._asked(), "scores": left.scores})
+        return left
 
     def _report(self, say: Say, seconds: float) -> None:
         since = self.step - (self.losses[-1]["step"] if self.losses else 0)

@@ -28,23 +28,31 @@ def check() -> None:
 
 
 def add(decoder: Any, rank: int) -> None:
-    """Give every projection of a decoder an adapter of ``rank``, which changes nothing at first."""
+    """Give every projection of a decoder an adapter of ``rank``, which changes nothing at first.
+
+    In float32, whatever the decoder's type: in bfloat16 most steps would round to nothing.
+    """
     check()
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(_TARGETS))
     inject_adapter_in_model(config, decoder)
+    for weight in parameters(decoder):
+        weight.data = weight.data.float()
 
 
-def merge(decoder: Any) -> None:
-    """Put what the adapters learned into the projections themselves, and take the adapters off."""
+def merge(decoder: Any, into: Any) -> None:
+    """Add what a decoder's adapters learned to the projections of another, which has none.
+
+    The sum is rounded once, to the type of ``into``.
+    """
     from peft.tuners.lora import LoraLayer
 
-    for name, module in list(decoder.named_modules()):
+    for name, module in decoder.named_modules():
         if isinstance(module, LoraLayer):
-            module.merge()
-            parent, _, child = name.rpartition(".")
-            setattr(decoder.get_submodule(parent), child, module.base_layer)
+            weight = into.get_submodule(name).weight
+            learned = module.get_delta_weight("default").detach().float()
+            weight.data = (weight.data.float() + learned.to(weight.device)).to(weight.dtype)
 
 
 def load(decoder: Any, rank: int, path: Path) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules.strict_json import show
-from vtr_vllm.schedules.whole_file import whole_file_of_bytes
+from vtr_vllm.schedules.whole_file import remove_leftovers, whole_file_of_bytes
 
 __all__ = ["STATE", "load_state", "save_state", "save_tensors"]
 
@@ -27,8 +27,12 @@ def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:
-    """Write what a training goes on from, at once; OSError passes through."""
+    """Write what a training goes on from, at once; OSError passes through.
+
+    Nobody else may be writing it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder / STATE)  # each as large as the state
     with whole_file_of_bytes(folder / STATE) as file:
         torch.save(state, file)
 

@@ -159,6 +159,21 @@ def test_an_image_of_an_earlier_turn_is_an_overlap(tmp_path):
     check_disjoint(calibration, load(tmp_path, row(3, history=[turn(4)]), name="other.jsonl"))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (row(question="Is it  red?"), row(question="Is it red?")),
+        (row(history=[turn(1, answer="A  dot.")]), row(history=[turn(1)])),
+    ],
+)
+def test_other_whitespace_is_the_same_question_and_other_data(tmp_path, one, other):
+    """An overlap, but no answer to the one is an answer to the other."""
+    data = [load(tmp_path, each, name=f"{i}.jsonl") for i, each in enumerate((one, other))]
+    assert data[0].sha256 != data[1].sha256
+    with pytest.raises(CalibrationError, match="the image and the question of"):
+        check_disjoint(*data)
+
+
 def test_a_last_line_needs_no_end(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_text(json.dumps(row()))

@@ -311,6 +311,41 @@ def test_a_search_at_its_time_limit_ends_well_and_goes_on(
     assert (out / "searched-0.5.json").exists()
 
 
+def test_a_time_limit_that_ends_before_the_first_answer_is_no_failure(
+    tmp_path, data, engines, monkeypatch
+):
+    """And what is read and loaded first does not count."""
+    out, path = tmp_path / "out", tmp_path / "events.jsonl"
+    opened = []
+    monkeypatch.setattr(commands, "monotonic", lambda: 100.0 * len(opened))
+    monkeypatch.setattr(
+        Backend, "open", lambda backend: opened.append(backend) or SimulatedEvaluator()
+    )
+    now = iter([159.0])
+    monkeypatch.setattr(study, "monotonic", lambda: next(now, 160.0))
+    assert search("p-sigmoid", out, data, "--max-minutes", "1", "--events", str(path)) == 0
+    assert (
+        "the time limit of 1 minutes is reached; wrote nothing yet" in events(path)[-1]["message"]
+    )
+    monkeypatch.setattr(study, "monotonic", lambda: 1000.0)
+    for flags in ((), ("--dry-run",)):
+        assert search("p-sigmoid", tmp_path / "other", data, "--max-minutes", "1", *flags) == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("llava", "--count", "9"), "--count is for demo, and the format is llava"),
+        (("vlmevalkit", "--turns", "all"), "--turns is for llava, and"),
+        (("demo", "--metric", "anls"), "--metric is for llava and vlmevalkit, and"),
+    ],
+)
+def test_a_flag_of_another_format_is_refused(tmp_path, capsys, given, said):
+    kind, *flags = given
+    assert cli.main(["convert", kind, "x", str(tmp_path / "out.jsonl"), *flags]) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_a_dry_run_measures_and_writes_nothing(tmp_path, data, engines, capsys):
     out = tmp_path / "out"
     assert search("p-sigmoid", out, data, "--dry-run") == 0
@@ -392,3 +427,25 @@ def test_a_conversion_says_what_it_wrote(tmp_path, capsys):
     assert cli.main(["convert", "demo", "test", str(out), "--count", "3"]) == 0
     assert capsys.readouterr().out == "3 items written\n"
     assert len(Dataset.load(out)) == 3
+
+
+def test_a_comparison_asks_as_the_search_did(tmp_path, data, monkeypatch, capsys):
+    opened = []
+
+    def start(backend):
+        opened.append(backend.options)
+        made = SimulatedEvaluator()
+        made.versions |= {"max_tokens": str(backend.options.max_tokens), "engine_args": '{"a": 1}'}
+        made.versions["vtr"] = str(len(opened))
+        return made
+
+    monkeypatch.setattr(Backend, "open", start)
+    out, held = tmp_path / "out", items(tmp_path, 20, first=3000, name="held.jsonl")
+    assert search("g-search", out, data, "--max-tokens", "4") == 0
+    compare = ["compare", "--out", str(out), "--split", f"a={held.path}"]
+    assert cli.main(compare) == 0
+    assert (opened[1].max_tokens, opened[1].engine_args) == (4, {"a": 1})
+    assert "warning: other than in the search: vtr 2 and not 1\n" in capsys.readouterr().err
+    assert cli.main([*compare, "--max-tokens", "5"]) == 0
+    assert opened[2].max_tokens == 5
+    assert "max_tokens 5 and not 4, vtr 3 and not 1" in capsys.readouterr().err

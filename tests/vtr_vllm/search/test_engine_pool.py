@@ -2,15 +2,19 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.vtr_vllm.search import parallel_engine
 from tests.vtr_vllm.search.conftest import MAX_TOKENS
 from vtr_vllm.errors import EvaluationFailed
 from vtr_vllm.schedules import RankRule, fastv
+from vtr_vllm.search import engine_pool
 from vtr_vllm.search.answer_metrics import score
 from vtr_vllm.search.answers import EngineOptions, Task
 from vtr_vllm.search.calibration import Item
@@ -36,6 +40,44 @@ def test_every_task_goes_to_one_engine_and_an_item_to_one_alone(tasks, engines):
     names = [{tasks[index].item.id for index in each} for each in shares]
     assert sum(len(each) for each in names) == len({task.item.id for task in tasks})
     assert max(map(len, names)) - min(map(len, names)) <= 1
+
+
+def test_an_engine_may_start_processes_of_its_own(monkeypatch):
+    monkeypatch.setattr(engine_pool, "_serve", parallel_engine.serve)
+    pool = EnginePool(EngineOptions("none"))
+    assert pool.geometry == parallel_engine.GEOMETRY
+    pool.close()
+    assert pool._workers[0].process.exitcode == 0
+    pool.close()
+
+
+def test_an_engine_that_does_not_end_is_killed(monkeypatch):
+    monkeypatch.setattr(engine_pool, "_serve", parallel_engine.serve)
+    monkeypatch.setattr(engine_pool, "_PATIENCE", 0.5)
+    pool = EnginePool(EngineOptions("none", engine_args=parallel_engine.STUBBORN))
+    pool._workers[0].pipe.send(("prompts", []))
+    pool.close()
+    assert pool._workers[0].process.exitcode == -signal.SIGKILL
+
+
+def test_a_start_that_is_interrupted_leaves_no_engine(monkeypatch):
+    monkeypatch.setattr(engine_pool, "_serve", parallel_engine.serve)
+    started = []
+
+    def interrupted(pool, worker):
+        started.append(worker.process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(EnginePool, "_receive", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        EnginePool(EngineOptions("none"))
+    assert [process.is_alive() for process in started] == [False]
+
+
+def test_an_exit_without_close_ends_the_engines():
+    command = [sys.executable, "-m", "tests.vtr_vllm.search.parallel_engine"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (0, "none\n"), done.stderr
 
 
 def score_of(pool: EnginePool, tasks: list[Task]) -> list[float]:

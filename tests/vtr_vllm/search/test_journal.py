@@ -184,6 +184,8 @@ def test_a_database_that_fails_later_ends_the_search_with_a_reason(folder):
             write()
     with pytest.raises(EvaluationFailed, match="journal cannot be read .*evaluations"):
         journal.find(KEYS[0])
+    with pytest.raises(EvaluationFailed, match="journal cannot be read .*evaluations"):
+        journal.states()
 
 
 def test_what_another_search_finds_meanwhile_is_seen(folder):

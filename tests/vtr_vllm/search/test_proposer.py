@@ -39,6 +39,19 @@ def test_another_history_other_points():
     assert one.ask(1) != other.ask(1)
 
 
+def test_first_points_take_the_place_of_as_many_quasi_random_ones():
+    """Behind them come those that come without them; what was told chooses from the ninth on."""
+    first = [(0.5, 3.0), (5.0, 0.0), (1.0, 4.0)]
+    plain, one, other = (Proposer(DIMENSIONS, 0, first=f) for f in ((), first, first))
+    expected = run(plain, 8, count=1)[3:]
+    for proposer, worth in ((one, 0.0), (other, 1.0)):
+        for number in range(8):
+            (point,) = proposer.ask(1)
+            assert point == (first[number] if number < 3 else expected[number - 3])
+            proposer.tell([point], [worth * value(point)])
+    assert one.ask(1) != other.ask(1)
+
+
 def test_first_points_come_first_and_within_bounds():
     proposer = Proposer(DIMENSIONS, 0, first=[(0.5, 3.0), (99.0, -1.0), (1.0, 4.0)])
     assert proposer.ask(2) == [(0.5, 3.0), (5.0, 0.0)]

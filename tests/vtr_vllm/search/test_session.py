@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -20,11 +21,12 @@ from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.schedules import Schedule
 from vtr_vllm.search.answers import EngineOptions
+from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import unreduced
 from vtr_vllm.search.journal import Begun
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.report_data import read_search
-from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
+from vtr_vllm.search.session import LEAST_ITEMS, Backend, late_kinds, open_session, split
 
 OPTIONS = EngineOptions("simulated")
 
@@ -193,7 +195,7 @@ def test_a_second_process_is_refused(tmp_path, backend):
     first = Running(tmp_path)
     assert first.heard() == b"run"
     with (
-        pytest.raises(ConfigurationError, match=f"another search writes to {tmp_path}; wait"),
+        pytest.raises(ConfigurationError, match=f"another process writes to {tmp_path}; wait"),
         opened(backend, tmp_path),
     ):
         pass
@@ -281,3 +283,11 @@ def test_too_few_items_are_refused(tmp_path):
     data = items(tmp_path, LEAST_ITEMS - 1)
     with pytest.raises(ConfigurationError, match=f"has 199 items; .* at least {LEAST_ITEMS}"):
         split(data)
+
+
+def test_a_kind_that_comes_late_is_named(tmp_path):
+    data = items(tmp_path, 200)
+    kinds = [*["a"] * 99, "b", *["a", "c", None, "d"] * 25]
+    mixed = [replace(item, kind=kind) for item, kind in zip(data.items, kinds, strict=True)]
+    assert late_kinds(Dataset(data.path, tuple(mixed))) == ["c", "d"]
+    assert late_kinds(Dataset(data.path, tuple(mixed[:100]))) == []

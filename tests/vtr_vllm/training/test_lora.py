@@ -25,7 +25,8 @@ def test_adapters_learn_and_are_read_back(folder: Path, data: Dataset, tmp_path:
     training = AtpTraining(llava, data, options, tmp_path)
     example = training.training[0]
     before = llava.logits(llava.batch([example]), None)
-    training.run(print, lambda: False)
+    assert training.run(print, lambda: False)
+    training.end()
     after = llava.logits(llava.batch([example]), None)
     assert not torch.equal(before, after)
     assert (tmp_path / LORA).exists()

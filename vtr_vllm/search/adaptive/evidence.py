@@ -14,6 +14,9 @@ from vtr_vllm.search.statistics import bootstrap_interval, paired_difference
 
 Row = dict[str, Any]
 
+_LEAST_OTHERS = 10
+"""Prompts of other kinds, at least, from which one kind is predicted."""
+
 
 @dataclass(frozen=True)
 class Outcomes:
@@ -83,7 +86,10 @@ def _fitted(
 def _unseen(
     guessed: FloatArray, calibration: Outcomes, heldout: Outcomes, seed: int
 ) -> FloatArray | None:
-    """Predictions of each prompt without its kind; None where there are no two kinds."""
+    """Predictions of each prompt without its kind; None where there are no two kinds.
+
+    Of a kind beside which there are too few prompts to learn from, those of the whole family.
+    """
     kinds = sorted({kind for kind in calibration.kinds if kind is not None})
     if len(kinds) < 2:
         return None
@@ -92,6 +98,8 @@ def _unseen(
     for kind in kinds:
         others = np.array([each != kind for each in calibration.kinds])
         own = np.array([each == kind for each in heldout.kinds])
+        if others.sum() < _LEAST_OTHERS:
+            continue
         predictor, _ = fitting.fit(matrix[np.flatnonzero(others)], calibration.scores[others], seed)
         if own.any():
             prompts = [p for p, is_own in zip(heldout.prompts, own, strict=True) if is_own]

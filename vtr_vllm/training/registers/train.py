@@ -16,7 +16,7 @@ from vtr_vllm.training import lora
 from vtr_vllm.training.attention import Rows
 from vtr_vllm.training.llava import Example
 from vtr_vllm.training.loop import Training
-from vtr_vllm.training.registers.checkpoint import schedules, write, write_schedules
+from vtr_vllm.training.registers.checkpoint import schedules, write
 from vtr_vllm.training.registers.dropping import DroppingPass
 from vtr_vllm.training.registers.options import RegisterOptions
 
@@ -44,13 +44,14 @@ class RegisterTraining(Training[RegisterOptions, Trained]):
         options, llava = self.options, self.llava
         words = llava.decoder.get_input_embeddings().weight
         # As large as words are; learned ones win where they are few (Victor, section 5).
-        first = torch.randn(options.registers, words.shape[1]) * float(words.detach().std())
+        scale = float(words.detach().float().std())
+        first = torch.randn(options.registers, words.shape[1]) * scale
         self.registers = nn.Parameter(first.to(llava.device))
         llava.registers = self.registers
         if options.lora is not None:
             lora.add(llava.decoder, options.lora)
         else:
-            llava.decoder.requires_grad_(True)
+            llava.learn()
         decoder = [weight for weight in llava.decoder.parameters() if weight.requires_grad]
         return [
             {"params": [self.registers], "base": options.learning_rate},
@@ -106,11 +107,20 @@ class RegisterTraining(Training[RegisterOptions, Trained]):
             count = int(str(schedule.parameters["registers"]))
             scores[schedule.name] = self._right(count)
         scores["full"] = self._right(None)
-        if options.lora is not None:
-            lora.merge(llava.decoder)
-        write(llava.model.to(llava.stored), llava.processor, self.registers, self.folder)
-        write_schedules(found, self.folder)
+        write(self._learned(), llava.processor, self.registers, self.folder, found)
         return Trained(found, scores)
+
+    def _learned(self) -> Any:
+        """The model as it lies in the checkpoint, with what the decoder learned; rounded there alone."""
+        model = self.llava.source()
+        decoder = model.model.language_model
+        if self.options.lora is not None:
+            lora.merge(self.llava.decoder, decoder)
+            return model
+        learned = self.weights()
+        del learned["registers"]
+        decoder.load_state_dict(learned, strict=False)
+        return model
 
     @torch.no_grad()
     def _right(self, kept: int | None) -> float | None:

@@ -42,6 +42,19 @@ def family(folder, *flags) -> int:
     return cli.main(["family", *given, *SMALL, *flags])
 
 
+def test_one_prompt_of_another_kind_is_no_failure(tmp_path, engines):
+    """Beside the kind of all the others nothing is left to learn from."""
+    folder = tmp_path
+    for name, count, first in (("data", 300, 0), ("test", 200, 300)):
+        items(folder, count, first=first, name=f"{name}.jsonl")
+        lines = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        for number, line in enumerate(lines):
+            line["kind"] = "most" if number else "one"
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text)
+    assert family(folder, "--split", f"test={folder / 'test.jsonl'}") == 0
+
+
 def test_from_data_to_a_family_and_what_it_is_worth(folder, engines, capsys):
     split = f"test={folder / 'test.jsonl'}"
     assert family(folder, "--split", split) == 0

@@ -33,7 +33,8 @@ def asked(**values: Any) -> AtpOptions:
 
 def run(training: AtpTraining, stop_at: int | None = None) -> tuple[Artefact | None, list[str]]:
     said: list[str] = []
-    return training.run(said.append, lambda: training.step == stop_at), said
+    ran = training.run(said.append, lambda: training.step == stop_at)
+    return training.end() if ran else None, said
 
 
 def test_three_steps_and_inference(llava: Llava, data: Dataset, tmp_path: Path) -> None:

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from tests.reference.model import ReferenceLlava
+from tests.tiny import write_tiny_llava
+from tests.vtr_vllm.training.conftest import LAYERS
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import Schedule
 from vtr_vllm.search.calibration import Dataset
-from vtr_vllm.training import cli
+from vtr_vllm.training import cli, llava
 from vtr_vllm.training.llava import Llava
 from vtr_vllm.training.registers.dropping import DroppingPass
 from vtr_vllm.training.registers.options import RegisterOptions
@@ -34,7 +37,8 @@ def trained(folder: Path, data: Dataset, out: Path, **values: Any) -> RegisterTr
 
 
 def run(training: RegisterTraining, stop_at: int | None = None) -> Any:
-    return training.run(lambda _: None, lambda: training.step == stop_at)
+    ran = training.run(lambda _: None, lambda: training.step == stop_at)
+    return training.end() if ran else None
 
 
 def test_the_answers_are_learned(folder: Path, data: Dataset, tmp_path: Path) -> None:
@@ -92,12 +96,12 @@ def test_what_is_written_is_what_was_trained(
     counts = list(schedule.counts(IMAGE + REGISTERS))
     assert counts == [IMAGE + REGISTERS] * LAYER + [kept] * (training.depth - LAYER)
 
-    llava = training.llava
-    example = llava.examples(data)[0]
-    side = llava.batch([example])
+    model = training.llava
+    example = model.examples(data)[0]
+    side = model.batch([example])
     with torch.no_grad():
         own = DroppingPass(side.rows, REGISTERS, kept, LAYER)
-        got = llava.logits(side, own).float()
+        got = model.logits(side, own).float()
     (image,) = example.item.load_images()
     want = ReferenceLlava(tmp_path).forward(
         example.prompt, [image], counts, {LAYER: "registers"}, example.answer[:-1]
@@ -118,6 +122,63 @@ def test_the_command(
     assert cli.main(command) == 0
     assert set(json.loads(capsys.readouterr().out)) == {"n", "registers-2", "full"}
     assert (tmp_path / "out" / "schedules" / "registers-2.json").exists()
+
+
+@pytest.fixture
+def halves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The tiny model in float16, loaded in bfloat16 as on a GPU."""
+    path = tmp_path / "halves"
+    write_tiny_llava(path, layers=LAYERS, vision_tokens=IMAGE)
+    weights = load_file(path / "model.safetensors")
+    save_file({name: weight.half() for name, weight in weights.items()}, path / "model.safetensors")
+    config = json.loads((path / "config.json").read_text()) | {"dtype": "float16"}
+    (path / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(llava, "_computed_in", lambda: torch.bfloat16)
+    return path
+
+
+def test_in_half_precision_the_decoder_learns_and_all_else_stays(
+    halves: Path, data: Dataset, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    training = trained(halves, data, out, steps=20)
+    before = {name: weight.clone() for name, weight in training.weights().items()}
+    assert training.llava.model.model.vision_tower.dtype == torch.bfloat16
+    assert run(training) is not None
+    moved = total = 0
+    for name, weight in training.weights().items():
+        assert weight.dtype == torch.float32
+        if "layers" in name:
+            moved, total = moved + int((weight != before[name]).sum()), total + weight.numel()
+    assert moved > 0.99 * total
+    own, source = (load_file(path / "model.safetensors") for path in (out, halves))
+    assert own.keys() - {"registers"} == source.keys()
+    for name, weight in source.items():
+        assert own[name].dtype == torch.float16
+        if "vision_tower" in name or "projector" in name or "lm_head" in name:
+            assert torch.equal(own[name], weight), name
+    learned = training.weights()["layers.0.mlp.up_proj.weight"]
+    ends = (
+        "language_model.model.layers.0.mlp.up_proj.weight",
+        "language_model.layers.0.mlp.up_proj.weight",
+    )
+    (written,) = (weight for name, weight in own.items() if name.endswith(ends))
+    assert torch.equal(written, learned.half())
+
+
+def test_adapters_learn_in_float32_and_are_rounded_once(
+    halves: Path, data: Dataset, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft", reason="the extra `train` is not installed")
+    out = tmp_path / "out"
+    training = trained(halves, data, out, steps=20, lora=2)
+    assert run(training) is not None
+    assert {weight.dtype for weight in training.weights().values()} == {torch.float32}
+    assert all(weight.any() for weight in training.weights().values())
+    own, source = (load_file(path / "model.safetensors") for path in (out, halves))
+    changed = [name for name, weight in source.items() if not torch.equal(own[name], weight)]
+    assert len(changed) == 7 * LAYERS
+    assert all("_proj." in name and "vision_tower" not in name for name in changed)
 
 
 def test_a_layer_that_is_none(folder: Path, data: Dataset, tmp_path: Path) -> None:
