@@ -355,6 +355,17 @@ FAMILIES = (
         sizes=SIZES,
     ),
     Family(
+        name="internvl-hf-llama",
+        architecture="InternVLForConditionalGeneration",
+        decoder="LlamaModel",
+        tower="InternViT",
+        hub=(),
+        write=lambda folder: _write_transformers(folder, LlamaConfig(**DECODER)),
+        image="<IMG_CONTEXT>",
+        video="<video>",
+        sizes=SIZES,
+    ),
+    Family(
         name="internvl3-hf",
         architecture="InternVLForConditionalGeneration",
         decoder="Qwen2Model",
