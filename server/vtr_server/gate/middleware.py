@@ -256,7 +256,9 @@ class GateMiddleware:
             await exchange.refuse(err)
             return
         if needed == "generate":
-            media = begin_media(caller.name or "", limits.images, gate.pixels)
+            media = begin_media(
+                caller.name or "", limits.images, gate.pixels, limits.body_bytes, caller.bucket
+            )
             try:
                 await gate.pass_through(self._app, exchange, place)
             finally:
