@@ -36,6 +36,9 @@ setup: $(READY) ## make .venv with vLLM and everything else (minutes the first t
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; (3, 11) <= v < (3, 14) or sys.exit( \
 	    "setup: $(PYTHON) is Python %d.%d; vLLM 0.32 wants 3.11 to 3.13. Try: make setup PYTHON=python3.12" % v)'
+	@set -- $(filter-out $@,$(wildcard $(VENV)/.ready-*)); test $$# = 0 || { \
+	    echo "setup: $(VENV) has the other build of vLLM ($$1), and both write the same files;" \
+	        "take another place: make setup BACKEND=$(BACKEND) VENV=.venv-$(BACKEND)"; exit 2; }
 	@echo "setup: making $(VENV) with vLLM for the $(BACKEND); the first time takes minutes"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --quiet uv || echo "setup: no uv to be had: pip, several times as long, does its work"

@@ -120,6 +120,8 @@ def encode_png(image: Image.Image) -> bytes:
 @contextmanager
 def _opened(encoded: bytes, most_pixels: int) -> Iterator[Image.Image]:
     """The file, its header read; whatever Pillow raises here or in the block is an InvalidMedia."""
+    if (size := _webp_size(encoded)) is not None:
+        _check_pixels(*size, most_pixels)
     try:
         with Image.open(BytesIO(encoded), formats=FORMATS) as image:
             yield image
@@ -140,13 +142,34 @@ def _opened(encoded: bytes, most_pixels: int) -> Iterator[Image.Image]:
         ) from err
 
 
-def _check(image: Image.Image, most_pixels: int) -> None:
-    width, height = image.size
+def _webp_size(encoded: bytes) -> tuple[int, int] | None:
+    """(width, height) that the first bytes of a WebP claim; None for what is none, or cut off.
+
+    Pillow has memory for two whole canvases as it opens one, before anybody can ask it for a size.
+    """
+    if len(encoded) < 30 or encoded[:4] != b"RIFF" or encoded[8:12] != b"WEBP":
+        return None
+    kind, head = encoded[12:16], encoded[20:30]
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(head[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    width, height = struct.unpack_from("<HH", head, 6)
+    return width & 0x3FFF, height & 0x3FFF
+
+
+def _check_pixels(width: int, height: int, most_pixels: int) -> None:
     if width * height > most_pixels:
         raise InvalidMedia(
             f"the image has {width} x {height} = {width * height} pixels; at most {most_pixels} are"
             " allowed: scale it down"
         )
+
+
+def _check(image: Image.Image, most_pixels: int) -> None:
+    width, height = image.size
+    _check_pixels(width, height, most_pixels)
     if max(width, height) > LONGEST * min(width, height):
         raise InvalidMedia(
             f"the image has {width} x {height} pixels; one side may be at most {LONGEST} times the"

@@ -42,6 +42,7 @@ from vtr_server.policy.settings import (
 from vtr_server.policy.settings_file import SettingsFile
 from vtr_server.vllm_api.engine import LOAD, Engine, EngineDeadError, EngineGenerateError
 from vtr_server.vllm_api.sagemaker import own_invocations
+from vtr_vllm.demo import SCHEDULES
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ScheduleBook
 
@@ -91,7 +92,12 @@ class VTREndpoints:
         """
         settings = self._settings
         gate = self._gate or Gate(settings)  # the batch runner has no routes
-        drain_first(engine_client, gate)
+
+        async def stop_jobs() -> None:
+            if (service := getattr(state, "jobs", None)) is not None:
+                await service.runner.stop()
+
+        drain_first(engine_client, gate, stop_jobs)
         engine = Engine(engine_client, state)
         gate.draining = shared_drain_flag(engine.process_count, os.environ)
         elastic = _elastic(settings)
@@ -173,12 +179,13 @@ def _jobs(engine: Engine, settings: JobsSettings) -> JobService:
         servers=settings.servers,
         engines=settings.memory_share is not None,
         memory_share=settings.memory_share,
+        workers=settings.workers,
         names=SETTINGS,
     )
     job_settings = JobServiceSettings(
         root=settings.root,
         sources=sources,
-        publish=engine.schedules,
+        publish=None if engine.schedules == SCHEDULES else engine.schedules,  # the package's
         workers=settings.workers,
     )
     return start_service(JobStore(settings.root), job_settings)

@@ -65,6 +65,9 @@ def test_it_runs_without_root_and_without_a_shell(file: Path) -> None:
         assert isinstance(json.loads(last(file, word)), list)
     assert json.loads(last(file, "ENTRYPOINT")) == ["vtr", "serve"]
     assert "VTR_HEALTH_URL" in last(file, "HEALTHCHECK")
+    assert "ProxyHandler({})" in last(file, "HEALTHCHECK"), (
+        "a proxy does not lead to this container"
+    )
 
 
 @each
@@ -98,6 +101,7 @@ def test_the_pins_are_those_of_the_package() -> None:
     version = gpu.removeprefix("vllm==").removesuffix(".*")
     base = (DEPLOY / "docker" / "Dockerfile.cuda").read_text()
     assert f"FROM vllm/vllm-openai:v{version}." in base
+    assert "-c /wheels/constraints.txt" in base
 
 
 def test_compose_follows_its_schema() -> None:

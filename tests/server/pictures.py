@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import gzip
 import struct
 import zlib
 from collections.abc import AsyncIterator
@@ -37,17 +39,37 @@ def png_of_size(width: int, height: int) -> bytes:
 
 @asynccontextmanager
 async def serve(data: bytes, host: str = "127.0.0.1") -> AsyncIterator[str]:
-    """The address of a server: /image is ``data``, /to?URL redirects to URL."""
+    """The address of a server: /image is ``data``, /to?URL redirects to URL.
+
+    /gzip is ``data`` in the encoding of that name, /stream in parts without a length; /tarpit never
+    answers.
+    """
 
     async def give(_: web.Request) -> web.Response:
         return web.Response(body=data, content_type="image/png")
+
+    async def encode(_: web.Request) -> web.Response:
+        headers = {"Content-Encoding": "gzip"}
+        return web.Response(body=gzip.compress(data), headers=headers, content_type="image/png")
+
+    async def stream(request: web.Request) -> web.StreamResponse:
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        for start in range(0, len(data), 1000):
+            await answer.write(data[start : start + 1000])
+        return answer
+
+    async def wait(_: web.Request) -> web.Response:
+        await asyncio.Event().wait()
+        raise AssertionError
 
     async def redirect(request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": request.query["url"]})
 
     app = web.Application()
-    app.add_routes([web.get("/image", give), web.get("/to", redirect)])
-    runner = web.AppRunner(app)
+    routes = {"image": give, "to": redirect, "gzip": encode, "stream": stream, "tarpit": wait}
+    app.add_routes([web.get(f"/{name}", route) for name, route in routes.items()])
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, 0)

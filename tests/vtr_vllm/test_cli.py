@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from vtr_vllm import cli
+from vtr_vllm import cli, demo
 from vtr_vllm.cli import CHECKPOINT, DEMO_SCHEDULES, PLUGIN, SCHEDULER_CLS, WORKER_CLS, Launch
 from vtr_vllm.schedules import ModelGeometry, ScheduleBook
 
@@ -104,10 +104,10 @@ def test_the_demo_is_a_local_server_with_a_name(
 
 
 def test_the_demo_paths_are_those_of_the_demo_package() -> None:
-    from vtr_vllm import demo
 
     assert demo.CHECKPOINT == CHECKPOINT
     assert DEMO_SCHEDULES.parent == CHECKPOINT.parent
+    assert demo.SCHEDULES == DEMO_SCHEDULES
 
 
 def test_the_packaged_schedules_are_for_the_packaged_model() -> None:

@@ -283,6 +283,44 @@ def test_a_line_is_refused_since_processors_scale_it_up(size: tuple[int, int]) -
     check_header(encode(Image.new("L", (200, 1))))
 
 
+def riff(kind: bytes, head: bytes) -> bytes:
+    body = b"WEBP" + kind + struct.pack("<I", len(head)) + head
+    return b"RIFF" + struct.pack("<I", len(body)) + body
+
+
+@pytest.mark.parametrize(
+    "file",
+    [
+        riff(b"VP8X", b"\2\0\0\0" + (16382).to_bytes(3, "little") * 2),
+        riff(b"VP8L", b"\x2f" + (16382 | 16382 << 14).to_bytes(4, "little") + bytes(5)),
+        riff(b"VP8 ", b"\x10\0\0\x9d\x01\x2a" + struct.pack("<HH", 16383, 16383)),
+    ],
+    ids=["extended", "lossless", "lossy"],
+)
+def test_a_large_webp_is_refused_before_pillow_has_a_canvas_for_it(
+    file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def canvas(*_: Any) -> None:
+        raise AssertionError("Pillow opened it")
+
+    monkeypatch.setattr("PIL._webp.WebPAnimDecoder", canvas)
+    for look in (check_header, decode_rgb, media_type):
+        with pytest.raises(InvalidMedia, match="16383 x 16383 = 268402689 pixels"):
+            look(file)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.booleans(), st.booleans())
+@settings(max_examples=40, deadline=None)
+def test_a_webp_is_as_large_as_its_first_bytes_say(
+    width: int, height: int, lossless: bool, clear: bool
+) -> None:
+    made = Image.new("RGBA" if clear else "RGB", (width, height), (1, 2, 3, 4)[: 3 + clear])
+    file = encode(made, "WEBP", lossless=lossless)
+    assert check_header(file, width * height) == (width, height)
+    with pytest.raises(InvalidMedia, match=f"{width} x {height} = "):
+        check_header(file, width * height - 1)
+
+
 @pytest.mark.parametrize("form", ["GIF", "WEBP", "PNG"])
 def test_animations_are_refused(form: str) -> None:
     frames = [Image.new("RGB", (8, 8), (shade, 0, 0)) for shade in (0, 100, 200)]

@@ -11,6 +11,7 @@ supervisor that restarts on failure takes for the end of the work.
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from vtr_server.gate.exchange import GRACE_SECONDS
@@ -20,8 +21,11 @@ from vtr_vllm.errors import EngineDead
 __all__ = ["drain_first"]
 
 
-def drain_first(engine_client: Any, gate: Gate) -> None:
-    """Make ``engine_client.shutdown(timeout)`` drain the gate for at most ``timeout`` seconds.
+def drain_first(
+    engine_client: Any, gate: Gate, stop_jobs: Callable[[], Awaitable[None]] | None = None
+) -> None:
+    """Make ``engine_client.shutdown(timeout)`` drain the gate for at most ``timeout`` seconds, and end
+    the searches of jobs meanwhile.
 
     Must be called in the event loop that serves. ``timeout`` is vLLM's ``--shutdown-timeout``:
     0, its default, aborts what is in flight. Where the engine has died before it was stopped, the
@@ -36,7 +40,7 @@ def drain_first(engine_client: Any, gate: Gate) -> None:
         if timeout and not drained and not _inside(loop):
             drained = True
             end = time.monotonic() + timeout
-            drain = asyncio.run_coroutine_threadsafe(gate.drain(timeout), loop)
+            drain = asyncio.run_coroutine_threadsafe(_drain(gate, timeout, stop_jobs), loop)
             drain.result()
             timeout = max(GRACE_SECONDS, end - time.monotonic())
         if not stopped:
@@ -47,6 +51,16 @@ def drain_first(engine_client: Any, gate: Gate) -> None:
             raise EngineDead("the engine has died; start the server again")
 
     engine_client.shutdown = shutdown
+
+
+async def _drain(
+    gate: Gate, timeout: float, stop_jobs: Callable[[], Awaitable[None]] | None
+) -> None:
+    stopping = [] if stop_jobs is None else [asyncio.ensure_future(stop_jobs())]
+    end = time.monotonic() + timeout
+    await gate.drain(timeout)
+    if stopping:  # what is not done by then ends with the process
+        await asyncio.wait(stopping, timeout=max(0, end - time.monotonic()))
 
 
 def _inside(loop: asyncio.AbstractEventLoop) -> bool:

@@ -252,11 +252,13 @@ class GateMiddleware:
             if needed == "generate":
                 place = gate.let_in(caller, has_body=exchange.has_body)
         except (VTRError, HTTPException) as err:
-            _count(err, caller, needed)
+            _count(err, caller, needed, path)
             await exchange.refuse(err)
             return
         if needed == "generate":
-            media = begin_media(caller.name or "", limits.images, gate.pixels)
+            media = begin_media(
+                caller.name or "", limits.images, gate.pixels, limits.body_bytes, caller.bucket
+            )
             try:
                 await gate.pass_through(self._app, exchange, place)
             finally:
@@ -311,9 +313,9 @@ def _rate_limited(what: str, per_minute: int, wait: float) -> RateLimited:
     )
 
 
-def _count(err: VTRError | HTTPException, caller: Caller | None, needed: str) -> None:
+def _count(err: VTRError | HTTPException, caller: Caller | None, needed: str, path: str) -> None:
     """A refusal in the metrics; ``needed`` is ``generate`` if no route saw the request."""
-    if isinstance(err, VTRError):
+    if isinstance(err, VTRError) and path not in _HEALTH:  # a probe of a server that drains
         observe_refusal(err)
     if needed == "generate":
         observe_outcome(outcome_of(err), key=(caller and caller.name) or UNKNOWN)

@@ -1,6 +1,8 @@
 """The routes of the job service."""
 
+import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -41,6 +43,8 @@ __all__ = ["SEARCH_COMMAND", "JobServiceSettings", "create_app", "router", "star
 
 SEARCH_COMMAND = (sys.executable, "-P", "-m", "vtr_vllm.cli", "search")
 
+_PUBLISHING = threading.Lock()
+"""Routes that read many files run in threads; what is checked of a folder holds until it is written."""
 _NEEDED = ("matplotlib", "sklearn", "skopt", "sqlalchemy")
 """Packages of a search that serving alone does not need."""
 
@@ -148,7 +152,8 @@ async def health(service: ServiceOf) -> JSONResponse:
 @router.post("/v1/jobs", status_code=201)
 async def create_job(spec: JobSpec, service: ServiceOf, response: Response) -> Job:
     """Queue a search."""
-    service.sources.arguments(spec)  # refuses what may not be read
+    await asyncio.to_thread(service.sources.arguments, spec)  # refuses what may not be read
+    service.runner.check_room()
     job = service.store.create(spec)
     service.runner.submit(job.id)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
@@ -200,7 +205,7 @@ async def watch_job(
 
 
 @router.get("/v1/jobs/{job_id}/schedules")
-async def list_schedules(job_id: str, service: ServiceOf) -> ScheduleList:
+def list_schedules(job_id: str, service: ServiceOf) -> ScheduleList:
     """The schedules that a job has found so far."""
     found = load_schedules(service.store.folder(job_id) / "out").values()
     return ScheduleList(
@@ -212,7 +217,7 @@ async def list_schedules(job_id: str, service: ServiceOf) -> ScheduleList:
 
 
 @router.get("/v1/jobs/{job_id}/schedules/{name}")
-async def get_schedule(job_id: str, name: str, service: ServiceOf) -> Response:
+def get_schedule(job_id: str, name: str, service: ServiceOf) -> Response:
     """One schedule, as its file."""
     found = load_schedules(service.store.folder(job_id) / "out")
     if name not in found:
@@ -236,7 +241,7 @@ async def get_report_file(job_id: str, name: str, service: ServiceOf) -> FileRes
 
 
 @router.post("/v1/jobs/{job_id}/publish")
-async def publish_schedules(job_id: str, wanted: PublishRequest, service: ServiceOf) -> Published:
+def publish_schedules(job_id: str, wanted: PublishRequest, service: ServiceOf) -> Published:
     """Write schedules of a job that is done into the folder that a server watches."""
     job = service.store.get(job_id)
     if job.state != "done":
@@ -246,7 +251,8 @@ async def publish_schedules(job_id: str, wanted: PublishRequest, service: Servic
             f"this service publishes nowhere; start it with {service.sources.names.publish}"
         )
     found = load_schedules(service.store.folder(job_id) / "out")
-    files = publish(found, wanted.schedules, service.publish)
+    with _PUBLISHING:
+        files = publish(found, wanted.schedules, service.publish)
     return Published(
         data=[PublishedSchedule(name=name, file=path.name) for name, path in files.items()]
     )

@@ -92,6 +92,7 @@ def _settings(options: argparse.Namespace, command: Sequence[str]) -> JobService
             models=tuple(options.models),
             servers=tuple(options.servers),
             memory_share=options.memory_share,
+            workers=options.workers,
         ),
         publish=options.publish,
         token=options.token,

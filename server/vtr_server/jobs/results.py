@@ -26,7 +26,7 @@ def publish(
     A published schedule takes the place of one of the same name. Nothing is written unless a
     server would accept the folder as it will be: raises RequestError for a name that was not
     found, ScheduleError or GeometryMismatch as ``ScheduleBook`` does, and JobConflict where the
-    file that a schedule would go to holds another. OSError passes through.
+    file that a schedule would go to holds another, or the folder cannot be written.
     """
     wanted = sorted(found) if names is None else sorted(set(names))
     unknown = [name for name in wanted if name not in found]
@@ -49,8 +49,14 @@ def publish(
         ScheduleBook(found[wanted[0]].geometry, would_be.values())
     except ScheduleError as err:
         raise type(err)(f"a server would refuse the published folder: {err}") from err
-    for name, path in targets.items():
-        found[name].save(path)
+    try:
+        for name, path in targets.items():
+            found[name].save(path)
+    except OSError as err:
+        raise JobConflict(
+            f"the published folder {folder} cannot be written ({err.strerror or err}); let the server"
+            " write there, or start it with another"
+        ) from err
     return targets
 
 

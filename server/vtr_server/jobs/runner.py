@@ -1,20 +1,31 @@
 """The processes: a queue of jobs, and as many searches at once as there are slots."""
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from vtr_server.jobs import guard
 from vtr_server.jobs.protocol import Job
 from vtr_server.jobs.sources import Sources
 from vtr_server.jobs.store import JobStore, try_lock
-from vtr_vllm.errors import JobConflict, RequestError
+from vtr_server.operations.metrics import observe_background
+from vtr_vllm.errors import JobConflict, Overloaded, RequestError
 
 __all__ = ["Runner"]
 
+logger = logging.getLogger("vllm.vtr")
+
+MOST_QUEUED = 100
+"""Jobs that wait for a slot, each with a folder."""
+
 _LOCK_POLL_SECONDS = 0.1
+_RETRY_SECONDS = (1.0, 60.0)
+"""Between two tries to write how a job ended: at first, and at most."""
 _REASON_BYTES = 2000
 
 
@@ -41,10 +52,12 @@ class Runner:
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._inputs: dict[str, asyncio.StreamWriter] = {}
         self._slots: list[asyncio.Task[None]] = []
-        self._stopping = False
+        self._stop = asyncio.Event()
+        self._unwritten: dict[str, OSError] = {}
 
     def start(self) -> None:
         """Take up what an earlier service left, oldest first, and open the slots."""
+        observe_background("jobs", failures=0)
         for job in reversed(self._store.newest()):
             if job.state == "running":
                 state = "cancelled" if job.cancel_requested else "queued"
@@ -55,7 +68,7 @@ class Runner:
 
     async def stop(self) -> None:
         """End all searches, cleanly; their jobs are queued for the next service."""
-        self._stopping = True
+        self._stop.set()
         for pipe in self._inputs.values():
             pipe.close()
         for _ in self._slots:
@@ -63,11 +76,22 @@ class Runner:
         await asyncio.gather(*self._slots, return_exceptions=True)
 
     def why_unhealthy(self) -> str | None:
-        """None while every slot works; else what stopped one: job files cannot be written."""
+        """None while every slot works; else what holds one up: job files that cannot be written."""
+        for job_id, failed in self._unwritten.items():
+            return f"how job {job_id} ended cannot be written ({failed}); it is tried again"
         for slot in self._slots:
             if slot.done() and (err := slot.exception()):
                 return f"a worker slot stopped ({type(err).__name__}: {err}); start again"
         return None
+
+    def check_room(self) -> None:
+        """Raise Overloaded where as many jobs wait as may."""
+        if len(self._store.newest("queued")) >= MOST_QUEUED:
+            raise Overloaded(
+                f"{MOST_QUEUED} jobs are queued, as many as may wait here; cancel some, or come again"
+                " when some have ended",
+                retry_after=60,
+            )
 
     def submit(self, job_id: str) -> None:
         """Have a queued job worked off."""
@@ -102,6 +126,7 @@ class Runner:
                 f"job {job_id} is {job.state}; only one that was cancelled, failed or had"
                 " max_minutes can be resumed"
             )
+        self.check_room()
         job = self._store.update(
             job_id, state="queued", cancel_requested=False, exit=None, reason=None
         )
@@ -109,52 +134,76 @@ class Runner:
         return job
 
     async def _work(self) -> None:
-        while not self._stopping:
+        while not self._stop.is_set():
             job_id = await self._queue.get()
             if job_id is None:
                 return
-            lock = await self._lock(job_id)
-            if lock is not None:
+            try:
+                lock = await self._lock(job_id)
+                if lock is None:
+                    continue
                 try:
-                    await self._run(job_id, lock)
+                    end = await self._run(job_id, lock)
                 finally:
                     os.close(lock)
+            except OSError as err:  # of this job alone: the slot goes on
+                logger.exception("VTR: job %s cannot be worked off", job_id)
+                observe_background("jobs", failures=1)
+                end = {"state": "failed", "reason": str(err)}
+            await self._end(job_id, end)
+
+    async def _end(self, job_id: str, end: dict[str, Any]) -> None:
+        """Write how a job ended, until that works: else it would be running for good.
+
+        A service that stops leaves that to the next, which queues what it finds running.
+        """
+        wait, most = _RETRY_SECONDS
+        while True:
+            try:
+                self._store.update(job_id, **end)
+            except OSError as err:
+                logger.error("VTR: how job %s ended cannot be written: %s", job_id, err)
+                observe_background("jobs", failures=1)
+                self._unwritten[job_id] = err
+            else:
+                self._unwritten.pop(job_id, None)
+                return
+            if self._stop.is_set():
+                return
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), wait)
+            wait = min(2 * wait, most)
 
     async def _lock(self, job_id: str) -> int | None:
         """The lock of the job's folder; None if the job is not, or no longer, to be run.
 
         It is taken while a process of an earlier service is still stopping.
         """
-        while self._store.get(job_id).state == "queued" and not self._stopping:
+        while self._store.get(job_id).state == "queued" and not self._stop.is_set():
             lock = try_lock(self._store.folder(job_id) / "lock")
             if lock is not None:
                 return lock
             await asyncio.sleep(_LOCK_POLL_SECONDS)
         return None
 
-    async def _run(self, job_id: str, lock: int) -> None:
-        """One attempt, from ``running`` to the state that it leads to."""
+    async def _run(self, job_id: str, lock: int) -> dict[str, Any]:
+        """One attempt, from ``running`` to what it leads to; OSError passes through."""
         job = self._store.get(job_id)
         self._store.update(job_id, state="running", attempts=job.attempts + 1)
         log = self._store.folder(job_id) / "stderr.log"
         begun = log.stat().st_size if log.exists() else 0
         try:
             code = await self._search(job, lock)
-        except (
-            OSError,
-            RequestError,
-        ) as err:  # RequestError: what was allowed once, and is no more
-            self._store.update(job_id, state="failed", reason=str(err))
-            return
+        except RequestError as err:  # what was allowed once, and is no more
+            return {"state": "failed", "reason": str(err)}
         if code == 0:
-            self._store.update(job_id, state="done", exit=code)
-        elif self._store.get(job_id).cancel_requested:
-            self._store.update(job_id, state="cancelled", exit=code)
-        elif self._stopping:
-            self._store.update(job_id, state="queued")
-        else:
-            reason = _last_line(log, begun) or f"the search ended with exit code {code}"
-            self._store.update(job_id, state="failed", exit=code, reason=reason)
+            return {"state": "done", "exit": code}
+        if self._store.get(job_id).cancel_requested:
+            return {"state": "cancelled", "exit": code}
+        if self._stop.is_set():
+            return {"state": "queued"}
+        reason = _last_line(log, begun) or f"the search ended with exit code {code}"
+        return {"state": "failed", "exit": code, "reason": reason}
 
     async def _search(self, job: Job, lock: int) -> int:
         """Run the search to its end; returns its exit code, raises RequestError of its spec."""
@@ -177,7 +226,7 @@ class Runner:
         assert process.stdin is not None
         self._inputs[job.id] = process.stdin
         try:
-            if self._stopping or self._store.get(job.id).cancel_requested:
+            if self._stop.is_set() or self._store.get(job.id).cancel_requested:
                 process.stdin.close()
             return await process.wait()
         finally:

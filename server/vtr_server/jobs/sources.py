@@ -1,5 +1,6 @@
 """What a job may use: paths, addresses and engines of a spec are a client's, the rules the operator's."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,8 @@ class Sources:
     servers: tuple[str, ...] = ()
     engines: bool = True
     """Whether a job may start engines of its own; if not, it runs on ``servers``."""
+    workers: int = 1
+    """Jobs at once."""
     memory_share: float | None = None
     """The most that an engine of a job may take of its device's memory; None: as vLLM does."""
     names: OperatorNames = FLAGS
@@ -98,6 +101,13 @@ class Sources:
             )
         if self.memory_share is None:
             return {}
+        together = spec.engines * self.workers
+        if not _has_gpu() and together * self.memory_share >= 1:
+            raise RequestError(
+                f"engines is {spec.engines}, and {self.workers} jobs at once with as many engines of"
+                f" {self.memory_share:g} of the memory each leave nothing: no GPU is visible here, so"
+                " they share the machine's; give fewer engines, or leave it out"
+            )
         share = given.setdefault(MEMORY, self.memory_share)
         if isinstance(share, bool) or not isinstance(share, int | float):
             raise RequestError(f"engine_args {MEMORY} is {show(share)}; give a number in (0, 1]")
@@ -129,6 +139,12 @@ class Sources:
                 f" service has one ({self.names.model_root})"
             )
         return str(path)
+
+
+def _has_gpu() -> bool:
+    """Whether engines may get a GPU each; seen without torch, which the service does not import."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _inside(root: Path, given: str) -> Path | None:

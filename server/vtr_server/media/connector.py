@@ -12,10 +12,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
+from weakref import WeakValueDictionary
 
 import aiohttp
 from PIL import Image
-from vllm.connections import HTTPConnection
+from vllm.connections import HTTPConnection, _async_retry
 from vllm.exceptions import VLLMUnprocessableEntityError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.multimodal.media.connector import global_thread_pool
@@ -23,7 +24,13 @@ from vllm.utils.sparse_utils import safe_to_dense
 
 from vtr_server.media.limits import MediaGuard
 from vtr_server.media.readers import DecodedMedium, Medium, reader_of
-from vtr_server.media.request_media import current_client, load_medium, release_pixels
+from vtr_server.media.request_media import (
+    count_bytes,
+    current_caller,
+    current_client,
+    load_medium,
+    release_pixels,
+)
 from vtr_server.policy.settings import LimitSettings, MediaSettings
 from vtr_vllm.engine.frontend import client_media, client_tensors
 from vtr_vllm.errors import InvalidMedia, VTRError
@@ -46,13 +53,46 @@ _MEDIA_ERRORS = (
 )
 
 
+FETCHES_PER_CALLER = 32
+"""Addresses that one caller has fetched at once. Hosts that never answer hold one for minutes, with
+vLLM's retries: they take the caller's own, and nobody else's."""
+
+
 class _Connection(HTTPConnection):
-    """vLLM's connection, through a client that checks where it leads."""
+    """vLLM's connection, through a client that checks where it leads and how much comes."""
 
     def __init__(self, guard: MediaGuard) -> None:
         super().__init__()
         self._guard = guard
         self._session: aiohttp.ClientSession | None = None
+        self._fetches: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+
+    async def async_get_bytes(
+        self,
+        url: str,
+        *,
+        timeout: float | None = None,
+        allow_redirects: bool = True,
+        max_bytes: int | None = None,
+    ) -> bytes:
+        """As vLLM's; raises InvalidMedia for a body that is encoded or too large."""
+        caller = current_caller()
+        fetches = self._fetches.get(caller)
+        if fetches is None:
+            fetches = self._fetches[caller] = asyncio.Semaphore(FETCHES_PER_CALLER)
+        async with fetches:
+            return await self._fetch(
+                url, timeout=timeout, allow_redirects=allow_redirects, most=max_bytes
+            )
+
+    @_async_retry
+    async def _fetch(
+        self, url: str, *, timeout: float | None, allow_redirects: bool, most: int | None
+    ) -> bytes:
+        getting = self.get_async_response(url, timeout=timeout, allow_redirects=allow_redirects)
+        async with await getting as answer:
+            answer.raise_for_status()
+            return await _read_body(answer, self._guard.most_bytes if most is None else most)
 
     async def get_async_client(self) -> aiohttp.ClientSession:
         if self._session is None:
@@ -118,6 +158,36 @@ class _CheckedMediaConnector(MediaConnector):
         scheme = url.partition(":")[0].lower()
         if scheme not in ("data", "file"):  # a file needs vLLM's --allowed-local-media-path
             self._guard.check_url(url)
+
+
+async def _read_body(answer: aiohttp.ClientResponse, most: int) -> bytes:
+    """The body, counted as it comes; nothing of it is counted where it is refused or breaks off."""
+    encoding = answer.headers.get("Content-Encoding", "identity")
+    if encoding.lower() != "identity":
+        raise InvalidMedia(
+            f"the answer has Content-Encoding {show(encoding)}; have its host send the image as it"
+            " is (identity), or send it as a data URL"
+        )
+    if (answer.content_length or 0) > most:
+        raise _too_large(answer.content_length, most)
+    body = bytearray()
+    try:
+        async for part in answer.content.iter_any():
+            body += part
+            count_bytes(len(part))
+            if len(body) > most:
+                raise _too_large(len(body), most)
+    except BaseException:
+        count_bytes(-len(body))
+        raise
+    return bytes(body)
+
+
+def _too_large(size: int | None, most: int) -> InvalidMedia:
+    return InvalidMedia(
+        f"the image at its address has {size} bytes or more; at most {most} are fetched: send a"
+        " smaller file"
+    )
 
 
 async def _in_thread(work: Any) -> Any:

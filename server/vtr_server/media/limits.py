@@ -74,6 +74,8 @@ class MediaGuard:
         self._private = media.private_addresses
         self._video_files = media.video_files
         self._most_pixels = limits.image_pixels
+        self.most_bytes = limits.body_bytes
+        """Of one file that is fetched for no request, as for a line of a batch file."""
         self._most_frames = limits.video_frames
 
     def check_image(self, data: bytes) -> tuple[int, int]:
@@ -111,10 +113,14 @@ class MediaGuard:
         """A client whose every connection and redirect is checked; must be made in a loop.
 
         Proxies of the environment would resolve names themselves, out of our sight: they are used
-        only where private addresses are allowed anyway. Clients share no cookies.
+        only where private addresses are allowed anyway. Clients share no cookies. Bodies come as they
+        were sent: what inflates here could be a thousand times what was counted. The number of
+        connections is bounded per caller, by whoever fetches.
         """
         return aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(socket_factory=self._socket),
+            connector=aiohttp.TCPConnector(limit=0, socket_factory=self._socket),
+            headers={"Accept-Encoding": "identity"},
+            auto_decompress=False,
             middlewares=(self._check_request,),
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=self._private,

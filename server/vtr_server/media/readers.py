@@ -11,11 +11,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vllm import envs
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.media.image import ImageMediaIO
 from vllm.multimodal.media.video import VideoMediaIO
 
 from vtr_server.media.limits import MediaGuard
+from vtr_server.media.request_media import bytes_limit
 
 __all__ = ["DecodedMedium", "Medium", "reader_of"]
 
@@ -42,8 +44,9 @@ class _Reader:
     This one leaves the bounds to vLLM: of sound it has its own.
     """
 
-    def __init__(self, reader: Any) -> None:
+    def __init__(self, reader: Any, guard: MediaGuard) -> None:
         self._reader = reader
+        self._guard = guard
 
     def load_bytes(self, data: bytes) -> Medium:
         return Medium(0, partial(self._reader.load_bytes, data))
@@ -54,17 +57,15 @@ class _Reader:
     def load_file(self, path: Path) -> Medium:
         return self.load_bytes(path.read_bytes())
 
-    def get_max_bytes(self) -> int | None:
-        limit: int | None = self._reader.get_max_bytes()
-        return limit
+    def get_max_bytes(self) -> int:
+        """The most that is fetched of one file: our limit, or a lower one of vLLM's."""
+        ours = bytes_limit() or self._guard.most_bytes
+        vllms = (self._reader.get_max_bytes(), envs.VLLM_MAX_MEDIA_DOWNLOAD_SIZE_MB * 2**20)
+        return min([ours, *(limit for limit in vllms if limit and limit > 0)])
 
 
 class _ImageReader(_Reader):
     """Decodes as the search does, unless the operator wants another mode than RGB of vLLM."""
-
-    def __init__(self, reader: ImageMediaIO, guard: MediaGuard) -> None:
-        super().__init__(reader)
-        self._guard = guard
 
     def load_bytes(self, data: bytes) -> Medium:
         width, height = self._guard.check_image(data)
@@ -96,8 +97,7 @@ class _VideoReader(_Reader):
     """Takes a video as its frames, each an image; a file only where the operator allows it."""
 
     def __init__(self, reader: VideoMediaIO, guard: MediaGuard) -> None:
-        super().__init__(reader)
-        self._guard = guard
+        super().__init__(reader, guard)
         self._images = _ImageReader(reader.image_io, guard)
         reader.image_io = _Frames(self._images)
 
@@ -126,4 +126,4 @@ def reader_of(reader: Any, guard: MediaGuard) -> Any:
         return _ImageReader(reader, guard)
     if isinstance(reader, VideoMediaIO):
         return _VideoReader(reader, guard)
-    return _Reader(reader)
+    return _Reader(reader, guard)

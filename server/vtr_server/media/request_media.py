@@ -1,20 +1,26 @@
-"""The media of one request: how many it may load, and the pixels that it holds of them."""
+"""The media of one request: how many it may load and fetch, and the pixels that it holds of them."""
 
 import asyncio
 from contextvars import ContextVar
 from typing import Protocol
 
 from vtr_server.media.pixel_budget import PixelBudget
-from vtr_vllm.errors import TooManyImages
+from vtr_server.policy.settings import LimitSettings
+from vtr_vllm.errors import InvalidMedia, TooManyImages
 
 __all__ = [
     "Loading",
     "RequestMedia",
     "begin_media",
+    "bytes_limit",
+    "count_bytes",
+    "current_caller",
     "current_client",
     "load_medium",
     "release_pixels",
 ]
+
+MOST_BYTES = LimitSettings().body_bytes
 
 _current: ContextVar["RequestMedia | None"] = ContextVar("vtr_request_media", default=None)
 """That of the request of this context; None outside of one."""
@@ -33,12 +39,24 @@ class Loading(Protocol):
 class RequestMedia:
     """What one request may load, and holds. To be closed when the request has ended."""
 
-    def __init__(self, client: str, most: int, budget: PixelBudget) -> None:
+    def __init__(
+        self,
+        client: str,
+        most: int,
+        budget: PixelBudget,
+        most_bytes: int = MOST_BYTES,
+        caller: str = "",
+    ) -> None:
         self.client = client
         """Whose request it is: the name of its key, or nothing."""
+        self.caller = caller
+        """What its allowances are counted by: its key, or its address."""
+        self.most_bytes = most_bytes
+        """Of all files together that are fetched for it."""
         self._most = most
         self._budget = budget
         self._loaded = 0
+        self._fetched = 0
         self._held = 0
         self._closed = False
         self._together: _Together | None = None
@@ -57,6 +75,15 @@ class RequestMedia:
             raise err
         self._together.members += 1
         return self._together
+
+    def count_bytes(self, count: int) -> None:
+        """So many more were fetched (fewer than 0: let go); raises InvalidMedia beyond the limit."""
+        self._fetched += count
+        if count > 0 and self._fetched > self.most_bytes:
+            raise InvalidMedia(
+                f"the images that the request names have {self._fetched} bytes or more together; at"
+                f" most {self.most_bytes} are fetched for one request: send fewer, or smaller files"
+            )
 
     async def hold(self, pixels: int) -> None:
         """Take pixels of the budget; raises as ``PixelBudget.take``."""
@@ -129,9 +156,11 @@ class _Alone:
         """Nobody else waits for it."""
 
 
-def begin_media(client: str, most: int, budget: PixelBudget) -> RequestMedia:
+def begin_media(
+    client: str, most: int, budget: PixelBudget, most_bytes: int = MOST_BYTES, caller: str = ""
+) -> RequestMedia:
     """What the request of this context loads from now on."""
-    request = RequestMedia(client, most, budget)
+    request = RequestMedia(client, most, budget, most_bytes, caller)
     _current.set(request)
     return request
 
@@ -146,6 +175,24 @@ def release_pixels(pixels: int) -> None:
     """The request of this context is done with so many pixels."""
     if (request := _current.get()) is not None:
         request.release(pixels)
+
+
+def count_bytes(count: int) -> None:
+    """The request of this context has fetched so many more, as ``RequestMedia.count_bytes``."""
+    if (request := _current.get()) is not None:
+        request.count_bytes(count)
+
+
+def bytes_limit() -> int | None:
+    """The most that the request of this context fetches; None outside of one."""
+    request = _current.get()
+    return None if request is None else request.most_bytes
+
+
+def current_caller() -> str:
+    """Who is charged for what this context does; nothing outside of a request."""
+    request = _current.get()
+    return "" if request is None else request.caller
 
 
 def current_client() -> str:

@@ -74,7 +74,7 @@ function showBudget() {
   }
 }
 
-async function addFiles(files) {
+async function addFiles(files, wanted = () => true) {
   const most = state.facts?.images ?? 16;
   const notes = [];
   for (const file of files) {
@@ -84,6 +84,7 @@ async function addFiles(files) {
     }
     try {
       const image = await loadImage(file, state.facts?.image_pixels ?? Infinity);
+      if (!wanted()) return;
       state.images.push(image);
       if (image.note) notes.push(image.note);
     } catch (error) {
@@ -126,11 +127,15 @@ async function showSamples() {
   );
 }
 
+/** The image and the question of a sample; of two clicks the last counts, whichever comes first. */
 async function useSample(path, question) {
+  const mine = (state.sample = Symbol(path));
+  const isLast = () => state.sample === mine;
   const blob = await (await fetch(path)).blob();
+  if (!isLast()) return;
   state.images = [];
-  await addFiles([new File([blob], "sample.png", { type: blob.type })]);
-  byId("question").value = question;
+  await addFiles([new File([blob], "sample.png", { type: blob.type })], isLast);
+  if (isLast()) byId("question").value = question;
 }
 
 /** The answer of one side to the question; null where it failed, which its card then says. */
@@ -243,6 +248,7 @@ function wireImages() {
   const drop = byId("drop");
   for (const kind of ["dragenter", "dragover"]) {
     document.addEventListener(kind, (event) => {
+      if (!event.dataTransfer?.types.includes("Files")) return; // text goes where it is dropped
       event.preventDefault();
       drop.classList.add("over");
     });
@@ -251,13 +257,16 @@ function wireImages() {
     if (!event.relatedTarget) drop.classList.remove("over");
   });
   document.addEventListener("drop", (event) => {
-    event.preventDefault();
     drop.classList.remove("over");
-    addFiles([...event.dataTransfer.files]);
+    const files = [...(event.dataTransfer?.files ?? [])];
+    if (!files.length) return;
+    event.preventDefault();
+    addFiles(files);
   });
   document.addEventListener("paste", (event) => {
     const files = [...event.clipboardData.files];
-    if (files.length) event.preventDefault();
+    if (!files.length) return;
+    event.preventDefault();
     addFiles(files);
   });
 }

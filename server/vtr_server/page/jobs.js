@@ -48,7 +48,14 @@ async function tellFailure(action) {
 async function list() {
   const { data, broken } = await getJson("v1/jobs?limit=20");
   byId("job-scroll").hidden = data.length + broken.length === 0;
-  byId("job-rows").replaceChildren(...data.map(row), ...broken.map(brokenRow));
+  const rows = byId("job-rows");
+  const at = rows.contains(document.activeElement) ? document.activeElement : null;
+  const [label, id] = [at?.getAttribute("aria-label"), at?.dataset.job];
+  rows.replaceChildren(...data.map(row), ...broken.map(brokenRow));
+  if (!at) return;
+  const buttons = [...rows.querySelectorAll("button")]; // the same one, or where it is gone its row's first
+  const again = buttons.find((made) => made.getAttribute("aria-label") === label);
+  (again ?? buttons.find((made) => made.dataset.job === id))?.focus();
 }
 
 function brokenRow({ id, reason }) {
@@ -86,6 +93,7 @@ function row(job) {
 function button(label, id, action) {
   const made = element("button", { type: "button", textContent: label });
   made.setAttribute("aria-label", `${label} job ${id}`);
+  made.dataset.job = id;
   made.addEventListener("click", () => attempt(action));
   return made;
 }
@@ -122,6 +130,7 @@ async function publish(id) {
  * be a pop-up. */
 async function openReport(id) {
   const tab = window.open("", "_blank");
+  if (!tab) throw new Error("The browser opened no tab for the report: allow pop-ups of this page.");
   try {
     const { url } = await report.load(id); // stays until this page is left: the tab may be reloaded
     tab.location.replace(url);
@@ -142,7 +151,10 @@ async function drawFound(id) {
   try {
     const { data } = await getJson(`v1/jobs/${id}/schedules`);
     const found = data.length ? await report.load(id) : { figures: [], urls: [] };
-    if (mine !== shown) return;
+    if (mine !== shown) {
+      found.urls.forEach((url) => URL.revokeObjectURL(url));
+      return;
+    }
     byId("job-found").replaceChildren(
       ...data.map((s) => element("li", { textContent: `${s.name}: ${percent(s.mean_keep)} of the vision tokens, by ${s.method}` })),
     );

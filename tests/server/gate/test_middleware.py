@@ -289,7 +289,10 @@ def test_a_drain_shows() -> None:
     run(place.gate.drain(0.0))
     assert REGISTRY.get_sample_value("vtr_draining") == 1
     assert get(place, "/live").status_code == 200, "a restart would cut off what is inside"
+    before = REGISTRY.get_sample_value("vtr_refused_requests_total", {"reason": "draining"})
     assert get(place, "/ready").status_code == 503
+    after = REGISTRY.get_sample_value("vtr_refused_requests_total", {"reason": "draining"})
+    assert after == before, "a probe is no request that was refused"
 
 
 def test_requests_per_minute_of_a_key() -> None:

@@ -51,6 +51,17 @@ def test_a_schedule_of_the_same_name_is_replaced_where_it_lies(tmp_path: Path) -
     assert '"score"' in (tmp_path / "by-hand.json").read_text()
 
 
+def test_a_folder_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def closed(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Schedule, "save", closed)
+    with pytest.raises(JobConflict, match=rf"{tmp_path} cannot be written \(Permission denied\)"):
+        publish(found(HALF), None, tmp_path)
+
+
 def test_a_file_of_that_name_with_another_schedule_stays(tmp_path: Path) -> None:
     QUARTER.save(tmp_path / "half.json")
     before = content(tmp_path)

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import json
 import os
 import signal
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from fastapi.testclient import TestClient
 
-from tests.server.jobs.conftest import Place, is_alive, wait_for, wait_until
+from tests.server.jobs.conftest import Place, error, is_alive, wait_for, wait_until
+from vtr_server.gate.drain import drain_first
+from vtr_server.gate.middleware import Gate
 from vtr_server.http import routes
-from vtr_server.jobs.app import create_app
+from vtr_server.jobs import runner, store
+from vtr_server.jobs.app import create_app, start_service
 from vtr_server.jobs.store import JobStore, try_lock
+from vtr_server.policy.settings import ServerSettings
 
 
 def test_a_service_that_is_killed_leaves_no_process_and_its_jobs_go_on(place: Place) -> None:
@@ -69,6 +79,96 @@ def test_a_service_that_is_stopped_queues_its_jobs(place: Place) -> None:
     store = JobStore(place.jobs)
     assert store.get(job_id).state == "queued"
     store.close()
+
+
+def fail_writing(monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
+    """Have the next writes of job files fail, as on a full disk; how many were tried comes back."""
+    real, tried = store.whole_file, [0]
+
+    def full(path: Path) -> Any:
+        tried[0] += 1
+        if tried[0] <= times:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path)
+
+    monkeypatch.setattr(store, "whole_file", full)
+    return tried
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_a_disk_that_is_full_for_a_while_costs_no_job_and_no_slot(
+    place: Place, monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    monkeypatch.setattr(runner, "_RETRY_SECONDS", (0.01, 0.02))
+    with TestClient(create_app(place.settings())) as client:
+        place.control(hold_at=1)
+        busy, first, second = (
+            client.post("/v1/jobs", json=place.body()).json()["id"] for _ in range(3)
+        )
+        wait_until(lambda: place.steps(busy) == [0])
+        tried = fail_writing(monkeypatch, times)
+        place.control()
+        wait_for(client, busy, "done")
+        wait_until(lambda: tried[0] > times)
+        wait_for(client, first, "done")
+        wait_for(client, second, "done")
+        assert client.get("/health").status_code == 200
+
+
+def test_as_many_jobs_wait_as_may(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "MOST_QUEUED", 2)
+    place.control(hold_at=1)
+    with TestClient(create_app(place.settings())) as client:
+        running = client.post("/v1/jobs", json=place.body()).json()["id"]
+        wait_for(client, running, "running")
+        ids = [client.post("/v1/jobs", json=place.body()).json()["id"] for _ in range(2)]
+        refused = client.post("/v1/jobs", json=place.body())
+        assert "2 jobs are queued" in error(refused, 429, "overloaded")
+        assert refused.headers["retry-after"] == "60"
+        client.post(f"/v1/jobs/{ids[0]}/cancel")
+        assert client.post("/v1/jobs", json=place.body()).status_code == 201
+        error(client.post(f"/v1/jobs/{ids[0]}/resume"), 429, "overloaded")
+        place.control()
+
+
+def test_a_job_that_cannot_begin_fails_and_the_next_one_runs(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = JobStore(place.jobs)
+    first, second = (jobs.create(place.spec()).id for _ in range(2))
+    jobs.close()
+    fail_writing(monkeypatch, 1)
+    with TestClient(create_app(place.settings())) as client:
+        assert "No space left" in wait_for(client, first, "failed")["reason"]
+        wait_for(client, second, "done")
+        assert client.get("/health").status_code == 200
+
+
+def test_a_model_server_that_is_stopped_queues_its_jobs(place: Place) -> None:
+    """Beside the drain of its requests, and before its engine is told."""
+    place.control(hold_at=1)
+    states: list[str] = []
+
+    async def serve() -> str:
+        jobs = JobStore(place.jobs)
+        service = start_service(jobs, place.settings())
+        job = jobs.create(place.spec())
+        service.runner.submit(job.id)
+        while place.steps(job.id) != [0]:
+            await asyncio.sleep(0.05)
+        engine = SimpleNamespace(errored=False)
+        engine.shutdown = lambda timeout: states.append(
+            json.loads((place.jobs / job.id / "job.json").read_text())["state"]
+        )
+        drain_first(engine, Gate(ServerSettings()), service.runner.stop)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, lambda: engine.shutdown(timeout=60))
+        jobs.close()
+        return job.id
+
+    job_id = asyncio.run(serve())
+    assert states == ["queued"]
+    assert not any(map(is_alive, place.pids(job_id)))
 
 
 def test_a_cancellation_outlives_the_service(place: Place) -> None:

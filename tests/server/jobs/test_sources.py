@@ -140,6 +140,20 @@ def test_an_engine_beside_a_serving_one_takes_its_share(sources: Sources) -> Non
         own.arguments(spec(servers=["http://b:1"]))
 
 
+def test_engines_that_share_a_memory_fit_into_it_together(
+    sources: Sources, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = replace(sources, memory_share=0.3, workers=1, names=SETTINGS)
+    monkeypatch.setattr("vtr_server.jobs.sources._has_gpu", lambda: False)
+    own.arguments(spec(engines=3))
+    with pytest.raises(RequestError, match="engines is 4, .* no GPU is visible"):
+        own.arguments(spec(engines=4))
+    with pytest.raises(RequestError, match="engines is 2, and 2 jobs"):
+        replace(own, workers=2).arguments(spec(engines=2))
+    monkeypatch.setattr("vtr_server.jobs.sources._has_gpu", lambda: True)
+    own.arguments(spec(engines=4))
+
+
 def test_without_engines_all_jobs_run_on_the_servers(sources: Sources) -> None:
     served = replace(sources, servers=("http://a:1/", "http://b:1"), engines=False, names=SETTINGS)
     assert value_of("--servers", served.arguments(spec())) == "http://a:1,http://b:1"

@@ -40,8 +40,9 @@ def budget(most: int = 10**6) -> PixelBudget:
     return PixelBudget(most, lambda _: None)
 
 
-def connector(most_pixels: int = 4096, **media: Any) -> Any:
-    install_media_connector(MediaSettings(**media), LimitSettings(image_pixels=most_pixels))
+def connector(most_pixels: int = 4096, most_bytes: int = 10**6, **media: Any) -> Any:
+    limits = LimitSettings(image_pixels=most_pixels, body_bytes=most_bytes)
+    install_media_connector(MediaSettings(**media), limits)
     return MEDIA_CONNECTOR_REGISTRY.load("http", **VLLMS)
 
 
@@ -102,6 +103,78 @@ def test_a_fetched_image_is_measured_before_it_is_decoded() -> None:
 
     with pytest.raises(InvalidMedia, match="pixels"):
         asyncio.run(fetch())
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        ("image", "100064 bytes or more; at most 5000 are"),
+        ("stream", "bytes or more; at most 5000 are"),
+        ("gzip", "Content-Encoding 'gzip'"),
+    ],
+)
+def test_no_more_is_fetched_than_could_have_been_sent(way: str, why: str) -> None:
+    data = image("PNG", (16, 8)).ljust(100_064, b"\0")
+
+    async def fetch() -> None:
+        async with serve(data) as address:
+            ours = connector(private_addresses=True, most_bytes=5000)
+            await ours.fetch_image_async(f"{address}/{way}")
+
+    with pytest.raises(InvalidMedia, match=why):
+        asyncio.run(fetch())
+
+
+def test_what_a_host_sends_is_not_inflated() -> None:
+    """A gigabyte of zeros is a megabyte of gzip: the small file is refused for its encoding alone."""
+
+    async def fetch() -> None:
+        async with serve(image("PNG", (16, 8))) as address:
+            await connector(private_addresses=True).fetch_image_async(f"{address}/gzip")
+
+    with pytest.raises(InvalidMedia, match="identity"):
+        asyncio.run(fetch())
+
+
+@pytest.mark.parametrize("way", ["image", "stream"])
+def test_the_files_of_a_request_are_bounded_together(way: str) -> None:
+    data = image("PNG", (16, 8)).ljust(4000, b"\0")
+
+    async def fetch(n: int) -> list[Any]:
+        async with serve(data) as address:
+            ours = connector(private_addresses=True, most_bytes=9000)
+            begin_media("", 16, budget(), 9000)
+            return await asyncio.gather(
+                *(ours.fetch_image_async(f"{address}/{way}") for _ in range(n))
+            )
+
+    assert len(asyncio.run(fetch(2))) == 2
+    with pytest.raises(InvalidMedia, match="at most 9000 are fetched for one request"):
+        asyncio.run(fetch(3))
+
+
+def test_hosts_that_never_answer_hold_up_their_own_caller_alone() -> None:
+    async def fetch(caller: str, url: str, ours: Any) -> Any:
+        begin_media("", 500, budget(), caller=caller)
+        return await ours.fetch_image_async(url)
+
+    async def run() -> None:
+        async with serve(image("PNG", (16, 8))) as address:
+            ours = connector(private_addresses=True)
+            traps = [
+                asyncio.create_task(fetch("ann", f"{address}/tarpit", ours)) for _ in range(150)
+            ]
+            await asyncio.sleep(0.2)
+            loaded = await asyncio.wait_for(fetch("ben", f"{address}/image", ours), 20)
+            assert loaded.media.size == (16, 8)
+            own = asyncio.create_task(fetch("ann", f"{address}/image", ours))
+            assert not (await asyncio.wait([own], timeout=0.3))[0]
+            for trap in traps:
+                trap.cancel()
+            await asyncio.gather(*traps, return_exceptions=True)
+            assert (await asyncio.wait_for(own, 20)).media.size == (16, 8)
+
+    asyncio.run(run())
 
 
 def test_nothing_is_fetched_synchronously() -> None:
