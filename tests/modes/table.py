@@ -242,6 +242,12 @@ REFUSED: tuple[Refused, ...] = (
         {"mm_encoder_only": True},
     ),
     Refused(
+        "processed media in shared memory (mm-processor-cache-type shm)",
+        "`--mm-processor-cache-type shm`",
+        "who admits a request sees an address then, and neither an image's grid nor a video's frames",
+        {"mm_processor_cache_type": "shm"},
+    ),
+    Refused(
         "pruning of video tokens (video-pruning-rate)",
         "`--video-pruning-rate 0.5`",
         "vLLM drops tokens by itself then, and counts positions anew",

@@ -336,7 +336,9 @@ def test_jobs_of_an_earlier_service_are_there(place: Place) -> None:
         assert client.get(f"/v1/jobs/{job_id}/report/").status_code == 200
 
 
-def test_a_service_whose_slot_stopped_is_unhealthy(place: Place, monkeypatch: Any) -> None:
+def test_a_service_that_cannot_write_how_a_job_ended_is_unhealthy(
+    place: Place, monkeypatch: Any
+) -> None:
     place.control(hold_at=0)
     with TestClient(create_app(place.settings())) as client:
         job_id = create(client, place)
@@ -346,7 +348,7 @@ def test_a_service_whose_slot_stopped_is_unhealthy(place: Place, monkeypatch: An
         (job_file / "in-the-way").mkdir(parents=True)  # so the job cannot be written any more
         place.control()
         wait_until(lambda: client.get("/health").status_code == 503)
-        assert "a worker slot stopped" in error(client.get("/health"), 503, 503)
+        assert "cannot be written" in error(client.get("/health"), 503, 503)
 
 
 # The token, which is a key of the same gate that stands before the server's routes

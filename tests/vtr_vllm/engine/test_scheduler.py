@@ -5,17 +5,23 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from vllm.config import KVEventsConfig
+from vllm.distributed.kv_events import BlockStored
 from vllm.v1.core.sched.interface import PauseState
 
 from tests.vtr_vllm.engine.simulation import IMAGE, Item, Simulation, make_scheduler
+from tests.vtr_vllm.engine.support import BLOCK
 
 S, B = 16, 512
+STEP = 128
 HALF = (1.0,) * 4 + (0.5,) * 4
 PICTURE = Item()
 
@@ -151,6 +157,31 @@ def test_a_range_that_waits_keeps_no_more_urgent_request_out(checkpoint: Path) -
     assert idle(sim)
 
 
+@pytest.mark.parametrize("priority", [0, 2], ids=["more-urgent", "of-one-prompt"])
+def test_who_is_preempted_had_nothing_in_the_step(priority: int, checkpoint: Path) -> None:
+    """A decode finds no block in the step of a chunk with an image, whose prompt began first."""
+    sim = Simulation(
+        make_scheduler(
+            checkpoint,
+            8 * 18,  # of 18 blocks a band, one is short
+            scheduling_policy="priority",
+            max_num_batched_tokens=8 * BLOCK,
+            max_num_seqs=S,
+            long_prefill_token_threshold=4 * BLOCK,
+        )
+    )
+    first = sim.add(12 * BLOCK + 16, PICTURE, 40, priority=2)  # in chunks of 8, 4, 4 blocks
+    sim.step()
+    other = sim.add(BLOCK, priority=priority)
+    if priority == 2:  # answers to one prompt arrive at one time
+        sim.scheduler.requests[other].arrival_time = sim.scheduler.requests[first].arrival_time
+    sim.step()
+    sim.step()
+    assert sim.preempted == [other if priority == 2 else first]
+    sim.run(60)
+    assert idle(sim)
+
+
 @pytest.mark.parametrize("state", ["paused", "waiting"])
 def test_what_is_paused_from_outside_stays_paused(state: str, checkpoint: Path) -> None:
     sim, name = waiting_range(checkpoint)
@@ -266,3 +297,70 @@ def add_any(sim: Simulation, rng: np.random.Generator, limit: int) -> str:
         max_tokens=int(rng.integers(1, 40)),
         priority=int(rng.integers(0, 3)),
     )
+
+
+LOCAL = {"keep": HALF, "rule": "diverse"}
+
+
+def test_a_finished_local_request_is_gone_at_once(checkpoint: Path) -> None:
+    """It holds images: it must not wait for the garbage collector."""
+    sim = Simulation(make_scheduler(checkpoint))
+    name = sim.add(20, PICTURE, 20, **LOCAL)
+    assert sim.scheduler.reduced[name].is_local
+    seen = weakref.ref(sim.scheduler.requests[name])
+    gc.collect()
+    gc.disable()
+    try:
+        sim.run(50)
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
+def test_reduced_kv_is_announced_to_nobody(checkpoint: Path) -> None:
+    """Not even where a client asks to be told what was found in the cache."""
+    sim = Simulation(
+        make_scheduler(
+            checkpoint,
+            kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null"),
+        )
+    )
+    told: list[BlockStored] = []
+    publish = sim.scheduler.kv_event_publisher.publish
+    sim.scheduler.kv_event_publisher.publish = lambda batch: (
+        told.extend(event for event in batch.events if isinstance(event, BlockStored)),
+        publish(batch),
+    )
+    for _ in range(2):
+        sim._rng = np.random.default_rng(1)  # the same words
+        name = sim.add(2 * BLOCK + 3, Item("the same"), 9, **LOCAL)
+        request = sim.scheduler.requests[name]
+        request.kv_cache_report_mode = "full"
+        sim.run(50)
+    assert told
+    for event in told:
+        assert event.token_ids == request.prompt_token_ids[: len(event.token_ids)]
+        assert len(event.token_ids) <= 2 * BLOCK
+
+
+def test_an_item_that_is_read_position_by_position_stays(checkpoint: Path) -> None:
+    """Embeddings that a client sends in the text's place, longer than a step, before an image."""
+    sim = Simulation(
+        make_scheduler(
+            checkpoint,
+            max_num_batched_tokens=B,
+            max_num_seqs=S,
+            long_prefill_token_threshold=STEP,
+        )
+    )
+    embeds = Item(modality="prompt_embeds", length=2 * STEP + 20)
+    sim.add(4, max_tokens=60)  # long prompts run in chunks where they are not alone
+    sim.step()
+    name = sim.add(4, embeds, PICTURE, 8, keep=HALF)
+    for computed in (STEP, 2 * STEP):
+        sim.step()
+        request = sim.scheduler.requests[name]
+        assert request.num_computed_tokens == computed
+        assert 0 in sim.scheduler.encoder_cache_manager.get_cached_input_ids(request)
+    sim.run(100)
+    assert idle(sim)

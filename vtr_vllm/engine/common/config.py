@@ -132,6 +132,12 @@ def _prunes_video(config: VllmConfig) -> bool:
     return multimodal is not None and bool(multimodal.video_pruning_rate)
 
 
+def _shares_processed_media(config: VllmConfig) -> bool:
+    """Processed images lie in shared memory: who admits a request sees an address and no grid of tokens."""
+    multimodal = config.model_config.multimodal_config
+    return multimodal is not None and multimodal.mm_processor_cache_type == "shm"
+
+
 def _encodes_only(config: VllmConfig) -> bool:
     multimodal = config.model_config.multimodal_config
     return multimodal is not None and bool(multimodal.mm_encoder_only)
@@ -170,6 +176,7 @@ _REFUSED: tuple[tuple[str, Callable[[VllmConfig], bool]], ...] = (
         lambda c: c.ec_manager_config.encoder_cache_manager_cls is not None,
     ),
     ("mm-encoder-only", _encodes_only),
+    ("processed media in shared memory (mm-processor-cache-type shm)", _shares_processed_media),
     ("pruning of video tokens (video-pruning-rate)", _prunes_video),
     ("a KV cache of this type (kv-cache-dtype)", _has_quantised_kv),
     ("kv-cache-dtype-skip-layers", lambda c: bool(c.cache_config.kv_cache_dtype_skip_layers)),

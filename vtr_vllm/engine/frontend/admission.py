@@ -263,6 +263,7 @@ def _check_engine(vllm_config: VllmConfig) -> None:
 def _check_features(request: EngineCoreRequest, params: SamplingParams) -> None:
     excluded = {
         "prompt_logprobs": params.prompt_logprobs is not None,
+        "prompt_logprob_token_ids": params.prompt_logprob_token_ids is not None,
         "prompt embeddings": request.prompt_embeds is not None,
         "streaming input": request.resumable,
     }

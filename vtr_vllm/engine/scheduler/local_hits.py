@@ -64,6 +64,7 @@ def _copied_from_what_is_there(
 def follow_local_requests(coordinator: Any, bands: Sequence[BandManager]) -> None:
     """Have vLLM's coordinator find and register the blocks of local requests by their names."""
     find, cache = coordinator.find_longest_cache_hit, coordinator.cache_blocks
+    emit = coordinator.emit_cached_block_events
 
     def find_longest_cache_hit(
         block_hashes: Sequence[BlockHash], max_cache_hit_length: int
@@ -84,5 +85,19 @@ def follow_local_requests(coordinator: Any, bands: Sequence[BandManager]) -> Non
             for band in bands:
                 band.cache_local_blocks(names, request.request_id, num_computed_tokens, marks)
 
+    def emit_cached_block_events(
+        request: Request, computed_blocks: tuple[list[KVCacheBlock], ...]
+    ) -> None:
+        names = request.block_hashes
+        if isinstance(names, BlockNames):  # reduced KV is announced to nobody
+            computed_blocks = tuple(
+                held[: names.before_vision // manager.block_size]
+                for held, manager in zip(
+                    computed_blocks, coordinator.single_type_managers, strict=True
+                )
+            )
+        emit(request, computed_blocks)
+
+    coordinator.emit_cached_block_events = emit_cached_block_events
     coordinator.find_longest_cache_hit = find_longest_cache_hit
     coordinator.cache_blocks = cache_blocks

@@ -1,6 +1,8 @@
 """The scheduler: keeps each part of a reduced request in one step, and names its KV for the cache."""
 
+import math
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 from vllm.utils.hashing import get_hash_fn_by_name
@@ -12,7 +14,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from vtr_vllm.engine.common import front_end
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, LayerBands
-from vtr_vllm.engine.common.request_view import read_request
+from vtr_vllm.engine.common.request_view import VISION, read_request
 from vtr_vllm.engine.scheduler import kv_usage
 from vtr_vllm.engine.scheduler.block_names import BlockNames, signature
 from vtr_vllm.engine.scheduler.idle_bands import skip_idle_bands
@@ -84,14 +86,31 @@ class Scheduler(AsyncScheduler):
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         self.reduced.pop(request.request_id, None)
+        if isinstance(request.block_hashes, BlockNames):
+            request.block_hashes = []  # they know the request: both would wait for the garbage collector
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """vLLM's; where a part waits, nobody is admitted (``_admit_nobody_before``)."""
+        if self.policy == SchedulingPolicy.PRIORITY:
+            self._run_in_order_of_urgency()
         pause = self._pause_state
         try:
             return super().schedule(throttle_prefills)
         finally:
             self._pause_state = pause
+
+    def _run_in_order_of_urgency(self) -> None:
+        """Let whom vLLM preempts stand last: the least urgent request, which then has nothing in this step.
+
+        What a step gives is named in the prefix cache and noted as encoded at once. vLLM takes back the
+        tokens of who is preempted after that, and neither of these, though the step computes nothing of
+        them. Of equals, such as answers to one prompt, it takes the first, so here none are equal.
+        """
+        self.running.sort(key=lambda request: (request.priority, request.arrival_time))
+        for before, request in pairwise(self.running):
+            if request.priority == before.priority:
+                later = math.nextafter(before.arrival_time, math.inf)
+                request.arrival_time = max(request.arrival_time, later)
 
     def _try_schedule_encoder_inputs(
         self,
@@ -134,7 +153,10 @@ class Scheduler(AsyncScheduler):
         done = reduced.parts_done(end)
         begun = reduced.parts[done - 1].start if done else -1
         for index in tuple(self.encoder_cache_manager.get_cached_input_ids(request)):
-            position = request.mm_features[index].mm_position
+            feature = request.mm_features[index]
+            position = feature.mm_position
+            if feature.modality not in VISION:  # its positions may be read one by one, in this step
+                continue
             if position.offset + position.length > end and position.offset > begun:
                 self.encoder_cache_manager.free_encoder_input(request, index)
 

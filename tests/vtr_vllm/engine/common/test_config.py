@@ -220,7 +220,9 @@ def config():
             is_encoder_decoder=False,
             is_moe=False,
             enable_sleep_mode=False,
-            multimodal_config=SimpleNamespace(video_pruning_rate=None, mm_encoder_only=False),
+            multimodal_config=SimpleNamespace(
+                video_pruning_rate=None, mm_encoder_only=False, mm_processor_cache_type="lru"
+            ),
         ),
         ec_manager_config=SimpleNamespace(encoder_cache_manager_cls=None),
         cache_config=SimpleNamespace(
@@ -283,6 +285,10 @@ UNSUPPORTED = {
     "KV connectors": ("kv_transfer_config", object()),
     "disaggregated encoder": ("ec_transfer_config", object()),
     "another encoder cache": ("ec_manager_config.encoder_cache_manager_cls", "somebody.Cache"),
+    "processed media in shared memory (mm-processor-cache-type shm)": (
+        "model_config.multimodal_config.mm_processor_cache_type",
+        "shm",
+    ),
     "mm-encoder-only": ("model_config.multimodal_config.mm_encoder_only", True),
     "pruning of video tokens": ("model_config.multimodal_config.video_pruning_rate", 0.5),
     "KV cache of this type": ("cache_config.cache_dtype", "int8_per_token_head"),

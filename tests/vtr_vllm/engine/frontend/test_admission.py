@@ -116,6 +116,7 @@ def test_text_and_pooling_requests():
 
 EXCLUDED = [
     ("prompt_logprobs", {"params": {"prompt_logprobs": 0}}),
+    ("prompt_logprob_token_ids", {"params": {"prompt_logprob_token_ids": [[1]] * 10}}),
     ("prompt embeddings", {"prompt_embeds": torch.zeros(10, 8)}),
     ("streaming input", {"resumable": True}),
 ]
