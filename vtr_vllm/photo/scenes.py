@@ -147,7 +147,7 @@ def _paste(
 def _ask(
     things: Sequence[Thing], known: Sequence[str], dice: np.random.Generator
 ) -> list[tuple[str, str, str]]:
-    """Up to eight questions, in an order of their own."""
+    """One for all that is there, and up to eight others, in an order of their own."""
     shown = [thing.name for thing in things]
     by_cell = {thing.cell: thing.name for thing in things}
     found = []
@@ -169,4 +169,6 @@ def _ask(
             found.append(("left", f"What is left of the {thing.name}?", by_cell[thing.cell - 1]))
         if thing.cell - CELLS in by_cell:
             found.append(("above", f"What is above the {thing.name}?", by_cell[thing.cell - CELLS]))
-    return [found[i] for i in dice.permutation(len(found))[:_QUESTIONS]]
+    every = ", ".join(f"{by_cell[cell]} {_PLACES[cell]}" for cell in sorted(by_cell))
+    order = dice.permutation(len(found))[:_QUESTIONS]
+    return [("list", "What is in the picture, and where?", every), *(found[i] for i in order)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor
 from vtr_vllm.image_files import decode_rgb
 from vtr_vllm.photo.scenes import Thing, scene
 
-__all__ = ["Features", "Picture", "Question", "photographs", "scenes"]
+__all__ = ["Features", "Picture", "Question", "digest", "photographs", "scenes"]
 
 _AT_ONCE = 8  # pictures through the tower
 
@@ -67,6 +68,12 @@ def photographs(path: Path, kind: str) -> list[Picture]:
         return lambda: decode_rgb((path.parent / name).read_bytes())
 
     return [Picture(loader(name), tuple(questions)) for name, questions in sorted(asked.items())]
+
+
+def digest(pictures: Sequence[Picture]) -> str:
+    """SHA-256 over all that is asked and shown where, in order, in hex; pixels are not looked at."""
+    told = [[[astuple(q) for q in p.questions], [astuple(t) for t in p.things]] for p in pictures]
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
 class Features:

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from vtr_vllm.training import lora
 from vtr_vllm.training.photo.packing import Packed, pack
-from vtr_vllm.training.photo.pictures import Features, Picture
+from vtr_vllm.training.photo.pictures import Features, Picture, digest
 from vtr_vllm.training.state import load_state, save_state
 
 __all__ = ["Recipe", "Trainer"]
@@ -62,7 +62,7 @@ class Trainer:
         recipe: Recipe,
         folder: Path,
     ) -> None:
-        """Raises ConfigurationError where the folder's state is another recipe's."""
+        """Raises ConfigurationError where the folder's state is of another recipe or other questions."""
         self.processor, self.pictures, self.features = processor, pictures, features
         self.recipe, self.folder, self.model = recipe, folder, model
         self.decoder = model.model.language_model
@@ -71,7 +71,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         lora.add(self.decoder, recipe.rank)
         self.projector.requires_grad_(True)
-        state = load_state(folder, asdict(recipe))
+        self._asked = asdict(recipe) | {"data": digest(pictures)}
+        state = load_state(folder, self._asked)
         self.phase: int = 1 if state is None else state["phase"]
         self.step: int = 0 if state is None else state["step"]
         if state is not None:
@@ -101,7 +102,7 @@ class Trainer:
         save_state(
             self.folder,
             {
-                "asked": asdict(self.recipe),
+                "asked": self._asked,
                 "phase": self.phase,
                 "step": self.step,
                 "weights": self.weights(),

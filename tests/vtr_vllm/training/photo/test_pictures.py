@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from vtr_vllm.training.photo.pictures import Features, Picture, photographs
+from vtr_vllm.training.photo.pictures import Features, Picture, digest, photographs
 
 
 def test_features_go_on_where_they_stopped(
@@ -40,3 +40,8 @@ def test_questions_of_a_photograph_are_gathered(tmp_path: Path) -> None:
         ("room", "What is on the night stand?", "lamp"),
         ("room", "What is there?", "lamp, tape dispenser"),
     ]
+
+
+def test_other_questions_have_another_digest(pictures: list[Picture]) -> None:
+    assert digest(pictures) == digest(list(pictures))
+    assert len({digest(pictures), digest(pictures[1:]), digest([*pictures[1:], pictures[0]])}) == 3
