@@ -24,10 +24,22 @@ def main() -> None:
         default=Path("build/photo-parts"),
         help="where the packages' files are kept",
     )
-    parser.add_argument("--delta", type=Path, default=DELTA, help="what was trained")
+    trained = parser.add_mutually_exclusive_group()
+    trained.add_argument("--delta", type=Path, default=DELTA, help="what was trained")
+    trained.add_argument(
+        "--untrained",
+        action="store_true",
+        help="with a projector as it begins: for speed, not for answers",
+    )
     options = parser.parse_args()
+    if not (options.untrained or options.delta.exists()):
+        parser.error(
+            f"there is nothing trained at {options.delta}; run `make photo-training` and name its"
+            " delta.safetensors by --delta, or give --untrained"
+        )
     model, processor = assemble(options.parts)
-    add_delta(model, options.delta)
+    if not options.untrained:
+        add_delta(model, options.delta)
     model.to(torch.bfloat16).save_pretrained(options.folder)
     processor.save_pretrained(options.folder)
     print(f"vtr serve {options.folder}")
