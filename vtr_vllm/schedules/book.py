@@ -60,7 +60,8 @@ class ScheduleBook:
     """Stored schedules of one model geometry, beside the built-in forms; immutable.
 
     ``band_starts``: the first layer of each of the engine's KV bands; None: any layer may start one.
-    Raises GeometryMismatch for a schedule of another model, and ScheduleError for two stored
+    Raises GeometryMismatch for a schedule of another model, and ScheduleError for one that cannot run
+    in these bands, for two stored
     schedules of one name, or of one budget where both are reused or neither is, and for a stored
     schedule that carries the name of a built-in form without being equal to it.
     """
@@ -191,6 +192,7 @@ class ScheduleBook:
 
     def _add(self, schedule: Schedule) -> None:
         schedule.check_fits(self.geometry)
+        schedule.check_bands(self.band_starts)
         if schedule.name in self._stored:
             raise ScheduleError(f"two schedules are named {schedule.name}; rename one")
         form = form_by_name(self.geometry, schedule.name)

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -16,8 +16,10 @@ from vtr_vllm.schedules.keep_rates import (
     BUDGET_TOLERANCE,
     check_keep_and_rules,
     cut_layers,
+    cuts_inside_bands,
     keep_counts,
     mean,
+    of_one_image,
     see_no_question,
 )
 from vtr_vllm.schedules.strict_json import (
@@ -129,6 +131,21 @@ class Schedule:
             raise GeometryMismatch(
                 f"schedule {self.name} was made for {self.geometry.fingerprint}, the model is"
                 f" {geometry.fingerprint}; search a schedule for this model"
+            )
+
+    def check_bands(self, starts: Collection[int] | None) -> None:
+        """Raise ScheduleError where an engine with these KV bands refuses every request with it.
+
+        ``starts``: the first layer of each band; None: any layer may start one.
+        """
+        rule = None if starts is None else of_one_image(self.rules)
+        if starts is None or rule is None:
+            return
+        if inside := cuts_inside_bands(self.cuts, starts):
+            raise ScheduleError(
+                f"schedule {self.name} has rule {rule}, which ranks images one by one, and its cuts"
+                f" before layers {inside} are not before the first layer of a KV band"
+                f" ({sorted(starts)}); move the cuts there, or name another rule"
             )
 
     def wire(self) -> Wire:

@@ -18,7 +18,7 @@ from vtr_server.policy.requested_budget import ALIAS, Bounds, Switch, short_form
 from vtr_server.policy.schedule_choice import ScheduleChooser, describe
 from vtr_vllm.adaptive import ScheduleFamily
 from vtr_vllm.adaptive.family import FILE
-from vtr_vllm.errors import RequestError, ScheduleError
+from vtr_vllm.errors import RequestError, ScheduleError, VTRError
 from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook
 
 __all__ = ["Offer", "ScheduleFolder"]
@@ -136,13 +136,12 @@ class ScheduleFolder:
         except ScheduleError as err:
             rejected.append(str(err))
         try:
-            book = ScheduleBook(self._geometry, good.values(), self._band_starts)
-        except ScheduleError as err:
+            self._take(ScheduleBook(self._geometry, good.values(), self._band_starts))
+        except VTRError as err:
             # Each file is fine by itself: two share a name or a budget. Neither wins by chance.
             rejected.append(str(err))
         else:
             self._good = good
-            self._take(book)
         return rejected
 
     def _load_family(self, folder: Path) -> ScheduleFamily:
@@ -157,6 +156,7 @@ class ScheduleFolder:
             try:
                 schedule = Schedule.load(file)
                 schedule.check_fits(self._geometry)
+                schedule.check_bands(self._band_starts)
             except ScheduleError as err:
                 if file in self._good:
                     good[file] = self._good[file]

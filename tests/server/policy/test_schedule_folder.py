@@ -19,10 +19,10 @@ from tests.server.conftest import NAME, Server
 from tests.vtr_vllm.adaptive.families import family
 from vtr_server.policy.requested_budget import Bounds, Switch
 from vtr_server.policy.schedule_choice import ScheduleChooser
-from vtr_server.policy.schedule_folder import ScheduleFolder
+from vtr_server.policy.schedule_folder import Offer, ScheduleFolder
 from vtr_server.policy.vtr_field import Ask
 from vtr_vllm.adaptive.family import FILE
-from vtr_vllm.errors import ScheduleError
+from vtr_vllm.errors import InvalidBudget, ScheduleError
 from vtr_vllm.schedules import (
     ModelGeometry,
     RankRule,
@@ -176,6 +176,32 @@ def test_of_two_that_claim_the_same_neither_wins(
     (folder / "a.json").unlink()
     assert folded.reload_if_changed() == []
     assert names(folded) == {rival.name}
+
+
+def test_what_cannot_run_in_the_bands_keeps_no_other_from_coming(folder: Path) -> None:
+    book = ScheduleBook(GEOMETRY, band_starts=(0, 6))
+    folded = ScheduleFolder(GEOMETRY, folder, replace(TEMPLATE, book=book))
+    inside = explicit(GEOMETRY, (1.0,) * 4 + (0.5,) * 8, [RankRule.parse("self")], name="inside")
+    inside.save(folder / "inside.json")
+    schedule("b", 0.25).save(folder / "b.json")
+    [reason] = folded.reload_if_changed()
+    assert "inside.json" in reason
+    assert names(folded) == {"a", "b"}
+
+
+def test_schedules_that_cannot_be_offered_are_rejected_once(
+    folded: ScheduleFolder, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = folded.offer
+
+    def refuse(chooser: ScheduleChooser) -> Offer:
+        raise InvalidBudget("a tier has none")
+
+    monkeypatch.setattr(Offer, "of", refuse)
+    schedule("b", 0.25).save(folder / "b.json")
+    assert folded.reload_if_changed() == ["a tier has none"]
+    assert folded.reload_if_changed() == [], "said once"
+    assert folded.offer is before
 
 
 def test_a_folder_that_vanishes_takes_nothing_with_it(folded: ScheduleFolder, folder: Path) -> None:

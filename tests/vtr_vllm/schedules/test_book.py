@@ -185,6 +185,14 @@ def local(budget, cuts=(4,), name=None, rule="saliency"):
     return Schedule(name or f"local-{budget}", GEOMETRY, keep, rules, "g-search", budget=budget)
 
 
+def test_what_no_engine_of_these_bands_could_run_is_named(tmp_path):
+    local(0.75, (3, 4), rule="self").save(tmp_path / "a.json")
+    ScheduleBook.from_folder(GEOMETRY, tmp_path)
+    with pytest.raises(ScheduleError, match=r"a\.json: .*rule self.*before layers \[3\]"):
+        ScheduleBook.from_folder(GEOMETRY, tmp_path, STARTS)
+    ScheduleBook(GEOMETRY, [local(0.75, (2, 4), rule="self")], STARTS)
+
+
 def test_local_is_what_looks_at_nothing_behind_an_image():
     assert local(0.75).is_local
     assert uniform(GEOMETRY, 0.5).is_local
