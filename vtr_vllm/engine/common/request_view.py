@@ -77,7 +77,9 @@ def read_request(
     is_local = see_no_question(rules) and not inside
     units = vision_units(items, forms, frames=is_local)
     if is_local:
-        plans = [make_plan(keep, rules, len(unit.vision)) for unit in units]
+        lengths = [len(unit.vision) for unit in units]
+        plan_of = {length: make_plan(keep, rules, length) for length in set(lengths)}
+        plans = [plan_of[length] for length in lengths]
         if not any(plan.reduces for plan in plans):
             return None
         return local_request(plans, units, len(prompt_token_ids), trace)

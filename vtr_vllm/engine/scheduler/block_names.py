@@ -14,6 +14,7 @@ the images so far (a video is cut by frames where these are known) and the block
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from vllm.multimodal.utils import get_mm_features_in_window
 from vllm.v1.core.kv_cache_utils import (
     BlockHash,
     generate_block_hash_extra_keys,
@@ -69,7 +70,8 @@ class BlockNames(list[BlockHash]):
         return self._names[end, number]
 
     def _signed(self, end: int, number: int, whole: int, rest: int) -> BlockHash:
-        extra, _ = generate_block_hash_extra_keys(self._request, end - rest, end, 0)
+        item, _ = get_mm_features_in_window(self._request.mm_features, end - rest, end)
+        extra, _ = generate_block_hash_extra_keys(self._request, end - rest, end, item)
         return hash_block_tokens(
             self._hash_function,
             self[whole - 1] if whole else None,
