@@ -115,7 +115,13 @@ OVERRIDES = [
     (
         Scheduler,
         AsyncScheduler,
-        {"_set_block_hashes", "_unpin", "_admit_nobody_before", "greet"},
+        {
+            "_set_block_hashes",
+            "_run_in_order_of_urgency",
+            "_unpin",
+            "_admit_nobody_before",
+            "greet",
+        },
     ),
     (
         BandManager,
@@ -216,6 +222,7 @@ CALLS: list[tuple[Callable, str]] = [
     (KVCacheCoordinator.allocate_new_blocks, "allocate_new_blocks"),
     (KVCacheCoordinator.cache_blocks, "cache_blocks"),
     (KVCacheManager.get_computed_blocks, "find_longest_cache_hit"),
+    (KVCacheManager.get_computed_blocks, "emit_cached_block_events"),
     (KVCacheManager.allocate_slots, "cache_blocks"),
     (StockScheduler.schedule, "allocate_slots"),
     (KVCacheManager.create_kv_cache_blocks, "empty_kv_cache_blocks"),
