@@ -2,8 +2,8 @@
 
 vLLM's front end notes an image as sent when it is processed. A request that is refused or aborted
 after that never reaches the engine, and the next request with this image is sent without it: the
-engine finds nothing, and an innocent request fails with an internal error. Here an image counts as
-sent once a request with it was admitted.
+engine finds nothing, and an innocent client has to send its request once more
+(``MultiModalCacheMissError``). Here an image counts as sent once a request with it was admitted.
 """
 
 import functools
