@@ -61,9 +61,8 @@ class ScheduleBook:
 
     ``band_starts``: the first layer of each of the engine's KV bands; None: any layer may start one.
     Raises GeometryMismatch for a schedule of another model, and ScheduleError for one that cannot run
-    in these bands, for two stored
-    schedules of one name, or of one budget where both are reused or neither is, and for a stored
-    schedule that carries the name of a built-in form without being equal to it.
+    in these bands, for two stored schedules of one name, or of one budget where both are reused or neither
+    is, and for a stored schedule that carries the name of a built-in form without being equal to it.
     """
 
     def __init__(

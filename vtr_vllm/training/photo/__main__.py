@@ -8,6 +8,7 @@ import signal
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -15,7 +16,7 @@ from safetensors.torch import save_file
 from vtr_vllm.photo.model import TOKENS, assemble
 from vtr_vllm.photo.parts import fetch_art
 from vtr_vllm.training.photo.packing import pack
-from vtr_vllm.training.photo.pictures import Features, Picture, photographs, scenes
+from vtr_vllm.training.photo.pictures import Features, Picture, digest, photographs, scenes
 from vtr_vllm.training.photo.train import Recipe, Trainer
 
 
@@ -29,8 +30,7 @@ def main() -> None:
     pictures = scenes(art, "train", options.scenes)
     if options.photographs:
         pictures += photographs(options.photographs, "photograph")
-    width = model.config.vision_config.hidden_size
-    features = Features(options.work / "train.features", len(pictures), TOKENS, width)
+    features = _features(options.work, model, pictures)
     for done in features.fill(model, processor, pictures):
         if done % 200 == 0:
             print(f"tower: {done} of {len(pictures)} pictures", flush=True)
@@ -55,26 +55,29 @@ def main() -> None:
 
 def _score(trainer: Trainer, name: str, pictures: Sequence[Picture], work: Path) -> None:
     """Share of questions whose answer is said token for token, by kind."""
-    width = trainer.model.config.vision_config.hidden_size
-    features = Features(work / f"{name}.features", len(pictures), TOKENS, width)
+    features = _features(work, trainer.model, pictures)
     list(features.fill(trainer.model, trainer.processor, pictures))
-    kept, trainer.features = trainer.features, features
     right: dict[str, list[bool]] = defaultdict(list)
     for index, picture in enumerate(pictures):
         packed = pack(trainer.processor, picture)
         with torch.no_grad():
-            said = trainer.logits(trainer.rows(index, packed)).argmax(-1)
+            said = trainer.logits(trainer.rows(features[index], packed)).argmax(-1)
         same = (said == packed.answers).tolist()
         owner = packed.question[packed.predicting].tolist()
         for i, question in enumerate(picture.questions):
             right[question.kind].append(all(s for s, o in zip(same, owner, strict=True) if o == i))
-    trainer.features = kept
     every = [r for of_kind in right.values() for r in of_kind]
     kinds = {kind: round(sum(r) / len(r), 3) for kind, r in sorted(right.items())}
     print(
         json.dumps({"split": name, "n": len(every), "right": sum(every) / len(every)} | kinds),
         flush=True,
     )
+
+
+def _features(work: Path, model: Any, pictures: Sequence[Picture]) -> Features:
+    """Those of these pictures, and of no others that lie in the same folder."""
+    width = model.config.vision_config.hidden_size
+    return Features(work / f"{digest(pictures)[:16]}.features", len(pictures), TOKENS, width)
 
 
 def _options() -> argparse.Namespace:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -142,18 +143,20 @@ class Trainer:
         self.save()
         return False
 
-    def rows(self, index: int, packed: Packed) -> Tensor:
-        """The decoder's last states where an answer is predicted, ``[T, hidden]``."""
+    def rows(self, states: Tensor, packed: Packed) -> Tensor:
+        """The decoder's last states where an answer is predicted, ``[T, hidden]``.
+
+        ``states``: the tower's of the picture, ``[N, width]``.
+        """
         embeddings = self.decoder.embed_tokens(packed.ids)
-        seen = self.projector(self.features[index])
-        embeddings = embeddings.index_copy(0, packed.vision, seen)
-        states = self.decoder(
+        embeddings = embeddings.index_copy(0, packed.vision, self.projector(states))
+        decoded = self.decoder(
             inputs_embeds=embeddings[None],
             attention_mask=packed.mask(),
             position_ids=packed.positions[None],
             use_cache=False,
         ).last_hidden_state[0]
-        return states[packed.predicting]
+        return decoded[packed.predicting]
 
     def logits(self, rows: Tensor) -> Tensor:
         """``[T, vocabulary]``"""
@@ -165,7 +168,7 @@ class Trainer:
         packed = [pack(self.processor, self.pictures[i]) for i in chosen]
         tokens, total = sum(len(p.answers) for p in packed), 0.0
         for index, sequence in zip(chosen, packed, strict=True):
-            logits = self.logits(self.rows(index, sequence))
+            logits = self.logits(self.rows(self.features[index], sequence))
             loss = functional.cross_entropy(logits, sequence.answers, reduction="sum") / tokens
             loss.backward()
             total += loss.item()
@@ -173,7 +176,7 @@ class Trainer:
 
     def _name(self) -> float:
         """Gradients of a step of phase 1: each object's patches against all names."""
-        known, words = self._names()
+        known, words = self._names
         groups, named = [], []
         for index in self._order():
             states = self.features[index]
@@ -190,31 +193,26 @@ class Trainer:
         loss.backward()
         return loss.item()
 
+    @cached_property
     def _names(self) -> tuple[dict[str, int], Tensor]:
         """Number of each object's name, and the mean embedding of its words ``[names, hidden]``."""
-        if not hasattr(self, "_known"):
-            found = sorted({thing.name for picture in self.pictures for thing in picture.things})
-            ids = [
-                self.processor.tokenizer(" " + name, add_special_tokens=False).input_ids
-                for name in found
-            ]
-            table = self.decoder.embed_tokens.weight
-            self._known = (
-                {name: i for i, name in enumerate(found)},
-                torch.stack([table[i].mean(0) for i in ids]).detach(),
-            )
-        return self._known
+        found = sorted({thing.name for picture in self.pictures for thing in picture.things})
+        tokenizer = self.processor.tokenizer
+        ids = [tokenizer(" " + name, add_special_tokens=False).input_ids for name in found]
+        table = self.decoder.embed_tokens.weight.detach()
+        words = torch.stack([table[i].mean(0) for i in ids])
+        return {name: i for i, name in enumerate(found)}, words
 
     def _order(self) -> list[int]:
         """Pictures of this step: a function of seed, phase and step alone."""
         usable = [i for i, p in enumerate(self.pictures) if self.phase == 2 or p.things]
         size = self.recipe.pictures if self.phase == 2 else self.recipe.naming_pictures
-        chosen = []
-        for k in range(self.step * size, (self.step + 1) * size):
-            epoch, place = divmod(k, len(usable))
-            order = np.random.default_rng([self.recipe.seed, self.phase, epoch])
-            chosen.append(usable[order.permutation(len(usable))[place]])
-        return chosen
+        numbers = range(self.step * size, (self.step + 1) * size)
+        shuffled = {
+            epoch: np.random.default_rng([self.recipe.seed, self.phase, epoch]).permutation(usable)
+            for epoch in {k // len(usable) for k in numbers}
+        }
+        return [int(shuffled[k // len(usable)][k % len(usable)]) for k in numbers]
 
     def _trained(self) -> list[Tensor]:
         return [weight for group in self.optimizer.param_groups for weight in group["params"]]

@@ -21,7 +21,7 @@ def test_each_question_is_computed_as_if_alone(
     for index, shown in enumerate(pictures):
         packed = pack(processor, shown)
         with torch.no_grad():
-            rows = trainer.logits(trainer.rows(index, packed))
+            rows = trainer.logits(trainer.rows(features[index], packed))
         for question in shown.questions:
             content = [{"type": "image"}, {"type": "text", "text": question.text}]
             told = processor.apply_chat_template(
