@@ -17,17 +17,18 @@ from PIL import Image
 
 from vtr_vllm.photo.tower import PATCH, SIDE
 
-__all__ = ["SPLITS", "Scene", "Thing", "names", "scene"]
+__all__ = ["PLACES", "SPLITS", "Scene", "Thing", "names", "place_of", "scene"]
 
 SPLITS = ("train", "calibration", "test", "test-unseen")
 """``test-unseen`` shows objects that no other split has; backgrounds of both tests are seen in none."""
 CELLS = 3
 """A scene is a grid of 3 x 3 places."""
-_PLACES = (
+PLACES = (
     *("top left", "top middle", "top right"),
     *("middle left", "center", "middle right"),
     *("bottom left", "bottom middle", "bottom right"),
 )
+"""Of the grid, row by row."""
 _RANGES = (
     range(0x1F332, 0x1F338),
     range(0x1F345, 0x1F37F),
@@ -75,6 +76,13 @@ class Scene:
     things: tuple[Thing, ...]
     questions: tuple[tuple[str, str, str], ...]
     """Kind, question, answer."""
+
+
+def place_of(patch: int) -> int:
+    """Return the number in ``PLACES`` of the place that the middle of a vision token lies in."""
+    row, column = divmod(patch, SIDE // PATCH)
+    across, down = ((at * PATCH + PATCH // 2) * CELLS // SIDE for at in (column, row))
+    return down * CELLS + across
 
 
 def scene(art: Path, split: str, number: int) -> Scene:
@@ -160,15 +168,15 @@ def _ask(
         if name not in shown:
             found.append(("exist", f"Is there a {name} in the picture?", "no"))
     found.append(("total", "How many objects are there?", str(len(things))))
-    found += [("where", f"What is in the {_PLACES[cell]}?", name) for cell, name in by_cell.items()]
+    found += [("where", f"What is in the {PLACES[cell]}?", name) for cell, name in by_cell.items()]
     for thing in things:
         if shown.count(thing.name) > 1:
             continue
-        found.append(("place", f"Where is the {thing.name}?", _PLACES[thing.cell]))
+        found.append(("place", f"Where is the {thing.name}?", PLACES[thing.cell]))
         if thing.cell % CELLS and thing.cell - 1 in by_cell:
             found.append(("left", f"What is left of the {thing.name}?", by_cell[thing.cell - 1]))
         if thing.cell - CELLS in by_cell:
             found.append(("above", f"What is above the {thing.name}?", by_cell[thing.cell - CELLS]))
-    every = ", ".join(f"{by_cell[cell]} {_PLACES[cell]}" for cell in sorted(by_cell))
+    every = ", ".join(f"{by_cell[cell]} {PLACES[cell]}" for cell in sorted(by_cell))
     order = dice.permutation(len(found))[:_QUESTIONS]
     return [("list", "What is in the picture, and where?", every), *(found[i] for i in order)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vtr_vllm.photo.scenes import CELLS, SPLITS, Scene, names, scene
+from vtr_vllm.photo.scenes import CELLS, SPLITS, Scene, names, place_of, scene
 from vtr_vllm.photo.tower import PATCH, SIDE
 
 PLACES = [
@@ -95,3 +95,11 @@ def test_an_objects_patches_lie_in_its_box(art: Path) -> None:
             assert left <= x <= right
             assert top <= y <= bottom
         assert len(thing.patches()) >= 9
+
+
+def test_every_token_lies_in_the_place_where_its_middle_is() -> None:
+    side = SIDE // PATCH
+    for patch in range(side * side):
+        left, top = patch % side * PATCH, patch // side * PATCH
+        row, column = (int((edge + PATCH / 2) / SIDE * CELLS) for edge in (top, left))
+        assert place_of(patch) == row * CELLS + column

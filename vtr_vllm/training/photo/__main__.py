@@ -77,7 +77,8 @@ def _score(trainer: Trainer, name: str, pictures: Sequence[Picture], work: Path)
 def _features(work: Path, model: Any, pictures: Sequence[Picture]) -> Features:
     """Those of these pictures, and of no others that lie in the same folder."""
     width = model.config.vision_config.hidden_size
-    return Features(work / f"{digest(pictures)[:16]}.features", len(pictures), TOKENS, width)
+    name = digest(pictures, model.model.vision_tower)[:16]
+    return Features(work / f"{name}.features", len(pictures), TOKENS, width)
 
 
 def _options() -> argparse.Namespace:

@@ -35,11 +35,26 @@ class Packed:
     """Those tokens, ``[T]``."""
 
     def mask(self) -> Tensor:
-        """Whether a row looks at another: bool ``[1, 1, R, R]``."""
+        """Added to attention's scores: 0 where a row looks at another, else -inf, ``[1, 1, R, R]``."""
         rows = torch.arange(len(self.ids))
         causal = rows[:, None] >= rows[None]
         seen = (self.question[None] == -1) | (self.question[None] == self.question[:, None])
-        return (causal & seen)[None, None]
+        return torch.zeros(causal.shape).masked_fill(~(causal & seen), -torch.inf)[None, None]
+
+    def thinned(self, kept: Tensor) -> Packed:
+        """With these of its vision tokens alone, ``[K]``, ascending in 0..N-1; positions stay."""
+        stays = torch.ones(len(self.ids), dtype=torch.bool)
+        stays[self.vision] = False
+        stays[self.vision[kept]] = True
+        row = stays.cumsum(0) - 1
+        return Packed(
+            ids=self.ids[stays],
+            positions=self.positions[stays],
+            question=self.question[stays],
+            vision=row[self.vision[kept]],
+            predicting=row[self.predicting],
+            answers=self.answers,
+        )
 
 
 def pack(processor: Any, picture: Picture) -> Packed:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from vtr_vllm.image_files import decode_rgb
 from vtr_vllm.photo.scenes import Thing, scene
@@ -70,10 +70,17 @@ def photographs(path: Path, kind: str) -> list[Picture]:
     return [Picture(loader(name), tuple(questions)) for name, questions in sorted(asked.items())]
 
 
-def digest(pictures: Sequence[Picture]) -> str:
-    """SHA-256 over all that is asked and shown where, in order, in hex; pixels are not looked at."""
+def digest(pictures: Sequence[Picture], tower: nn.Module) -> str:
+    """SHA-256 over all that is asked and shown where, in order, and over the tower, in hex.
+
+    Pixels are not looked at.
+    """
     told = [[[astuple(q) for q in p.questions], [astuple(t) for t in p.things]] for p in pictures]
-    return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    found = hashlib.sha256(json.dumps(told).encode())
+    for name, weight in sorted(tower.state_dict().items()):
+        found.update(name.encode())
+        found.update(weight.float().cpu().numpy().tobytes())
+    return found.hexdigest()
 
 
 class Features:

@@ -1,8 +1,7 @@
 """Train the photo model: ``python -m vtr_vllm.training.photo``.
 
-Phase 1 teaches the projector alone to say what stands where in a scene, in the language half's own word
-embeddings; the decoder does not run. Phase 2 trains projector and LoRA on questions, a picture's questions in
-one sequence. Stopped, the same command goes on.
+Phase 1 teaches the projector alone to name what a scene shows (``naming``). Phase 2 trains projector and LoRA on
+questions, a picture's questions in one sequence. Stopped, the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from vtr_vllm.training import lora
+from vtr_vllm.training.photo.naming import Naming
 from vtr_vllm.training.photo.packing import Packed, pack
 from vtr_vllm.training.photo.pictures import Features, Picture, digest
 from vtr_vllm.training.state import load_state, save_state
@@ -37,16 +37,18 @@ class Recipe:
     seed: int = 0
     rank: int = 16
     naming_steps: int = 1500
-    naming_pictures: int = 64
+    naming_pictures: int = 16
     naming_rate: float = 1e-3
-    naming_heat: float = 12.0
-    """By which cosines are multiplied before the softmax over all names."""
-    steps: int = 600
-    pictures: int = 4
+    steps: int = 1400
+    pictures: int = 2
     """Of a step of phase 2."""
+    scene_steps: int = 500
+    """Of phase 2, the first: scenes alone."""
+    thinned_steps: int = 1000
+    """Of phase 2, the first: a random half of a picture's vision tokens, to see more pictures."""
     warm_up: int = 20
-    projector_rate: float = 5e-4
-    lora_rate: float = 5e-4
+    projector_rate: float = 1e-4
+    lora_rate: float = 4e-4
     last_rate: float = 0.1
     """Of both, at the last step."""
 
@@ -72,7 +74,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         lora.add(self.decoder, recipe.rank)
         self.projector.requires_grad_(True)
-        self._asked = asdict(recipe) | {"data": digest(pictures)}
+        self._asked = asdict(recipe) | {"data": digest(pictures, model.model.vision_tower)}
         state = load_state(folder, self._asked)
         self.phase: int = 1 if state is None else state["phase"]
         self.step: int = 0 if state is None else state["step"]
@@ -167,45 +169,36 @@ class Trainer:
         chosen = self._order()
         packed = [pack(self.processor, self.pictures[i]) for i in chosen]
         tokens, total = sum(len(p.answers) for p in packed), 0.0
+        dice = np.random.default_rng([self.recipe.seed, self.step])
         for index, sequence in zip(chosen, packed, strict=True):
-            logits = self.logits(self.rows(self.features[index], sequence))
+            states = self.features[index]
+            if self.step < self.recipe.thinned_steps:
+                drawn = dice.choice(len(states), len(states) // 2, replace=False)
+                kept = torch.from_numpy(np.sort(drawn))
+                states, sequence = states[kept], sequence.thinned(kept)
+            logits = self.logits(self.rows(states, sequence))
             loss = functional.cross_entropy(logits, sequence.answers, reduction="sum") / tokens
             loss.backward()
             total += loss.item()
         return total
 
     def _name(self) -> float:
-        """Gradients of a step of phase 1: each object's patches against all names."""
-        known, words = self._names
-        groups, named = [], []
-        for index in self._order():
-            states = self.features[index]
-            for thing in self.pictures[index].things:
-                groups.append(states[thing.patches()])
-                named.append(known[thing.name])
-        sizes = [len(group) for group in groups]
-        seen = self.projector(torch.cat(groups))
-        mean = torch.stack([part.mean(0) for part in seen.split(sizes)])
-        alike = functional.normalize(mean, dim=-1) @ functional.normalize(words, dim=-1).T
-        loss = functional.cross_entropy(alike * self.recipe.naming_heat, torch.tensor(named))
-        size = words.norm(dim=-1).mean()
-        loss = loss + 0.1 * (seen.norm(dim=-1) / size - 1).square().mean()
+        """Gradients of a step of phase 1."""
+        chosen = self._order()
+        states = [self.features[i] for i in chosen]
+        loss = self._naming.loss(self.projector, states, [self.pictures[i].things for i in chosen])
         loss.backward()
         return loss.item()
 
     @cached_property
-    def _names(self) -> tuple[dict[str, int], Tensor]:
-        """Number of each object's name, and the mean embedding of its words ``[names, hidden]``."""
-        found = sorted({thing.name for picture in self.pictures for thing in picture.things})
-        tokenizer = self.processor.tokenizer
-        ids = [tokenizer(" " + name, add_special_tokens=False).input_ids for name in found]
+    def _naming(self) -> Naming:
         table = self.decoder.embed_tokens.weight.detach()
-        words = torch.stack([table[i].mean(0) for i in ids])
-        return {name: i for i, name in enumerate(found)}, words
+        return Naming(self.processor.tokenizer, table, self.pictures)
 
     def _order(self) -> list[int]:
         """Pictures of this step: a function of seed, phase and step alone."""
-        usable = [i for i, p in enumerate(self.pictures) if self.phase == 2 or p.things]
+        scenes = self.phase == 1 or self.step < self.recipe.scene_steps
+        usable = [i for i, p in enumerate(self.pictures) if p.things or not scenes]
         size = self.recipe.pictures if self.phase == 2 else self.recipe.naming_pictures
         numbers = range(self.step * size, (self.step + 1) * size)
         shuffled = {

@@ -37,3 +37,37 @@ def test_each_question_is_computed_as_if_alone(
             close = {"rtol": 1e-2, "atol": 1e-2}  # features are kept in half precision
             torch.testing.assert_close(own, alone[prompt - 1 :], **close)
         assert not len(rows)
+
+
+def test_a_thinned_picture_is_computed_as_if_the_others_were_masked(
+    make_tiny: Callable[[str], Any], pictures: list[Picture], tmp_path: Path
+) -> None:
+    processor, model, features = make_tiny("f")
+    trainer = Trainer(model, processor, pictures, features, Recipe(rank=2), tmp_path)
+    whole = pack(processor, pictures[0])
+    kept = torch.tensor([0, 3])
+    thin = whole.thinned(kept)
+    assert len(thin.ids) == len(whole.ids) - len(whole.vision) + len(kept)
+    assert torch.equal(thin.ids[thin.vision], whole.ids[whole.vision[kept]])
+    assert torch.equal(thin.positions[thin.vision], whole.positions[whole.vision[kept]])
+    hidden = [int(row) for i, row in enumerate(whole.vision) if i not in kept]
+    mask = whole.mask()
+    mask[..., hidden] = -torch.inf
+    mask[..., hidden, hidden] = 0.0
+    with torch.no_grad():
+        wanted = trainer.rows(features[0], _Masked(whole, mask))
+        got = trainer.rows(features[0][kept], thin)
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+
+
+class _Masked:
+    """A sequence under another mask."""
+
+    def __init__(self, packed: Any, mask: torch.Tensor) -> None:
+        self._packed, self._mask = packed, mask
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._packed, name)
+
+    def mask(self) -> torch.Tensor:
+        return self._mask

@@ -42,6 +42,9 @@ def test_questions_of_a_photograph_are_gathered(tmp_path: Path) -> None:
     ]
 
 
-def test_other_questions_have_another_digest(pictures: list[Picture]) -> None:
-    assert digest(pictures) == digest(list(pictures))
-    assert len({digest(pictures), digest(pictures[1:]), digest([*pictures[1:], pictures[0]])}) == 3
+def test_other_questions_or_another_tower_have_another_digest(pictures: list[Picture]) -> None:
+    torch.manual_seed(0)
+    tower, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
+    assert digest(pictures, tower) == digest(list(pictures), tower)
+    different = [(pictures, tower), (pictures[1:], tower), ([*pictures[1:], pictures[0]], tower)]
+    assert len({digest(*data) for data in [*different, (pictures, other)]}) == 4
