@@ -265,14 +265,14 @@ class RateLimited(RetryLater):
 
 
 class CallerBusy(RetryLater):
-    """As many requests of one caller inside, or arriving, as it may have; others are let in."""
+    """As many requests or event streams of one caller as it may have; others are let in."""
 
     http_status = 429
     code = "caller_busy"
 
 
 class Overloaded(RetryLater):
-    """As many requests inside, or waiting, as the server takes."""
+    """As many requests, jobs or event streams inside, or waiting, as the server takes."""
 
     http_status = 429
     code = "overloaded"

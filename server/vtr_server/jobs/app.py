@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -15,11 +15,12 @@ from fastapi.responses import FileResponse, JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.exceptions import HTTPException
 
+from vtr_server.gate.context import RequestContext
 from vtr_server.gate.keys import hash_key
 from vtr_server.gate.middleware import install
 from vtr_server.http.error_handlers import CheckedRoute, install_error_handlers
 from vtr_server.http.errors import http_error_body
-from vtr_server.jobs.events import check_offset, follow
+from vtr_server.jobs.events import Watchers, check_offset, follow
 from vtr_server.jobs.protocol import (
     Job,
     JobList,
@@ -70,6 +71,7 @@ class JobService:
     runner: Runner
     sources: Sources
     publish: Path | None
+    watchers: Watchers = field(default_factory=Watchers)
 
     def why_unhealthy(self) -> str | None:
         """None while every worker slot works; else what stopped one."""
@@ -187,12 +189,16 @@ async def resume_job(job_id: str, service: ServiceOf) -> Job:
 
 
 async def _events_from(
-    job_id: str, service: ServiceOf, last_event_id: Annotated[int, Header(ge=0)] = 0
-) -> AsyncIterator[ServerSentEvent]:
+    job_id: str,
+    service: ServiceOf,
+    request: Request,
+    last_event_id: Annotated[int, Header(ge=0)] = 0,
+) -> AsyncIterator[AsyncIterator[ServerSentEvent]]:
     """A dependency, so that a refusal is an HTTP status and not the end of a stream."""
     path = service.store.folder(job_id) / "events.jsonl"
     check_offset(path, last_event_id)
-    return follow(lambda: service.store.get(job_id), path, last_event_id)
+    with service.watchers.place(RequestContext.of(request.scope).caller.bucket):
+        yield follow(lambda: service.store.get(job_id), path, last_event_id)
 
 
 @router.get("/v1/jobs/{job_id}/events", response_class=EventSourceResponse)

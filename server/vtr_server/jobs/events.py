@@ -2,17 +2,49 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastapi.sse import ServerSentEvent
 
 from vtr_server.jobs.protocol import FINISHED, Job
-from vtr_vllm.errors import RequestError
+from vtr_vllm.errors import CallerBusy, Overloaded, RequestError
 
-__all__ = ["check_offset", "follow"]
+__all__ = ["MOST_OF_A_CALLER", "MOST_WATCHING", "Watchers", "check_offset", "follow"]
 
+MOST_WATCHING, MOST_OF_A_CALLER = 64, 16
+"""Streams at once: each looks at its job and its file several times a second."""
 _POLL_SECONDS = 0.2
+
+
+class Watchers:
+    """The streams that are open, of all callers and of each."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    @contextmanager
+    def place(self, caller: str) -> Iterator[None]:
+        """Hold a place for one stream; raises CallerBusy and Overloaded."""
+        if self._open[caller] >= MOST_OF_A_CALLER:
+            raise CallerBusy(
+                f"{MOST_OF_A_CALLER} event streams of yours are open, the most that one caller may have;"
+                " end one, or ask for the job itself"
+            )
+        if self._open.total() >= MOST_WATCHING:
+            raise Overloaded(
+                f"{MOST_WATCHING} event streams are open, the most that are served at once; come again"
+                " later, or ask for the job itself"
+            )
+        self._open[caller] += 1
+        try:
+            yield
+        finally:
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]
 
 
 def check_offset(path: Path, offset: int) -> None:

@@ -23,6 +23,7 @@ from tests.server.jobs.conftest import (
 )
 from tests.server.jobs.fake_search import GEOMETRY
 from vtr_server.jobs import app
+from vtr_server.jobs import events as job_events
 from vtr_server.jobs.app import create_app
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import Schedule, fastv
@@ -186,9 +187,19 @@ def test_events_arrive_while_the_job_runs(place: Place) -> None:
         assert seen[-1] == "state"
 
 
-def test_a_client_that_goes_ends_its_stream(place: Place) -> None:
-    """The application's call returns although the job goes on."""
+def test_streams_at_once_are_bounded(
+    client: TestClient, place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job_events, "MOST_OF_A_CALLER", 0)
+    refused = client.get(f"/v1/jobs/{finish(client, place)}/events")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "caller_busy")
+    assert int(refused.headers["retry-after"]) > 0
+
+
+def test_a_client_that_goes_ends_its_stream(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The application's call returns although the job goes on, and the place is free again."""
     place.control(hold_at=0)
+    monkeypatch.setattr(job_events, "MOST_WATCHING", 1)
     app = create_app(place.settings())
     sent: list[dict[str, Any]] = []
 
@@ -218,6 +229,8 @@ def test_a_client_that_goes_ends_its_stream(place: Place) -> None:
             scope |= {"query_string": b"", "headers": [], "asgi": {"spec_version": "2.3"}}
             await app(scope, receive, send)  # type: ignore[arg-type]
             assert asyncio.all_tasks() <= before
+            with service.watchers.place("-"):  # the only one there is
+                pass
             assert service.store.get(job.id).state == "running"
 
     asyncio.run(watch_and_leave())

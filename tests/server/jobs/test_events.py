@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,10 @@ from fastapi.sse import ServerSentEvent
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vtr_server.jobs.events import check_offset, follow
+from vtr_server.jobs import events
+from vtr_server.jobs.events import Watchers, check_offset, follow
 from vtr_server.jobs.protocol import Job, JobSpec
-from vtr_vllm.errors import RequestError
+from vtr_vllm.errors import CallerBusy, Overloaded, RequestError
 
 SPEC = JobSpec(kind="all", model="demo", data="items.jsonl", budgets=[0.5])
 JOB = Job(id="0" * 16, created=0, spec=SPEC)
@@ -82,3 +84,19 @@ def test_an_id_that_no_event_has(tmp_path: Path) -> None:
     for offset in (1, size - 1, size + 1):
         with pytest.raises(RequestError, match=f"Last-Event-ID {offset}"):
             check_offset(path, offset)
+
+
+def test_a_caller_and_all_callers_have_so_many_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "MOST_OF_A_CALLER", 2)
+    monkeypatch.setattr(events, "MOST_WATCHING", 3)
+    watchers = Watchers()
+    with ExitStack() as held:
+        held.enter_context(watchers.place("one"))
+        with watchers.place("one"), pytest.raises(CallerBusy, match="2 event streams of yours"):
+            held.enter_context(watchers.place("one"))
+        held.enter_context(watchers.place("one"))
+        held.enter_context(watchers.place("other"))
+        with pytest.raises(Overloaded, match="3 event streams"):
+            held.enter_context(watchers.place("third"))
+    with watchers.place("third"):
+        pass
