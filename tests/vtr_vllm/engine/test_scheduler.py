@@ -150,8 +150,9 @@ def test_a_range_that_waits_keeps_no_more_urgent_request_out(checkpoint: Path) -
     sim.step()
     assert name not in sim.answered
     assert sim.admitted[urgent] == sim.steps
+    assert later not in sim.admitted
     sim.step()
-    assert sim.answered[name] == sim.steps
+    assert sim.answered[name] == sim.admitted[later] == sim.steps
     sim.run(50)
     assert later in sim.answered
     assert idle(sim)

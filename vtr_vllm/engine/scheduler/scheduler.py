@@ -34,6 +34,8 @@ class Scheduler(AsyncScheduler):
         super().__init__(*args, **kwargs)
         self._layer_bands = LayerBands.of(self.vllm_config)
         self.reduced: dict[str, ReducedRequest] = {}
+        self._held_back: list[Request] = []
+        """Out of the queue for this step, behind a range that waits."""
         coordinator = self.kv_cache_manager.coordinator
         bands = bind_bands(coordinator, self.reduced)
         follow_local_requests(coordinator, bands)
@@ -98,6 +100,8 @@ class Scheduler(AsyncScheduler):
             return super().schedule(throttle_prefills)
         finally:
             self._pause_state = pause
+            self.waiting.prepend_requests(self._held_back)
+            self._held_back.clear()
 
     def _run_in_order_of_urgency(self) -> None:
         """Let whom vLLM preempts stand last: the least urgent request, which then has nothing in this step.
@@ -168,10 +172,11 @@ class Scheduler(AsyncScheduler):
         its turn: for ever, under load. At the head of the queue the same request would let nobody
         pass; so it is here. More urgent requests still go first.
         """
-        urgent = (
-            self.policy == SchedulingPolicy.PRIORITY
-            and self.waiting
-            and self.waiting.peek_request().priority < waiting.priority
-        )
-        if self._pause_state == PauseState.UNPAUSED and not urgent:
+        if self._pause_state != PauseState.UNPAUSED:
+            return
+        if self.policy == SchedulingPolicy.PRIORITY:
+            behind = [other for other in self.waiting if other.priority >= waiting.priority]
+            self.waiting.remove_requests(behind)
+            self._held_back += behind
+        else:
             self._pause_state = PauseState.PAUSED_NEW
