@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from types import CodeType, FunctionType
 
 import pytest
 import torch
 import vllm.envs as envs
+from cachetools import Cache
+from vllm import lora
 from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
 from vllm.config import CacheConfig, SchedulerConfig, VllmConfig
 from vllm.distributed.parallel_state import GroupCoordinator
@@ -22,7 +25,9 @@ from vllm.entrypoints.generate.beam_search.online import BeamSearchOnlineMixin
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.scale_out.token_in_token_out.serving import ServingTokens
 from vllm.forward_context import ForwardContext
+from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 from vllm.model_executor.layers.attention import Attention
+from vllm.model_executor.layers.attention.attention import set_default_quant_scales
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 from vllm.model_executor.layers.rotary_embedding.mrope import MRotaryEmbedding
 from vllm.model_executor.models import (
@@ -38,11 +43,13 @@ from vllm.model_executor.models import (
     qwen3_moe,
     qwen3_vl,
     qwen3_vl_moe,
+    registry,
 )
 from vllm.model_executor.models.interfaces import SupportsMultiModal, supports_multimodal
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.multimodal.registry import MultiModalRegistry
+from vllm.multimodal.utils import get_mm_features_in_window
 from vllm.plugins.endpoint_plugins import interface as endpoint_plugins
 from vllm.renderers import embed_utils
 from vllm.renderers.base import BaseRenderer
@@ -66,6 +73,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.llm_engine import LLMEngine
 from vllm.v1.engine.output_processor import OutputProcessor, RequestState
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheGroupSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.metrics.loggers import (
     AggregateStatLoggerBase,
     StatLoggerManager,
@@ -334,6 +342,8 @@ def test_a_pause_set_while_the_running_are_scheduled_keeps_the_queue_out() -> No
         (RotaryEmbeddingBase, ["rotary_dim", "is_neox_style", "cos_sin_cache"]),
         (MRotaryEmbedding, ["mrope_section", "mrope_interleaved"]),
         (clip.CLIPAttention, ["num_heads_per_partition", "tp_size", "scale", "attn"]),
+        (EncoderCacheManager, ["num_freeable_slots"]),
+        (BlockPool, ["enable_kv_cache_events"]),
         (InputProcessor, ["vllm_config"]),
         (OutputProcessor, ["request_states"]),
         (RequestState, ["stats", "external_req_id", "is_prefilling", "num_cached_tokens"]),
@@ -351,7 +361,7 @@ def test_attributes_that_we_read_are_set(cls: type, attributes: list[str]) -> No
 @pytest.mark.parametrize(
     ("cls", "needed"),
     [
-        (ForwardContext, ["slot_mapping"]),
+        (ForwardContext, ["slot_mapping", "no_compile_layers", "attn_metadata"]),
         (CacheConfig, ["enable_prefix_caching"]),
         (PrefillStats, ["num_cached_tokens"]),
         (
@@ -425,6 +435,19 @@ def test_fields_of_an_engine_request() -> None:
         (MultiModalHasher.hash_kwargs, ["algorithm"]),
         (OutputProcessor.add_request, ["self", "request"]),
         (BlockPool.get_num_free_blocks, ["self"]),
+        (BlockPool.get_cached_block, ["self", "block_hash", "kv_cache_group_ids"]),
+        (
+            BlockPool._insert_block_hash,
+            ["self", "block_hash_with_group_id", "block", "num_tokens"],
+        ),
+        (BlockPool._emit_block_removed_events, ["self", "block_hashes"]),
+        (
+            kv_cache_utils.generate_block_hash_extra_keys,
+            ["request", "start_token_idx", "end_token_idx", "start_mm_idx"],
+        ),
+        (get_mm_features_in_window, ["mm_features", "start", "end"]),
+        (KVCacheSpecRegistry._ensure_registered, []),
+        (LoRAKernelMeta.prepare_tensors, ["self", "token_lora_mapping"]),
         (EncoderCacheManager.get_cached_input_ids, ["self", "request"]),
         (EncoderCacheManager.free_encoder_input, ["self", "request", "input_id"]),
         (AsyncMPClient.call_utility_all_async, ["self", "method", "args"]),
@@ -455,6 +478,16 @@ def test_vllm_still_turns_breakable_graphs_on_by_the_name_that_we_read() -> None
     assert name in envs.environment_variables
     assert name in names_in(VllmConfig._maybe_enable_breakable_cudagraph.__code__)
     assert name in names_in(is_breakable_cudagraph_enabled.__code__)
+
+
+def test_names_that_we_look_up_are_there() -> None:
+    assert "llava" in registry._VLLM_MODELS["LlavaForConditionalGeneration"]
+    assert hasattr(Cache(1), "_Cache__data"), "what is under vLLM's caches"
+    layer = torch.nn.Module()
+    set_default_quant_scales(layer, register_buffer=True)
+    assert layer._k_scale.numel() == layer._q_scale.numel() == 1
+    wrapper = Path(lora.__file__).with_name("punica_wrapper") / "punica_gpu.py"
+    assert "self.token_mapping_meta" in wrapper.read_text(), "it does not import without a GPU"
 
 
 def test_an_engine_core_is_asked_by_name() -> None:

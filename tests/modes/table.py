@@ -236,6 +236,12 @@ REFUSED: tuple[Refused, ...] = (
         {"ec_manager_config": {"encoder_cache_manager_cls": "somebody.Cache"}},
     ),
     Refused(
+        "weights offloaded layer by layer (offload-group-size, or cpu-offload-gb without UVA)",
+        "`--offload-group-size`, `--cpu-offload-gb` where there is no UVA",
+        "weights come in a layer's `forward`, which a cut inside of the layer calls in halves",
+        changes={"offload_config.offload_backend": "prefetch"},
+    ),
+    Refused(
         "mm-encoder-only",
         "`--mm-encoder-only`",
         "there is no decoder to reduce",
@@ -320,7 +326,11 @@ _FEATURES = "vtr_vllm/engine/frontend/test_admission.py::test_excluded_features_
 REFUSED_REQUESTS: tuple[RefusedRequest, ...] = (
     RefusedRequest("prompt_logprobs", "dropped positions have none", _FEATURES),
     RefusedRequest("prompt embeddings", "the prompt has no image to find", _FEATURES),
-    RefusedRequest("streaming input", "the prompt's end is not known", _FEATURES),
+    RefusedRequest(
+        "streaming input",
+        "the prompt's end is not known",
+        "vtr_vllm/engine/frontend/test_admission.py::test_streaming_input_has_full_budget",
+    ),
     RefusedRequest(
         "`vtr_trace` with `n` > 1",
         "the answers would leave their traces under one name",
@@ -362,6 +372,6 @@ UNTESTED: tuple[Untested, ...] = (
     Untested("expert load balancing", "`--enable-eplb`", "vLLM has it on GPUs only"),
     Untested("KV events", "`--kv-events-config`", "reduced KV is never announced; no case"),
     Untested("weights exchanged while serving", "`--weight-transfer-config`", "no case"),
-    Untested("weights offloaded", "`--cpu-offload-gb`", "vLLM has it on GPUs only"),
+    Untested("weights offloaded by UVA", "`--cpu-offload-gb`", "vLLM has it on GPUs only"),
     Untested("several nodes", "`--nnodes`, `--headless`", "one machine runs the tests"),
 )

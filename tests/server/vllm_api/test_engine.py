@@ -43,7 +43,7 @@ class Client:
     """vLLM's engine client, as far as the server uses it."""
 
     def __init__(self, *answers: Any) -> None:
-        text_config = SimpleNamespace(to_dict=lambda: TEXT_CONFIG)
+        text_config = SimpleNamespace(**TEXT_CONFIG)
         self.input_processor = SimpleNamespace()
         self.vllm_config = SimpleNamespace(
             model_config=SimpleNamespace(

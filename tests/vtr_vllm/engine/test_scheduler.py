@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from vllm.config import KVEventsConfig
-from vllm.distributed.kv_events import BlockStored
+from vllm.distributed.kv_events import BlockRemoved, BlockStored
 from vllm.v1.core.sched.interface import PauseState
 
 from tests.vtr_vllm.engine.simulation import IMAGE, Item, Simulation, make_scheduler
@@ -323,13 +323,18 @@ def test_reduced_kv_is_announced_to_nobody(checkpoint: Path) -> None:
     sim = Simulation(
         make_scheduler(
             checkpoint,
+            num_blocks=8 * 36,
             kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null"),
         )
     )
     told: list[BlockStored] = []
+    gone: list[bytes | int] = []
     publish = sim.scheduler.kv_event_publisher.publish
     sim.scheduler.kv_event_publisher.publish = lambda batch: (
         told.extend(event for event in batch.events if isinstance(event, BlockStored)),
+        gone.extend(
+            name for e in batch.events if isinstance(e, BlockRemoved) for name in e.block_hashes
+        ),
         publish(batch),
     )
     for _ in range(2):
@@ -342,6 +347,20 @@ def test_reduced_kv_is_announced_to_nobody(checkpoint: Path) -> None:
     for event in told:
         assert event.token_ids == request.prompt_token_ids[: len(event.token_ids)]
         assert len(event.token_ids) <= 2 * BLOCK
+    for _ in range(40):
+        sim.add(6 * BLOCK, Item(), 9, **LOCAL)
+        sim.run(50)
+    assert gone, "the first was evicted"
+    assert set(gone) <= {name for event in told for name in event.block_hashes}
+
+
+def test_what_a_local_request_leaves_in_the_cache_is_counted_in_positions(checkpoint: Path) -> None:
+    sim = Simulation(make_scheduler(checkpoint))
+    name = sim.add(BLOCK, PICTURE, 2 * BLOCK, max_tokens=4, **LOCAL)
+    request = sim.scheduler.requests[name]
+    sim.step()
+    left = sim.scheduler.kv_cache_manager.estimate_cached_tokens(request)
+    assert request.num_prompt_tokens - BLOCK < left <= request.num_prompt_tokens
 
 
 def test_an_item_that_is_read_position_by_position_stays(checkpoint: Path) -> None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import vllm.envs as envs
 from vllm.config import CompilationMode, VllmConfig
+from vllm.utils.platform_utils import is_uva_available
 from vllm.utils.torch_utils import is_quantized_kv_cache
 
 from vtr_vllm.errors import ConfigurationError
@@ -81,9 +83,11 @@ class LayerBands:
 
 def model_geometry(vllm_config: VllmConfig) -> ModelGeometry:
     """The language model's geometry, from its Hugging Face text configuration."""
-    return ModelGeometry.from_config(vllm_config.model_config.hf_text_config.to_dict())
+    # For each request: ``to_dict`` would copy every table that a configuration has.
+    return ModelGeometry.from_config(vars(vllm_config.model_config.hf_text_config))
 
 
+@cache
 def band_starts(num_layers: int, bands: int | None) -> tuple[int, ...]:
     """First layer of each band; bands differ by at most one layer, the larger ones come first.
 
@@ -156,6 +160,16 @@ def _captures_kv_update(config: VllmConfig) -> bool:
     )
 
 
+def _wraps_layers(config: VllmConfig) -> bool:
+    """Weights come from the host in a layer's ``forward``, which two halves of it would both call."""
+    offload = config.offload_config
+    prefetches = offload.offload_backend == "prefetch" or (
+        offload.offload_backend == "auto" and offload.prefetch.offload_group_size > 0
+    )
+    has_uva = is_uva_available() and not envs.VLLM_WEIGHT_OFFLOADING_DISABLE_UVA
+    return prefetches or (offload.uva.cpu_offload_gb > 0 and not has_uva)
+
+
 def _shares_experts(config: VllmConfig) -> bool:
     """Data-parallel ranks of such a model exchange tokens in each layer, by the counts of the step."""
     return config.parallel_config.data_parallel_size > 1 and config.model_config.is_moe
@@ -174,6 +188,10 @@ _REFUSED: tuple[tuple[str, Callable[[VllmConfig], bool]], ...] = (
     (
         "another encoder cache (ec-manager-config)",
         lambda c: c.ec_manager_config.encoder_cache_manager_cls is not None,
+    ),
+    (
+        "weights offloaded layer by layer (offload-group-size, or cpu-offload-gb without UVA)",
+        _wraps_layers,
     ),
     ("mm-encoder-only", _encodes_only),
     ("processed media in shared memory (mm-processor-cache-type shm)", _shares_processed_media),

@@ -204,6 +204,7 @@ def admit(
         params.extra_args = {**(params.extra_args or {}), **wire}
     if params is not None and _asks(params):
         _check_engine(vllm_config)
+        _check_whole(request)
         forms = [image.form for image in images]
         params.extra_args = {
             **(params.extra_args or {}),
@@ -260,12 +261,20 @@ def _check_engine(vllm_config: VllmConfig) -> None:
         )
 
 
+def _check_whole(request: EngineCoreRequest) -> None:
+    """A session's later part may have no image, and the engine would reduce what an earlier one brought."""
+    if request.resumable:
+        raise UnsupportedRequest(
+            "streaming input does not work with a budget below 1.0, which needs the whole prompt at once;"
+            " send it so, or ask for budget 1.0"
+        )
+
+
 def _check_features(request: EngineCoreRequest, params: SamplingParams) -> None:
     excluded = {
         "prompt_logprobs": params.prompt_logprobs is not None,
         "prompt_logprob_token_ids": params.prompt_logprob_token_ids is not None,
         "prompt embeddings": request.prompt_embeds is not None,
-        "streaming input": request.resumable,
     }
     for feature, asked in excluded.items():
         if asked:

@@ -11,8 +11,14 @@ from itertools import zip_longest
 from typing import Any
 
 from vllm.utils.math_utils import cdiv
+from vllm.v1.core.block_pool import BlockPool
 from vllm.v1.core.kv_cache_coordinator import KVCacheCoordinator
-from vllm.v1.core.kv_cache_utils import BlockHash, KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.core.kv_cache_utils import (
+    BlockHash,
+    BlockHashWithGroupId,
+    KVCacheBlock,
+    make_block_hash_with_group_id,
+)
 from vllm.v1.core.single_type_kv_cache_manager import (
     FullAttentionManager,
 )
@@ -49,6 +55,8 @@ class BandManager(FullAttentionManager):
     """What it keeps is what the band stores."""
     idle: Idle
     """Of all bands together."""
+    untold: set[BlockHashWithGroupId]
+    """Names of ours that blocks of any band have, where events tell of blocks."""
     fresh: set[int]
     """Blocks that were named in this step: what they hold is computed when it runs."""
 
@@ -57,11 +65,13 @@ class BandManager(FullAttentionManager):
         reduced: Mapping[str, ReducedRequest],
         bands: Sequence["BandManager"],
         idle: Idle,
+        untold: set[BlockHashWithGroupId],
     ) -> None:
         assert isinstance(self.kv_cache_spec, BandSpec)
         self.reduced = reduced
         self.bands = bands
         self.idle = idle
+        self.untold = untold
         self.first_layer = self.kv_cache_spec.first_layer
         self.fresh = set()
 
@@ -174,21 +184,22 @@ class BandManager(FullAttentionManager):
         for number in range(cached, full):
             name = names.name(number, self.first_layer, self.block_size)
             assert name is not None, "computed tokens are known"
-            self._register(name, request_id, number)
+            reached = names.reduced.reached_with((number + 1) * self.block_size, self.first_layer)
+            self._register(name, request_id, number, min(reached, num_tokens))
         self.num_cached_block[request_id] = max(cached, full)
         for position in marks:
             number, rest = divmod(self.stored_tokens(request_id, position), self.block_size)
             if rest:
-                self._register(names.name_at(position, number), request_id, number)
+                self._register(names.name_at(position, number), request_id, number, position)
 
-    def _register(self, name: BlockHash, request_id: str, number: int) -> None:
+    def _register(self, name: BlockHash, request_id: str, number: int, position: int) -> None:
+        """``position``: of the prompt, up to which the band is stored with this block."""
         block = self.req_to_blocks[request_id][number]
         self.fresh.add(block.block_id)
-        self.block_pool._insert_block_hash(
-            make_block_hash_with_group_id(name, self.kv_cache_group_id),
-            block,
-            num_tokens=(number + 1) * self.block_size,
-        )
+        own = make_block_hash_with_group_id(name, self.kv_cache_group_id)
+        if self.block_pool.enable_kv_cache_events:
+            self.untold.add(own)
+        self.block_pool._insert_block_hash(own, block, num_tokens=position)
 
     def held_for(self, names: BlockNames, most: int) -> tuple[list[KVCacheBlock], int]:
         """(cached blocks of a local request from its first on, positions up to ``most`` that they reach)."""
@@ -245,10 +256,23 @@ def bind_bands(
             "the scheduler's process did not load VTR's plugin, so vLLM manages its"
             " KV bands as ordinary groups; name vtr in VLLM_PLUGINS, or unset it"
         )
-    idle = Idle()
+    idle, untold = Idle(), set[BlockHashWithGroupId]()
     for band in bands:
-        band.bind(reduced, bands, idle)
+        band.bind(reduced, bands, idle, untold)
+    if bands:
+        _tell_nothing_of(untold, bands[0].block_pool)
     return bands
+
+
+def _tell_nothing_of(untold: set[BlockHashWithGroupId], pool: BlockPool) -> None:
+    """Who was never told that a block is stored is not told either that it went."""
+    emit = pool._emit_block_removed_events
+
+    def emit_others(block_hashes: list[BlockHashWithGroupId]) -> None:
+        emit([known for known in block_hashes if known not in untold])
+        untold.difference_update(block_hashes)
+
+    pool._emit_block_removed_events = emit_others
 
 
 def register_band_spec() -> None:

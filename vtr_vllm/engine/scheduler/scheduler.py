@@ -20,6 +20,7 @@ from vtr_vllm.engine.scheduler.block_names import BlockNames, signature
 from vtr_vllm.engine.scheduler.idle_bands import skip_idle_bands
 from vtr_vllm.engine.scheduler.kv_bands import bind_bands
 from vtr_vllm.engine.scheduler.local_hits import follow_local_requests
+from vtr_vllm.engine.scheduler.more_urgent import MoreUrgent
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import ReducedRequest
 
@@ -34,8 +35,6 @@ class Scheduler(AsyncScheduler):
         super().__init__(*args, **kwargs)
         self._layer_bands = LayerBands.of(self.vllm_config)
         self.reduced: dict[str, ReducedRequest] = {}
-        self._held_back: list[Request] = []
-        """Out of the queue for this step, behind a range that waits."""
         coordinator = self.kv_cache_manager.coordinator
         bands = bind_bands(coordinator, self.reduced)
         follow_local_requests(coordinator, bands)
@@ -95,13 +94,11 @@ class Scheduler(AsyncScheduler):
         """vLLM's; where a part waits, nobody is admitted (``_admit_nobody_before``)."""
         if self.policy == SchedulingPolicy.PRIORITY:
             self._run_in_order_of_urgency()
-        pause = self._pause_state
+        pause, queue = self._pause_state, self.waiting
         try:
             return super().schedule(throttle_prefills)
         finally:
-            self._pause_state = pause
-            self.waiting.prepend_requests(self._held_back)
-            self._held_back.clear()
+            self._pause_state, self.waiting = pause, queue
 
     def _run_in_order_of_urgency(self) -> None:
         """Let whom vLLM preempts stand last: the least urgent request, which then has nothing in this step.
@@ -175,8 +172,6 @@ class Scheduler(AsyncScheduler):
         if self._pause_state != PauseState.UNPAUSED:
             return
         if self.policy == SchedulingPolicy.PRIORITY:
-            behind = [other for other in self.waiting if other.priority >= waiting.priority]
-            self.waiting.remove_requests(behind)
-            self._held_back += behind
+            self.waiting = MoreUrgent(self.waiting, waiting.priority)
         else:
             self._pause_state = PauseState.PAUSED_NEW

@@ -100,7 +100,7 @@ def build_step(
             seq_lens_cpu_upper_bound=torch.from_numpy(segment.seq_len.astype(np.int32)),
             num_reqs=len(segment.seq_len),
             num_actual_tokens=segment.num_rows,
-            max_query_len=int(segment.query_len.max()),
+            max_query_len=_longest(segment.query_len),
             max_seq_len=int(segment.seq_len.max()),
             block_table_tensor=bands.tables[segment.band],
             slot_mapping=slot_mapping,
@@ -117,6 +117,16 @@ def build_step(
             step.metadata[name] = built[id(group)]
             step.slots[name] = slot_mapping
     return step
+
+
+def _longest(query_len: np.ndarray) -> int:
+    """A bound on the rows of a request, ``query_len`` int [requests].
+
+    FlashAttention 2 takes a batch of at most one row each for one of exactly one row each, and folds the
+    heads of a group into rows: where a request has none left it must not be told so.
+    """
+    longest = int(query_len.max())
+    return longest if query_len.all() else max(2, longest)
 
 
 def _uncaptured(metadata: Any) -> Any:

@@ -27,8 +27,11 @@ def halves_of(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
     """(up to attention, behind it), which share the weights of ``layer`` and are called as it is.
 
     The first gives what attention gives [rows, heads * head_dim] and the residual stream [rows, hidden];
-    the second takes the same, of any of these rows, as its hidden states and its residual.
+    the second takes the same, of any of these rows, as its hidden states and its residual. Raises
+    ValueError for a layer whose ``forward`` somebody wrapped: that would run all of it.
     """
+    if "forward" in vars(layer):
+        raise ValueError("a layer with a forward of its own has no halves")
     attention, norm = _attention_name(layer), _name(layer, NORMS)
     block = layer.get_submodule(attention)
     projection = _name(block, PROJECTIONS)

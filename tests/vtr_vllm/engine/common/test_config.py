@@ -4,9 +4,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from vllm.config import CompilationMode, CUDAGraphMode, VllmConfig
+from transformers import LlamaConfig, Qwen2_5_VLTextConfig
+from vllm.config import CompilationMode, CUDAGraphMode, OffloadConfig, VllmConfig
 from vllm.v1.core import kv_cache_utils
 
+from vtr_vllm.engine.common import config as config_module
 from vtr_vllm.engine.common.band_spec import BandSpec
 from vtr_vllm.engine.common.config import (
     SCHEDULER_CLS,
@@ -20,6 +22,7 @@ from vtr_vllm.engine.common.config import (
 )
 from vtr_vllm.engine.scheduler.kv_bands import register_band_spec
 from vtr_vllm.errors import ConfigurationError, UnsupportedModel
+from vtr_vllm.schedules import ModelGeometry
 
 LAYER_COUNTS = range(1, 129)
 
@@ -225,6 +228,7 @@ def config():
             ),
         ),
         ec_manager_config=SimpleNamespace(encoder_cache_manager_cls=None),
+        offload_config=OffloadConfig(),
         cache_config=SimpleNamespace(
             cache_dtype="auto", kv_cache_dtype_skip_layers=[], kv_sharing_fast_prefill=False
         ),
@@ -246,6 +250,19 @@ def test_an_ordinary_configuration_passes():
     without_images = config()
     without_images.model_config.multimodal_config = None
     check_vllm_config(without_images)
+
+
+def test_weights_may_be_offloaded_where_a_layers_forward_stays(monkeypatch):
+    changed = config()
+    changed.offload_config = OffloadConfig(uva={"cpu_offload_gb": 4})
+    monkeypatch.setattr(config_module, "is_uva_available", lambda: True)
+    check_vllm_config(changed)
+    monkeypatch.setattr(config_module, "is_uva_available", lambda: False)
+    with pytest.raises(ConfigurationError, match="weights offloaded layer by layer"):
+        check_vllm_config(changed)
+    changed.offload_config = OffloadConfig(prefetch={"offload_group_size": 8})
+    with pytest.raises(ConfigurationError, match="weights offloaded layer by layer"):
+        check_vllm_config(changed)
 
 
 def test_engines_side_by_side_share_experts_only_where_there_are_any():
@@ -400,20 +417,16 @@ def test_active_with_our_scheduler_only():
 
 
 def test_geometry_comes_from_the_text_configuration():
-    text = {
-        "num_hidden_layers": 12,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-    }
-
-    def of(given):
-        text_config = SimpleNamespace(to_dict=lambda: given)
+    def of(text_config):
         return model_geometry(
             SimpleNamespace(model_config=SimpleNamespace(hf_text_config=text_config))
         )
 
-    assert (of(text).layers, of(text).kv_heads, of(text).head_dim) == (12, 2, 16)
+    for text_config in (
+        LlamaConfig(num_hidden_layers=12, hidden_size=64, num_attention_heads=4),
+        Qwen2_5_VLTextConfig(num_hidden_layers=12, num_key_value_heads=2),
+    ):
+        assert of(text_config) == ModelGeometry.from_config(text_config.to_dict())
+        assert of(text_config).layers == 12
     with pytest.raises(UnsupportedModel, match="num_hidden_layers"):
-        of({"hidden_size": 64})
+        of(SimpleNamespace(hidden_size=64))

@@ -29,14 +29,9 @@ ASKED = {"vtr_keep": KEEP, "vtr_rules": ["last", "previous"]}
 PLAN = make_plan(KEEP, [RankRule.parse("last"), RankRule.parse("previous")], 4)
 
 
-class TextConfig:
-    def to_dict(self):
-        return {
-            "num_hidden_layers": 4,
-            "hidden_size": 8,
-            "intermediate_size": 16,
-            "num_attention_heads": 2,
-        }
+TEXT_CONFIG = SimpleNamespace(
+    num_hidden_layers=4, hidden_size=8, intermediate_size=16, num_attention_heads=2
+)
 
 
 def config(tower="clip_vision_model", enable_mm_embeds=False, **scheduler):
@@ -53,7 +48,7 @@ def config(tower="clip_vision_model", enable_mm_embeds=False, **scheduler):
         scheduler_config=SimpleNamespace(**(limits | scheduler)),
         model_config=SimpleNamespace(
             architecture="LlavaForConditionalGeneration",
-            hf_text_config=TextConfig(),
+            hf_text_config=TEXT_CONFIG,
             hf_config=SimpleNamespace(vision_config=vision),
             multimodal_config=SimpleNamespace(enable_mm_embeds=enable_mm_embeds),
         ),
@@ -118,7 +113,6 @@ EXCLUDED = [
     ("prompt_logprobs", {"params": {"prompt_logprobs": 0}}),
     ("prompt_logprob_token_ids", {"params": {"prompt_logprob_token_ids": [[1]] * 10}}),
     ("prompt embeddings", {"prompt_embeds": torch.zeros(10, 8)}),
-    ("streaming input", {"resumable": True}),
 ]
 
 
@@ -129,6 +123,15 @@ def test_excluded_features_are_refused_on_reduced_requests_only(feature, changes
     assert admit(request(None, **changes), config()).plan is None
     full = {"vtr_keep": [1.0] * 4, "vtr_rules": []}
     assert admit(request(full, **changes), config()).plan is None
+
+
+@pytest.mark.parametrize("images", [((2, 4),), ()], ids=["with-an-image", "of-an-earlier-part"])
+def test_streaming_input_has_full_budget(images):
+    with pytest.raises(
+        UnsupportedRequest, match="streaming input does not work with a budget below"
+    ):
+        admit(request(images=images, resumable=True), config())
+    assert admit(request(None, images=images, resumable=True), config()).plan is None
 
 
 def test_several_answers_leave_no_trace():

@@ -181,6 +181,26 @@ def test_any_step(config, requests, one_more, bands):
     check([*requests, one_more], bands, TritonAttentionBackend, config)
 
 
+def test_no_request_without_rows_is_told_to_have_one(config):
+    """FlashAttention 2 takes a longest query of one row for a batch of exactly one row each."""
+    keep = [1.0] * 3 + [0.0] * (LAYERS - 3)
+    frames = request_of([range(4, 8), range(8, 12)], 30, keep, ["diverse"], local=True)
+    requests = [StepRequest(4, 8, frames), StepRequest(60, 1, None)]
+    plan = plan_batch(requests, LAYERS, (0,))
+    made = []
+
+    class Group:
+        layer_names = NAMES
+
+        @staticmethod
+        def build_metadata(common, **how):
+            starts = common.query_start_loc_cpu.diff().tolist()
+            made.append((starts, common.max_query_len))
+
+    build_step(plan, tables_of((0,), len(requests)), NAMES, [[Group]])
+    assert made == [([8, 1], 8), ([0, 1], 2)]
+
+
 def test_flash_attention_3_keeps_one_plan_a_builder(config, monkeypatch):
     """Why nothing is planned ahead: the plan of a segment would be gone once the next is built."""
     monkeypatch.setattr(flash_attn, "get_flash_attn_version", lambda *a, **k: 3)

@@ -36,6 +36,14 @@ def class_of(path: str) -> Any:
     return getattr(import_module(f"vllm.model_executor.models.{module}"), name)
 
 
+def test_a_layer_with_a_wrapped_forward_has_no_halves() -> None:
+    """As vLLM's offloaders wrap it: both halves would run the whole layer."""
+    layer = nn.Module()
+    layer.forward = lambda *rows: rows
+    with pytest.raises(ValueError, match="forward of its own"):
+        halves_of(layer)
+
+
 class Norm(nn.Module):
     """A norm of vLLM's: with a residual it adds first, and gives both."""
 
