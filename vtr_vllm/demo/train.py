@@ -290,7 +290,11 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     trainer = Trainer(Recipe(), arguments.work)
-    if arguments.talk is not None and trainer.progress.phase < 3:
+    if arguments.talk is not None:
+        if trainer.progress.phase == 3:
+            parser.error(
+                f"phase 3 has begun in {trainer.state_file}; leave --talk out to go on, or remove the file"
+            )
         trainer.begin_talk(arguments.talk)
     print(json.dumps({"parameters": count_parameters(trainer.model)}), flush=True)
     with Crew(trainer.model, trainer.recipe.shards) as crew:

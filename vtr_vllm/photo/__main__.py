@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import torch
 
+from vtr_vllm.errors import VTRError
 from vtr_vllm.photo.delta import DELTA, add_delta
 from vtr_vllm.photo.model import assemble
 
 
-def main() -> None:
-    """Read the folders from the command line, fetch what is missing, and write."""
+def main() -> int:
+    """Read the folders from the command line, fetch what is missing, and write; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m vtr_vllm.photo",
         description="Put the photo model together out of two packages on PyPI and what was trained.",
@@ -37,13 +39,18 @@ def main() -> None:
             f"there is nothing trained at {options.delta}; run `make photo-training` and name its"
             " delta.safetensors by --delta, or give --untrained"
         )
-    model, processor = assemble(options.parts)
-    if not options.untrained:
-        add_delta(model, options.delta)
-    model.to(torch.bfloat16).save_pretrained(options.folder)
-    processor.save_pretrained(options.folder)
+    try:
+        model, processor = assemble(options.parts)
+        if not options.untrained:
+            add_delta(model, options.delta)
+        model.to(torch.bfloat16).save_pretrained(options.folder)
+        processor.save_pretrained(options.folder)
+    except (VTRError, OSError) as err:
+        print(f"photo: {err}", file=sys.stderr)
+        return 1
     print(f"vtr serve {options.folder}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

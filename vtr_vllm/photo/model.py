@@ -17,8 +17,8 @@ from transformers import (
 )
 
 from vtr_vllm.photo.language import read_language
-from vtr_vllm.photo.parts import LANGUAGE, TOWER, fetch
-from vtr_vllm.photo.tower import MEAN, PATCH, SIDE, STD, read_tower
+from vtr_vllm.photo.parts import LANGUAGE, PATCH, SIDE, TOWER, fetch
+from vtr_vllm.photo.tower import MEAN, STD, read_tower
 
 __all__ = ["TEMPLATE", "TOKENS", "assemble", "build_processor"]
 

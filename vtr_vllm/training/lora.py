@@ -1,4 +1,4 @@
-"""LoRA on the decoder while its ATP modules are trained, through peft."""
+"""LoRA on a decoder while modules, registers or a projector are trained with it, through peft."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def check() -> None:
     """Refuse where peft is not installed; raises ConfigurationError."""
     if importlib.util.find_spec("peft") is None:
         raise ConfigurationError(
-            "--lora needs the package peft, which is not installed; pip install 'vtr-vllm[train]', or"
+            "--lora needs the package peft, which is not installed; pip install '.[train]', or"
             " leave --lora out and train the modules alone"
         )
 

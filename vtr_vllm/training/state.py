@@ -19,11 +19,11 @@ __all__ = ["STATE", "load_state", "save_state", "save_tensors"]
 STATE = "training.pt"
 
 
-def save_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
     """Write a safetensors file at once or not at all."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with whole_file_of_bytes(path) as file:
-        file.write(save(plain, metadata={"format": "pt"}))
+        file.write(save(plain, metadata={"format": "pt", **metadata}))
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

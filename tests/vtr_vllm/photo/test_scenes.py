@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from vtr_vllm.photo.parts import PATCH, SIDE
 from vtr_vllm.photo.scenes import CELLS, SPLITS, Scene, names, place_of, scene
-from vtr_vllm.photo.tower import PATCH, SIDE
 
 PLACES = [
     f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "x", "right")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
-from vtr_vllm.photo.parts import TOWER, fetch
-from vtr_vllm.photo.tower import LAYERS, SIDE, read_tower
+from vtr_vllm.photo.parts import SIDE, TOWER, fetch
+from vtr_vllm.photo.tower import LAYERS, read_tower
 
 pytestmark = pytest.mark.origins
 FOLDER = Path("build/photo-parts")

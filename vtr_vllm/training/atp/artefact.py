@@ -29,8 +29,8 @@ SCHEMA_VERSION = 1
 WEIGHTS, FACTS, LORA = "atp.safetensors", "atp.json", "lora.safetensors"
 
 _KEYS = (
-    *("schema_version", "fingerprint", "geometry", "grid", "layers", "shape", "n_min", "target"),
-    *("lora", "data", "options", "losses", "scores"),
+    *("schema_version", "checkpoint", "fingerprint", "geometry", "grid", "layers", "shape"),
+    *("n_min", "target", "lora", "data", "options", "losses", "scores"),
 )
 
 
@@ -59,14 +59,22 @@ class Artefact:
         rows, columns = self.facts["grid"]
         return rows, columns
 
-    def check_fits(self, geometry: ModelGeometry, grid: tuple[int, int]) -> None:
-        """Raise GeometryMismatch unless the modules were trained for such a model."""
+    def check_fits(
+        self, geometry: ModelGeometry, grid: tuple[int, int], checkpoint: str | None
+    ) -> None:
+        """Raise GeometryMismatch unless the modules were trained for such a model, ConfigurationError
+        unless for this one: they read its hidden states, which other weights of its form do not have."""
         theirs = f"{geometry.fingerprint} and {grid[0]} x {grid[1]} vision tokens"
         ours = f"{self.facts['fingerprint']} and {self.grid[0]} x {self.grid[1]} vision tokens"
         if ours != theirs:
             raise GeometryMismatch(
                 f"{self.folder / FACTS} was trained for {ours}, the model has {theirs}; train for this"
                 " model"
+            )
+        if self.facts["checkpoint"] != checkpoint:
+            raise ConfigurationError(
+                f"{self.folder / FACTS} was trained on checkpoint {self.facts['checkpoint']}, and the model"
+                f" is {checkpoint}; name the model of the training, or train for this one"
             )
 
     def save(self) -> None:
@@ -97,11 +105,16 @@ class Artefact:
 
 
 def describe(
-    geometry: ModelGeometry, grid: tuple[int, int], modules: AtpModules, **more: Any
+    checkpoint: str | None,
+    geometry: ModelGeometry,
+    grid: tuple[int, int],
+    modules: AtpModules,
+    **more: Any,
 ) -> dict[str, Any]:
     """What atp.json holds."""
     facts = {
         "schema_version": SCHEMA_VERSION,
+        "checkpoint": checkpoint,
         "fingerprint": geometry.fingerprint,
         "geometry": geometry.to_dict(),
         "grid": list(grid),

@@ -84,8 +84,8 @@ class Reference:
     """A LLaVA with trained modules."""
 
     def __init__(self, llava: Llava, artefact: Artefact) -> None:
-        """Raises GeometryMismatch for modules of another model, ConfigurationError without their LoRA."""
-        artefact.check_fits(llava.geometry, llava.grid)
+        """Raises GeometryMismatch and ConfigurationError for modules of another model, or without their LoRA."""
+        artefact.check_fits(llava.geometry, llava.grid, llava.checkpoint)
         if artefact.facts["lora"] is not None:
             lora.load(llava.decoder, int(artefact.facts["lora"]), artefact.folder / LORA)
         self.llava, self.artefact = llava, artefact

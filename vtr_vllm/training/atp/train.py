@@ -79,6 +79,7 @@ class AtpTraining(Training[AtpOptions, Artefact]):
         options = self.options
         found = list(outcomes(self.llava, self.modules, self.heldout, options.n_min, options.batch))
         facts = describe(
+            self.llava.checkpoint,
             self.llava.geometry,
             self.llava.grid,
             self.modules,

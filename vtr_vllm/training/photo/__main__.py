@@ -4,53 +4,65 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
+from vtr_vllm.command_line import Parser
+from vtr_vllm.errors import VTRError
+from vtr_vllm.photo.delta import DELTA, PARTS
 from vtr_vllm.photo.model import TOKENS, assemble
 from vtr_vllm.photo.parts import fetch_art
+from vtr_vllm.search.session import lock
 from vtr_vllm.training.photo.packing import pack
 from vtr_vllm.training.photo.pictures import Features, Picture, digest, photographs, scenes
 from vtr_vllm.training.photo.train import Recipe, Trainer
+from vtr_vllm.training.state import save_tensors
+from vtr_vllm.training.stop import STOPPED, Stop
 
 
-def main() -> None:
-    """Read the command line and train."""
+def main() -> int:
+    """Read the command line and train; returns the exit code, 0 at the training's end."""
     options = _options()
     torch.set_num_threads(options.threads)
-    options.work.mkdir(parents=True, exist_ok=True)
+    try:
+        with lock(options.work):
+            return _train(options)
+    except (VTRError, OSError) as err:
+        print(f"photo training: {err}", file=sys.stderr)
+        return 1
+
+
+def _train(options: argparse.Namespace) -> int:
+    tests = photographs(options.tests, "photograph") if options.tests else []
     model, processor = assemble(options.parts)
     art = fetch_art(options.parts)
     pictures = scenes(art, "train", options.scenes)
     if options.photographs:
         pictures += photographs(options.photographs, "photograph")
     features = _features(options.work, model, pictures)
-    for done in features.fill(model, processor, pictures):
-        if done % 200 == 0:
-            print(f"tower: {done} of {len(pictures)} pictures", flush=True)
-    trainer = Trainer(
-        model, processor, pictures, features, Recipe(steps=options.steps), options.work
-    )
-    ended: list[int] = []
-    signal.signal(signal.SIGTERM, lambda *_: ended.append(1))
-    signal.signal(signal.SIGINT, lambda *_: ended.append(1))
-    finished = trainer.run(lambda: bool(ended), lambda line: print(line, flush=True))
-    delta = {
-        name: value.to(torch.bfloat16).contiguous() for name, value in trainer.weights().items()
-    }
-    save_file(delta, options.work / "delta.safetensors", {"format": "pt"})
-    if finished or options.score_now:
-        for split in ("test", "test-unseen"):
-            _score(trainer, split, scenes(art, split, options.score), options.work)
-        if options.tests:
-            found = photographs(options.tests, "photograph")[: options.score]
-            _score(trainer, "photographs", found, options.work)
+    with Stop() as stop:
+        for done in features.fill(model, processor, pictures):
+            if done % 200 == 0:
+                print(f"tower: {done} of {len(pictures)} pictures", flush=True)
+            if stop():
+                return STOPPED + int(stop.signal or 0)
+        recipe = Recipe(steps=options.steps)
+        trainer = Trainer(model, processor, pictures, features, recipe, options.work)
+        if not trainer.run(stop, lambda line: print(line, flush=True)):
+            print(f"stopped at step {trainer.step}; the same command goes on from here", flush=True)
+            return STOPPED + int(stop.signal or 0)
+    delta = {name: value.to(torch.bfloat16) for name, value in trainer.weights().items()}
+    save_tensors(options.work / DELTA.name, delta, parts=PARTS)
+    for split in ("test", "test-unseen"):
+        _score(trainer, split, scenes(art, split, options.score), options.work)
+    if tests:
+        _score(trainer, "photographs", tests[: options.score], options.work)
+    return 0
 
 
 def _score(trainer: Trainer, name: str, pictures: Sequence[Picture], work: Path) -> None:
@@ -77,23 +89,29 @@ def _score(trainer: Trainer, name: str, pictures: Sequence[Picture], work: Path)
 def _features(work: Path, model: Any, pictures: Sequence[Picture]) -> Features:
     """Those of these pictures, and of no others that lie in the same folder."""
     width = model.config.vision_config.hidden_size
-    name = digest(pictures, model.model.vision_tower)[:16]
-    return Features(work / f"{name}.features", len(pictures), TOKENS, width)
+    return Features(work / f"{digest(pictures)[:16]}.features", len(pictures), TOKENS, width)
 
 
 def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m vtr_vllm.training.photo", description=__doc__)
-    parser.add_argument("--parts", type=Path, default=Path("build/photo-parts"))
-    parser.add_argument("--work", type=Path, default=Path("build/photo-training"))
-    parser.add_argument("--scenes", type=int, default=2000, help="scenes to train on")
-    parser.add_argument("--photographs", type=Path, help="JSON Lines: image, question, answers")
-    parser.add_argument("--tests", type=Path, help="the same, to score")
-    parser.add_argument("--score", type=int, default=100, help="pictures of each split to score")
-    parser.add_argument("--score-now", action="store_true", help="score before the end, too")
-    parser.add_argument("--steps", type=int, default=Recipe.steps)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser = Parser(prog="python -m vtr_vllm.training.photo", description=__doc__)
+    add = parser.add_argument
+    add("--parts", type=Path, default=Path("build/photo-parts"))
+    add("--work", type=Path, default=Path("build/photo-training"))
+    add("--scenes", type=_count, default=2000, help="scenes to train on (default: 2000)")
+    add("--photographs", type=Path, help="JSON Lines: image, question, answers")
+    add("--tests", type=Path, help="the same, to score")
+    add("--score", type=_count, default=100, help="pictures of each split to score (default: 100)")
+    add("--steps", type=_count, default=Recipe.steps, help=f"(default: {Recipe.steps})")
+    add("--threads", type=_count, default=torch.get_num_threads())
     return parser.parse_args()
 
 
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,20 +6,25 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
+from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.image_files import decode_rgb
+from vtr_vllm.photo.delta import PARTS
+from vtr_vllm.photo.parts import ART
 from vtr_vllm.photo.scenes import Thing, scene
 
 __all__ = ["Features", "Picture", "Question", "digest", "photographs", "scenes"]
 
 _AT_ONCE = 8  # pictures through the tower
+_LOOKED_AT = 16  # pictures whose pixels are in a digest
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Picture:
 
     load: Callable[[], Image.Image]
     questions: tuple[Question, ...]
+    name: str
+    """Which it is; of a file a digest of its bytes."""
     things: tuple[Thing, ...] = ()
     """What stands where; of scenes only."""
 
@@ -47,7 +54,9 @@ def scenes(art: Path, split: str, count: int) -> list[Picture]:
     def picture(number: int) -> Picture:
         found = scene(art, split, number)
         questions = tuple(Question(*asked) for asked in found.questions)
-        return Picture(lambda: scene(art, split, number).image, questions, found.things)
+        return Picture(
+            lambda: scene(art, split, number).image, questions, f"{split} {number}", found.things
+        )
 
     return [picture(number) for number in range(count)]
 
@@ -55,31 +64,53 @@ def scenes(art: Path, split: str, count: int) -> list[Picture]:
 def photographs(path: Path, kind: str) -> list[Picture]:
     """Return the pictures of a file of JSON Lines with ``image``, ``question`` and ``answers``.
 
-    Several answers to one question are said one after another; words are joined by spaces.
+    Several answers to one question are said one after another, words joined by spaces; of an item with a
+    ``metric``, as searches read them, answers are alternatives, and the first is said. Raises
+    ConfigurationError.
     """
     asked: dict[str, list[Question]] = {}
-    for line in path.read_text().splitlines():
+    for number, line in enumerate(path.read_text().splitlines(), 1):
+        image, question = _read(line, f"{path}, line {number}", kind)
+        asked.setdefault(image, []).append(question)
+    found = []
+    for name, questions in sorted(asked.items()):
+        encoded = (path.parent / name).read_bytes()
+        load = partial(_decode, path.parent / name)
+        found.append(Picture(load, tuple(questions), hashlib.sha256(encoded).hexdigest()))
+    return found
+
+
+def _read(line: str, place: str, kind: str) -> tuple[str, Question]:
+    try:
         item = json.loads(line)
-        answer = ", ".join(item["answers"]).replace("_", " ")
-        text = item["question"].replace("_", " ")
-        asked.setdefault(item["image"], []).append(Question(kind, text, answer))
+        image, text, answers = item["image"], item["question"], item["answers"]
+        texts = [image, text, *answers]
+        if isinstance(answers, str) or not answers or not all(isinstance(t, str) for t in texts):
+            raise TypeError("answers are a list of at least one text, all else is text")
+    except (ValueError, KeyError, TypeError) as err:
+        raise ConfigurationError(
+            f"{place}: not an object with image, question and answers ({type(err).__name__}: {err})"
+        ) from err
+    said = answers[0] if "metric" in item else ", ".join(answers)
+    return image, Question(kind, text.replace("_", " "), said.replace("_", " "))
 
-    def loader(name: str) -> Callable[[], Image.Image]:
-        return lambda: decode_rgb((path.parent / name).read_bytes())
 
-    return [Picture(loader(name), tuple(questions)) for name, questions in sorted(asked.items())]
+def _decode(path: Path) -> Image.Image:
+    return decode_rgb(path.read_bytes())
 
 
-def digest(pictures: Sequence[Picture], tower: nn.Module) -> str:
-    """SHA-256 over all that is asked and shown where, in order, and over the tower, in hex.
+def digest(pictures: Sequence[Picture]) -> str:
+    """SHA-256 over what is asked about which pictures, in order, and over what they and the model are made of.
 
-    Pixels are not looked at.
+    Of a few pictures the pixels are read too, so that scenes drawn by other code are others.
     """
-    told = [[[astuple(q) for q in p.questions], [astuple(t) for t in p.things]] for p in pictures]
-    found = hashlib.sha256(json.dumps(told).encode())
-    for name, weight in sorted(tower.state_dict().items()):
-        found.update(name.encode())
-        found.update(weight.float().cpu().numpy().tobytes())
+    told = [
+        [p.name, [astuple(q) for q in p.questions], [astuple(t) for t in p.things]]
+        for p in pictures
+    ]
+    found = hashlib.sha256(json.dumps([PARTS, ART.sha256, told]).encode())
+    for picture in pictures[:: max(1, len(pictures) // _LOOKED_AT)]:
+        found.update(picture.load().tobytes())
     return found.hexdigest()
 
 

@@ -39,12 +39,12 @@ class Recipe:
     naming_steps: int = 1500
     naming_pictures: int = 16
     naming_rate: float = 1e-3
-    steps: int = 1400
+    steps: int = 1000
     pictures: int = 2
     """Of a step of phase 2."""
-    scene_steps: int = 500
+    scene_steps: int = 400
     """Of phase 2, the first: scenes alone."""
-    thinned_steps: int = 1000
+    thinned_steps: int = 750
     """Of phase 2, the first: a random half of a picture's vision tokens, to see more pictures."""
     warm_up: int = 20
     projector_rate: float = 1e-4
@@ -74,7 +74,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         lora.add(self.decoder, recipe.rank)
         self.projector.requires_grad_(True)
-        self._asked = asdict(recipe) | {"data": digest(pictures, model.model.vision_tower)}
+        self._asked = asdict(recipe) | {"data": digest(pictures)}
         state = load_state(folder, self._asked)
         self.phase: int = 1 if state is None else state["phase"]
         self.step: int = 0 if state is None else state["step"]
@@ -115,7 +115,8 @@ class Trainer:
 
     def run(self, stopped: Callable[[], bool], say: Callable[[str], None]) -> bool:
         """Train to the end, or until ``stopped``; returns whether it is the end."""
-        recipe, saved, began, sums = self.recipe, time.monotonic(), time.monotonic(), []
+        recipe, saved, began = self.recipe, time.monotonic(), time.monotonic()
+        sums: list[float] = []
         while not stopped():
             last = recipe.naming_steps if self.phase == 1 else recipe.steps
             if self.step == last:
@@ -125,6 +126,7 @@ class Trainer:
                 self.phase, self.step = 2, 0
                 self.optimizer = self._optimizer()
                 self.save()
+                began, sums = time.monotonic(), []
                 continue
             self._set_rates(last)
             loss = self._name() if self.phase == 1 else self._ask()

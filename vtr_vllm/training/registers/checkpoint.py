@@ -18,7 +18,7 @@ from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule
 from vtr_vllm.schedules.keep_rates import mean
 from vtr_vllm.training.state import save_tensors
 
-__all__ = ["SCHEDULES", "schedules", "write"]
+__all__ = ["SCHEDULES", "halvings", "schedules", "write"]
 
 SCHEDULES = "schedules"
 """Folder of the schedules in the checkpoint's."""
@@ -65,14 +65,18 @@ def _write(model: Any, processor: Any, registers: Tensor, folder: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
-def schedules(
-    geometry: ModelGeometry, n_vision: int, registers: int, layer: int, elastic: bool
-) -> list[Schedule]:
-    """All tokens before ``layer``, then the registers: all of them, and where they are elastic each
-    halving of their number."""
+def halvings(registers: int) -> list[int]:
+    """Return the numbers of registers that elastic ones serve: all, half of them, and so on to one."""
     counts = [registers]
-    while elastic and counts[-1] > 1:
+    while counts[-1] > 1:
         counts.append(counts[-1] // 2)
+    return counts
+
+
+def schedules(
+    geometry: ModelGeometry, n_vision: int, registers: int, layer: int, counts: Sequence[int]
+) -> list[Schedule]:
+    """All tokens before ``layer``, then the first of the registers: for each of ``counts`` so many."""
     found = []
     for count in counts:
         rate = count / (n_vision + registers)

@@ -16,7 +16,7 @@ from vtr_vllm.training import lora
 from vtr_vllm.training.attention import Rows
 from vtr_vllm.training.llava import Example
 from vtr_vllm.training.loop import Training
-from vtr_vllm.training.registers.checkpoint import schedules, write
+from vtr_vllm.training.registers.checkpoint import halvings, schedules, write
 from vtr_vllm.training.registers.dropping import DroppingPass
 from vtr_vllm.training.registers.options import RegisterOptions
 
@@ -101,7 +101,8 @@ class RegisterTraining(Training[RegisterOptions, Trained]):
         options, llava = self.options, self.llava
         own = llava.grid[0] * llava.grid[1]
         sizes = own, options.registers, options.layer
-        found = schedules(llava.geometry, *sizes, options.elastic)
+        counts = halvings(options.registers) if options.elastic else [options.registers]
+        found = schedules(llava.geometry, *sizes, counts)
         scores: dict[str, Any] = {"n": len(self.heldout)}
         for schedule in found:
             count = int(str(schedule.parameters["registers"]))

@@ -20,7 +20,7 @@ GEOMETRY = ModelGeometry(12, 128, 320, 2, 2, 64)
 def artefact(tmp_path: Path) -> Artefact:
     modules = AtpModules((2, 5), Shape(state=8))
     none = dict.fromkeys(("lora", "data", "options", "losses", "scores"))
-    facts = describe(GEOMETRY, (12, 12), modules, n_min=2, target=0.25, **none)
+    facts = describe("c0ffee", GEOMETRY, (12, 12), modules, n_min=2, target=0.25, **none)
     made = Artefact(modules, facts, tmp_path)
     made.save()
     return made
@@ -32,9 +32,11 @@ def test_round_trip(artefact: Artefact) -> None:
     assert (found.n_min, found.grid, found.modules.layers) == (2, (12, 12), (2, 5))
     for name, tensor in artefact.modules.state_dict().items():
         assert torch.equal(found.modules.state_dict()[name], tensor), name
-    found.check_fits(GEOMETRY, (12, 12))
+    found.check_fits(GEOMETRY, (12, 12), "c0ffee")
     with pytest.raises(GeometryMismatch, match="24 x 24"):
-        found.check_fits(GEOMETRY, (24, 24))
+        found.check_fits(GEOMETRY, (24, 24), "c0ffee")
+    with pytest.raises(ConfigurationError, match="on checkpoint c0ffee, and the model is decaf;"):
+        found.check_fits(GEOMETRY, (12, 12), "decaf")
 
 
 @pytest.mark.parametrize(

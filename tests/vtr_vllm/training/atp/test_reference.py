@@ -20,7 +20,9 @@ from vtr_vllm.training.llava import Llava
 def trained(llava: Llava, modules: AtpModules, folder: Path, n_min: int = 1) -> Artefact:
     """The modules as a training leaves them."""
     none = dict.fromkeys(("lora", "data", "options", "losses", "scores"))
-    facts = describe(llava.geometry, llava.grid, modules, n_min=n_min, target=0.5, **none)
+    facts = describe(
+        llava.checkpoint, llava.geometry, llava.grid, modules, n_min=n_min, target=0.5, **none
+    )
     Artefact(modules, facts, folder).save()
     return Artefact.load(folder)
 

@@ -37,7 +37,7 @@ def _picture(seed: int, *asked: tuple[str, str]) -> Picture:
     generator = torch.Generator().manual_seed(seed)
     pixels = torch.randint(0, 256, (SIDE, SIDE, 3), dtype=torch.uint8, generator=generator)
     questions = tuple(Question("any", text, answer) for text, answer in asked)
-    return Picture(lambda: Image.fromarray(pixels.numpy()), questions)
+    return Picture(lambda: Image.fromarray(pixels.numpy()), questions, str(seed))
 
 
 @pytest.fixture(scope="session")

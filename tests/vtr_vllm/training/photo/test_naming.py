@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from vtr_vllm.photo.parts import PATCH, SIDE
 from vtr_vllm.photo.scenes import Thing
-from vtr_vllm.photo.tower import PATCH, SIDE
 from vtr_vllm.training.photo.naming import Naming
 from vtr_vllm.training.photo.pictures import Picture
 
@@ -45,7 +45,7 @@ def test_tokens_become_the_words_for_what_they_show() -> None:
     torch.manual_seed(0)
     table, words = torch.randn(40, HIDDEN), Words()
     shown = [things(name, cell) for cell, name in enumerate(NAMES * 3)]
-    pictures = [Picture(lambda: None, (), there) for there in shown]  # type: ignore[arg-type, return-value]
+    pictures = [Picture(lambda: None, (), "", there) for there in shown]  # type: ignore[arg-type, return-value]
     naming = Naming(words, table, pictures)
     projector = nn.Linear(WIDTH, HIDDEN)
     seen = [states(there) for there in shown]

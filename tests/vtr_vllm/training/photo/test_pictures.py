@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 
+from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.training.photo.pictures import Features, Picture, digest, photographs
 
 
@@ -42,9 +45,36 @@ def test_questions_of_a_photograph_are_gathered(tmp_path: Path) -> None:
     ]
 
 
-def test_other_questions_or_another_tower_have_another_digest(pictures: list[Picture]) -> None:
-    torch.manual_seed(0)
-    tower, other = torch.nn.Linear(2, 2), torch.nn.Linear(2, 2)
-    assert digest(pictures, tower) == digest(list(pictures), tower)
-    different = [(pictures, tower), (pictures[1:], tower), ([*pictures[1:], pictures[0]], tower)]
-    assert len({digest(*data) for data in [*different, (pictures, other)]}) == 4
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[",
+        "[]",
+        '{"image": "a.png", "question": "What?"}',
+        '{"image": "a.png", "question": "What?", "answers": "lamp"}',
+        '{"image": "a.png", "question": "What?", "answers": []}',
+        '{"image": "a.png", "question": 3, "answers": ["lamp"]}',
+    ],
+)
+def test_a_line_that_is_no_question_is_named(line: str, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"{line}\n")
+    with pytest.raises(ConfigurationError, match=r"data.jsonl, line 1: not an object with image"):
+        photographs(path, "room")
+
+
+def test_of_alternatives_the_first_is_said(tmp_path: Path) -> None:
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "a.png")
+    line = {"image": "a.png", "question": "Is it?", "answers": ["yes", "no"], "metric": "vqa"}
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(line))
+    (found,) = photographs(path, "room")
+    assert [q.answer for q in found.questions] == ["yes"]
+
+
+def test_what_changes_a_result_is_in_the_digest(pictures: list[Picture]) -> None:
+    other = [replace(pictures[0], name="another"), *pictures[1:]]
+    drawn = [replace(pictures[0], load=lambda: Image.new("RGB", (28, 28))), *pictures[1:]]
+    different = [pictures, pictures[1:], [*pictures[1:], pictures[0]], other, drawn]
+    assert digest(pictures) == digest(list(pictures))
+    assert len({digest(data) for data in different}) == len(different)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.photo.parts import PATCH
 from vtr_vllm.photo.scenes import Thing
-from vtr_vllm.photo.tower import PATCH
 from vtr_vllm.training.photo.pictures import Picture
 from vtr_vllm.training.photo.train import Recipe, Trainer
 
@@ -23,7 +23,7 @@ def make_trainer(
     make_tiny: Callable[[str], Any], pictures: list[Picture], tmp_path: Path
 ) -> Callable[..., Trainer]:
     named = [
-        Picture(p.load, p.questions, (Thing(f"thing {i}", 0, (0, 0, PATCH, PATCH)),))
+        Picture(p.load, p.questions, p.name, (Thing(f"thing {i}", 0, (0, 0, PATCH, PATCH)),))
         for i, p in enumerate(pictures)
     ]
     sizes = (name for name in "abcdefgh")

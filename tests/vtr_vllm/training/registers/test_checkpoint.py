@@ -8,14 +8,14 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 from tests.tiny import tiny_llava
 from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.training.registers import checkpoint
-from vtr_vllm.training.registers.checkpoint import schedules
+from vtr_vllm.training.registers.checkpoint import halvings, schedules
 
 GEOMETRY = ModelGeometry(32, 4096, 11008, 32, 32, 128)
 
 
 def test_the_papers_setting():
     """576 tokens and 8 registers, dropped before layer 3 of 32: .1076 of the tokens on the mean."""
-    (found,) = schedules(GEOMETRY, 576, 8, 3, elastic=False)
+    (found,) = schedules(GEOMETRY, 576, 8, 3, [8])
     assert found.name == "registers-8"
     assert found.is_local
     assert found.budget == found.mean_keep
@@ -28,7 +28,8 @@ def written(folder: Path, **values: Any) -> set[str]:
     """Names in ``folder`` behind a training that ended there."""
     source = tiny_llava(layers=6, vision_tokens=16)
     model = LlavaForConditionalGeneration.from_pretrained(source)
-    found = schedules(GEOMETRY, 16, values.pop("registers", 4), 3, elastic=False)
+    count = values.pop("registers", 4)
+    found = schedules(GEOMETRY, 16, count, 3, [count])
     checkpoint.write(
         model, AutoProcessor.from_pretrained(source), torch.zeros(4, 128), folder, found
     )
@@ -73,5 +74,5 @@ def test_a_write_that_fails_leaves_no_configuration_of_other_weights(
 
 
 def test_elastic_ones_halve():
-    found = schedules(GEOMETRY, 576, 12, 3, elastic=True)
+    found = schedules(GEOMETRY, 576, 12, 3, halvings(12))
     assert [schedule.counts(588)[-1] for schedule in found] == [12, 6, 3, 1]

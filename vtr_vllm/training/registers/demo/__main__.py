@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from vtr_vllm.demo.registers import DELTA
 from vtr_vllm.demo.registers.packing import pack
 from vtr_vllm.demo.shards import Crew
 from vtr_vllm.demo.splits import sample
-from vtr_vllm.training.registers.checkpoint import write
+from vtr_vllm.errors import VTRError
+from vtr_vllm.schedules import ModelGeometry
+from vtr_vllm.search.session import lock
+from vtr_vllm.training.registers.checkpoint import schedules, write
 from vtr_vllm.training.registers.demo.evaluate import (
     CONTROLS,
     control,
@@ -46,8 +50,8 @@ def report(
     return found
 
 
-def main() -> None:
-    """Train, score on 1,000 questions of each test split, and write a checkpoint."""
+def main() -> int:
+    """Train, score on 1,000 questions of each test split, and write a checkpoint; returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m vtr_vllm.training.registers.demo",
         description="Train the demo model's registers.",
@@ -70,6 +74,16 @@ def main() -> None:
         layer=asked.layer,
         steps=asked.steps,
     )
+    try:
+        with lock(asked.work):
+            _train(recipe, asked)
+    except (VTRError, OSError) as err:
+        print(f"registers: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _train(recipe: Recipe, asked: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     trainer = Trainer(recipe, asked.start, asked.work)
     model = trainer.model
@@ -77,9 +91,13 @@ def main() -> None:
         trainer.run(crew)
     torch.set_num_threads(recipe.shards)
     print(json.dumps(rounded(report(model, asked.start, recipe, asked.samples))), flush=True)
-    write(model.llava.to(torch.bfloat16), build_processor(), model.registers.detach(), asked.out)
+    config = model.llava.config
+    sizes = config.image_seq_length, recipe.registers, recipe.layer
+    geometry = ModelGeometry.from_config(config.text_config.to_dict())
+    found = schedules(geometry, *sizes, recipe.counts)
+    write(model.llava.bfloat16(), build_processor(), model.registers.detach(), asked.out, found)
     pack(asked.out, asked.out.with_name(DELTA.name))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
