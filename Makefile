@@ -149,6 +149,8 @@ demo-registers: $(READY) ## train the demo model with registers again (an hour o
 	@echo "demo-registers: training; stopped, the same command goes on"
 	$(BIN)/python -m vtr_vllm.training.registers.demo $(ARGS)
 	cp build/demo-registers/delta.safetensors vtr_vllm/demo/registers/
+	rm vtr_vllm/demo/registers/schedules/*.json
+	cp build/demo-registers/checkpoint/schedules/*.json vtr_vllm/demo/registers/schedules/
 
 photo-model: $(READY) ## write the photo model to build/photo-model (fetches 180 MB the first time)
 	@echo "photo-model: putting it together"

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from vtr_vllm import __version__, preflight
 from vtr_vllm.command_line import LAUNCH_VARIABLE, Parser, refuse, value_of
 from vtr_vllm.errors import ConfigurationError, VTRError
+from vtr_vllm.own_models import OWN_MODELS
 
 __all__ = ["Launch", "main", "plan_batch", "plan_serve"]
 
@@ -21,8 +22,6 @@ PLUGIN = "vtr"
 WORKER_CLS = "vtr_vllm.engine.worker.Worker"
 SCHEDULER_CLS = "vtr_vllm.engine.scheduler.Scheduler"
 DRAIN_SECONDS = 60  # for what is in flight at SIGTERM; vLLM's own default aborts it
-CHECKPOINT = Path(__file__).with_name("demo") / "checkpoint"  # importing demo would load numpy
-DEMO_SCHEDULES = CHECKPOINT.with_name("schedules")
 
 # What vLLM loads by itself while VLLM_PLUGINS is unset; endpoint plugins it never does.
 _DEFAULT_GROUPS = (
@@ -35,8 +34,8 @@ _DEFAULT_GROUPS = (
 _SERVE_HELP = """\
 Serve MODEL with vLLM's OpenAI server and per-request vision-token budgets.
 
-MODEL is anything that `vllm serve` takes, or `demo`: the checkpoint in this package. It stands first,
-or is given as --model anywhere, or as `model` in the file of --config.
+MODEL is anything that `vllm serve` takes, or `demo`: the checkpoint in this package, or `photo`: what `make
+photo-model` writes. It stands first, or is given as --model anywhere, or as `model` in the file of --config.
 Every other flag goes to vLLM as it is; `vtr serve --help=all` lists vLLM's."""
 
 _BATCH_HELP = """\
@@ -155,7 +154,8 @@ def _check(options: argparse.Namespace, launch: Launch) -> None:
 
     flags = [*(f"--{name}={value}" for name, value in options.config.items()), *launch.arguments]
     environ = os.environ | dict(launch.environment)
-    model = str(CHECKPOINT) if options.model == "demo" else options.model
+    own = OWN_MODELS.get(options.model)
+    model = options.model if own is None else str(own.checkpoint)
     config = json.loads(value_of("--additional-config", launch.arguments) or "{}")
     file, folder = settings_path(config), config.get("vtr", {}).get("schedules")
     settings = ServerSettings() if file is None else ServerSettings.load(file)
@@ -257,17 +257,17 @@ def _plan(
     environ: Mapping[str, str],
 ) -> Launch:
     """A command line that begins with ``start`` and the model."""
-    demo = options.model == "demo"
+    own = OWN_MODELS.get(options.model)
     flags = {"--worker-cls": WORKER_CLS, "--scheduler-cls": SCHEDULER_CLS}
     flags["--shutdown-timeout"] = str(DRAIN_SECONDS)
     environment = {"VLLM_PLUGINS": _plugins(environ)}
     schedules = options.schedules
-    if demo:
-        flags |= _demo_flags()
-        environment |= {name: environ.get(name, value) for name, value in _demo_environment()}
-        if schedules is None and DEMO_SCHEDULES.is_dir():
-            schedules = DEMO_SCHEDULES
-    arguments = [*start, str(CHECKPOINT) if demo else options.model]
+    if own is not None:
+        flags |= own.flags()
+        environment |= {k: environ.get(k, value) for k, value in own.environment().items()}
+        if schedules is None and own.schedules.is_dir():
+            schedules = own.schedules
+    arguments = [*start, options.model if own is None else str(own.checkpoint)]
     for flag, value in flags.items():
         if not _given(flag, rest) and flag.removeprefix("--") not in options.config:
             arguments += [flag, value] if value else [flag]
@@ -278,32 +278,6 @@ def _plan(
     if options.config_file is not None:
         arguments += ["--config", options.config_file]
     return Launch((*arguments, *rest), environment)
-
-
-def _demo_flags() -> dict[str, str]:
-    if not CHECKPOINT.is_dir():
-        raise ConfigurationError(
-            f"demo: there is no checkpoint at {CHECKPOINT}; run `make demo-model`"
-        )
-    flags = {"--served-model-name": "demo", "--host": "127.0.0.1", "--enforce-eager": ""}
-    if _on_cpu():
-        # Not every CPU computes in bf16; float32 is as fast for so small a model, and alike on all.
-        return flags | {"--block-size": "32", "--dtype": "float32"}
-    return flags | {"--gpu-memory-utilization": "0.2"}
-
-
-def _demo_environment() -> list[tuple[str, str]]:
-    return [
-        ("HF_HUB_OFFLINE", "1"),  # the files are here
-        ("VLLM_CPU_KVCACHE_SPACE", "1"),  # GiB
-        ("VLLM_MAX_IMAGE_PIXELS", str(4096 * 4096)),  # vLLM's own limit decodes to half a GB
-    ]
-
-
-def _on_cpu() -> bool:
-    """Whether the installed vLLM is its CPU build."""
-    names = {dist.name.lower() for dist in importlib.metadata.distributions(name="vllm-cpu")}
-    return bool(names)
 
 
 def _plugins(environ: Mapping[str, str]) -> str:

@@ -29,6 +29,7 @@
     │   ├── RateLimited          429  rate_limited          a key's allowance is used up
     │   ├── CallerBusy           429  caller_busy           as many of one caller inside as may be
     │   ├── Overloaded           429  overloaded            as many requests inside as may be
+    │   ├── JobsBusy             429  jobs_busy             as many jobs waiting, or watched, as may be
     │   └── Draining             503  draining              the server finishes and takes no more
     └── ConfigurationError       500  configuration         refused at start-up, by name
         └── UnsupportedModel     500  unsupported_model     a model we cannot reduce
@@ -57,6 +58,7 @@ __all__ = [
     "InvalidKey",
     "InvalidMedia",
     "JobConflict",
+    "JobsBusy",
     "Overloaded",
     "PromptTooLong",
     "RateLimited",
@@ -265,17 +267,24 @@ class RateLimited(RetryLater):
 
 
 class CallerBusy(RetryLater):
-    """As many requests or event streams of one caller as it may have; others are let in."""
+    """As many requests of one caller inside, or arriving, as it may have; others are let in."""
 
     http_status = 429
     code = "caller_busy"
 
 
 class Overloaded(RetryLater):
-    """As many requests, jobs or event streams inside, or waiting, as the server takes."""
+    """As many requests inside, or waiting, as the server takes."""
 
     http_status = 429
     code = "overloaded"
+
+
+class JobsBusy(RetryLater):
+    """As many search jobs wait, or event streams are open, as may; generating goes on."""
+
+    http_status = 429
+    code = "jobs_busy"
 
 
 class Draining(RetryLater):

@@ -28,6 +28,7 @@ FOREIGN = {"PodMonitor"}
 """Kinds that the cluster gets from elsewhere; Kubernetes has no schema of them."""
 
 Manifest = dict[str, Any]
+GIB = 2**30
 each = pytest.mark.parametrize("overlay", OVERLAYS)
 
 
@@ -128,6 +129,16 @@ def test_settings_load_and_open_the_admin_port(overlay: str, tmp_path: Path) -> 
     ports = {port["name"]: port["containerPort"] for port in container(overlay)["ports"]}
     assert settings.admin is not None
     assert (settings.admin.host, settings.admin.port) == ("0.0.0.0", ports["admin"])
+
+
+def test_the_cpu_pod_has_memory_for_what_its_limits_let_in(tmp_path: Path) -> None:
+    """Bodies, as much again for images fetched for them, images being decoded, and vLLM's own."""
+    (tmp_path / "settings.toml").write_text(render("cpu")["ConfigMap"]["data"]["settings.toml"])
+    limits = ServerSettings.load(tmp_path / "settings.toml").limits
+    held = (limits.in_flight + limits.uploads) * 2 * limits.body_bytes + 12 * limits.decoded_pixels
+    cache = 2 * float(flag("cpu", "--mm-processor-cache-gb")) * GIB  # in both processes
+    memory = container("cpu")["resources"]["limits"]["memory"]
+    assert held + cache + 4 * GIB <= int(memory.removesuffix("Gi")) * GIB
 
 
 @each

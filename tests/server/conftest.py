@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from vtr_vllm.cli import CHECKPOINT
+from vtr_vllm.own_models import CHECKPOINT
 
 START_SECONDS = 480  # a loaded machine of two cores
 NAME = "tested"

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from vtr_vllm import cli, demo
-from vtr_vllm.cli import CHECKPOINT, DEMO_SCHEDULES, PLUGIN, SCHEDULER_CLS, WORKER_CLS, Launch
+from vtr_vllm.cli import PLUGIN, SCHEDULER_CLS, WORKER_CLS, Launch
+from vtr_vllm.own_models import CHECKPOINT, DEMO_SCHEDULES, OWN_MODELS
 from vtr_vllm.schedules import ModelGeometry, ScheduleBook
 
 
@@ -89,15 +91,16 @@ def test_an_additional_config_of_the_user_is_kept(
     assert sum(part.startswith("--additional-config") for part in launched[0].arguments) == 1
 
 
-def test_the_demo_is_a_local_server_with_a_name(
-    launched: list[Launch], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("name", OWN_MODELS)
+def test_an_own_model_is_a_local_server_with_a_name(
+    name: str, launched: list[Launch], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(cli, "CHECKPOINT", tmp_path)
+    monkeypatch.setitem(OWN_MODELS, name, replace(OWN_MODELS[name], checkpoint=tmp_path))
     monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "3")
-    cli.main(["serve", "demo", "--port", "8080"])
+    cli.main(["serve", name, "--port", "8080"])
     (launch,) = launched
     assert launch.arguments[:2] == ("serve", str(tmp_path))
-    assert value_of(launch, "--served-model-name") == "demo"
+    assert value_of(launch, "--served-model-name") == name
     assert value_of(launch, "--host") == "127.0.0.1"
     assert "--enforce-eager" in launch.arguments
     assert launch.environment["VLLM_CPU_KVCACHE_SPACE"] == "3"

@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("pydantic")
 
-from vtr_vllm.cli import CHECKPOINT, DEMO_SCHEDULES
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.own_models import CHECKPOINT, DEMO_SCHEDULES
 from vtr_vllm.preflight import check_address, known_geometry
 from vtr_vllm.schedules import ModelGeometry, fastv
 

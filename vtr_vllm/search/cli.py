@@ -171,14 +171,18 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def _add_convert(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("format", choices=("llava", "vlmevalkit", "demo"))
-    add("source", help="LLaVA-style JSON, VLMEvalKit's TSV, or a split of the demo")
+    add("format", choices=("llava", "vlmevalkit", "demo", "photo"))
+    add(
+        "source",
+        help="LLaVA-style JSON, VLMEvalKit's TSV, or a split of the demo or of the photo model",
+    )
     add("out", type=Path, help="the JSON Lines file to write; images go beside it")
-    add("--images", type=Path, help="llava: folder that image paths start from")
+    images = "llava: folder that image paths start from; photo: of its parts (build/photo-parts)"
+    add("--images", type=Path, help=images)
     add("--turns", choices=("first", "all"), help="llava: of a conversation (default: first)")
     metric = "llava, vlmevalkit: of open questions (default: exact_match)"
     add("--metric", choices=sorted(METRICS), help=metric)
-    add("--count", type=_count, help="demo: items, or conversations (default: 1000)")
+    add("--count", type=_count, help="demo, photo: items, or conversations (default: 1000)")
 
 
 def _count(text: str) -> int:

@@ -36,10 +36,10 @@ from vtr_vllm.search_options import BackendOptions, FamilyOptions, SearchOptions
 Splits = Sequence[tuple[str, Path]]
 
 _CONVERTED_WITH = {
-    "images": ("llava",),
+    "images": ("llava", "photo"),
     "turns": ("llava",),
     "metric": ("llava", "vlmevalkit"),
-    "count": ("demo",),
+    "count": ("demo", "photo"),
 }
 """Flags of ``convert``, and the formats that they are for."""
 
@@ -228,6 +228,9 @@ def convert(options: argparse.Namespace) -> None:
         done = converters.from_llava(source, images, options.out, metric, every)
     elif options.format == "vlmevalkit":
         done = converters.from_vlmevalkit(Path(options.source), options.out, metric)
+    elif options.format == "photo":
+        parts = options.images or Path("build/photo-parts")
+        done = converters.from_photo(options.source, options.count or 1000, parts, options.out)
     else:
         done = converters.from_demo(options.source, options.count or 1000, options.out)
     print(done)

@@ -1,4 +1,4 @@
-"""Calibration files out of LLaVA-style JSON, VLMEvalKit's TSV, and the demo's own world.
+"""Calibration files out of LLaVA-style JSON, VLMEvalKit's TSV, the demo's own world, and the photo model's.
 
 What is written, the search loads: every row goes through the checks of ``Dataset.load`` first, its
 image decoded, and one that does not pass is left out by name.
@@ -19,6 +19,8 @@ from PIL import Image
 from vtr_vllm.demo import CONVERSATIONS, SPLITS, Conversation, conversation, sample
 from vtr_vllm.errors import CalibrationError, InvalidMedia
 from vtr_vllm.image_files import encode_png, media_type
+from vtr_vllm.photo import scenes as photo
+from vtr_vllm.photo.parts import fetch_art
 from vtr_vllm.search.answer_metrics import METRICS
 from vtr_vllm.search.conversion import Conversion, Converter, Row, checked
 from vtr_vllm.search.llava import find_image, read_entries, read_row, read_turns
@@ -118,6 +120,27 @@ def from_demo(split: str, count: int, out: Path) -> Conversion:
                 conversion.add(name, row, {image: encode_png(drawn.image)})
         except ValueError as err:
             raise CalibrationError(str(err)) from err
+    return conversion.write()
+
+
+def from_photo(split: str, count: int, parts: Path, out: Path) -> Conversion:
+    """Write a question about each of the first ``count`` scenes of the photo model, images beside the file.
+
+    ``parts``: where the packages of the cut-outs are kept. Raises CalibrationError for an unknown split,
+    ConfigurationError where the cut-outs cannot be fetched.
+    """
+    if split not in photo.SPLITS:
+        raise CalibrationError(f"unknown split {split!r}; there are {', '.join(photo.SPLITS)}")
+    art = fetch_art(parts)
+    conversion = Converter(out)
+    for index in range(count):
+        drawn = photo.scene(art, split, index)
+        short = [asked for asked in drawn.questions if asked[0] != photo.LIST]
+        kind, question, answer = short[index % len(short)]
+        name = f"{split}-{index}"
+        image = f"{_image_folder(out).name}/{name}.png"
+        row = {"image": image, **_asked(question, answer), "kind": kind}
+        conversion.add(name, row, {image: encode_png(drawn.image)})
     return conversion.write()
 
 

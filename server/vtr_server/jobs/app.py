@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request, Response
 from fastapi.responses import FileResponse, JSONResponse
@@ -48,6 +48,11 @@ _PUBLISHING = threading.Lock()
 """Routes that read many files run in threads; what is checked of a folder holds until it is written."""
 _NEEDED = ("matplotlib", "sklearn", "skopt", "sqlalchemy")
 """Packages of a search that serving alone does not need."""
+
+_PAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}
+_FILE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"text/html": {}, "image/png": {}, "application/json": {}}}
+}
 
 
 @dataclass(frozen=True)
@@ -231,13 +236,13 @@ def get_schedule(job_id: str, name: str, service: ServiceOf) -> Response:
     return Response(found[name].to_json(), media_type="application/json")
 
 
-@router.get("/v1/jobs/{job_id}/report/")
+@router.get("/v1/jobs/{job_id}/report/", response_class=FileResponse, responses=_PAGE)
 async def get_report(job_id: str, service: ServiceOf) -> FileResponse:
     """The report's page."""
     return await get_report_file(job_id, "index.html", service)
 
 
-@router.get("/v1/jobs/{job_id}/report/{name}")
+@router.get("/v1/jobs/{job_id}/report/{name}", response_class=FileResponse, responses=_FILE)
 async def get_report_file(job_id: str, name: str, service: ServiceOf) -> FileResponse:
     """A file of the report: the page, a figure, or the numbers in search.json."""
     path = report_file(service.store.folder(job_id) / "out", name)

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastapi.sse import ServerSentEvent
 
 from vtr_server.jobs.protocol import FINISHED, Job
-from vtr_vllm.errors import CallerBusy, Overloaded, RequestError
+from vtr_vllm.errors import JobsBusy, RequestError
 
 __all__ = ["MOST_OF_A_CALLER", "MOST_WATCHING", "Watchers", "check_offset", "follow"]
 
@@ -27,14 +27,14 @@ class Watchers:
 
     @contextmanager
     def place(self, caller: str) -> Iterator[None]:
-        """Hold a place for one stream; raises CallerBusy and Overloaded."""
+        """Hold a place for one stream; raises JobsBusy."""
         if self._open[caller] >= MOST_OF_A_CALLER:
-            raise CallerBusy(
+            raise JobsBusy(
                 f"{MOST_OF_A_CALLER} event streams of yours are open, the most that one caller may have;"
                 " end one, or ask for the job itself"
             )
         if self._open.total() >= MOST_WATCHING:
-            raise Overloaded(
+            raise JobsBusy(
                 f"{MOST_WATCHING} event streams are open, the most that are served at once; come again"
                 " later, or ask for the job itself"
             )

@@ -14,7 +14,7 @@ from vtr_server.jobs.protocol import Job
 from vtr_server.jobs.sources import Sources
 from vtr_server.jobs.store import JobStore, try_lock
 from vtr_server.operations.metrics import observe_background
-from vtr_vllm.errors import JobConflict, Overloaded, RequestError
+from vtr_vllm.errors import JobConflict, JobsBusy, RequestError
 
 __all__ = ["Runner"]
 
@@ -85,9 +85,9 @@ class Runner:
         return None
 
     def check_room(self) -> None:
-        """Raise Overloaded where as many jobs wait as may."""
+        """Raise JobsBusy where as many jobs wait as may."""
         if len(self._store.newest("queued")) >= MOST_QUEUED:
-            raise Overloaded(
+            raise JobsBusy(
                 f"{MOST_QUEUED} jobs are queued, as many as may wait here; cancel some, or come again"
                 " when some have ended",
                 retry_after=60,

@@ -192,7 +192,7 @@ def test_streams_at_once_are_bounded(
 ) -> None:
     monkeypatch.setattr(job_events, "MOST_OF_A_CALLER", 0)
     refused = client.get(f"/v1/jobs/{finish(client, place)}/events")
-    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "caller_busy")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (429, "jobs_busy")
     assert int(refused.headers["retry-after"]) > 0
 
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from vtr_server.jobs import events
 from vtr_server.jobs.events import Watchers, check_offset, follow
 from vtr_server.jobs.protocol import Job, JobSpec
-from vtr_vllm.errors import CallerBusy, Overloaded, RequestError
+from vtr_vllm.errors import JobsBusy, RequestError
 
 SPEC = JobSpec(kind="all", model="demo", data="items.jsonl", budgets=[0.5])
 JOB = Job(id="0" * 16, created=0, spec=SPEC)
@@ -92,11 +92,11 @@ def test_a_caller_and_all_callers_have_so_many_streams(monkeypatch: pytest.Monke
     watchers = Watchers()
     with ExitStack() as held:
         held.enter_context(watchers.place("one"))
-        with watchers.place("one"), pytest.raises(CallerBusy, match="2 event streams of yours"):
+        with watchers.place("one"), pytest.raises(JobsBusy, match="2 event streams of yours"):
             held.enter_context(watchers.place("one"))
         held.enter_context(watchers.place("one"))
         held.enter_context(watchers.place("other"))
-        with pytest.raises(Overloaded, match="3 event streams"):
+        with pytest.raises(JobsBusy, match="3 event streams"):
             held.enter_context(watchers.place("third"))
     with watchers.place("third"):
         pass

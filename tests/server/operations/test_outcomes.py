@@ -18,6 +18,7 @@ REFUSED = {
     errors.Forbidden,
     errors.InvalidKey,
     errors.CallerBusy,
+    errors.JobsBusy,
     errors.Overloaded,
     errors.RateLimited,
     errors.RetryLater,

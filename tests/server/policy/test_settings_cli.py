@@ -11,7 +11,7 @@ import pytest
 from tests.contract.source import ROOT
 from vtr_server.policy.settings import ServerSettings
 from vtr_server.policy.settings_cli import as_toml, main
-from vtr_vllm.cli import CHECKPOINT, DEMO_SCHEDULES
+from vtr_vllm.own_models import CHECKPOINT, DEMO_SCHEDULES
 
 EXAMPLE = ROOT / "deploy/settings.example.toml"
 

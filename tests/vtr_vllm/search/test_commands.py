@@ -335,7 +335,7 @@ def test_a_time_limit_that_ends_before_the_first_answer_is_no_failure(
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("llava", "--count", "9"), "--count is for demo, and the format is llava"),
+        (("llava", "--count", "9"), "--count is for demo and photo, and the format is llava"),
         (("vlmevalkit", "--turns", "all"), "--turns is for llava, and"),
         (("demo", "--metric", "anls"), "--metric is for llava and vlmevalkit, and"),
     ],

@@ -13,9 +13,10 @@ from PIL import Image
 
 from vtr_vllm.demo import conversation, sample
 from vtr_vllm.errors import CalibrationError
+from vtr_vllm.photo.scenes import LIST, SPLITS, scene
 from vtr_vllm.search.answer_metrics import score
 from vtr_vllm.search.calibration import Dataset, check_disjoint
-from vtr_vllm.search.converters import from_demo, from_llava, from_vlmevalkit
+from vtr_vllm.search.converters import from_demo, from_llava, from_photo, from_vlmevalkit
 
 
 def encode(shade: int, form: str = "PNG", side: int | tuple[int, int] = 4) -> bytes:
@@ -731,6 +732,26 @@ def test_what_the_demo_does_not_have_is_refused(tmp_path):
     with pytest.raises(CalibrationError, match="nothing to write"):
         from_demo("test", 0, tmp_path / "items.jsonl")
     assert not (tmp_path / "items.jsonl").exists()
+
+
+def test_the_photo_model_gives_a_question_about_each_scene(tmp_path):
+    art = tmp_path / "parts" / "art"
+    art.mkdir(parents=True)
+    for code in range(0x1F400, 0x1F440):
+        Image.new("RGBA", (16, 16), (code % 251, code % 83, 90, 255)).save(art / f"{code:x}.webp")
+    for split in SPLITS:
+        out = tmp_path / f"{split}.jsonl"
+        assert from_photo(split, 8, tmp_path / "parts", out).written == 8
+        data = Dataset.load(out)
+        for index, item in enumerate(data.items):
+            drawn = scene(art, split, index)
+            assert (item.kind, item.question, item.answers[0]) in drawn.questions
+            assert item.kind != LIST
+            assert item.load_images()[0].tobytes() == drawn.image.tobytes()
+    for pair in combinations(SPLITS, 2):
+        check_disjoint(*(Dataset.load(tmp_path / f"{split}.jsonl") for split in pair))
+    with pytest.raises(CalibrationError, match="unknown split 'dev'; there are train, calibration"):
+        from_photo("dev", 8, tmp_path / "parts", tmp_path / "dev.jsonl")
 
 
 def test_a_moved_folder_still_loads(tmp_path):
