@@ -33,7 +33,7 @@ from vtr_vllm.engine.common.request_view import read_request, vision_items, visi
 from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens, image_tokens
 from vtr_vllm.engine.frontend.returning_images import ReturningImages, prefixes_of
-from vtr_vllm.engine.frontend.sender_cache import note_sent
+from vtr_vllm.engine.frontend.sender_cache import about_to_send
 from vtr_vllm.errors import PromptTooLong, RequestError, ScheduleError, UnsupportedRequest
 from vtr_vllm.ranking import Need, check_heads
 from vtr_vllm.reduction.request import IntArray, ReducedRequest
@@ -162,7 +162,7 @@ def install() -> None:
             collector.admitted.append(admitted)
             if returning is not None:
                 returning.note(prefixes)
-        note_sent(cache, request.mm_features or ())
+        about_to_send(cache, request.mm_features or ())
         return request
 
     process_inputs.vtr_admission = True

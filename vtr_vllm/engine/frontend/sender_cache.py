@@ -3,7 +3,8 @@
 vLLM's front end notes an image as sent when it is processed. A request that is refused or aborted
 after that never reaches the engine, and the next request with this image is sent without it: the
 engine finds nothing, and an innocent client has to send its request once more
-(``MultiModalCacheMissError``). Here an image counts as sent once a request with it was admitted.
+(``MultiModalCacheMissError``). Here an image counts as sent once a request with it is on its way: when
+vLLM's output processor takes it, behind our admission and behind vLLM's own limits of its queue.
 """
 
 import functools
@@ -12,12 +13,14 @@ from typing import Any
 
 from vllm.multimodal.cache.lru import LruKeyReplicatedSenderCache
 from vllm.multimodal.inputs import MultiModalFeatureSpec
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.output_processor import OutputProcessor
 
-__all__ = ["install", "note_sent", "patch_grid"]
+__all__ = ["about_to_send", "install", "note_sent", "patch_grid"]
 
 
 def install() -> None:
-    """Wrap vLLM's sender cache; safe to call again."""
+    """Wrap vLLM's sender cache and its output processor; safe to call again."""
     stock = LruKeyReplicatedSenderCache.get_and_update_item
     if getattr(stock, "vtr_sender_cache", False):
         return
@@ -34,15 +37,32 @@ def install() -> None:
     get_and_update_item.vtr_sender_cache = True
     LruKeyReplicatedSenderCache.get_and_update_item = get_and_update_item
     LruKeyReplicatedSenderCache.is_cached_item = is_cached_item
+    take = OutputProcessor.add_request
+
+    @functools.wraps(take)
+    def add_request(
+        self: OutputProcessor, request: EngineCoreRequest, *args: Any, **kwargs: Any
+    ) -> None:
+        take(self, request, *args, **kwargs)
+        note_sent(request.mm_features or ())
+
+    OutputProcessor.add_request = add_request
 
 
-def note_sent(cache: Any, features: Iterable[MultiModalFeatureSpec]) -> None:
-    """The engine gets these features now. ``cache`` is the renderer's; None and others are let be."""
+def about_to_send(cache: Any, features: Iterable[MultiModalFeatureSpec]) -> None:
+    """A request with these features was admitted. ``cache`` is the renderer's; None and others are let be."""
     if not isinstance(cache, LruKeyReplicatedSenderCache):
         return
     for feature in features:
-        entry = _entry(cache, feature.mm_hash or feature.identifier)
-        if feature.data is not None and entry is not None:
+        if feature.data is not None:
+            feature.data.vtr_entry = _entry(cache, feature.mm_hash or feature.identifier)
+
+
+def note_sent(features: Iterable[MultiModalFeatureSpec]) -> None:
+    """The engine gets these features now."""
+    for feature in features:
+        entry = getattr(feature.data, "vtr_entry", None)
+        if entry is not None:
             entry.vtr_sent = True
             entry.vtr_patch_grid = _patch_grid(feature)
 

@@ -20,6 +20,7 @@ from vllm.multimodal.inputs import (
     MultiModalSharedField,
     PlaceholderRange,
 )
+from vllm.v1.engine.output_processor import OutputProcessor
 
 from vtr_vllm.engine.frontend import sender_cache
 
@@ -69,7 +70,8 @@ def admit(front: LruKeyReplicatedSenderCache, name: str, data: Any) -> MultiModa
         mm_position=PlaceholderRange(offset=0, length=1),
         mm_hash=name,
     )
-    sender_cache.note_sent(front, [feature])
+    sender_cache.about_to_send(front, [feature])
+    sender_cache.note_sent([feature])
     return feature
 
 
@@ -110,6 +112,20 @@ def test_an_image_of_a_refused_request_is_sent_with_the_next(
     assert process(front, "a") is None
 
 
+def test_a_request_that_vllm_refuses_behind_admission_has_sent_nothing(
+    front: LruKeyReplicatedSenderCache,
+) -> None:
+    """vLLM looks at the limits of its queue once a request is processed."""
+    feature = SimpleNamespace(data=process(front, "a"), mm_hash="a", identifier="a")
+    sender_cache.about_to_send(front, [feature])
+    assert process(front, "a") is not None
+    request: Any = SimpleNamespace(request_id="r", mm_features=[feature])
+    known: Any = SimpleNamespace(request_states={"r": object()})
+    known._update_streaming_request_state = lambda *_: None
+    OutputProcessor.add_request(known, request, None)
+    assert process(front, "a") is None
+
+
 def test_two_requests_at_once_both_send_it(
     front: LruKeyReplicatedSenderCache, back: LruKeyReplicatedReceiverCache
 ) -> None:
@@ -139,8 +155,10 @@ def test_what_the_engine_lost_is_sent_again(front: LruKeyReplicatedSenderCache) 
 
 
 def test_other_caches_are_let_be() -> None:
-    sender_cache.note_sent(None, [])
-    sender_cache.note_sent(object(), [SimpleNamespace(data=1, mm_hash="a", identifier="a")])
+    feature = SimpleNamespace(data=1, mm_hash="a", identifier="a")
+    for cache in (None, object()):
+        sender_cache.about_to_send(cache, [feature])
+    sender_cache.note_sent([feature, SimpleNamespace(data=None)])
 
 
 def test_a_look_meets_a_cache_that_another_thread_fills(front):
