@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import Arm
+from benchmarks.arms import Arm, in_turn
 from benchmarks.report import show
 from benchmarks.run import machine, say
 from benchmarks.shapes import FORMS, NAMES, Shape, make_shape
@@ -37,10 +37,10 @@ class Session:
     def __init__(self, shape: Shape, stock: Arm, vtr: Arm, options: argparse.Namespace) -> None:
         self.stock, self.vtr, self.options = stock, vtr, options
         self.book = ScheduleBook(shape.geometry)
-        self.next_image = self.pairs = 0
+        self.next_image = 0
 
-    def pair(self, kind: str, budget: float) -> Pair:
-        """Measure conversations at ``budget`` in VTR, and the same in stock."""
+    def pair(self, kind: str, budget: float, number: int = 0, place: int = 0) -> Pair:
+        """Measure conversations at ``budget`` in VTR, and the same in stock, at a place of a round."""
         spec = {
             "form": self.options.form,
             "first": self.next_image,
@@ -51,11 +51,10 @@ class Session:
             "take_turns": self.options.take_turns,
         }
         self.next_image += self.options.conversations
-        self.pairs += 1
         order = [(self.stock, None), (self.vtr, self._wire(kind, budget))]
         found = {
             arm.name: arm.measure({**spec, "wire": each})
-            for arm, each in (order if self.pairs % 2 else order[::-1])
+            for arm, each in in_turn(order, number, place)
         }
         same = [a == b for a, b in zip(*(f.pop("tokens") for f in found.values()), strict=True)]
         return {"kind": kind, "budget": budget, "same_tokens": sum(same) / len(same), **found}
@@ -94,8 +93,8 @@ def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
         for kind, budget in options.arms:
             session.pair(kind, budget)  # every kernel has run once
         for number in range(options.rounds):
-            for kind, budget in options.arms:
-                pair = session.pair(kind, budget)
+            for place, (kind, budget) in enumerate(options.arms):
+                pair = session.pair(kind, budget, number, place)
                 results["pairs"].append(pair)
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
                 walls = ", ".join(f"{arm} {pair[arm]['wall_s']:.2f} s" for arm in ("stock", "vtr"))

@@ -2,7 +2,7 @@
 
 Both engines stay alive through a shape's run and are measured strictly in turn on the same
 prompts; every VTR number has a stock number taken just before or after it. Which of the two goes
-first flips from pair to pair.
+first flips from pair to pair, and for each cell of the tables from round to round.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import ENVIRONMENT, ROOT, Arm
+from benchmarks.arms import ENVIRONMENT, ROOT, Arm, in_turn
 from benchmarks.cost import predict
 from benchmarks.report import render
 from benchmarks.shapes import NAMES, ON_A_CPU, Shape, UnsupportedDevice, make_shape
@@ -80,7 +80,6 @@ class Session:
         self.shape, self.stock, self.vtr = shape, stock, vtr
         self.book, self.form = ScheduleBook(shape.geometry), form
         self.next_image = 0
-        self.pairs = 0
 
     def schedule(self, budget: float) -> Schedule:
         """Return what a request for ``budget`` runs."""
@@ -88,8 +87,10 @@ class Session:
             return self.book.by_name(f"{self.form}-{budget}")
         return self.book.for_budget(budget).schedule
 
-    def pair(self, scenario: Scenario, budget: float) -> dict[str, Any]:
-        """Measure ``scenario`` in both arms on the same images."""
+    def pair(
+        self, scenario: Scenario, budget: float, number: int = 0, place: int = 0
+    ) -> dict[str, Any]:
+        """Measure ``scenario`` in both arms on the same images, at a place of round ``number``."""
         schedule = self.schedule(budget)
         spec = {
             "first": self.next_image,
@@ -99,10 +100,9 @@ class Session:
         }
         self.next_image += scenario.requests
         order = [(self.stock, None), (self.vtr, schedule.wire())]
-        self.pairs += 1
         results = {
             arm.name: arm.measure({**spec, "wire": wire})
-            for arm, wire in (order if self.pairs % 2 else order[::-1])
+            for arm, wire in in_turn(order, number, place)
         }
         same = [a == b for a, b in zip(*(r.pop("tokens") for r in results.values()), strict=True)]
         return {
@@ -155,16 +155,16 @@ def run_shape(shape: Shape, options: argparse.Namespace, results: Results) -> No
         results.data["shapes"][shape.name] = {**facts, "settings": settings}
         say(f"{shape.name}: tower's share of prefill FLOPs {facts['tower_share']:.3f}")
         check_tower(shape, float(str(facts["tower_share"])))
+        cells = [(each, budget) for each in scenarios(shape, options) for budget in each.budgets]
         end = time.monotonic() + 60 * options.minutes
         for number in range(1, options.rounds + 1):
-            for scenario in scenarios(shape, options):
-                for budget in scenario.budgets:
-                    if time.monotonic() > end:
-                        say(f"{shape.name}: {options.minutes} minutes are over in round {number}")
-                        return
-                    pair = session.pair(scenario, budget)
-                    results.add({"round": number, **pair})
-                    say(progress(number, pair))
+            for place, (scenario, budget) in enumerate(cells):
+                if time.monotonic() > end:
+                    say(f"{shape.name}: {options.minutes} minutes are over in round {number}")
+                    return
+                pair = session.pair(scenario, budget, number, place)
+                results.add({"round": number, **pair})
+                say(progress(number, pair))
 
 
 def check_tower(shape: Shape, share: float) -> None:
