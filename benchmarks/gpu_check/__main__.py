@@ -32,6 +32,8 @@ RESULTS = ROOT / "benchmarks" / "results"
 DRY_RESULTS = ROOT / "build" / "gpu-check" / "dry-run.json"
 LOG_LINES = 60
 LEAST_S = 10
+RUNNING: set[subprocess.Popen[str]] = set()
+"""Processes of stages, each in a session of its own: none ends with this one by itself."""
 
 
 class Results:
@@ -102,9 +104,16 @@ def lines_of(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
 
 def run(stage: Stage, options: argparse.Namespace, results: Results, seconds: float) -> bool:
     """Run a stage for ``seconds`` at most; return whether it ended well."""
+    with tempfile.TemporaryDirectory(prefix="vtr-gpu-check-") as folder:
+        return _run(stage, options, results, seconds, Path(folder) / f"{stage.name}.log")
+
+
+def _run(
+    stage: Stage, options: argparse.Namespace, results: Results, seconds: float, log: Path
+) -> bool:
     entry, begun = results.begin(stage.name), time.monotonic()
-    log = Path(tempfile.mkdtemp(prefix="vtr-gpu-check-")) / f"{stage.name}.log"
     process = start(stage, options, seconds, log)
+    RUNNING.add(process)
     try:
         for line in lines_of(process, seconds):
             finding = json.loads(line)
@@ -113,11 +122,17 @@ def run(stage: Stage, options: argparse.Namespace, results: Results, seconds: fl
         wrong = any(finding["ok"] is False for finding in entry["findings"])
         left = seconds - (time.monotonic() - begun)
         entry["outcome"] = outcome(stop(process, max(left, 5)), wrong)
-    except SystemExit:
-        stop(process)
+    except json.JSONDecodeError as error:
+        entry["outcome"] = f"broke off with a line that is no finding: {error.doc.strip()[:200]}"
+    except (SystemExit, KeyboardInterrupt):
         entry["outcome"] = "ended from outside"
         raise
+    except BaseException as error:
+        entry["outcome"] = f"broke off: {error!r}"
+        raise
     finally:
+        stop(process)
+        RUNNING.discard(process)
         entry["seconds"] = round(time.monotonic() - begun, 1)
         if entry["outcome"] not in ("ok", "failed"):
             entry["log"] = tail(log.read_text(errors="replace"), LOG_LINES)
@@ -214,7 +229,12 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [stage for stage in STAGES[options.first - 1 :] if stage.name in options.stages]
     if options.dry_run:  # nothing is measured: stages may run beside each other
         with ThreadPoolExecutor(2) as pool:
-            good = list(pool.map(run_one, wanted))
+            try:
+                good = list(pool.map(run_one, wanted))
+            except BaseException:  # comes here alone, and the pool waits for its threads
+                for process in list(RUNNING):
+                    stop(process)
+                raise
     else:
         good = [run_one(stage) for stage in wanted]
     return 0 if all(good) else 1

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -59,19 +62,54 @@ def test_a_stage_is_ended_when_its_time_is_over(stage) -> None:
     assert entry["findings"] == [FINDING]
 
 
-def test_a_run_that_is_ended_from_outside_keeps_what_it_has(
-    stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("end", [SystemExit(143), KeyboardInterrupt(), OSError("disk full")])
+def test_a_run_that_is_ended_keeps_what_it_has_and_leaves_nothing_running(
+    end: BaseException, stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    seen = []
+
     def interrupted(process, seconds):
+        seen.append(process)
         yield json.dumps(FINDING)
-        raise SystemExit(143)
+        raise end
 
     monkeypatch.setattr(main, "lines_of", interrupted)
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr(main.stop, "__defaults__", (0,))
+    with pytest.raises(type(end)):
         stage("time.sleep(600)")
     entry = json.loads((tmp_path / "results.json").read_text())["stages"]["environment"]
-    assert entry["outcome"] == "ended from outside"
+    outside = "ended from outside"
+    assert entry["outcome"] == (f"broke off: {end!r}" if isinstance(end, OSError) else outside)
     assert entry["findings"] == [FINDING]
+    assert seen[0].poll() is not None
+    assert not main.RUNNING
+
+
+def test_a_line_that_is_no_finding_ends_its_stage_alone(
+    stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main.stop, "__defaults__", (0,))
+    entry, good = stage("print('Loading', flush=True)\ntime.sleep(600)")
+    assert not good
+    assert entry["outcome"] == "broke off with a line that is no finding: Loading"
+    assert not main.RUNNING
+
+
+def test_an_interrupt_ends_stages_that_run_beside_each_other(
+    stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "stage.py"
+    path.write_text("import time\ntime.sleep(600)")
+    monkeypatch.setattr(Stage, "command", lambda *_: [sys.executable, str(path)])
+    monkeypatch.setattr(main.stop, "__defaults__", (0,))
+    threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main.main(["--dry-run", "--out", str(tmp_path / "r.json")])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not main.RUNNING
 
 
 def test_other_stages_of_an_earlier_run_stay(stage, tmp_path: Path) -> None:
