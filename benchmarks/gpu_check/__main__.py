@@ -39,10 +39,11 @@ RUNNING: set[subprocess.Popen[str]] = set()
 class Results:
     """The results file; written anew after every finding."""
 
-    def __init__(self, path: Path | None, meta: dict[str, Any]) -> None:
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
         self._path, self.data = path, {"meta": meta, "stages": {}}
         self._lock = threading.Lock()
-        self._merge()
+        if path.exists():  # what an earlier run of other stages found
+            self.data["stages"] = json.loads(path.read_text())["stages"]
 
     def begin(self, stage: str) -> dict[str, Any]:
         """Return the entry of a stage, which replaces that of an earlier run."""
@@ -51,17 +52,10 @@ class Results:
         return entry
 
     def add(self, entry: dict[str, Any], finding: dict[str, Any]) -> None:
-        """Note a finding; the card names the file."""
+        """Note a finding."""
         with self._lock:
-            self._add(entry, finding)
-
-    def _add(self, entry: dict[str, Any], finding: dict[str, Any]) -> None:
-        entry["findings"].append(finding)
-        if self._path is None and finding["numbers"].get("card"):
-            card = re.sub(r"[^a-z0-9]+", "-", finding["numbers"]["card"].lower()).strip("-")
-            self._path = RESULTS / f"gpu-{card}.json"
-            self._merge()
-        self._write()
+            entry["findings"].append(finding)
+            self._write()
 
     def write(self) -> None:
         """Write all that is known."""
@@ -69,15 +63,15 @@ class Results:
             self._write()
 
     def _write(self) -> None:
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(self.data, indent=1) + "\n")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(self.data, indent=1) + "\n")
 
-    def _merge(self) -> None:
-        """Keep what an earlier run of other stages found."""
-        if self._path is not None and self._path.exists():
-            earlier = json.loads(self._path.read_text())
-            self.data["stages"] = earlier["stages"] | self.data["stages"]
+
+def results_file(gpu: str | None) -> Path:
+    """Return the file of a card; without one a file of which no page is made."""
+    if gpu is None:
+        return RESULTS / "no-gpu.json"
+    return RESULTS / f"gpu-{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
 
 
 def lines_of(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
@@ -214,7 +208,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry_run and options.out is None:
         options.out = DRY_RESULTS
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    results = Results(options.out, machine() | {"dry_run": options.dry_run})
+    facts = machine()
+    path = options.out or results_file(None if facts["gpu"] is None else str(facts["gpu"]))
+    results = Results(path, facts | {"dry_run": options.dry_run})
     end = time.monotonic() + 60 * options.minutes
 
     def run_one(stage: Stage) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu_check import __main__ as main
+from benchmarks.gpu_check import page
 from benchmarks.gpu_check.stages import STAGES, Stage
 
 FINDING = {"stage": "s", "name": "n", "ok": True, "text": "t", "numbers": {}, "at_s": 0.0}
@@ -120,14 +121,29 @@ def test_other_stages_of_an_earlier_run_stay(stage, tmp_path: Path) -> None:
     assert set(kept) == {"right", "environment"}
 
 
-def test_the_card_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(main, "RESULTS", tmp_path)
-    results = main.Results(None, {})
-    entry = results.begin("environment")
-    results.add(entry, FINDING)
-    assert not list(tmp_path.iterdir())
-    results.add(entry, FINDING | {"numbers": {"card": "NVIDIA H100 80GB HBM3"}})
-    assert [path.name for path in tmp_path.iterdir()] == ["gpu-nvidia-h100-80gb-hbm3.json"]
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [("NVIDIA H100 80GB HBM3", "gpu-nvidia-h100-80gb-hbm3.json"), (None, "no-gpu.json")],
+)
+def test_a_run_without_the_first_stage_writes_the_file_of_its_card(
+    gpu: str | None, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(f"import json\nprint(json.dumps({FINDING!r}))")
+    monkeypatch.setattr(Stage, "command", lambda *_: [sys.executable, str(script)])
+    monkeypatch.setattr(main, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(main, "machine", lambda: {"gpu": gpu, "date": "a day", "commit": "0"})
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main.main(["--stages", "fast"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (path,) = (tmp_path / "results").iterdir()
+    assert path.name == name
+    found = json.loads(path.read_text())
+    assert found["stages"]["fast"]["findings"] == [FINDING]
+    assert page.section(found).startswith(f"## {gpu or 'no GPU'}\n")
+    assert page.sentence(found) == ""
 
 
 def test_no_time_is_said_and_is_not_good(
