@@ -37,17 +37,21 @@ RUNNING: set[subprocess.Popen[str]] = set()
 
 
 class Results:
-    """The results file; written anew after every finding."""
+    """The results file; written anew after every finding.
+
+    ``meta`` is what this run's stages are noted with: a file holds stages of several runs.
+    """
 
     def __init__(self, path: Path, meta: dict[str, Any]) -> None:
-        self._path, self.data = path, {"meta": meta, "stages": {}}
+        self._path, self._meta = path, meta
+        self.data: dict[str, Any] = {"gpu": meta["gpu"], "stages": {}}
         self._lock = threading.Lock()
         if path.exists():  # what an earlier run of other stages found
             self.data["stages"] = json.loads(path.read_text())["stages"]
 
     def begin(self, stage: str) -> dict[str, Any]:
         """Return the entry of a stage, which replaces that of an earlier run."""
-        entry: dict[str, Any] = {"findings": [], "outcome": "running"}
+        entry: dict[str, Any] = {"meta": self._meta, "findings": [], "outcome": "running"}
         self.data["stages"][stage] = entry
         return entry
 
@@ -210,7 +214,8 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     facts = machine()
     path = options.out or results_file(None if facts["gpu"] is None else str(facts["gpu"]))
-    results = Results(path, facts | {"dry_run": options.dry_run})
+    how = {"dry_run": options.dry_run, "fast_start": options.fast_start}
+    results = Results(path, facts | how)
     end = time.monotonic() + 60 * options.minutes
 
     def run_one(stage: Stage) -> bool:

@@ -52,7 +52,7 @@ def findings(results: Results, stage: str) -> list[dict[str, Any]]:
 def card(results: Results) -> str:
     """Return the card's name; of a run without the first stage as torch has it."""
     names = [f["numbers"].get("card") for f in findings(results, "environment")]
-    return next((name for name in names if name), results["meta"].get("gpu") or "no GPU")
+    return next((name for name in names if name), results["gpu"] or "no GPU")
 
 
 def loads(results: Results) -> list[dict[str, Any]]:
@@ -135,17 +135,23 @@ def plain_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines + [f"| {row['name']} | {MARK[row['ok']]} | {row['text']} |" for row in rows]
 
 
+def run(meta: dict[str, Any]) -> str:
+    """Return when and how a stage ran."""
+    how = {"dry_run": "a dry run", "fast_start": "with --fast-start"}
+    said = [f"{meta['date']}", f"commit {meta['commit']}"]
+    return ", ".join(said + [words for name, words in how.items() if meta.get(name)])
+
+
 def section(results: Results) -> str:
     """Return the part about one card."""
-    meta = results["meta"]
-    lines = [f"## {card(results)}", "", f"{meta['date']}, commit {meta['commit']}."]
+    lines = [f"## {card(results)}"]
     for stage in STAGES:
         entry = results["stages"].get(stage.name)
         lines += ["", f"### {stage.name}", ""]
         if entry is None:
             lines.append("Not run yet.")
             continue
-        lines += [f"Outcome: {entry['outcome']}.", ""]
+        lines += [f"{run(entry['meta'])}. Outcome: {entry['outcome']}.", ""]
         beside = [f for f in entry["findings"] if "load" in f["numbers"]]
         ways = [f for f in entry["findings"] if "way" in f["numbers"]]
         others = [f for f in entry["findings"] if f not in beside and f not in ways]

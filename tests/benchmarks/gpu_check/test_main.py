@@ -16,6 +16,7 @@ from benchmarks.gpu_check import __main__ as main
 from benchmarks.gpu_check import page
 from benchmarks.gpu_check.stages import STAGES, Stage
 
+META = {"gpu": None, "date": "a day", "commit": "new", "dry_run": False, "fast_start": True}
 FINDING = {"stage": "s", "name": "n", "ok": True, "text": "t", "numbers": {}, "at_s": 0.0}
 
 
@@ -27,7 +28,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         path = tmp_path / "stage.py"
         path.write_text(f"FINDING = {FINDING!r}\nimport json, sys, time\n{textwrap.dedent(script)}")
         monkeypatch.setattr(Stage, "command", lambda *_: [sys.executable, str(path)])
-        results = main.Results(out or tmp_path / "results.json", {})
+        results = main.Results(out or tmp_path / "results.json", META)
         options = main.parse(["--dry-run"])
         good = main.run(STAGES[0], options, results, seconds)
         return json.loads((tmp_path / "results.json").read_text())["stages"]["environment"], good
@@ -113,12 +114,21 @@ def test_an_interrupt_ends_stages_that_run_beside_each_other(
     assert not main.RUNNING
 
 
-def test_other_stages_of_an_earlier_run_stay(stage, tmp_path: Path) -> None:
-    earlier = {"meta": {}, "stages": {"right": {"outcome": "ok", "findings": []}}}
-    (tmp_path / "results.json").write_text(json.dumps(earlier))
+def test_other_stages_of_an_earlier_run_stay_with_its_date_and_commit(
+    stage, tmp_path: Path
+) -> None:
+    run = META | {"date": "an earlier day", "commit": "old", "fast_start": False}
+    entry = {"meta": run, "outcome": "ok", "findings": []}
+    (tmp_path / "results.json").write_text(json.dumps({"gpu": None, "stages": {"right": entry}}))
     stage("print(json.dumps(FINDING))")
-    kept = json.loads((tmp_path / "results.json").read_text())["stages"]
-    assert set(kept) == {"right", "environment"}
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {name: kept["meta"] for name, kept in found["stages"].items()} == {
+        "right": run,
+        "environment": META,
+    }
+    shown = page.section(found)
+    assert "### right\n\nan earlier day, commit old. Outcome: ok." in shown
+    assert "### environment\n\na day, commit new, with --fast-start. Outcome: ok." in shown
 
 
 @pytest.mark.parametrize(
