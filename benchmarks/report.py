@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +16,7 @@ def render(results: dict[str, Any]) -> str:
     parts = [heading(results["meta"])]
     for name, facts in results["shapes"].items():
         pairs = [pair for pair in results["pairs"] if pair["shape"] == name]
-        parts += [describe(name, facts), prefill_table(facts, pairs), stage_table(pairs)]
+        parts += [describe(name, facts, pairs), prefill_table(facts, pairs), stage_table(pairs)]
         parts.append(serve_table(pairs))
         parts.append(footnotes(pairs))
     return "\n\n".join(part for part in parts if part)
@@ -28,12 +28,12 @@ def heading(meta: dict[str, Any]) -> str:
     quick = ", quick" if meta.get("quick") else ""
     return (
         f"Measured {meta['date']} on {device}, commit {meta['commit']},"
-        f" {meta['rounds']} round(s){quick}. Cells: median of the rounds [least, greatest]."
+        f" {meta['rounds']} round(s) asked{quick}. Cells: median of the rounds [least, greatest]."
     )
 
 
-def describe(name: str, facts: dict[str, Any]) -> str:
-    """Return a shape's sizes and settings."""
+def describe(name: str, facts: dict[str, Any], pairs: list[Pair]) -> str:
+    """Return a shape's sizes and settings, and how many rounds its pairs are of."""
     g, stock, vtr = facts["geometry"], facts["arms"]["stock"], facts["arms"]["vtr"]
     settings = ", ".join(f"{k}={v}" for k, v in facts["settings"].items())
     return (
@@ -43,8 +43,15 @@ def describe(name: str, facts: dict[str, Any]) -> str:
         f" tokens; tower's share of prefill FLOPs {facts['tower_share']:.1%}; vLLM"
         f" {stock['vllm']}, torch {stock['torch']}, {stock['threads']} threads; KV groups"
         f" {len(stock['kv_groups'])} (stock), {len(vtr['kv_groups'])} (VTR). Settings of both"
-        f" arms: {settings}."
+        f" arms: {settings}. {rounds_run(pairs)} measured."
     )
+
+
+def rounds_run(pairs: list[Pair]) -> str:
+    """Return how many rounds the cells have: fewer than asked where the time was over before."""
+    cells = Counter((pair["scenario"], pair["concurrency"], pair["budget"]) for pair in pairs)
+    least, most = min(cells.values(), default=0), max(cells.values(), default=0)
+    return f"{most} round(s)" if least == most else f"{least} to {most} rounds of a cell"
 
 
 def prefill_table(facts: dict[str, Any], pairs: list[Pair]) -> str:

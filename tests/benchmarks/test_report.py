@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.report import footnotes, prefill_table, serve_table, spread, stage_table
+from benchmarks.report import (
+    footnotes,
+    prefill_table,
+    rounds_run,
+    serve_table,
+    spread,
+    stage_table,
+)
 from benchmarks.worker import Flight, summary
 
 
@@ -63,6 +70,14 @@ def test_page_faults_are_those_of_a_request() -> None:
     for found in rounds:
         found["stock"]["page_faults"], found["vtr"]["page_faults"] = 4000, 80
     assert "took 1000 page faults in stock, 20 in VTR" in footnotes(rounds)
+
+
+def test_rounds_are_those_that_ran() -> None:
+    """A run whose time was over in the second round has one cell of two rounds."""
+    rounds = [pair("prefill", 2.0, 1.0), pair("serve", 2.0, 1.0), pair("prefill", 2.0, 1.0)]
+    assert rounds_run(rounds) == "1 to 2 rounds of a cell"
+    assert rounds_run(rounds[:2]) == "1 round(s)"
+    assert rounds_run([]) == "0 round(s)"
 
 
 def test_spread() -> None:
