@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import Scenario, Session
+import pytest
+
+from benchmarks.run import BUDGETS, Scenario, Session, main, schedules
 from benchmarks.shapes import make_shape
 
 
@@ -24,7 +26,8 @@ def test_each_cell_has_either_arm_first_in_turn() -> None:
     """Over an even number of cells a round too."""
     asked: list[str] = []
     shape = make_shape("demo", Path(), None, has_gpu=False)
-    session = Session(shape, *(Recorded(n, asked) for n in ("stock", "vtr")), None)  # type: ignore[arg-type]
+    stock, vtr = (Recorded(name, asked) for name in ("stock", "vtr"))
+    session = Session(shape, stock, vtr, schedules(shape.geometry, None))  # type: ignore[arg-type]
     firsts = {}
     for number in (1, 2, 3):
         for place, budget in enumerate((1.0, 0.5, 0.25, 0.125)):
@@ -34,3 +37,17 @@ def test_each_cell_has_either_arm_first_in_turn() -> None:
     for place in range(4):
         assert firsts[1, place] != firsts[2, place] != firsts[3, place]
     assert firsts[1, 0] != firsts[1, 1]
+
+
+@pytest.mark.parametrize("form", ["fastv", "pdrop", "random"])
+def test_budgets_that_a_form_cannot_reach_are_left_out(form: str) -> None:
+    geometry = make_shape("demo", Path(), None, has_gpu=False).geometry
+    found = schedules(geometry, form)
+    assert list(found) == [1.0, 0.5, 0.25]
+    assert [schedule.name for schedule in found.values()] == ["full", f"{form}-0.5", f"{form}-0.25"]
+    assert list(schedules(geometry, None)) == list(BUDGETS)
+
+
+def test_a_form_that_there_is_not_is_refused_before_an_engine_starts() -> None:
+    with pytest.raises(SystemExit, match=r"benchmarks\.run: schedule .*fastw-0\.5"):
+        main(["--shape", "demo", "--form", "fastw"])
