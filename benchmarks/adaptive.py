@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from benchmarks.run import machine, say
+from benchmarks.run import measured_with, say
 from benchmarks.serving import Served
 from vtr_vllm import demo
 from vtr_vllm.adaptive import Prompt, ScheduleFamily
@@ -133,7 +133,7 @@ def main() -> None:
                 rows.append(row(budget, adapt, found, time.monotonic() - begun))
                 say(f"budget {budget:g}, adapt {adapt}: {100 * rows[-1]['score']:.1f}")
     done = {
-        "machine": machine(),
+        "machine": measured_with(options),
         "split": options.split,
         "choice_seconds": choice_seconds(family, BUDGETS[0]),
         "rows": rows,

@@ -21,13 +21,18 @@ from typing import Any
 import torch
 
 from benchmarks.arms import Arm, in_turn
-from benchmarks.report import show
-from benchmarks.run import machine, say
+from benchmarks.report import measured, show
+from benchmarks.run import measured_with, say
 from benchmarks.shapes import FORMS, NAMES, Shape, make_shape
 from vtr_vllm.schedules import RankRule, ScheduleBook, to_wire
 
 ARMS = (("full", 1.0), ("local", 0.5), ("local", 0.25), ("guided", 0.5), ("guided", 0.25))
 """Kinds of schedule, and budgets."""
+SETTINGS = (
+    *("shape", "form", "rule", "rounds", "turns", "conversations", "concurrency", "take_turns"),
+    *("kv_mib", "tokens", "threads", "dtype", "eager"),
+)
+"""Options that change what is measured."""
 Pair = dict[str, Any]
 
 
@@ -68,11 +73,12 @@ class Session:
         return to_wire([budget] * layers, [RankRule.parse(self.options.rule)])
 
 
-def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
+def run(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     """Measure every budget in every round; the results file is written anew after each pair."""
     logs = Path(tempfile.mkdtemp(prefix="vtr-conversation-"))
-    results: dict[str, Any] = {"meta": machine(), "shape": shape.name, "pairs": []}
-    results["meta"] |= {"turns": options.turns, "tokens": options.tokens, "dtype": shape.dtype}
+    meta = measured_with(options)
+    meta["options"] |= {"dtype": shape.dtype}
+    results: dict[str, Any] = {"meta": meta, "shape": shape.name, "pairs": []}
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
     def arm(name: str) -> Arm:
@@ -99,7 +105,7 @@ def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
                 walls = ", ".join(f"{arm} {pair[arm]['wall_s']:.2f} s" for arm in ("stock", "vtr"))
                 say(f"round {number + 1} {kind} {budget}: {walls}")
-    return list(results["pairs"])
+    return results
 
 
 def blocks(shape: Shape, arm: str, kv_bytes: int) -> int:
@@ -210,8 +216,9 @@ def main(arguments: list[str] | None = None) -> None:
         longest = options.turns * (shape.vision_tokens + 60 + options.tokens)
         if options.form == "images":  # one more of them in each turn
             shape = replace(shape, max_model_len=max(shape.max_model_len, longest))
-        pairs = run(shape, options)
-    text = f"{table(pairs)}\n\n{evens(pairs)}"
+        results = run(shape, options)
+    heading, pairs = measured(results["meta"], *SETTINGS), results["pairs"]
+    text = f"{heading}\n\n{table(pairs)}\n\n{evens(pairs)}"
     options.out.with_suffix(".md").write_text(text + "\n")
     print(text)
 

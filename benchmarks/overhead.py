@@ -31,7 +31,8 @@ import aiohttp
 import psutil
 
 from benchmarks.arms import SETTLE_S, threading
-from benchmarks.run import machine, say
+from benchmarks.report import measured
+from benchmarks.run import measured_with, say
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import Shape, make_request, make_shape
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
@@ -204,15 +205,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each engine")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.json"))
     options = parser.parse_args(arguments)
-    results: dict[str, Any] = {"meta": machine(), "rounds": []}
+    results: dict[str, Any] = {"meta": measured_with(options), "rounds": []}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vtr-overhead-models-") as scratch:
         for name in options.shape or ["demo", "half-b"]:
             for found in run_shape(make_shape(name, Path(scratch), None, False), options):
                 results["rounds"].append(found)
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(table(results["rounds"]) + "\n")
-    print(table(results["rounds"]))
+    heading = measured(results["meta"], "rounds", "requests", "tokens", "threads")
+    text = f"{heading}\n\n{table(results['rounds'])}"
+    options.out.with_suffix(".md").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -23,13 +23,30 @@ def render(results: dict[str, Any]) -> str:
 
 
 def heading(meta: dict[str, Any]) -> str:
-    """Return where and when it was measured."""
-    device = meta["gpu"] or f"{meta['cpu']}, {meta['cores']} cores"
+    """Return where, when and how it was measured."""
     quick = ", quick" if meta.get("quick") else ""
     return (
-        f"Measured {meta['date']} on {device}, commit {meta['commit']},"
+        f"{measured(meta, 'form', 'threads', 'eager', 'waves')}"
         f" {meta['rounds']} round(s) asked{quick}. Cells: median of the rounds [least, greatest]."
     )
+
+
+def measured(meta: dict[str, Any], *settings: str) -> str:
+    """Return where and when it was measured, and the options that change what is measured.
+
+    An option at None is left out: what it stands for is the tool's own choice.
+    """
+    device = meta["gpu"] or f"{meta['cpu']}, {meta['cores']} cores"
+    options = meta.get("options", {})
+    found = [(name.replace("_", " "), options.get(name)) for name in settings]
+    said = "".join(f", {name} {_option(value)}" for name, value in found if value is not None)
+    return f"Measured {meta['date']} on {device}, commit {meta['commit']}{said}."
+
+
+def _option(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def describe(name: str, facts: dict[str, Any], pairs: list[Pair]) -> str:

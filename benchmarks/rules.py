@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import Arm
-from benchmarks.run import machine, say
+from benchmarks.report import measured
+from benchmarks.run import measured_with, say
 from benchmarks.shapes import NAMES, Shape, make_shape
 from vtr_vllm.schedules import RankRule, Schedule, explicit
 
@@ -24,6 +25,9 @@ RULES = (
     *("last+nearest", "last+scored", "last+recycled", "last+neighbours", "last+tail"),
     *("last-prior", "last-norope", "instruction", "saliency", "diverse", "orthogonal"),
 )
+
+SETTINGS = ("shape", "beside", "layer", "rate", "rounds", "eager", "threads", "dtype")
+"""Options that change what is measured."""
 
 
 def one_cut(shape: Shape, layer: int, rate: float, rule: str) -> Schedule:
@@ -103,10 +107,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="vtr-rules-models-") as scratch:
         shape = make_shape(options.shape, Path(scratch), None, has_gpu=False, dtype=options.dtype)
+        meta = measured_with(options)
+        meta["options"] |= {"dtype": shape.dtype}
         found = pairs(shape, options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"meta": machine(), "pairs": found}, indent=1) + "\n")
-    print(table(found, options))
+    options.out.write_text(json.dumps({"meta": meta, "pairs": found}, indent=1) + "\n")
+    print(f"{measured(meta, *SETTINGS)}\n\n{table(found, options)}")
 
 
 if __name__ == "__main__":

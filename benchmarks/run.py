@@ -240,6 +240,12 @@ def machine() -> dict[str, object]:
     }
 
 
+def measured_with(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a results file's ``meta`` holds: ``machine()``, and all options, paths as text."""
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    return {**machine(), "options": asked}
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
@@ -292,7 +298,7 @@ def main(arguments: list[str] | None = None) -> None:
             made = [schedules(shape.geometry, options.form) for shape in shapes]
         except (UnsupportedDevice, FileNotFoundError, UnknownSchedule) as error:
             sys.exit(f"benchmarks.run: {error}")
-        results = Results(options.out, {**machine(), "rounds": options.rounds})
+        results = Results(options.out, {**measured_with(options), "rounds": options.rounds})
         results.data["meta"]["quick"] = options.quick
         for shape, found in zip(shapes, made, strict=True):
             run_shape(shape, options, results, found)

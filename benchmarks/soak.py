@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.run import machine, say
+from benchmarks.run import measured_with, say
 from benchmarks.serving import Served
 from vtr_vllm import demo
 
@@ -291,7 +291,7 @@ async def soak(served: Served, options: argparse.Namespace) -> dict[str, Any]:
         after = await settled(http)
     found = verdicts(seen, before, after)
     return {
-        "machine": machine(),
+        "machine": measured_with(options),
         "minutes": seconds / 60,
         "clients": options.clients,
         "outcomes": dict(seen.outcomes),

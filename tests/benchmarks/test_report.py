@@ -6,6 +6,8 @@ from typing import Any
 
 from benchmarks.report import (
     footnotes,
+    heading,
+    measured,
     prefill_table,
     rounds_run,
     serve_table,
@@ -70,6 +72,17 @@ def test_page_faults_are_those_of_a_request() -> None:
     for found in rounds:
         found["stock"]["page_faults"], found["vtr"]["page_faults"] = 4000, 80
     assert "took 1000 page faults in stock, 20 in VTR" in footnotes(rounds)
+
+
+def test_the_heading_names_what_changes_what_is_measured() -> None:
+    options = {"form": "images", "take_turns": True, "threads": None, "rates": [1, 2], "kv_mib": 0}
+    meta = {"date": "then", "gpu": None, "cpu": "a CPU", "cores": 2, "commit": "0"}
+    text = measured(meta | {"options": options}, "form", "take_turns", "threads", "rates", "kv_mib")
+    assert text == (
+        "Measured then on a CPU, 2 cores, commit 0, form images, take turns yes, rates 1 2, kv mib 0."
+    )
+    older = heading(meta | {"gpu": "a GPU", "rounds": 3})
+    assert older.startswith("Measured then on a GPU, commit 0. 3 round(s) asked. Cells")
 
 
 def test_rounds_are_those_that_ran() -> None:
