@@ -97,6 +97,11 @@ def test_spread() -> None:
     assert spread([{"a": 3}, {"a": 1}, {"a": 2}], lambda p: p["a"]) == (2, 1, 3)
 
 
+def test_a_percentile_is_the_nearest_rank() -> None:
+    found = summary([Flight(0.0, [1], [float(n)]) for n in range(1, 21)], wall=1.0)
+    assert found["ttft_p95_s"] == 19
+
+
 def test_latencies_are_taken_per_request() -> None:
     flights = [Flight(0.0, [1, 2], [1.0, 1.5]), Flight(2.0, [3, 4], [2.5, 4.0])]
     found = summary(flights, wall=4.0)
