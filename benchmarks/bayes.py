@@ -145,7 +145,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=10)
     add("--limit", type=int, default=60, help=f"evaluations a seed, a multiple of {STRETCH}")
     add("--out", type=Path, default=Path("benchmarks/results/bayes.json"))
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.limit < STRETCH or options.limit % STRETCH:
+        parser.error(f"--limit is {options.limit}; it must be a multiple of {STRETCH}")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ import torch
 from benchmarks.arms import Arm, in_turn
 from benchmarks.report import measured, show
 from benchmarks.run import measured_with, say
-from benchmarks.shapes import FORMS, NAMES, Shape, make_shape
+from benchmarks.shapes import FORMS, NAMES, Shape, UnsupportedDevice, make_shape
 from vtr_vllm.schedules import RankRule, ScheduleBook, to_wire
 
 ARMS = (("full", 1.0), ("local", 0.5), ("local", 0.25), ("guided", 0.5), ("guided", 0.25))
@@ -179,6 +180,15 @@ def _times(pairs: list[Pair], of: Callable[[Any], float]) -> str:
     )
 
 
+def _arms(text: str) -> list[tuple[str, float]]:
+    kinds, asked = {kind for kind, _ in ARMS}, set(text.split(","))
+    if unknown := ", ".join(sorted(asked - kinds)):
+        raise argparse.ArgumentTypeError(
+            f"no such kind: {unknown}; there are {', '.join(sorted(kinds))}"
+        )
+    return [arm for arm in ARMS if arm[0] in asked]
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conversation", description=__doc__)
@@ -187,7 +197,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rule", default="saliency", help="of the local schedules, before layer 0")
     parser.add_argument(
         "--arms",
-        type=lambda text: [arm for arm in ARMS if arm[0] in text.split(",")],
+        type=_arms,
         default=ARMS,
         help="kinds of schedule, such as full,local; default all",
     )
@@ -212,7 +222,10 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="vtr-conversation-models-") as scratch:
         gpu = torch.cuda.is_available()
-        shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
+        try:
+            shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
+        except UnsupportedDevice as error:
+            sys.exit(f"benchmarks.conversation: {error}")
         longest = options.turns * (shape.vision_tokens + 60 + options.tokens)
         if options.form == "images":  # one more of them in each turn
             shape = replace(shape, max_model_len=max(shape.max_model_len, longest))

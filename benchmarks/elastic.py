@@ -178,8 +178,8 @@ async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(found, indent=1) + "\n")
                 say(
-                    f"{load:g}x {policy}: p95 {row['ttft_p95_s']:.2f} s, {row['in_time']:.0%} in"
-                    f" time, mean budget {row['mean_budget'] or 0:.2f}, {row['errors']} errors,"
+                    f"{load:g}x {policy}: p95 {row['ttft_p95_s'] or 0:.2f} s, {row['in_time'] or 0:.0%}"
+                    f" of {row['requests']} in time, mean budget {row['mean_budget'] or 0:.2f}, {row['errors']} errors,"
                     f" others on {row['foreign_cores']:.2f} cores"
                 )
     return found
@@ -203,16 +203,19 @@ def table(found: dict[str, Any]) -> str:
     for row in found["cells"]:
         times = [_seconds(row[key], PATIENCE * objective) for key in ("ttft_p50_s", "ttft_p95_s")]
         spent = "" if row["mean_budget"] is None else f"{row['mean_budget']:.2f}"
+        in_time = "" if row["in_time"] is None else f"{row['in_time']:.1%}"
         lines.append(
             f"| {row['load']:g}x | {row['rate_rps']:.2f} | {row['policy']} | {' | '.join(times)}"
-            f" | {row['in_time']:.1%} | {row['goodput_rps']:.2f} | {spent} | {row['gave_up']}"
+            f" | {in_time} | {row['goodput_rps']:.2f} | {spent} | {row['gave_up']}"
             f" | {row['errors']} |"
         )
     return "\n".join(lines)
 
 
-def _seconds(value: float, patience: float) -> str:
-    """Show a time; as a bound where clients gave up."""
+def _seconds(value: float | None, patience: float) -> str:
+    """Show a time; as a bound where clients gave up, empty where no request came."""
+    if value is None:
+        return ""
     return f"> {patience:.1f}" if value >= patience else f"{value:.2f}"
 
 

@@ -171,7 +171,8 @@ def summary(
     """Return what a load of ``seconds`` came to.
 
     Requests that failed or gave up count in the percentiles with the patience: they waited at
-    least as long. Goodput is first tokens within the objective, a second.
+    least as long. Goodput is first tokens within the objective, a second. Where no request came,
+    percentiles and the share in time are None.
     """
     whole = [answer for answer in answers if answer.ttft is not None and not answer.error]
     waits = sorted(
@@ -180,10 +181,10 @@ def summary(
     spent = [answer.spent for answer in whole if answer.spent is not None]
     return {
         "requests": len(answers),
-        "ttft_p50_s": percentile(waits, 0.5),
-        "ttft_p95_s": percentile(waits, 0.95),
+        "ttft_p50_s": percentile(waits, 0.5) if waits else None,
+        "ttft_p95_s": percentile(waits, 0.95) if waits else None,
         "goodput_rps": sum(each <= objective for each in waits) / seconds,
-        "in_time": sum(each <= objective for each in waits) / len(waits),
+        "in_time": statistics.fmean(each <= objective for each in waits) if waits else None,
         "mean_budget": statistics.fmean(spent) if spent else None,
         "gave_up": sum(answer.ttft is None and not answer.error for answer in answers),
         "errors": sum(answer.error is not None for answer in answers),

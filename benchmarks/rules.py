@@ -10,15 +10,18 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.arms import Arm
 from benchmarks.report import measured
 from benchmarks.run import measured_with, say
-from benchmarks.shapes import NAMES, Shape, make_shape
+from benchmarks.shapes import NAMES, Shape, UnsupportedDevice, make_shape
 from vtr_vllm.schedules import RankRule, Schedule, explicit
 
 RULES = (
@@ -106,7 +109,11 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="vtr-rules-models-") as scratch:
-        shape = make_shape(options.shape, Path(scratch), None, has_gpu=False, dtype=options.dtype)
+        try:
+            gpu = torch.cuda.is_available()
+            shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
+        except (UnsupportedDevice, FileNotFoundError) as error:
+            sys.exit(f"benchmarks.rules: {error}")
         meta = measured_with(options)
         meta["options"] |= {"dtype": shape.dtype}
         found = pairs(shape, options)

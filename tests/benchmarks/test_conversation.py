@@ -75,6 +75,13 @@ def test_a_cache_of_some_bytes_has_more_blocks_where_they_hold_fewer_layers(tmp_
     assert blocks(shape, "vtr", 48 << 20) == 6 * 64
 
 
+def test_a_kind_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--arms", "full,locl"])
+    assert "no such kind: locl; there are full, guided, local" in capsys.readouterr().err
+    assert parse(["--arms", "full"]).arms == [("full", 1.0)]
+
+
 def test_each_schedule_has_either_arm_first_in_turn(tmp_path: Path) -> None:
     asked: list[str] = []
 

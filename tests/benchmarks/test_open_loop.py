@@ -27,6 +27,12 @@ def test_those_without_a_first_token_count_as_late() -> None:
     assert found["mean_budget"] == pytest.approx((7 * 0.5 + 0.25) / 8)
 
 
+def test_a_load_without_a_request_has_no_percentiles() -> None:
+    found = summary([], seconds=5, objective=1.0, patience=10.0)
+    assert (found["requests"], found["goodput_rps"]) == (0, 0)
+    assert found["ttft_p50_s"] is found["ttft_p95_s"] is found["in_time"] is None
+
+
 def test_arrivals_come_at_their_rate_and_again_for_the_same_seed() -> None:
     times = arrivals(20, 500, seed=1)
     assert len(times) == pytest.approx(10_000, rel=0.05)

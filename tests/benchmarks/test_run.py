@@ -70,3 +70,12 @@ def test_a_results_file_holds_every_option(read: Callable[[Any], argparse.Namesp
 @pytest.mark.parametrize("tool", [conversation, length, rules])
 def test_settings_of_a_heading_are_options(tool: Any) -> None:
     assert set(tool.SETTINGS) <= set(vars(tool.parse([])))
+
+
+@pytest.mark.parametrize("tool", [conversation, rules])
+def test_a_shape_for_a_gpu_is_refused_in_a_sentence(
+    tool: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(SystemExit, match="llava-7b needs a GPU"):
+        tool.main(["--shape", "llava-7b"])
