@@ -12,6 +12,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -127,7 +128,11 @@ def run_openai(setting: Setting) -> Outcome:
 
     async def run() -> None:
         async with openai.AsyncOpenAI(
-            base_url=f"{setting.url}/v1", api_key="none", max_retries=0, timeout=600
+            base_url=f"{setting.url}/v1",
+            api_key="none",
+            max_retries=0,
+            timeout=600,
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
         ) as client:
             await asyncio.gather(*(one(client, number) for number in range(setting.requests)))
 
@@ -158,7 +163,9 @@ def run_vllm_bench(setting: Setting) -> Outcome:
         *("--save-result", "--save-detailed", "--result-filename", str(result), "--disable-tqdm"),
         *("--lora-modules", *ALIASES),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=direct(setting.url), capture_output=True, text=True
+    )
     (setting.folder / "bench.log").write_text(done.stdout + done.stderr)
     if done.returncode:
         outcome.errors.append(f"exit {done.returncode}: {done.stderr[-2000:]}")
@@ -223,7 +230,9 @@ def _start_guidellm(
         *("--output", f"kind=json,path={folder / 'report.json'}", "--disable-console-interactive"),
     ]
     with (folder / "log").open("wb") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, cwd=folder, env=direct(setting.url), stdout=log, stderr=subprocess.STDOUT
+        )
 
 
 CLIENTS: dict[str, Callable[[Setting], Outcome]] = {
@@ -231,6 +240,17 @@ CLIENTS: dict[str, Callable[[Setting], Outcome]] = {
     "vllm-bench": run_vllm_bench,
     "guidellm": run_guidellm,
 }
+
+
+def direct(url: str) -> dict[str, str]:
+    """Return the environment of a client that must not ask a proxy for the server."""
+    host = httpx.URL(url).host
+    return os.environ | {"NO_PROXY": host, "no_proxy": host}
+
+
+def metrics_of(url: str) -> str:
+    """Return a server's ``/metrics``."""
+    return httpx.get(f"{url}/metrics", trust_env=False).text
 
 
 def counted(metrics: str) -> Counter[str]:
@@ -290,9 +310,9 @@ def measure(url: str, options: argparse.Namespace) -> list[Outcome]:
     setting = Setting(url, options.requests, folder, questions, options.guidellm)
     outcomes = []
     for name in options.client or CLIENTS:
-        before = counted(httpx.get(f"{url}/metrics").text)
+        before = counted(metrics_of(url))
         outcome = CLIENTS[name](setting)
-        outcome.counted = dict(counted(httpx.get(f"{url}/metrics").text) - before)
+        outcome.counted = dict(counted(metrics_of(url)) - before)
         print(f"{name}: {outcome.good} of {outcome.sent}", file=sys.stderr, flush=True)
         outcomes.append(outcome)
     return outcomes

@@ -121,7 +121,7 @@ class Client:
 
     def _connect(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        return httpx.AsyncClient(base_url=self.url, timeout=None, limits=limits)
+        return httpx.AsyncClient(base_url=self.url, timeout=None, limits=limits, trust_env=False)
 
     async def _ask(self, http: httpx.AsyncClient, body: bytes) -> Answer:
         answer = Answer()

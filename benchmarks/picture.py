@@ -128,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = ("--schedules", str(CHECKPOINT.with_name("schedules")), "--served-model-name", "demo")
     with (
         Served(CHECKPOINT, flags) as served,
-        httpx.Client(base_url=served.url, timeout=120) as http,
+        httpx.Client(base_url=served.url, timeout=120, trust_env=False) as http,
     ):
         full = ask(http, asked.image, asked.question, 1.0)
         reduced = ask(http, asked.image, asked.question, options.budget)

@@ -72,13 +72,17 @@ class Served:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self._process.poll() is None:
             try:
-                if httpx.get(f"{self.url}/health", timeout=10).status_code == httpx.codes.OK:
+                if self._healthy():
                     return self
             except httpx.TransportError:
                 pass
             time.sleep(0.5)
         self.__exit__(None, None, None)
         raise RuntimeError(f"the server did not start; its log ends with:\n{self.tail()}")
+
+    def _healthy(self) -> bool:
+        found = httpx.get(f"{self.url}/health", timeout=10, trust_env=False)
+        return found.status_code == httpx.codes.OK
 
     def tail(self) -> str:
         """The end of the log."""

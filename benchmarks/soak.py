@@ -319,7 +319,9 @@ async def soak(served: Served, options: argparse.Namespace) -> dict[str, Any]:
     """Run it and return what came out."""
     seen = Seen()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=options.clients)
-    async with httpx.AsyncClient(base_url=served.url, timeout=300, limits=limits) as http:
+    async with httpx.AsyncClient(
+        base_url=served.url, timeout=300, limits=limits, trust_env=False
+    ) as http:
         cases = await alone(http, options.scenes)
         say(f"{len(cases)} of {options.scenes * len(ASKS)} requests are clear when sent alone")
         before = await settled(http)

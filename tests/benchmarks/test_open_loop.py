@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
@@ -47,3 +48,7 @@ def test_no_two_requests_share_an_image() -> None:
     urls = {body["messages"][0]["content"][0]["image_url"]["url"] for body in bodies}
     assert len(urls) == 20
     assert bodies[0]["vtr"] == {"budget": "auto"}
+
+
+def test_a_proxy_of_the_environment_is_not_asked(loopback: str) -> None:
+    asyncio.run(Client(loopback, 336, 10).idle())
