@@ -129,11 +129,12 @@ class Client:
         try:
             async with asyncio.timeout(self.patience) as patience:
                 async for chunk in events(http, body):
+                    if "error" in chunk:
+                        answer.error = json.dumps(chunk["error"])
+                        continue
                     if answer.ttft is None:
                         answer.ttft = time.perf_counter() - start
                         patience.reschedule(None)
-                    if "error" in chunk:
-                        answer.error = json.dumps(chunk["error"])
                     if "vtr" in chunk:
                         answer.spent = chunk["vtr"]["mean_keep"]
         except TimeoutError:

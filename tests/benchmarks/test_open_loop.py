@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import httpx
 import pytest
 
 from benchmarks.open_loop import Answer, Client, arrivals, percentile, summary
@@ -52,3 +53,19 @@ def test_no_two_requests_share_an_image() -> None:
 
 def test_a_proxy_of_the_environment_is_not_asked(loopback: str) -> None:
     asyncio.run(Client(loopback, 336, 10).idle())
+
+
+@pytest.mark.parametrize(
+    ("before", "has_first"), [("", False), ('data: {"choices": []}\n\n', True)]
+)
+def test_an_error_is_no_first_token(before: str, has_first: bool) -> None:
+    text = before + 'data: {"error": {"code": "engine_dead"}}\n\ndata: [DONE]\n\n'
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, text=text))
+
+    async def ask() -> Answer:
+        async with httpx.AsyncClient(base_url="http://server", transport=transport) as http:
+            return await Client("http://server", 336, 10)._ask(http, b"{}")
+
+    answer = asyncio.run(ask())
+    assert answer.error == '{"code": "engine_dead"}'
+    assert (answer.ttft is not None) == has_first
