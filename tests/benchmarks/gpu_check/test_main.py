@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu_check import __main__ as main
-from benchmarks.gpu_check import page
+from benchmarks.gpu_check import fast, page, right
 from benchmarks.gpu_check.stages import STAGES, Stage
 
 META = {"gpu": None, "date": "a day", "commit": "new", "dry_run": False, "fast_start": True}
@@ -167,3 +167,15 @@ def test_no_time_is_said_and_is_not_good(
 def test_each_stage_is_a_module() -> None:
     folder = Path(main.__file__).parent
     assert all((folder / f"{stage.name}.py").exists() for stage in STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_each_stage_knows_its_options(stage: Stage) -> None:
+    _, _, module, *options = stage.command(True, 100, Path("traces"), True)
+    assert module == f"benchmarks.gpu_check.{stage.name}"
+    if stage.name == "environment":
+        assert options == []
+    elif stage.measures:
+        assert fast.parse(stage.name, options).seconds == 100
+    else:
+        assert right.parse(options).dry_run
