@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import json
 import os
 import re
@@ -30,6 +28,8 @@ import openai
 from benchmarks.arms import ROOT
 from benchmarks.serving import Served
 from vtr_vllm import demo
+from vtr_vllm.image_files import encode_png
+from vtr_vllm.search.calibration import data_uri
 
 NAME = "demo"
 MAX_TOKENS = 8
@@ -91,9 +91,8 @@ class Setting:
 
 def image_url(number: int) -> tuple[str, str]:
     """Return question and image of the demo's world, the image as a data URL."""
-    drawn, png = demo.sample("test", number), io.BytesIO()
-    drawn.image.save(png, "PNG")
-    return drawn.question, "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    drawn = demo.sample("test", number)
+    return drawn.question, data_uri(encode_png(drawn.image))
 
 
 def content(number: int) -> list[dict[str, Any]]:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
-import math
 import random
 import statistics
 import time
@@ -17,6 +14,10 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
+
+from benchmarks.report import percentile
+from vtr_vllm.image_files import encode_png
+from vtr_vllm.search.calibration import data_uri
 
 MODEL = "elastic"
 QUESTION = "What is this?"
@@ -51,9 +52,8 @@ class Client:
         draw = np.random.default_rng(next(self.images))
         pixels = draw.integers(0, 256, (CELLS, CELLS, 3), dtype=np.uint8)
         side = self.image_side, self.image_side
-        png = io.BytesIO()
-        Image.fromarray(pixels).resize(side, Image.Resampling.NEAREST).save(png, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+        image = Image.fromarray(pixels).resize(side, Image.Resampling.NEAREST)
+        url = data_uri(encode_png(image))
         content = [
             {"type": "image_url", "image_url": {"url": url}},
             {"type": "text", "text": QUESTION},
@@ -191,8 +191,3 @@ def summary(
         "errors": sum(answer.error is not None for answer in answers),
         "first_error": next((answer.error for answer in answers if answer.error), None),
     }
-
-
-def percentile(ordered: list[float], share: float) -> float:
-    """Return the nearest-rank percentile of ascending values."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import contextlib
-import io
 import json
 import os
 import statistics
@@ -36,6 +34,8 @@ from benchmarks.run import measured_with, say
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import Shape, make_request, make_shape
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.image_files import encode_png
+from vtr_vllm.search.calibration import data_uri
 
 ARMS = ("stock", "engine", "vtr")
 PAIRS = (("vtr", "stock"), ("vtr", "engine"), ("engine", "stock"))
@@ -81,9 +81,7 @@ def server_flags(shape: Shape) -> list[str]:
 def body(shape: Shape, index: int, tokens: int) -> bytes:
     """Return a streamed chat request with an image that no other has."""
     found = make_request(shape.name, index)
-    png = io.BytesIO()
-    found["multi_modal_data"]["image"].save(png, "PNG")  # type: ignore[index]
-    url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    url = data_uri(encode_png(found["multi_modal_data"]["image"]))
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     asked = {"model": "bench", "temperature": 0, "max_tokens": tokens, "ignore_eos": True}
     return json.dumps(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -206,6 +207,11 @@ def spread(rounds: list[Pair], number: Callable[[Pair], float]) -> tuple[float, 
     """Return median, least and greatest over the rounds."""
     values = [number(pair) for pair in rounds]
     return statistics.median(values), min(values), max(values)
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """Return the nearest-rank percentile of ascending values."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def show(values: tuple[float, float, float]) -> str:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import json
 import random
 import re
@@ -29,6 +27,8 @@ import psutil
 from benchmarks.run import measured_with, say
 from benchmarks.serving import Served
 from vtr_vllm import demo
+from vtr_vllm.image_files import encode_png
+from vtr_vllm.search.calibration import data_uri
 
 ASKS: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -86,11 +86,8 @@ def bodies(scenes: int) -> list[dict[str, Any]]:
     found = []
     for index in range(scenes):
         drawn = demo.sample("test", index)
-        png = io.BytesIO()
-        drawn.image.save(png, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
         content = [
-            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "image_url", "image_url": {"url": data_uri(encode_png(drawn.image))}},
             {"type": "text", "text": drawn.question},
         ]
         body = {

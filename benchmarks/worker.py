@@ -20,7 +20,7 @@ from typing import Any, TextIO
 import psutil
 
 from benchmarks.arms import classes
-from benchmarks.open_loop import percentile
+from benchmarks.report import percentile
 from benchmarks.shapes import make_request
 
 

@@ -8,6 +8,7 @@ from benchmarks.report import (
     footnotes,
     heading,
     measured,
+    percentile,
     prefill_table,
     rounds_run,
     serve_table,
@@ -97,7 +98,14 @@ def test_spread() -> None:
     assert spread([{"a": 3}, {"a": 1}, {"a": 2}], lambda p: p["a"]) == (2, 1, 3)
 
 
-def test_a_percentile_is_the_nearest_rank() -> None:
+def test_percentiles_are_nearest_ranks() -> None:
+    values = [float(n) for n in range(1, 21)]
+    assert percentile(values, 0.95) == 19
+    assert percentile(values, 0.5) == 10
+    assert percentile([7.0], 0.95) == 7
+
+
+def test_the_slowest_of_twenty_is_beyond_the_95th_percentile() -> None:
     found = summary([Flight(0.0, [1], [float(n)]) for n in range(1, 21)], wall=1.0)
     assert found["ttft_p95_s"] == 19
 
