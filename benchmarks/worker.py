@@ -215,6 +215,15 @@ def rendered(engine: Any, name: str, request: Any, params: Any) -> Any:
     )
 
 
+def step_until_decoding(engine: Any) -> None:
+    """Step until no request waits and all prompts are computed."""
+    scheduler = engine.engine_core.engine_core.scheduler
+    while scheduler.waiting or any(
+        request.num_computed_tokens < request.num_prompt_tokens for request in scheduler.running
+    ):
+        engine.step()
+
+
 def summary(flights: list[Flight], wall: float) -> dict[str, object]:
     """Return rates and latencies in seconds."""
     ttft = sorted(flight.times[0] - flight.started for flight in flights)
