@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
@@ -62,6 +65,14 @@ def in_turn(order: Sequence[T], round_number: int, place: int) -> list[T]:
     cell of a table has the same arm first each time.
     """
     return list(order if (round_number + place) % 2 == 0 else order[::-1])
+
+
+@contextmanager
+def log_folder(name: str) -> Iterator[Path]:
+    """A folder for logs, which stays to be read where the block fails."""
+    folder = Path(tempfile.mkdtemp(prefix=f"vtr-{name}-"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 class WorkerDied(RuntimeError):

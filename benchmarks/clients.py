@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(url: str, options: argparse.Namespace) -> list[Outcome]:
     """Return one outcome a client, one client after the other."""
-    folder = Path(tempfile.mkdtemp(prefix="vtr-clients-"))
+    folder = Path(tempfile.mkdtemp(prefix="vtr-clients-"))  # stays where a client failed
     questions = [content(number) for number in range(options.requests)]
     setting = Setting(url, options.requests, folder, questions, options.guidellm)
     outcomes = []
@@ -314,6 +314,8 @@ def measure(url: str, options: argparse.Namespace) -> list[Outcome]:
         outcome.counted = dict(counted(metrics_of(url)) - before)
         print(f"{name}: {outcome.good} of {outcome.sent}", file=sys.stderr, flush=True)
         outcomes.append(outcome)
+    if not any(outcome.errors for outcome in outcomes):
+        shutil.rmtree(folder)
     return outcomes
 
 

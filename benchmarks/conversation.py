@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import Arm, in_turn
+from benchmarks.arms import Arm, in_turn, log_folder
 from benchmarks.report import measured, show
 from benchmarks.run import measured_with, say
 from benchmarks.shapes import FORMS, NAMES, Shape, UnsupportedDevice, make_shape
@@ -76,13 +76,12 @@ class Session:
 
 def run(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     """Measure every budget in every round; the results file is written anew after each pair."""
-    logs = Path(tempfile.mkdtemp(prefix="vtr-conversation-"))
     meta = measured_with(options)
     meta["options"] |= {"dtype": shape.dtype}
     results: dict[str, Any] = {"meta": meta, "shape": shape.name, "pairs": []}
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
-    def arm(name: str) -> Arm:
+    def arm(name: str, logs: Path) -> Arm:
         log = logs / f"{name}.log"
         settings = {"num_gpu_blocks_override": blocks(shape, name, options.kv_mib << 20)}
         return Arm(
@@ -95,7 +94,7 @@ def run(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
             settings if options.kv_mib else {},
         )
 
-    with arm("stock") as stock, arm("vtr") as vtr:
+    with log_folder("conversation") as logs, arm("stock", logs) as stock, arm("vtr", logs) as vtr:
         session = Session(shape, stock, vtr, options)
         for kind, budget in options.arms:
             session.pair(kind, budget)  # every kernel has run once

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import Arm
+from benchmarks.arms import Arm, log_folder
 from benchmarks.report import measured, show
 from benchmarks.run import measured_with, say
 from benchmarks.shapes import make_shape
@@ -57,17 +57,16 @@ Found = dict[str, dict[str, dict[str, Any]]]
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every case in every round, stock and VTR in turn; the file is written anew after each."""
-    logs = Path(tempfile.mkdtemp(prefix="vtr-host-"))
     results: dict[str, Any] = {"meta": measured_with(options), "rounds": []}
     with tempfile.TemporaryDirectory(prefix="vtr-host-models-") as scratch:
         shape = make_shape(SHAPE, Path(scratch), None, has_gpu=False, dtype="float32")
         book = ScheduleBook(shape.geometry)
 
-        def arm(name: str) -> Arm:
+        def arm(name: str, logs: Path) -> Arm:
             log = logs / f"{name}.log"
             return Arm(name, shape, True, log, options.threads, "benchmarks.host_worker", ENGINE)
 
-        with arm("stock") as stock, arm("vtr") as vtr:
+        with log_folder("host") as logs, arm("stock", logs) as stock, arm("vtr", logs) as vtr:
             for number in range(options.rounds + 1):
                 found: Found = {}
                 for case in CASES:

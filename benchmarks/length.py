@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import Arm
+from benchmarks.arms import Arm, log_folder
 from benchmarks.report import measured, show
 from benchmarks.run import measured_with, say
 from benchmarks.shapes import CLIP, LONG_FORMS, NAMES, Shape, long_request_cost, make_shape
@@ -31,7 +31,6 @@ Pair = dict[str, Any]
 
 def run(shape: Shape, form: str, options: argparse.Namespace) -> list[Pair]:
     """Measure one form in every round, stock and VTR in turn."""
-    logs = Path(tempfile.mkdtemp(prefix="vtr-length-"))
     settings = {
         "max_num_batched_tokens": STEP_TOKENS,
         "max_model_len": 32768,
@@ -41,12 +40,12 @@ def run(shape: Shape, form: str, options: argparse.Namespace) -> list[Pair]:
     layers = shape.geometry.layers
     wire = to_wire([options.budget] * layers, [RankRule.parse(options.rule)])
 
-    def arm(name: str) -> Arm:
+    def arm(name: str, logs: Path) -> Arm:
         log = logs / f"{name}.log"
         return Arm(name, shape, True, log, options.threads, "benchmarks.neighbour", settings)
 
     pairs: list[Pair] = []
-    with arm("stock") as stock, arm("vtr") as vtr:
+    with log_folder("length") as logs, arm("stock", logs) as stock, arm("vtr", logs) as vtr:
         order = [(stock, None), (vtr, wire)]
         for each, given in order:  # every kernel runs once
             each.measure({"form": form, "count": 2, "first": options.rounds, "wire": given})

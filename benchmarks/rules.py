@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import Arm
+from benchmarks.arms import Arm, log_folder
 from benchmarks.report import measured
 from benchmarks.run import measured_with, say
 from benchmarks.shapes import NAMES, Shape, UnsupportedDevice, make_shape
@@ -43,9 +43,11 @@ def one_cut(shape: Shape, layer: int, rate: float, rule: str) -> Schedule:
 def pairs(shape: Shape, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every pair that was measured, with both wall times in seconds."""
     found: list[dict[str, Any]] = []
-    log = Path(tempfile.mkdtemp(prefix="vtr-rules-")) / "vtr.log"
     pictures = itertools.count()
-    with Arm("vtr", shape, options.eager, log, options.threads) as arm:
+    with (
+        log_folder("rules") as logs,
+        Arm("vtr", shape, options.eager, logs / "vtr.log", options.threads) as arm,
+    ):
 
         def wall(rule: str, requests: int) -> float:
             first, *_ = itertools.islice(pictures, requests)

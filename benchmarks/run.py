@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import ENVIRONMENT, ROOT, Arm, in_turn
+from benchmarks.arms import ENVIRONMENT, ROOT, Arm, in_turn, log_folder
 from benchmarks.cost import predict
 from benchmarks.report import render
 from benchmarks.shapes import NAMES, ON_A_CPU, Shape, UnsupportedDevice, make_shape
@@ -165,10 +165,10 @@ def run_shape(
     """Measure one shape for all rounds, at the budgets that ``made`` has a schedule for."""
     for budget in sorted(set(BUDGETS) - set(made)):
         say(f"{shape.name}: {options.form} cannot reach {budget}: left out")
-    logs = Path(tempfile.mkdtemp(prefix="vtr-bench-"))
     settings = shape.engine_args(options.eager)
     settings.pop("model")
     with (
+        log_folder("bench") as logs,
         Arm("stock", shape, options.eager, logs / "stock.log", options.threads) as stock,
         Arm("vtr", shape, options.eager, logs / "vtr.log", options.threads) as vtr,
     ):

@@ -33,6 +33,16 @@ def test_a_proxy_of_the_environment_is_not_asked(proxied: None, tmp_path: Path) 
         assert server.url.startswith("http://127.0.0.1:")
 
 
+def test_the_log_goes_with_the_server_but_for_a_failure(tmp_path: Path) -> None:
+    (tmp_path / "good").mkdir()
+    (tmp_path / "bad").mkdir()
+    with Small(tmp_path / "good") as server:
+        assert server.log.exists()
+    with pytest.raises(ValueError, match="broken"), Small(tmp_path / "bad"):
+        raise ValueError("broken")
+    assert [path.name for path in tmp_path.iterdir()] == ["bad"]
+
+
 def test_a_server_that_does_not_start_is_told_by_its_log(tmp_path: Path) -> None:
     with (
         pytest.raises(RuntimeError, match="no such model"),
