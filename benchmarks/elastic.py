@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.arms import threading
 from benchmarks.open_loop import MODEL, Client, summary
-from benchmarks.run import machine, say
+from benchmarks.run import measured_with, say
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import default_dtype
 from tests.tiny import TinyShape, write_model_files
@@ -152,7 +152,9 @@ async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     dtype = options.dtype or default_dtype()
     write_model_files(model, SHAPE, dtype)
     limits = f"[limits]\nin_flight = {IN_FLIGHT}\n"
-    found: dict[str, Any] = {"meta": machine() | {"dtype": dtype, "threads": options.threads}}
+    found: dict[str, Any] = {
+        "meta": measured_with(options) | {"dtype": dtype, "threads": options.threads}
+    }
     found["meta"] |= {"seconds": options.seconds, "lead_in": options.lead_in}
     found["meta"] |= {"max_num_batched_tokens": STEP_TOKENS, "interval_seconds": INTERVAL}
     with Server(model, limits, dtype, options.threads) as server:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.demo_study import demo_study
-from benchmarks.run import machine
+from benchmarks.run import measured_with
 from vtr_vllm.schedules import RankRule
 from vtr_vllm.search import g_search
 from vtr_vllm.search.candidates import Candidate
@@ -176,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = {name: getattr(options, name) for name in ("items", "grain", "tolerance")}
     with demo_study(options.folder, options.items, options.engines) as study:
         found = measure(study, STARTS, options.grain, options.tolerance)
-    results = {"meta": {**machine(), **asked, "starts": STARTS}, "found": found}
+    results = {"meta": {**measured_with(options), **asked, "starts": STARTS}, "found": found}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(render(results) + "\n")
