@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import ENVIRONMENT, PLUGINS
-from benchmarks.run import machine, say
+from benchmarks.run import measured_with, say
 from benchmarks.shapes import Shape, make_shape
 from vtr_vllm import demo
 from vtr_vllm.errors import InvalidBudget
@@ -161,13 +161,20 @@ def describe(row: Row, shape: Shape, scores: dict[str, Score]) -> dict[str, Any]
     return facts
 
 
+def _chosen(meta: dict[str, Any]) -> str:
+    """Return the model and the schedules, where they are not those by default."""
+    options = meta.get("options", {})
+    found = [(name, options.get(name)) for name in ("checkpoint", "schedules")]
+    return "".join(f", {name} {value}" for name, value in found if value)
+
+
 def render(results: dict[str, Any]) -> str:
     """Return the table as markdown."""
     meta, splits = results["meta"], results["meta"]["splits"]
     lines = [
         f"Exact match on the demo splits, {meta['n']} questions each, 95% binomial interval."
-        f" Measured {meta['date']} on {meta['cpu']}, commit {meta['commit']}, {meta['dtype']}."
-        " Mean keep and FLOPs come from whole token counts.\n",
+        f" Measured {meta['date']} on {meta['cpu']}, commit {meta['commit']}, {meta['dtype']}"
+        f"{_chosen(meta)}. Mean keep and FLOPs come from whole token counts.\n",
         f"| form | budget | mean keep | FLOPs | {' | '.join(splits)} |",
         f"|---|---|---|---|{'---|' * len(splits)}",
     ]
@@ -217,7 +224,7 @@ def main(arguments: list[str] | None = None) -> None:
         for so_far in score_split(engine, split, options.n, table):
             scores[split] = so_far
             say(f"{split}: {so_far[0].n} of {options.n} in {time.monotonic() - begun:.0f} s")
-    meta = {**machine(), "n": options.n, "splits": splits, "dtype": shape.dtype}
+    meta = {**measured_with(options), "n": options.n, "splits": splits, "dtype": shape.dtype}
     described = [
         describe(row, shape, {split: scores[split][index] for split in splits})
         for index, row in enumerate(table)

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import IO, TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
     from benchmarks.shapes import Shape
 
+T = TypeVar("T")
 ROOT = Path(__file__).resolve().parent.parent
 PLUGINS = {"stock": "", "vtr": "vtr"}  # which general plugins vLLM loads: none, or ours alone
 ENVIRONMENT = {
@@ -52,6 +56,23 @@ def threading(threads: int | None) -> dict[str, str]:
     if threads is None:
         return {}
     return {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
+
+
+def in_turn(order: Sequence[T], round_number: int, place: int) -> list[T]:
+    """Return the two arms of a pair in the order of this measurement.
+
+    It flips from pair to pair of a round, and for each ``place`` of a round from round to round: no
+    cell of a table has the same arm first each time.
+    """
+    return list(order if (round_number + place) % 2 == 0 else order[::-1])
+
+
+@contextmanager
+def log_folder(name: str) -> Iterator[Path]:
+    """A folder for logs, which stays to be read where the block fails."""
+    folder = Path(tempfile.mkdtemp(prefix=f"vtr-{name}-"))
+    yield folder
+    shutil.rmtree(folder)
 
 
 class WorkerDied(RuntimeError):

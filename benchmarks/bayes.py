@@ -16,7 +16,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.demo_study import demo_study
-from benchmarks.run import machine
+from benchmarks.run import measured_with
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.proposer import Dimension, Point
 from vtr_vllm.search.sigmoid_search import PARALLEL, Curves, search_sigmoid
@@ -145,7 +145,10 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--seeds", type=int, default=10)
     add("--limit", type=int, default=60, help=f"evaluations a seed, a multiple of {STRETCH}")
     add("--out", type=Path, default=Path("benchmarks/results/bayes.json"))
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.limit < STRETCH or options.limit % STRETCH:
+        parser.error(f"--limit is {options.limit}; it must be a multiple of {STRETCH}")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -158,7 +161,7 @@ def main(arguments: list[str] | None = None) -> None:
             for name in families(study.geometry.layers)
             for budget in options.budget or (0.375, 0.25)
         ]
-    results = {"meta": {**machine(), **asked}, "rows": rows}
+    results = {"meta": {**measured_with(options), **asked}, "rows": rows}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(render(results) + "\n")

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -29,6 +28,8 @@ import openai
 from benchmarks.arms import ROOT
 from benchmarks.serving import Served
 from vtr_vllm import demo
+from vtr_vllm.image_files import encode_png
+from vtr_vllm.search.calibration import data_uri
 
 NAME = "demo"
 MAX_TOKENS = 8
@@ -90,9 +91,8 @@ class Setting:
 
 def image_url(number: int) -> tuple[str, str]:
     """Return question and image of the demo's world, the image as a data URL."""
-    drawn, png = demo.sample("test", number), io.BytesIO()
-    drawn.image.save(png, "PNG")
-    return drawn.question, "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    drawn = demo.sample("test", number)
+    return drawn.question, data_uri(encode_png(drawn.image))
 
 
 def content(number: int) -> list[dict[str, Any]]:
@@ -127,7 +127,11 @@ def run_openai(setting: Setting) -> Outcome:
 
     async def run() -> None:
         async with openai.AsyncOpenAI(
-            base_url=f"{setting.url}/v1", api_key="none", max_retries=0, timeout=600
+            base_url=f"{setting.url}/v1",
+            api_key="none",
+            max_retries=0,
+            timeout=600,
+            http_client=openai.DefaultAsyncHttpxClient(trust_env=False),
         ) as client:
             await asyncio.gather(*(one(client, number) for number in range(setting.requests)))
 
@@ -158,7 +162,9 @@ def run_vllm_bench(setting: Setting) -> Outcome:
         *("--save-result", "--save-detailed", "--result-filename", str(result), "--disable-tqdm"),
         *("--lora-modules", *ALIASES),
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=direct(setting.url), capture_output=True, text=True
+    )
     (setting.folder / "bench.log").write_text(done.stdout + done.stderr)
     if done.returncode:
         outcome.errors.append(f"exit {done.returncode}: {done.stderr[-2000:]}")
@@ -223,7 +229,9 @@ def _start_guidellm(
         *("--output", f"kind=json,path={folder / 'report.json'}", "--disable-console-interactive"),
     ]
     with (folder / "log").open("wb") as log:
-        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen(
+            command, cwd=folder, env=direct(setting.url), stdout=log, stderr=subprocess.STDOUT
+        )
 
 
 CLIENTS: dict[str, Callable[[Setting], Outcome]] = {
@@ -231,6 +239,17 @@ CLIENTS: dict[str, Callable[[Setting], Outcome]] = {
     "vllm-bench": run_vllm_bench,
     "guidellm": run_guidellm,
 }
+
+
+def direct(url: str) -> dict[str, str]:
+    """Return the environment of a client that must not ask a proxy for the server."""
+    host = httpx.URL(url).host
+    return os.environ | {"NO_PROXY": host, "no_proxy": host}
+
+
+def metrics_of(url: str) -> str:
+    """Return a server's ``/metrics``."""
+    return httpx.get(f"{url}/metrics", trust_env=False).text
 
 
 def counted(metrics: str) -> Counter[str]:
@@ -285,16 +304,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def measure(url: str, options: argparse.Namespace) -> list[Outcome]:
     """Return one outcome a client, one client after the other."""
-    folder = Path(tempfile.mkdtemp(prefix="vtr-clients-"))
+    folder = Path(tempfile.mkdtemp(prefix="vtr-clients-"))  # stays where a client failed
     questions = [content(number) for number in range(options.requests)]
     setting = Setting(url, options.requests, folder, questions, options.guidellm)
     outcomes = []
     for name in options.client or CLIENTS:
-        before = counted(httpx.get(f"{url}/metrics").text)
+        before = counted(metrics_of(url))
         outcome = CLIENTS[name](setting)
-        outcome.counted = dict(counted(httpx.get(f"{url}/metrics").text) - before)
+        outcome.counted = dict(counted(metrics_of(url)) - before)
         print(f"{name}: {outcome.good} of {outcome.sent}", file=sys.stderr, flush=True)
         outcomes.append(outcome)
+    if not any(outcome.errors for outcome in outcomes):
+        shutil.rmtree(folder)
     return outcomes
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,14 +21,19 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import Arm
-from benchmarks.report import show
-from benchmarks.run import machine, say
-from benchmarks.shapes import FORMS, NAMES, Shape, make_shape
+from benchmarks.arms import Arm, in_turn, log_folder
+from benchmarks.report import measured, show
+from benchmarks.run import measured_with, say
+from benchmarks.shapes import FORMS, NAMES, Shape, UnsupportedDevice, make_shape
 from vtr_vllm.schedules import RankRule, ScheduleBook, to_wire
 
 ARMS = (("full", 1.0), ("local", 0.5), ("local", 0.25), ("guided", 0.5), ("guided", 0.25))
 """Kinds of schedule, and budgets."""
+SETTINGS = (
+    *("shape", "form", "rule", "rounds", "turns", "conversations", "concurrency", "take_turns"),
+    *("kv_mib", "tokens", "threads", "dtype", "eager"),
+)
+"""Options that change what is measured."""
 Pair = dict[str, Any]
 
 
@@ -37,10 +43,10 @@ class Session:
     def __init__(self, shape: Shape, stock: Arm, vtr: Arm, options: argparse.Namespace) -> None:
         self.stock, self.vtr, self.options = stock, vtr, options
         self.book = ScheduleBook(shape.geometry)
-        self.next_image = self.pairs = 0
+        self.next_image = 0
 
-    def pair(self, kind: str, budget: float) -> Pair:
-        """Measure conversations at ``budget`` in VTR, and the same in stock."""
+    def pair(self, kind: str, budget: float, number: int = 0, place: int = 0) -> Pair:
+        """Measure conversations at ``budget`` in VTR, and the same in stock, at a place of a round."""
         spec = {
             "form": self.options.form,
             "first": self.next_image,
@@ -51,11 +57,10 @@ class Session:
             "take_turns": self.options.take_turns,
         }
         self.next_image += self.options.conversations
-        self.pairs += 1
         order = [(self.stock, None), (self.vtr, self._wire(kind, budget))]
         found = {
             arm.name: arm.measure({**spec, "wire": each})
-            for arm, each in (order if self.pairs % 2 else order[::-1])
+            for arm, each in in_turn(order, number, place)
         }
         same = [a == b for a, b in zip(*(f.pop("tokens") for f in found.values()), strict=True)]
         return {"kind": kind, "budget": budget, "same_tokens": sum(same) / len(same), **found}
@@ -69,14 +74,14 @@ class Session:
         return to_wire([budget] * layers, [RankRule.parse(self.options.rule)])
 
 
-def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
+def run(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     """Measure every budget in every round; the results file is written anew after each pair."""
-    logs = Path(tempfile.mkdtemp(prefix="vtr-conversation-"))
-    results: dict[str, Any] = {"meta": machine(), "shape": shape.name, "pairs": []}
-    results["meta"] |= {"turns": options.turns, "tokens": options.tokens, "dtype": shape.dtype}
+    meta = measured_with(options)
+    meta["options"] |= {"dtype": shape.dtype}
+    results: dict[str, Any] = {"meta": meta, "shape": shape.name, "pairs": []}
     options.out.parent.mkdir(parents=True, exist_ok=True)
 
-    def arm(name: str) -> Arm:
+    def arm(name: str, logs: Path) -> Arm:
         log = logs / f"{name}.log"
         settings = {"num_gpu_blocks_override": blocks(shape, name, options.kv_mib << 20)}
         return Arm(
@@ -89,18 +94,18 @@ def run(shape: Shape, options: argparse.Namespace) -> list[Pair]:
             settings if options.kv_mib else {},
         )
 
-    with arm("stock") as stock, arm("vtr") as vtr:
+    with log_folder("conversation") as logs, arm("stock", logs) as stock, arm("vtr", logs) as vtr:
         session = Session(shape, stock, vtr, options)
         for kind, budget in options.arms:
             session.pair(kind, budget)  # every kernel has run once
         for number in range(options.rounds):
-            for kind, budget in options.arms:
-                pair = session.pair(kind, budget)
+            for place, (kind, budget) in enumerate(options.arms):
+                pair = session.pair(kind, budget, number, place)
                 results["pairs"].append(pair)
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
                 walls = ", ".join(f"{arm} {pair[arm]['wall_s']:.2f} s" for arm in ("stock", "vtr"))
                 say(f"round {number + 1} {kind} {budget}: {walls}")
-    return list(results["pairs"])
+    return results
 
 
 def blocks(shape: Shape, arm: str, kv_bytes: int) -> int:
@@ -174,6 +179,15 @@ def _times(pairs: list[Pair], of: Callable[[Any], float]) -> str:
     )
 
 
+def _arms(text: str) -> list[tuple[str, float]]:
+    kinds, asked = {kind for kind, _ in ARMS}, set(text.split(","))
+    if unknown := ", ".join(sorted(asked - kinds)):
+        raise argparse.ArgumentTypeError(
+            f"no such kind: {unknown}; there are {', '.join(sorted(kinds))}"
+        )
+    return [arm for arm in ARMS if arm[0] in asked]
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conversation", description=__doc__)
@@ -182,7 +196,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rule", default="saliency", help="of the local schedules, before layer 0")
     parser.add_argument(
         "--arms",
-        type=lambda text: [arm for arm in ARMS if arm[0] in text.split(",")],
+        type=_arms,
         default=ARMS,
         help="kinds of schedule, such as full,local; default all",
     )
@@ -207,12 +221,16 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="vtr-conversation-models-") as scratch:
         gpu = torch.cuda.is_available()
-        shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
+        try:
+            shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
+        except UnsupportedDevice as error:
+            sys.exit(f"benchmarks.conversation: {error}")
         longest = options.turns * (shape.vision_tokens + 60 + options.tokens)
         if options.form == "images":  # one more of them in each turn
             shape = replace(shape, max_model_len=max(shape.max_model_len, longest))
-        pairs = run(shape, options)
-    text = f"{table(pairs)}\n\n{evens(pairs)}"
+        results = run(shape, options)
+    heading, pairs = measured(results["meta"], *SETTINGS), results["pairs"]
+    text = f"{heading}\n\n{table(pairs)}\n\n{evens(pairs)}"
     options.out.with_suffix(".md").write_text(text + "\n")
     print(text)
 

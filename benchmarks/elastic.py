@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.arms import threading
 from benchmarks.open_loop import MODEL, Client, summary
-from benchmarks.run import machine, say
+from benchmarks.run import measured_with, say
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import default_dtype
 from tests.tiny import TinyShape, write_model_files
@@ -152,7 +152,9 @@ async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
     dtype = options.dtype or default_dtype()
     write_model_files(model, SHAPE, dtype)
     limits = f"[limits]\nin_flight = {IN_FLIGHT}\n"
-    found: dict[str, Any] = {"meta": machine() | {"dtype": dtype, "threads": options.threads}}
+    found: dict[str, Any] = {
+        "meta": measured_with(options) | {"dtype": dtype, "threads": options.threads}
+    }
     found["meta"] |= {"seconds": options.seconds, "lead_in": options.lead_in}
     found["meta"] |= {"max_num_batched_tokens": STEP_TOKENS, "interval_seconds": INTERVAL}
     with Server(model, limits, dtype, options.threads) as server:
@@ -178,8 +180,8 @@ async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
                 options.out.parent.mkdir(parents=True, exist_ok=True)
                 options.out.write_text(json.dumps(found, indent=1) + "\n")
                 say(
-                    f"{load:g}x {policy}: p95 {row['ttft_p95_s']:.2f} s, {row['in_time']:.0%} in"
-                    f" time, mean budget {row['mean_budget'] or 0:.2f}, {row['errors']} errors,"
+                    f"{load:g}x {policy}: p95 {row['ttft_p95_s'] or 0:.2f} s, {row['in_time'] or 0:.0%}"
+                    f" of {row['requests']} in time, mean budget {row['mean_budget'] or 0:.2f}, {row['errors']} errors,"
                     f" others on {row['foreign_cores']:.2f} cores"
                 )
     return found
@@ -203,16 +205,19 @@ def table(found: dict[str, Any]) -> str:
     for row in found["cells"]:
         times = [_seconds(row[key], PATIENCE * objective) for key in ("ttft_p50_s", "ttft_p95_s")]
         spent = "" if row["mean_budget"] is None else f"{row['mean_budget']:.2f}"
+        in_time = "" if row["in_time"] is None else f"{row['in_time']:.1%}"
         lines.append(
             f"| {row['load']:g}x | {row['rate_rps']:.2f} | {row['policy']} | {' | '.join(times)}"
-            f" | {row['in_time']:.1%} | {row['goodput_rps']:.2f} | {spent} | {row['gave_up']}"
+            f" | {in_time} | {row['goodput_rps']:.2f} | {spent} | {row['gave_up']}"
             f" | {row['errors']} |"
         )
     return "\n".join(lines)
 
 
-def _seconds(value: float, patience: float) -> str:
-    """Show a time; as a bound where clients gave up."""
+def _seconds(value: float | None, patience: float) -> str:
+    """Show a time; as a bound where clients gave up, empty where no request came."""
+    if value is None:
+        return ""
     return f"> {patience:.1f}" if value >= patience else f"{value:.2f}"
 
 

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import Arm
-from benchmarks.report import show
-from benchmarks.run import machine, say
+from benchmarks.arms import Arm, log_folder
+from benchmarks.report import measured, show
+from benchmarks.run import measured_with, say
 from benchmarks.shapes import make_shape
 from vtr_vllm.schedules import ScheduleBook
 
@@ -55,19 +55,18 @@ Found = dict[str, dict[str, dict[str, Any]]]
 """By case, by arm: milliseconds of a step and of its parts, and its operations."""
 
 
-def run(options: argparse.Namespace) -> list[Found]:
+def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure every case in every round, stock and VTR in turn; the file is written anew after each."""
-    logs = Path(tempfile.mkdtemp(prefix="vtr-host-"))
-    rounds: list[Found] = []
+    results: dict[str, Any] = {"meta": measured_with(options), "rounds": []}
     with tempfile.TemporaryDirectory(prefix="vtr-host-models-") as scratch:
         shape = make_shape(SHAPE, Path(scratch), None, has_gpu=False, dtype="float32")
         book = ScheduleBook(shape.geometry)
 
-        def arm(name: str) -> Arm:
+        def arm(name: str, logs: Path) -> Arm:
             log = logs / f"{name}.log"
             return Arm(name, shape, True, log, options.threads, "benchmarks.host_worker", ENGINE)
 
-        with arm("stock") as stock, arm("vtr") as vtr:
+        with log_folder("host") as logs, arm("stock", logs) as stock, arm("vtr", logs) as vtr:
             for number in range(options.rounds + 1):
                 found: Found = {}
                 for case in CASES:
@@ -77,12 +76,11 @@ def run(options: argparse.Namespace) -> list[Found]:
                         made = each.measure({**asdict(case), "wire": given, "steps": options.steps})
                         found.setdefault(case.name, {})[each.name] = made
                 if number:  # the first meets every shape for the first time
-                    rounds.append(found)
-                    results = {"meta": machine(), "rounds": rounds}
+                    results["rounds"].append(found)
                     options.out.parent.mkdir(parents=True, exist_ok=True)
                     options.out.write_text(json.dumps(results, indent=1) + "\n")
                     say(f"round {number} of {options.rounds}")
-    return rounds
+    return results
 
 
 def table(rounds: list[Found]) -> str:
@@ -121,7 +119,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON and Markdown."""
     options = parse(arguments)
-    text = table(run(options))
+    results = run(options)
+    heading = measured(results["meta"], "rounds", "steps", "threads")
+    text = f"{heading}\n\n{table(results['rounds'])}"
     options.out.with_suffix(".md").write_text(text + "\n")
     print(text)
 

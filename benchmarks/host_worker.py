@@ -11,7 +11,7 @@ from collections import defaultdict
 from typing import Any
 
 from benchmarks.shapes import make_request
-from benchmarks.worker import Worker, main, rendered
+from benchmarks.worker import Worker, main, rendered, step_until_decoding
 from tests.vtr_vllm.engine.operations import Operations
 
 SETTLE = 4
@@ -26,7 +26,6 @@ class HostWorker(Worker):
         self._parts: dict[str, float] = defaultdict(float)
         self._made = 0
         core = self.engine.engine_core.engine_core
-        self._scheduler = core.scheduler
         self._split(core.scheduler, "schedule", "schedule")
         self._split(core.scheduler, "update_from_output", "update")
         for method in ("execute_model", "sample_tokens"):
@@ -53,7 +52,9 @@ class HostWorker(Worker):
         for _ in range(repeats):
             self._add(spec, steps + SETTLE + 8 if decode else 1)
             if decode:
-                self._until_decoding()
+                step_until_decoding(self.engine)
+                for _ in range(SETTLE):
+                    self.engine.step()
             found += [self._timed() for _ in range(steps)]
             if decode:
                 operations = self._counted()
@@ -79,15 +80,6 @@ class HostWorker(Worker):
             if not spec["image"]:
                 request = {"prompt_token_ids": [1, *(10 + self._made * i % 200 for i in range(8))]}
             self.engine.add_request(name, rendered(self.engine, name, request, params), params)
-
-    def _until_decoding(self) -> None:
-        scheduler = self._scheduler
-        while scheduler.waiting or any(
-            request.num_computed_tokens < request.num_prompt_tokens for request in scheduler.running
-        ):
-            self.engine.step()
-        for _ in range(SETTLE):
-            self.engine.step()
 
     def _timed(self) -> dict[str, float]:
         self._parts.clear()

@@ -15,21 +15,22 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import Arm
-from benchmarks.report import show
-from benchmarks.run import machine, say
+from benchmarks.arms import Arm, log_folder
+from benchmarks.report import measured, show
+from benchmarks.run import measured_with, say
 from benchmarks.shapes import CLIP, LONG_FORMS, NAMES, Shape, long_request_cost, make_shape
 from vtr_vllm.schedules import ModelGeometry, RankRule, to_wire
 
 COUNTS = {"videos": 50, "images": 24}
 """Of temporal patches of 324 vision tokens, or of images."""
 STEP_TOKENS = 2048
+SETTINGS = ("shape", "budget", "rule", "rounds", "threads", "dtype")
+"""Options that change what is measured."""
 Pair = dict[str, Any]
 
 
 def run(shape: Shape, form: str, options: argparse.Namespace) -> list[Pair]:
     """Measure one form in every round, stock and VTR in turn."""
-    logs = Path(tempfile.mkdtemp(prefix="vtr-length-"))
     settings = {
         "max_num_batched_tokens": STEP_TOKENS,
         "max_model_len": 32768,
@@ -39,12 +40,12 @@ def run(shape: Shape, form: str, options: argparse.Namespace) -> list[Pair]:
     layers = shape.geometry.layers
     wire = to_wire([options.budget] * layers, [RankRule.parse(options.rule)])
 
-    def arm(name: str) -> Arm:
+    def arm(name: str, logs: Path) -> Arm:
         log = logs / f"{name}.log"
         return Arm(name, shape, True, log, options.threads, "benchmarks.neighbour", settings)
 
     pairs: list[Pair] = []
-    with arm("stock") as stock, arm("vtr") as vtr:
+    with log_folder("length") as logs, arm("stock", logs) as stock, arm("vtr", logs) as vtr:
         order = [(stock, None), (vtr, wire)]
         for each, given in order:  # every kernel runs once
             each.measure({"form": form, "count": 2, "first": options.rounds, "wire": given})
@@ -133,10 +134,12 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="vtr-length-models-") as scratch:
         shape = make_shape(options.shape, Path(scratch), None, has_gpu=True, dtype=options.dtype)
+        meta = measured_with(options)
+        meta["options"] |= {"dtype": shape.dtype}
         pairs = [pair for form in options.forms for pair in run(shape, form, options)]
-        text = table(shape, pairs, options.budget)
+        text = f"{measured(meta, *SETTINGS)}\n\n{table(shape, pairs, options.budget)}"
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"meta": machine(), "pairs": pairs}, indent=1) + "\n")
+    options.out.write_text(json.dumps({"meta": meta, "pairs": pairs}, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(text + "\n")
     print(text)
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import io
 import json
-import math
 import random
 import statistics
 import time
@@ -17,6 +14,10 @@ from typing import Any
 import httpx
 import numpy as np
 from PIL import Image
+
+from benchmarks.report import percentile
+from vtr_vllm.image_files import encode_png
+from vtr_vllm.search.calibration import data_uri
 
 MODEL = "elastic"
 QUESTION = "What is this?"
@@ -51,9 +52,8 @@ class Client:
         draw = np.random.default_rng(next(self.images))
         pixels = draw.integers(0, 256, (CELLS, CELLS, 3), dtype=np.uint8)
         side = self.image_side, self.image_side
-        png = io.BytesIO()
-        Image.fromarray(pixels).resize(side, Image.Resampling.NEAREST).save(png, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+        image = Image.fromarray(pixels).resize(side, Image.Resampling.NEAREST)
+        url = data_uri(encode_png(image))
         content = [
             {"type": "image_url", "image_url": {"url": url}},
             {"type": "text", "text": QUESTION},
@@ -121,7 +121,7 @@ class Client:
 
     def _connect(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        return httpx.AsyncClient(base_url=self.url, timeout=None, limits=limits)
+        return httpx.AsyncClient(base_url=self.url, timeout=None, limits=limits, trust_env=False)
 
     async def _ask(self, http: httpx.AsyncClient, body: bytes) -> Answer:
         answer = Answer()
@@ -129,11 +129,12 @@ class Client:
         try:
             async with asyncio.timeout(self.patience) as patience:
                 async for chunk in events(http, body):
+                    if "error" in chunk:
+                        answer.error = json.dumps(chunk["error"])
+                        continue
                     if answer.ttft is None:
                         answer.ttft = time.perf_counter() - start
                         patience.reschedule(None)
-                    if "error" in chunk:
-                        answer.error = json.dumps(chunk["error"])
                     if "vtr" in chunk:
                         answer.spent = chunk["vtr"]["mean_keep"]
         except TimeoutError:
@@ -171,7 +172,8 @@ def summary(
     """Return what a load of ``seconds`` came to.
 
     Requests that failed or gave up count in the percentiles with the patience: they waited at
-    least as long. Goodput is first tokens within the objective, a second.
+    least as long. Goodput is first tokens within the objective, a second. Where no request came,
+    percentiles and the share in time are None.
     """
     whole = [answer for answer in answers if answer.ttft is not None and not answer.error]
     waits = sorted(
@@ -180,17 +182,12 @@ def summary(
     spent = [answer.spent for answer in whole if answer.spent is not None]
     return {
         "requests": len(answers),
-        "ttft_p50_s": percentile(waits, 0.5),
-        "ttft_p95_s": percentile(waits, 0.95),
+        "ttft_p50_s": percentile(waits, 0.5) if waits else None,
+        "ttft_p95_s": percentile(waits, 0.95) if waits else None,
         "goodput_rps": sum(each <= objective for each in waits) / seconds,
-        "in_time": sum(each <= objective for each in waits) / len(waits),
+        "in_time": statistics.fmean(each <= objective for each in waits) if waits else None,
         "mean_budget": statistics.fmean(spent) if spent else None,
         "gave_up": sum(answer.ttft is None and not answer.error for answer in answers),
         "errors": sum(answer.error is not None for answer in answers),
         "first_error": next((answer.error for answer in answers if answer.error), None),
     }
-
-
-def percentile(ordered: list[float], share: float) -> float:
-    """Return the nearest-rank percentile of ascending values."""
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.demo_study import demo_study
-from benchmarks.run import machine
+from benchmarks.run import measured_with
 from vtr_vllm.schedules import RankRule
 from vtr_vllm.search import g_search
 from vtr_vllm.search.candidates import Candidate
@@ -49,7 +49,7 @@ def evaluate_all(
 ) -> dict[Counts, Evaluation]:
     """Every curve, each given up once it cannot reach ``floor``."""
     layers, n = study.geometry.layers, study.n_vision
-    vectors = never_rising(range(0, n + 1, grain), len(starts))
+    vectors = never_rising(sorted({*range(0, n + 1, grain), n}), len(starts))  # as G-Search has it
     candidates = [candidate(counts, starts, layers, n) for counts in vectors]
     scored = study.evaluate("exhaustive", candidates, floor=floor)
     return dict(zip(vectors, scored, strict=True))
@@ -72,7 +72,7 @@ def reversals(vectors: Sequence[Counts], good: set[Counts]) -> Iterator[tuple[Co
 
 
 def joint_minimum(good: set[Counts]) -> Counts:
-    """The least count of each stage among the curves that pass.
+    """The least count of each stage among the curves that pass; nothing where none does.
 
     Where every layer needs its own number of tokens whatever the others keep, as the paper's
     assumption has it, this curve passes as well, and is the optimum.
@@ -117,20 +117,14 @@ def render(results: Mapping[str, Any]) -> str:
     """Return the tables as markdown: G-Search, and every curve up to its cost that passes."""
     meta, found = results["meta"], results["found"]
     good = [row for row in found["rows"] if row["passes"]]
-    best, greedy, joint = good[0], tuple(found["greedy"]), tuple(found["joint_minimum"])
-    passing_counts = {tuple(row["counts"]) for row in good}
-    verdict = "equals" if best["cost"] == found["greedy_cost"] else "is above"
+    greedy = tuple(found["greedy"])
     lines = [
         f"Measured {meta['date']} on {meta['cpu']}, commit {meta['commit']}: {meta['items']} items,"
         f" stages from layers {', '.join(map(str, meta['starts']))}, counts in multiples of"
         f" {meta['grain']}, value {found['unreduced']:.4f} unreduced, tolerance"
         f" {meta['tolerance']}.",
         "",
-        f"{len(good)} of {len(found['rows'])} curves are within the tolerance. G-Search's cost"
-        f" {found['greedy_cost']} {verdict} the least of them, {best['cost']}, after"
-        f" {found['greedy_evaluations']} evaluations. The least count of each stage among them is"
-        f" {joint}, a curve that {'passes' if joint in passing_counts else 'does not pass'};"
-        f" {len(found['reversals'])} pairs are turned from passing to failing by more tokens.",
+        summary(found, good),
         "",
         "| counts of the stages | cost | value | accuracy | |",
         f"|{'---|' * 5}",
@@ -146,6 +140,23 @@ def render(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def summary(found: Mapping[str, Any], good: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the curves within the tolerance, cheapest first, say of G-Search's."""
+    within = f"{len(good)} of {len(found['rows'])} curves are within the tolerance."
+    own, after = found["greedy_cost"], f"after {found['greedy_evaluations']} evaluations"
+    if not good:
+        return f"{within} G-Search's cost is {own}, {after}."
+    least, joint = good[0]["cost"], tuple(found["joint_minimum"])
+    verdict = "equals" if own == least else "is above" if own > least else "is below"
+    passes = joint in {tuple(row["counts"]) for row in good}
+    return (
+        f"{within} G-Search's cost {own} {verdict} the least of them, {least}, {after}. The least"
+        f" count of each stage among them is {joint}, a curve that"
+        f" {'passes' if passes else 'does not pass'}; {len(found['reversals'])} pairs are turned from"
+        " passing to failing by more tokens."
+    )
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.optimality", description=__doc__)
@@ -153,7 +164,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--folder", type=Path, required=True, help="data and journal; goes on from what it has")
     add("--items", type=int, default=300)
     add("--engines", type=int, default=2)
-    add("--grain", type=int, default=36, help="counts are multiples of it")
+    add("--grain", type=int, default=36, help="counts are multiples of it, or all")
     add("--tolerance", type=float, default=0.005)
     add("--out", type=Path, default=Path("benchmarks/results/optimality.json"))
     return parser.parse_args(arguments)
@@ -165,7 +176,7 @@ def main(arguments: list[str] | None = None) -> None:
     asked = {name: getattr(options, name) for name in ("items", "grain", "tolerance")}
     with demo_study(options.folder, options.items, options.engines) as study:
         found = measure(study, STARTS, options.grain, options.tolerance)
-    results = {"meta": {**machine(), **asked, "starts": STARTS}, "found": found}
+    results = {"meta": {**measured_with(options), **asked, "starts": STARTS}, "found": found}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.out.write_text(json.dumps(results, indent=1) + "\n")
     options.out.with_suffix(".md").write_text(render(results) + "\n")

@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import contextlib
-import io
 import json
 import os
 import statistics
@@ -31,10 +29,13 @@ import aiohttp
 import psutil
 
 from benchmarks.arms import SETTLE_S, threading
-from benchmarks.run import machine, say
+from benchmarks.report import measured
+from benchmarks.run import measured_with, say
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import Shape, make_request, make_shape
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.image_files import encode_png
+from vtr_vllm.search.calibration import data_uri
 
 ARMS = ("stock", "engine", "vtr")
 PAIRS = (("vtr", "stock"), ("vtr", "engine"), ("engine", "stock"))
@@ -80,9 +81,7 @@ def server_flags(shape: Shape) -> list[str]:
 def body(shape: Shape, index: int, tokens: int) -> bytes:
     """Return a streamed chat request with an image that no other has."""
     found = make_request(shape.name, index)
-    png = io.BytesIO()
-    found["multi_modal_data"]["image"].save(png, "PNG")  # type: ignore[index]
-    url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    url = data_uri(encode_png(found["multi_modal_data"]["image"]))
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
     asked = {"model": "bench", "temperature": 0, "max_tokens": tokens, "ignore_eos": True}
     return json.dumps(
@@ -204,15 +203,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each engine")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.json"))
     options = parser.parse_args(arguments)
-    results: dict[str, Any] = {"meta": machine(), "rounds": []}
+    results: dict[str, Any] = {"meta": measured_with(options), "rounds": []}
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vtr-overhead-models-") as scratch:
         for name in options.shape or ["demo", "half-b"]:
             for found in run_shape(make_shape(name, Path(scratch), None, False), options):
                 results["rounds"].append(found)
                 options.out.write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(table(results["rounds"]) + "\n")
-    print(table(results["rounds"]))
+    heading = measured(results["meta"], "rounds", "requests", "tokens", "threads")
+    text = f"{heading}\n\n{table(results['rounds'])}"
+    options.out.with_suffix(".md").write_text(text + "\n")
+    print(text)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ it starts, at full budget and at the one given; the patches are those of the ans
 from __future__ import annotations
 
 import argparse
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks.serving import Served
 from vtr_vllm.demo import CHECKPOINT, sample
+from vtr_vllm.image_files import encode_png
+from vtr_vllm.search.calibration import data_uri
 
 SIDE = 216
 """Pixels of a panel; a multiple of the demo model's 12 patches."""
@@ -27,11 +27,8 @@ INK, PALE, LINE = (32, 32, 36), (110, 110, 118), (205, 205, 210)
 
 def ask(http: httpx.Client, image: Image.Image, question: str, budget: float) -> dict[str, Any]:
     """The answer of ``/v1/chat/completions`` to one question, with its trace."""
-    data = io.BytesIO()
-    image.save(data, "PNG")
-    url = f"data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}"
     parts = [
-        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": {"url": data_uri(encode_png(image))}},
         {"type": "text", "text": question},
     ]
     body = {
@@ -128,7 +125,7 @@ def main(arguments: list[str] | None = None) -> int:
     flags = ("--schedules", str(CHECKPOINT.with_name("schedules")), "--served-model-name", "demo")
     with (
         Served(CHECKPOINT, flags) as served,
-        httpx.Client(base_url=served.url, timeout=120) as http,
+        httpx.Client(base_url=served.url, timeout=120, trust_env=False) as http,
     ):
         full = ask(http, asked.image, asked.question, 1.0)
         reduced = ask(http, asked.image, asked.question, options.budget)

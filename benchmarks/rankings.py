@@ -27,7 +27,7 @@ from scipy.stats import kendalltau
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from benchmarks.accuracy import SCENES_PER_BATCH, Z95, Engine
-from benchmarks.run import machine, say
+from benchmarks.run import measured_with, say
 from benchmarks.shapes import make_shape
 from vtr_vllm import demo
 from vtr_vllm.demo.evaluate import by_length, rounded
@@ -381,7 +381,8 @@ def main(arguments: list[str] | None = None) -> None:
     if options.table:
         print(render(json.loads(options.table.read_text())))
         return
-    meta = {**machine(), "split": options.split, "samples": options.samples, "n": options.n}
+    meta = measured_with(options)
+    meta |= {name: meta["options"][name] for name in ("split", "samples", "n")}
     samples = [demo.sample(options.split, i) for i in range(options.samples)]
     layers = measure_layers(options.checkpoint, samples)
     say(f"{options.split}: ranked at every layer, {options.samples} samples")

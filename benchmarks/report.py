@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -16,24 +17,41 @@ def render(results: dict[str, Any]) -> str:
     parts = [heading(results["meta"])]
     for name, facts in results["shapes"].items():
         pairs = [pair for pair in results["pairs"] if pair["shape"] == name]
-        parts += [describe(name, facts), prefill_table(facts, pairs), stage_table(pairs)]
+        parts += [describe(name, facts, pairs), prefill_table(facts, pairs), stage_table(pairs)]
         parts.append(serve_table(pairs))
         parts.append(footnotes(pairs))
     return "\n\n".join(part for part in parts if part)
 
 
 def heading(meta: dict[str, Any]) -> str:
-    """Return where and when it was measured."""
-    device = meta["gpu"] or f"{meta['cpu']}, {meta['cores']} cores"
+    """Return where, when and how it was measured."""
     quick = ", quick" if meta.get("quick") else ""
     return (
-        f"Measured {meta['date']} on {device}, commit {meta['commit']},"
-        f" {meta['rounds']} round(s){quick}. Cells: median of the rounds [least, greatest]."
+        f"{measured(meta, 'form', 'threads', 'eager', 'waves')}"
+        f" {meta['rounds']} round(s) asked{quick}. Cells: median of the rounds [least, greatest]."
     )
 
 
-def describe(name: str, facts: dict[str, Any]) -> str:
-    """Return a shape's sizes and settings."""
+def measured(meta: dict[str, Any], *settings: str) -> str:
+    """Return where and when it was measured, and the options that change what is measured.
+
+    An option at None is left out: what it stands for is the tool's own choice.
+    """
+    device = meta["gpu"] or f"{meta['cpu']}, {meta['cores']} cores"
+    options = meta.get("options", {})
+    found = [(name.replace("_", " "), options.get(name)) for name in settings]
+    said = "".join(f", {name} {_option(value)}" for name, value in found if value is not None)
+    return f"Measured {meta['date']} on {device}, commit {meta['commit']}{said}."
+
+
+def _option(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return " ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def describe(name: str, facts: dict[str, Any], pairs: list[Pair]) -> str:
+    """Return a shape's sizes and settings, and how many rounds its pairs are of."""
     g, stock, vtr = facts["geometry"], facts["arms"]["stock"], facts["arms"]["vtr"]
     settings = ", ".join(f"{k}={v}" for k, v in facts["settings"].items())
     return (
@@ -43,8 +61,15 @@ def describe(name: str, facts: dict[str, Any]) -> str:
         f" tokens; tower's share of prefill FLOPs {facts['tower_share']:.1%}; vLLM"
         f" {stock['vllm']}, torch {stock['torch']}, {stock['threads']} threads; KV groups"
         f" {len(stock['kv_groups'])} (stock), {len(vtr['kv_groups'])} (VTR). Settings of both"
-        f" arms: {settings}."
+        f" arms: {settings}. {rounds_run(pairs)} measured."
     )
+
+
+def rounds_run(pairs: list[Pair]) -> str:
+    """Return how many rounds the cells have: fewer than asked where the time was over before."""
+    cells = Counter((pair["scenario"], pair["concurrency"], pair["budget"]) for pair in pairs)
+    least, most = min(cells.values(), default=0), max(cells.values(), default=0)
+    return f"{most} round(s)" if least == most else f"{least} to {most} rounds of a cell"
 
 
 def prefill_table(facts: dict[str, Any], pairs: list[Pair]) -> str:
@@ -182,6 +207,11 @@ def spread(rounds: list[Pair], number: Callable[[Pair], float]) -> tuple[float, 
     """Return median, least and greatest over the rounds."""
     values = [number(pair) for pair in rounds]
     return statistics.median(values), min(values), max(values)
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """Return the nearest-rank percentile of ascending values."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def show(values: tuple[float, float, float]) -> str:

@@ -10,20 +10,27 @@ import argparse
 import itertools
 import json
 import statistics
+import sys
 import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.arms import Arm
-from benchmarks.run import machine, say
-from benchmarks.shapes import NAMES, Shape, make_shape
+import torch
+
+from benchmarks.arms import Arm, log_folder
+from benchmarks.report import measured
+from benchmarks.run import measured_with, say
+from benchmarks.shapes import NAMES, Shape, UnsupportedDevice, make_shape
 from vtr_vllm.schedules import RankRule, Schedule, explicit
 
 RULES = (
     *("last+nearest", "last+scored", "last+recycled", "last+neighbours", "last+tail"),
     *("last-prior", "last-norope", "instruction", "saliency", "diverse", "orthogonal"),
 )
+
+SETTINGS = ("shape", "beside", "layer", "rate", "rounds", "eager", "threads", "dtype")
+"""Options that change what is measured."""
 
 
 def one_cut(shape: Shape, layer: int, rate: float, rule: str) -> Schedule:
@@ -36,9 +43,11 @@ def one_cut(shape: Shape, layer: int, rate: float, rule: str) -> Schedule:
 def pairs(shape: Shape, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every pair that was measured, with both wall times in seconds."""
     found: list[dict[str, Any]] = []
-    log = Path(tempfile.mkdtemp(prefix="vtr-rules-")) / "vtr.log"
     pictures = itertools.count()
-    with Arm("vtr", shape, options.eager, log, options.threads) as arm:
+    with (
+        log_folder("rules") as logs,
+        Arm("vtr", shape, options.eager, logs / "vtr.log", options.threads) as arm,
+    ):
 
         def wall(rule: str, requests: int) -> float:
             first, *_ = itertools.islice(pictures, requests)
@@ -102,11 +111,17 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     options = parse(arguments)
     with tempfile.TemporaryDirectory(prefix="vtr-rules-models-") as scratch:
-        shape = make_shape(options.shape, Path(scratch), None, has_gpu=False, dtype=options.dtype)
+        try:
+            gpu = torch.cuda.is_available()
+            shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
+        except (UnsupportedDevice, FileNotFoundError) as error:
+            sys.exit(f"benchmarks.rules: {error}")
+        meta = measured_with(options)
+        meta["options"] |= {"dtype": shape.dtype}
         found = pairs(shape, options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"meta": machine(), "pairs": found}, indent=1) + "\n")
-    print(table(found, options))
+    options.out.write_text(json.dumps({"meta": meta, "pairs": found}, indent=1) + "\n")
+    print(f"{measured(meta, *SETTINGS)}\n\n{table(found, options)}")
 
 
 if __name__ == "__main__":

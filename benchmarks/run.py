@@ -2,12 +2,13 @@
 
 Both engines stay alive through a shape's run and are measured strictly in turn on the same
 prompts; every VTR number has a stock number taken just before or after it. Which of the two goes
-first flips from pair to pair.
+first flips from pair to pair, and for each cell of the tables from round to round.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -16,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,11 +25,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import ENVIRONMENT, ROOT, Arm
+from benchmarks.arms import ENVIRONMENT, ROOT, Arm, in_turn, log_folder
 from benchmarks.cost import predict
 from benchmarks.report import render
 from benchmarks.shapes import NAMES, ON_A_CPU, Shape, UnsupportedDevice, make_shape
-from vtr_vllm.schedules import Schedule, ScheduleBook, full
+from vtr_vllm.errors import InvalidBudget, UnknownSchedule
+from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook, full
 
 BUDGETS = (1.0, 0.5, 0.25, 0.125)
 PREFILL_BUDGETS = (1.0, 0.5, 0.25)
@@ -73,24 +76,37 @@ class Results:
         self.path.write_text(json.dumps(self.data, indent=1) + "\n")
 
 
+def schedules(geometry: ModelGeometry, form: str | None) -> dict[float, Schedule]:
+    """Return what each budget runs; budgets that ``form`` cannot reach are left out.
+
+    Raises UnknownSchedule for a form that there is not.
+    """
+    book, found = ScheduleBook(geometry), {}
+    for budget in BUDGETS:
+        if form is None or budget == 1.0:
+            found[budget] = book.for_budget(budget).schedule
+            continue
+        with contextlib.suppress(InvalidBudget):
+            found[budget] = book.by_name(f"{form}-{budget}")
+    return found
+
+
 class Session:
     """One shape's run: two arms and a supply of images that no request has used before."""
 
-    def __init__(self, shape: Shape, stock: Arm, vtr: Arm, form: str | None) -> None:
+    def __init__(
+        self, shape: Shape, stock: Arm, vtr: Arm, schedules: Mapping[float, Schedule]
+    ) -> None:
+        """``schedules`` is what requests for each budget run."""
         self.shape, self.stock, self.vtr = shape, stock, vtr
-        self.book, self.form = ScheduleBook(shape.geometry), form
+        self.schedules = schedules
         self.next_image = 0
-        self.pairs = 0
 
-    def schedule(self, budget: float) -> Schedule:
-        """Return what a request for ``budget`` runs."""
-        if self.form and budget < 1.0:
-            return self.book.by_name(f"{self.form}-{budget}")
-        return self.book.for_budget(budget).schedule
-
-    def pair(self, scenario: Scenario, budget: float) -> dict[str, Any]:
-        """Measure ``scenario`` in both arms on the same images."""
-        schedule = self.schedule(budget)
+    def pair(
+        self, scenario: Scenario, budget: float, number: int = 0, place: int = 0
+    ) -> dict[str, Any]:
+        """Measure ``scenario`` in both arms on the same images, at a place of round ``number``."""
+        schedule = self.schedules[budget]
         spec = {
             "first": self.next_image,
             "requests": scenario.requests,
@@ -99,10 +115,9 @@ class Session:
         }
         self.next_image += scenario.requests
         order = [(self.stock, None), (self.vtr, schedule.wire())]
-        self.pairs += 1
         results = {
             arm.name: arm.measure({**spec, "wire": wire})
-            for arm, wire in (order if self.pairs % 2 else order[::-1])
+            for arm, wire in in_turn(order, number, place)
         }
         same = [a == b for a, b in zip(*(r.pop("tokens") for r in results.values()), strict=True)]
         return {
@@ -118,13 +133,13 @@ class Session:
 
     def warm_up(self) -> int:
         """Let both engines meet every budget once; return a prompt's text tokens."""
-        for budget in BUDGETS:
+        for budget in self.schedules:
             found = self.pair(Scenario("warm-up", 2, 2, 2, BUDGETS), budget)
         return int(found["stock"]["prompt_tokens"]) - self.shape.vision_tokens
 
     def facts(self, n_text: int) -> dict[str, object]:
         """Return sizes, settings and what FLOPs predict, for the results file."""
-        predictions = {b: predict(self.shape, self.schedule(b), n_text) for b in BUDGETS}
+        predictions = {b: predict(self.shape, s, n_text) for b, s in self.schedules.items()}
         one = predict(self.shape, full(self.shape.geometry), n_text)
         return {
             "geometry": self.shape.geometry.to_dict(),
@@ -141,30 +156,37 @@ class Session:
         }
 
 
-def run_shape(shape: Shape, options: argparse.Namespace, results: Results) -> None:
-    """Measure one shape for all rounds."""
-    logs = Path(tempfile.mkdtemp(prefix="vtr-bench-"))
+def run_shape(
+    shape: Shape,
+    options: argparse.Namespace,
+    results: Results,
+    made: Mapping[float, Schedule],
+) -> None:
+    """Measure one shape for all rounds, at the budgets that ``made`` has a schedule for."""
+    for budget in sorted(set(BUDGETS) - set(made)):
+        say(f"{shape.name}: {options.form} cannot reach {budget}: left out")
     settings = shape.engine_args(options.eager)
     settings.pop("model")
     with (
+        log_folder("bench") as logs,
         Arm("stock", shape, options.eager, logs / "stock.log", options.threads) as stock,
         Arm("vtr", shape, options.eager, logs / "vtr.log", options.threads) as vtr,
     ):
-        session = Session(shape, stock, vtr, options.form)
+        session = Session(shape, stock, vtr, made)
         facts = session.facts(session.warm_up())
         results.data["shapes"][shape.name] = {**facts, "settings": settings}
         say(f"{shape.name}: tower's share of prefill FLOPs {facts['tower_share']:.3f}")
         check_tower(shape, float(str(facts["tower_share"])))
+        cells = [(s, b) for s in scenarios(shape, options) for b in s.budgets if b in made]
         end = time.monotonic() + 60 * options.minutes
         for number in range(1, options.rounds + 1):
-            for scenario in scenarios(shape, options):
-                for budget in scenario.budgets:
-                    if time.monotonic() > end:
-                        say(f"{shape.name}: {options.minutes} minutes are over in round {number}")
-                        return
-                    pair = session.pair(scenario, budget)
-                    results.add({"round": number, **pair})
-                    say(progress(number, pair))
+            for place, (scenario, budget) in enumerate(cells):
+                if time.monotonic() > end:
+                    say(f"{shape.name}: {options.minutes} minutes are over in round {number}")
+                    return
+                pair = session.pair(scenario, budget, number, place)
+                results.add({"round": number, **pair})
+                say(progress(number, pair))
 
 
 def check_tower(shape: Shape, share: float) -> None:
@@ -218,6 +240,12 @@ def machine() -> dict[str, object]:
     }
 
 
+def measured_with(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a results file's ``meta`` holds: ``machine()``, and all options, paths as text."""
+    asked = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
+    return {**machine(), "options": asked}
+
+
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
@@ -267,12 +295,13 @@ def main(arguments: list[str] | None = None) -> None:
                 )
                 for name in options.shapes
             ]
-        except (UnsupportedDevice, FileNotFoundError) as error:
+            made = [schedules(shape.geometry, options.form) for shape in shapes]
+        except (UnsupportedDevice, FileNotFoundError, UnknownSchedule) as error:
             sys.exit(f"benchmarks.run: {error}")
-        results = Results(options.out, {**machine(), "rounds": options.rounds})
+        results = Results(options.out, {**measured_with(options), "rounds": options.rounds})
         results.data["meta"]["quick"] = options.quick
-        for shape in shapes:
-            run_shape(shape, options, results)
+        for shape, found in zip(shapes, made, strict=True):
+            run_shape(shape, options, results, found)
     say(f"results are in {options.out}")
     table = render(results.data)
     options.out.with_suffix(".md").write_text(table + "\n")

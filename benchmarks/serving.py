@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ QUIET = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_ST
 
 
 class Served:
-    """``vtr serve MODEL`` with further flags; healthy inside the block.
+    """``vtr serve MODEL`` with further flags; healthy inside the block, whose failure leaves the log.
 
     ``settings`` is the text of a settings file. Raises RuntimeError, with the end of the log, for
     a server that does not get healthy.
@@ -47,7 +48,10 @@ class Served:
     def _start(
         self, command: Sequence[str], environment: Mapping[str, str], log_file: Path
     ) -> None:
-        """Run Python with ``command`` and a free port, in exactly this environment."""
+        """Run Python with ``command`` and a free port, in exactly this environment.
+
+        The folder of ``log_file`` is the server's own and goes with it.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -72,13 +76,17 @@ class Served:
         end = time.monotonic() + START_SECONDS
         while time.monotonic() < end and self._process.poll() is None:
             try:
-                if httpx.get(f"{self.url}/health", timeout=10).status_code == httpx.codes.OK:
+                if self._healthy():
                     return self
             except httpx.TransportError:
                 pass
             time.sleep(0.5)
-        self.__exit__(None, None, None)
+        self._end()
         raise RuntimeError(f"the server did not start; its log ends with:\n{self.tail()}")
+
+    def _healthy(self) -> bool:
+        found = httpx.get(f"{self.url}/health", timeout=10, trust_env=False)
+        return found.status_code == httpx.codes.OK
 
     def tail(self) -> str:
         """The end of the log."""
@@ -90,6 +98,11 @@ class Served:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._end()
+        if kind is None:
+            shutil.rmtree(self.log.parent)
+
+    def _end(self) -> None:
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGTERM)
             try:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
-import io
 import json
 import random
 import re
@@ -26,9 +24,11 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.run import machine, say
+from benchmarks.run import measured_with, say
 from benchmarks.serving import Served
 from vtr_vllm import demo
+from vtr_vllm.image_files import encode_png
+from vtr_vllm.search.calibration import data_uri
 
 ASKS: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -55,6 +55,7 @@ CLEAR = 0.01
 """Log-probability between the best and the next token, below which rounding may decide."""
 LEAVES_STREAM, LEAVES_EARLY, ASKS_BADLY, STREAMS = 0.08, 0.04, 0.04, 0.5
 SAMPLE_SECONDS = 5.0
+REST_SECONDS = 1.0
 MEMORY_GROWTH = 0.03
 CHAT = "/v1/chat/completions"
 
@@ -85,11 +86,8 @@ def bodies(scenes: int) -> list[dict[str, Any]]:
     found = []
     for index in range(scenes):
         drawn = demo.sample("test", index)
-        png = io.BytesIO()
-        drawn.image.save(png, "PNG")
-        url = "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
         content = [
-            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "image_url", "image_url": {"url": data_uri(encode_png(drawn.image))}},
             {"type": "text", "text": drawn.question},
         ]
         body = {
@@ -123,21 +121,33 @@ async def alone(http: httpx.AsyncClient, scenes: int) -> list[Case]:
 async def client(
     http: httpx.AsyncClient, cases: list[Case], seen: Seen, end: float, seed: int
 ) -> None:
-    """Send one request after the other until ``end``."""
+    """Send one request after the other until ``end``; one that gets no answer is a wrong one."""
     draw = random.Random(seed)
     while time.monotonic() < end:
-        case = draw.choice(cases)
-        luck = draw.random()
-        if luck < ASKS_BADLY:
-            answer = await http.post(CHAT, json=case.body | {"vtr": draw.choice(REFUSED)})
-            seen.outcomes["refused" if 400 <= answer.status_code < 500 else "wrong status"] += 1
-        elif luck < ASKS_BADLY + LEAVES_EARLY:
-            await _leave_early(http, case, seen, draw.uniform(0, 0.3))
-        elif draw.random() < STREAMS:
-            await _streamed(http, case, seen, leave=luck > 1 - LEAVES_STREAM)
+        try:
+            await _ask(http, draw.choice(cases), seen, draw)
+        except httpx.TransportError as err:
+            seen.outcomes["no answer"] += 1
+            seen.wrong.append(repr(err))
+            await asyncio.sleep(REST_SECONDS)  # a server that is gone refuses at once
+
+
+async def _ask(http: httpx.AsyncClient, case: Case, seen: Seen, draw: random.Random) -> None:
+    luck = draw.random()
+    if luck < ASKS_BADLY:
+        answer = await http.post(CHAT, json=case.body | {"vtr": draw.choice(REFUSED)})
+        if 400 <= answer.status_code < 500:
+            seen.outcomes["refused"] += 1
         else:
-            answer = await http.post(CHAT, json=case.body)
-            _check(answer.status_code, answer.text, case, seen)
+            seen.outcomes["wrong status"] += 1
+            seen.wrong.append(f"status {answer.status_code} for what must be refused")
+    elif luck < ASKS_BADLY + LEAVES_EARLY:
+        await _leave_early(http, case, seen, draw.uniform(0, 0.3))
+    elif draw.random() < STREAMS:
+        await _streamed(http, case, seen, leave=luck > 1 - LEAVES_STREAM)
+    else:
+        answer = await http.post(CHAT, json=case.body)
+        _check(answer.status_code, answer.text, case, seen)
 
 
 async def _leave_early(http: httpx.AsyncClient, case: Case, seen: Seen, after: float) -> None:
@@ -162,7 +172,9 @@ async def _streamed(http: httpx.AsyncClient, case: Case, seen: Seen, leave: bool
                 continue
             chunk = json.loads(line.removeprefix("data: "))
             if "error" in chunk:
+                seen.outcomes["stream error"] += 1
                 seen.wrong.append(f"stream error {chunk['error']}")
+                return
             for choice in chunk.get("choices", ()):
                 text += choice["delta"].get("content") or ""
             kept = chunk["vtr"]["kept_per_layer"] if "vtr" in chunk else kept
@@ -189,9 +201,13 @@ def _compare(text: str, kept: list[int] | None, case: Case, seen: Seen) -> None:
 
 
 async def watch_memory(pid: int, seen: Seen, end: float) -> None:
-    """Note the memory of a process and its children until ``end``."""
+    """Note the memory of a process and its children until ``end``, or until it is gone."""
     while time.monotonic() < end:
-        parent = psutil.Process(pid)
+        try:
+            parent = psutil.Process(pid)
+        except psutil.NoSuchProcess:
+            seen.wrong.append("the server ended")
+            return
         resident = 0
         for process in [parent, *parent.children(recursive=True)]:
             try:
@@ -214,6 +230,10 @@ def total(series: dict[str, float], name: str, label: str = "") -> float:
     return sum(v for k, v in series.items() if re.split(r"[{ ]", k)[0] == name and label in k)
 
 
+class StillInFlight(RuntimeError):
+    """The server does not come to rest."""
+
+
 async def settled(http: httpx.AsyncClient) -> dict[str, float]:
     """Return the counts once nothing is in flight and the KV report is of that moment."""
     for _ in range(60):
@@ -225,20 +245,19 @@ async def settled(http: httpx.AsyncClient) -> dict[str, float]:
             await asyncio.sleep(5)
             return await counts(http)
         await asyncio.sleep(0.5)
-    raise RuntimeError("requests are still in flight half a minute after the last client left")
+    raise StillInFlight("requests are in flight half a minute after the last client left")
 
 
 def verdicts(seen: Seen, before: dict[str, float], after: dict[str, float]) -> dict[str, Any]:
-    """Return each criterion: whether it holds, and the numbers behind it."""
+    """Return each criterion: whether it holds, and the numbers behind it.
+
+    None holds of what nothing is known: a series that the server does not report, no whole answer,
+    too few samples of the memory.
+    """
 
     def grew(name: str, label: str = "") -> int:
         return round(total(after, name, label) - total(before, name, label))
 
-    begin, end = seen.memory[0][0], seen.memory[-1][0]
-    third = (end - begin) / 3
-    early = [m for t, m in seen.memory if begin + third / 2 <= t < begin + 1.5 * third]
-    late = [m for t, m in seen.memory if t >= end - third]
-    growth = statistics.median(late) / statistics.median(early) - 1
     ok, left = seen.outcomes["ok"], seen.outcomes["left"]
     served = {name: grew("vtr_requests_total", f'outcome="{name}"') for name in _OUTCOMES}
     tokens = grew("vtr_vision_tokens_total")
@@ -248,12 +267,12 @@ def verdicts(seen: Seen, before: dict[str, float], after: dict[str, float]) -> d
     }
     return {
         "no wrong answer": (not seen.wrong, seen.wrong[:5]),
-        "memory is flat": (
-            growth < MEMORY_GROWTH,
-            f"{growth:+.2%} from {statistics.median(early) / 2**20:.0f} MiB",
+        "memory is flat": flat(seen.memory),
+        "KV blocks are free": (
+            blocks["held"] == 0 and blocks["free"] == blocks["total"] > 0,
+            blocks,
         ),
-        "KV blocks are free": (blocks["held"] == 0 and blocks["free"] == blocks["total"], blocks),
-        "ok as the clients counted": (ok <= served["ok"] <= ok + left, (ok, served)),
+        "ok as the clients counted": (0 < ok <= served["ok"] <= ok + left, (ok, served)),
         "refused as the clients counted": (
             served["refused"] + served["client_error"] == seen.outcomes["refused"],
             served,
@@ -265,11 +284,29 @@ def verdicts(seen: Seen, before: dict[str, float], after: dict[str, float]) -> d
             (dict(seen.outcomes), served),
         ),
         "vision tokens as counted": (
-            seen.vision_tokens <= tokens <= seen.vision_tokens + 144 * left,
+            0 < seen.vision_tokens <= tokens <= seen.vision_tokens + 144 * left,
             (seen.vision_tokens, tokens),
         ),
-        "no error": (served["error"] == served["timeout"] == 0, served),
+        "no error": (
+            sum(served.values()) > 0 and served["error"] == served["timeout"] == 0,
+            served,
+        ),
     }
+
+
+def flat(memory: list[tuple[float, int]]) -> tuple[bool, str]:
+    """Return whether the last third of a run needs no more than an earlier one, and the numbers."""
+    begin, end = (memory[0][0], memory[-1][0]) if memory else (0.0, 0.0)
+    third = (end - begin) / 3
+    early = [m for t, m in memory if begin + third / 2 <= t < begin + 1.5 * third]
+    late = [m for t, m in memory if t >= end - third]
+    if not early or not late:
+        return False, f"{len(memory)} samples of {SAMPLE_SECONDS:g} s: the run is too short to say"
+    growth = statistics.median(late) / statistics.median(early) - 1
+    return (
+        growth < MEMORY_GROWTH,
+        f"{growth:+.2%} from {statistics.median(early) / 2**20:.0f} MiB",
+    )
 
 
 _OUTCOMES = ("ok", "client_error", "refused", "aborted", "error", "timeout")
@@ -279,7 +316,9 @@ async def soak(served: Served, options: argparse.Namespace) -> dict[str, Any]:
     """Run it and return what came out."""
     seen = Seen()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=options.clients)
-    async with httpx.AsyncClient(base_url=served.url, timeout=300, limits=limits) as http:
+    async with httpx.AsyncClient(
+        base_url=served.url, timeout=300, limits=limits, trust_env=False
+    ) as http:
         cases = await alone(http, options.scenes)
         say(f"{len(cases)} of {options.scenes * len(ASKS)} requests are clear when sent alone")
         before = await settled(http)
@@ -288,10 +327,14 @@ async def soak(served: Served, options: argparse.Namespace) -> dict[str, Any]:
         begin = time.monotonic()
         await asyncio.gather(watch_memory(served.pid, seen, end), *tasks)
         seconds = time.monotonic() - begin
-        after = await settled(http)
+        try:
+            after = await settled(http)
+        except (httpx.TransportError, StillInFlight) as err:  # what was seen is still told
+            seen.wrong.append(repr(err))
+            after = {}
     found = verdicts(seen, before, after)
     return {
-        "machine": machine(),
+        "machine": measured_with(options),
         "minutes": seconds / 60,
         "clients": options.clients,
         "outcomes": dict(seen.outcomes),

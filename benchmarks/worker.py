@@ -20,6 +20,7 @@ from typing import Any, TextIO
 import psutil
 
 from benchmarks.arms import classes
+from benchmarks.report import percentile
 from benchmarks.shapes import make_request
 
 
@@ -214,12 +215,17 @@ def rendered(engine: Any, name: str, request: Any, params: Any) -> Any:
     )
 
 
+def step_until_decoding(engine: Any) -> None:
+    """Step until no request waits and all prompts are computed."""
+    scheduler = engine.engine_core.engine_core.scheduler
+    while scheduler.waiting or any(
+        request.num_computed_tokens < request.num_prompt_tokens for request in scheduler.running
+    ):
+        engine.step()
+
+
 def summary(flights: list[Flight], wall: float) -> dict[str, object]:
     """Return rates and latencies in seconds."""
-
-    def p95(values: list[float]) -> float:
-        return values[min(len(values) - 1, int(0.95 * len(values)))]
-
     ttft = sorted(flight.times[0] - flight.started for flight in flights)
     gaps = sorted(
         later - earlier
@@ -231,10 +237,10 @@ def summary(flights: list[Flight], wall: float) -> dict[str, object]:
         "requests": len(flights),
         "requests_per_s": len(flights) / wall,
         "ttft_median_s": statistics.median(ttft),
-        "ttft_p95_s": p95(ttft),
+        "ttft_p95_s": percentile(ttft, 0.95),
         "itl_mean_s": statistics.fmean(gaps) if gaps else None,
         "itl_median_s": statistics.median(gaps) if gaps else None,
-        "itl_p95_s": p95(gaps) if gaps else None,
+        "itl_p95_s": percentile(gaps, 0.95) if gaps else None,
     }
 
 

@@ -32,34 +32,34 @@ RESULTS = ROOT / "benchmarks" / "results"
 DRY_RESULTS = ROOT / "build" / "gpu-check" / "dry-run.json"
 LOG_LINES = 60
 LEAST_S = 10
+RUNNING: set[subprocess.Popen[str]] = set()
+"""Processes of stages, each in a session of its own: none ends with this one by itself."""
 
 
 class Results:
-    """The results file; written anew after every finding."""
+    """The results file; written anew after every finding.
 
-    def __init__(self, path: Path | None, meta: dict[str, Any]) -> None:
-        self._path, self.data = path, {"meta": meta, "stages": {}}
+    ``meta`` is what this run's stages are noted with: a file holds stages of several runs.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any]) -> None:
+        self._path, self._meta = path, meta
+        self.data: dict[str, Any] = {"gpu": meta["gpu"], "stages": {}}
         self._lock = threading.Lock()
-        self._merge()
+        if path.exists():  # what an earlier run of other stages found
+            self.data["stages"] = json.loads(path.read_text())["stages"]
 
     def begin(self, stage: str) -> dict[str, Any]:
         """Return the entry of a stage, which replaces that of an earlier run."""
-        entry: dict[str, Any] = {"findings": [], "outcome": "running"}
+        entry: dict[str, Any] = {"meta": self._meta, "findings": [], "outcome": "running"}
         self.data["stages"][stage] = entry
         return entry
 
     def add(self, entry: dict[str, Any], finding: dict[str, Any]) -> None:
-        """Note a finding; the card names the file."""
+        """Note a finding."""
         with self._lock:
-            self._add(entry, finding)
-
-    def _add(self, entry: dict[str, Any], finding: dict[str, Any]) -> None:
-        entry["findings"].append(finding)
-        if self._path is None and finding["numbers"].get("card"):
-            card = re.sub(r"[^a-z0-9]+", "-", finding["numbers"]["card"].lower()).strip("-")
-            self._path = RESULTS / f"gpu-{card}.json"
-            self._merge()
-        self._write()
+            entry["findings"].append(finding)
+            self._write()
 
     def write(self) -> None:
         """Write all that is known."""
@@ -67,15 +67,15 @@ class Results:
             self._write()
 
     def _write(self) -> None:
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._path.write_text(json.dumps(self.data, indent=1) + "\n")
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._path.write_text(json.dumps(self.data, indent=1) + "\n")
 
-    def _merge(self) -> None:
-        """Keep what an earlier run of other stages found."""
-        if self._path is not None and self._path.exists():
-            earlier = json.loads(self._path.read_text())
-            self.data["stages"] = earlier["stages"] | self.data["stages"]
+
+def results_file(gpu: str | None) -> Path:
+    """Return the file of a card; without one a file of which no page is made."""
+    if gpu is None:
+        return RESULTS / "no-gpu.json"
+    return RESULTS / f"gpu-{re.sub(r'[^a-z0-9]+', '-', gpu.lower()).strip('-')}.json"
 
 
 def lines_of(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
@@ -102,9 +102,16 @@ def lines_of(process: subprocess.Popen[str], seconds: float) -> Iterator[str]:
 
 def run(stage: Stage, options: argparse.Namespace, results: Results, seconds: float) -> bool:
     """Run a stage for ``seconds`` at most; return whether it ended well."""
+    with tempfile.TemporaryDirectory(prefix="vtr-gpu-check-") as folder:
+        return _run(stage, options, results, seconds, Path(folder) / f"{stage.name}.log")
+
+
+def _run(
+    stage: Stage, options: argparse.Namespace, results: Results, seconds: float, log: Path
+) -> bool:
     entry, begun = results.begin(stage.name), time.monotonic()
-    log = Path(tempfile.mkdtemp(prefix="vtr-gpu-check-")) / f"{stage.name}.log"
     process = start(stage, options, seconds, log)
+    RUNNING.add(process)
     try:
         for line in lines_of(process, seconds):
             finding = json.loads(line)
@@ -113,11 +120,17 @@ def run(stage: Stage, options: argparse.Namespace, results: Results, seconds: fl
         wrong = any(finding["ok"] is False for finding in entry["findings"])
         left = seconds - (time.monotonic() - begun)
         entry["outcome"] = outcome(stop(process, max(left, 5)), wrong)
-    except SystemExit:
-        stop(process)
+    except json.JSONDecodeError as error:
+        entry["outcome"] = f"broke off with a line that is no finding: {error.doc.strip()[:200]}"
+    except (SystemExit, KeyboardInterrupt):
         entry["outcome"] = "ended from outside"
         raise
+    except BaseException as error:
+        entry["outcome"] = f"broke off: {error!r}"
+        raise
     finally:
+        stop(process)
+        RUNNING.discard(process)
         entry["seconds"] = round(time.monotonic() - begun, 1)
         if entry["outcome"] not in ("ok", "failed"):
             entry["log"] = tail(log.read_text(errors="replace"), LOG_LINES)
@@ -199,7 +212,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.dry_run and options.out is None:
         options.out = DRY_RESULTS
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    results = Results(options.out, machine() | {"dry_run": options.dry_run})
+    facts = machine()
+    path = options.out or results_file(None if facts["gpu"] is None else str(facts["gpu"]))
+    how = {"dry_run": options.dry_run, "fast_start": options.fast_start}
+    results = Results(path, facts | how)
     end = time.monotonic() + 60 * options.minutes
 
     def run_one(stage: Stage) -> bool:
@@ -214,7 +230,12 @@ def main(arguments: list[str] | None = None) -> int:
     wanted = [stage for stage in STAGES[options.first - 1 :] if stage.name in options.stages]
     if options.dry_run:  # nothing is measured: stages may run beside each other
         with ThreadPoolExecutor(2) as pool:
-            good = list(pool.map(run_one, wanted))
+            try:
+                good = list(pool.map(run_one, wanted))
+            except BaseException:  # comes here alone, and the pool waits for its threads
+                for process in list(RUNNING):
+                    stop(process)
+                raise
     else:
         good = [run_one(stage) for stage in wanted]
     return 0 if all(good) else 1

@@ -23,7 +23,7 @@ from benchmarks.arms import ENVIRONMENT, PLUGINS, classes
 from benchmarks.gpu_check.fast import parse, settings
 from benchmarks.gpu_check.findings import Report
 from benchmarks.shapes import Shape, make_request, make_shape
-from benchmarks.worker import rendered
+from benchmarks.worker import rendered, step_until_decoding
 from vtr_vllm.schedules import ScheduleBook
 
 BUDGET = 0.25
@@ -60,14 +60,6 @@ class Stepper:
             request = rendered(self.engine, name, make_request(self.shape.name, self._next), params)
             self._next += 1
             self.engine.add_request(name, request, params)
-
-    def step_until_decoding(self) -> None:
-        """Step until no request waits."""
-        scheduler = self.engine.engine_core.engine_core.scheduler
-        while scheduler.waiting or any(
-            request.num_computed_tokens < request.num_prompt_tokens for request in scheduler.running
-        ):
-            self.engine.step()
 
     def drain(self) -> None:
         """Step until nothing runs."""
@@ -210,7 +202,7 @@ def watch(
     def prepare(count: int) -> None:
         stepper.drain()
         stepper.add(count, budget, 4 * DECODE_STEPS)
-        stepper.step_until_decoding()
+        step_until_decoding(engine)
         for _ in range(4):
             engine.step()
 

@@ -50,9 +50,9 @@ def findings(results: Results, stage: str) -> list[dict[str, Any]]:
 
 
 def card(results: Results) -> str:
-    """Return the card's name."""
+    """Return the card's name; of a run without the first stage as torch has it."""
     names = [f["numbers"].get("card") for f in findings(results, "environment")]
-    return next(name for name in names if name)
+    return next((name for name in names if name), results["gpu"] or "no GPU")
 
 
 def loads(results: Results) -> list[dict[str, Any]]:
@@ -62,13 +62,13 @@ def loads(results: Results) -> list[dict[str, Any]]:
 
 
 def sentence(results: Results) -> str:
-    """Return README's sentence about one card."""
+    """Return README's sentence about one card; empty where no stage says anything of answers or speed."""
     checks = [
         f["ok"]
         for f in findings(results, "right")
         if f["numbers"].get("check") not in (None, *STARTED.values())
     ]
-    parts = [f"On one {card(results)} {sum(checks)} of {len(checks)} checks of the answers pass"]
+    parts = [f"{sum(checks)} of {len(checks)} checks of the answers pass"] if checks else []
     for budget in (1.0, 0.25):
         ratios = [
             f["numbers"]["ratios"]["requests_per_s"]
@@ -79,12 +79,13 @@ def sentence(results: Results) -> str:
             parts.append(
                 f"budget {budget} gives {min(ratios):.2f} to {max(ratios):.2f} times stock's requests/s"
             )
-    return f"{'; '.join(parts)} ([docs/gpu.md](docs/gpu.md))."
+    said = f"On one {card(results)} {'; '.join(parts)} ([docs/gpu.md](docs/gpu.md))."
+    return said if parts else ""
 
 
 def readme_sentence(folder: Path = RESULTS) -> str:
     """Return README's sentence about GPUs."""
-    return " ".join(sentence(results) for results in load(folder)) or NOT_RUN_SENTENCE
+    return " ".join(filter(None, map(sentence, load(folder)))) or NOT_RUN_SENTENCE
 
 
 def speed_table(rows: list[dict[str, Any]]) -> list[str]:
@@ -134,17 +135,23 @@ def plain_table(rows: list[dict[str, Any]]) -> list[str]:
     return lines + [f"| {row['name']} | {MARK[row['ok']]} | {row['text']} |" for row in rows]
 
 
+def run(meta: dict[str, Any]) -> str:
+    """Return when and how a stage ran."""
+    how = {"dry_run": "a dry run", "fast_start": "with --fast-start"}
+    said = [f"{meta['date']}", f"commit {meta['commit']}"]
+    return ", ".join(said + [words for name, words in how.items() if meta.get(name)])
+
+
 def section(results: Results) -> str:
     """Return the part about one card."""
-    meta = results["meta"]
-    lines = [f"## {card(results)}", "", f"{meta['date']}, commit {meta['commit']}."]
+    lines = [f"## {card(results)}"]
     for stage in STAGES:
         entry = results["stages"].get(stage.name)
         lines += ["", f"### {stage.name}", ""]
         if entry is None:
             lines.append("Not run yet.")
             continue
-        lines += [f"Outcome: {entry['outcome']}.", ""]
+        lines += [f"{run(entry['meta'])}. Outcome: {entry['outcome']}.", ""]
         beside = [f for f in entry["findings"] if "load" in f["numbers"]]
         ways = [f for f in entry["findings"] if "way" in f["numbers"]]
         others = [f for f in entry["findings"] if f not in beside and f not in ways]

@@ -260,7 +260,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_check.right")
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--seconds", type=float, default=180)
     parser.add_argument("--way", action="append", help="only ways whose name contains this")
     return parser.parse_args(arguments)
 

@@ -26,11 +26,15 @@ class Stage:
     def command(
         self, dry_run: bool, seconds: float, out: Path | None, fast_start: bool
     ) -> list[str]:
-        """Return the command of its process, which has ``seconds``; traces go to ``out``."""
+        """Return the command of its process; traces go to ``out``.
+
+        A stage that measures is told its ``seconds``, and leaves out loads that it has no time for.
+        """
         found = [sys.executable, "-m", f"benchmarks.gpu_check.{self.name}"]
         if self.name == "environment":
             return found
-        found += ["--seconds", str(round(seconds))]
+        if self.measures:
+            found += ["--seconds", str(round(seconds))]
         if self.measures and out is not None:
             found += ["--out", str(out)]
         if self.measures and fast_start:

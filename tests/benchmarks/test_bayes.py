@@ -119,3 +119,10 @@ def test_a_folder_must_be_given() -> None:
     with pytest.raises(SystemExit):
         parse([])
     assert parse(["--folder", "data", "--budget", "0.5"]).budget == [0.5]
+
+
+@pytest.mark.parametrize("limit", [0, STRETCH - 1, STRETCH + 1])
+def test_a_limit_is_a_multiple_of_a_stretch(limit: int, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--folder", "data", "--limit", str(limit)])
+    assert f"must be a multiple of {STRETCH}" in capsys.readouterr().err

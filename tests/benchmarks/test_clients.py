@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from benchmarks.clients import Outcome, counted, table
+import argparse
+
+import pytest
+
+from benchmarks import clients
+from benchmarks.clients import Outcome, Setting, counted, direct, measure, table
 
 METRICS = """\
 # TYPE vtr_requests_total counter
@@ -34,3 +39,17 @@ def test_a_client_that_is_absent_is_not_counted_as_passed() -> None:
     said = table([Outcome("guidellm", 200, absent="not installed")])
     assert "not installed" in said
     assert "passed" not in said
+
+
+def test_a_proxy_of_the_environment_is_not_asked(
+    loopback: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(setting: Setting) -> Outcome:
+        asked = clients.run_openai(setting)
+        assert "501" in asked.errors[0]  # the server's own: it takes no POST
+        return asked
+
+    monkeypatch.setattr(clients, "CLIENTS", {"openai": run})
+    (outcome,) = measure(loopback, argparse.Namespace(requests=1, client=None, guidellm=None))
+    assert outcome.counted == {}
+    assert direct("http://[::1]:8000")["NO_PROXY"] == "::1"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.conversation import blocks, break_even, evens, table
+from benchmarks.conversation import Session, blocks, break_even, evens, parse, table
 from benchmarks.shapes import follow_up, make_request, make_shape
 
 
@@ -73,3 +73,31 @@ def test_a_cache_of_some_bytes_has_more_blocks_where_they_hold_fewer_layers(tmp_
     # 24 layers of 32 tokens, keys and values of 2 heads of 64; VTR's six bands have 4 layers each
     assert blocks(shape, "stock", 48 << 20) == (48 << 20) // (2 * 24 * 32 * 2 * 64 * 4) == 64
     assert blocks(shape, "vtr", 48 << 20) == 6 * 64
+
+
+def test_a_kind_that_there_is_not_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--arms", "full,locl"])
+    assert "no such kind: locl; there are full, guided, local" in capsys.readouterr().err
+    assert parse(["--arms", "full"]).arms == [("full", 1.0)]
+
+
+def test_each_schedule_has_either_arm_first_in_turn(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Recorded:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def measure(self, spec: dict[str, Any]) -> dict[str, Any]:
+            asked.append(self.name)
+            return {"tokens": [[1]]}
+
+    shape = make_shape("half-b", tmp_path, None, has_gpu=False, dtype="float32")
+    session = Session(shape, Recorded("stock"), Recorded("vtr"), parse([]))  # type: ignore[arg-type]
+    firsts = []
+    for number in (0, 1):
+        for place, kind in enumerate(("full", "local")):
+            session.pair(kind, 1.0, number, place)
+            firsts.append(asked[-2])
+    assert firsts == ["stock", "vtr", "vtr", "stock"]

@@ -51,6 +51,13 @@ def test_a_time_beyond_the_patience_is_shown_as_a_bound() -> None:
     assert "| 2x | 6.00 | auto | 0.50 | 0.80 | 97.5% | 2.50 | 0.26 | 3 | 0 |" in lines
 
 
+def test_a_cell_that_no_request_came_to_is_empty() -> None:
+    nothing = row("auto", 1, 0.7, None) | dict.fromkeys(("ttft_p50_s", "ttft_p95_s", "in_time"))
+    assert "| 1x | 3.00 | auto |  |  |  | 2.50 |  | 3 | 0 |" in table(
+        RESULTS | {"cells": [nothing]}
+    )
+
+
 def test_each_policy_has_a_line_over_the_load() -> None:
     times, _, spent = plot(RESULTS).axes
     lines = {line.get_label(): line for line in times.get_lines()}

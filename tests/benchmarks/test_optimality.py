@@ -10,6 +10,7 @@ import pytest
 from benchmarks.optimality import (
     candidate,
     cost,
+    evaluate_all,
     joint_minimum,
     measure,
     never_rising,
@@ -95,6 +96,27 @@ def test_the_table_shows_what_is_cheaper(found: dict[str, Any]) -> None:
     text = render({"meta": META, "found": worse})
     assert f"G-Search's cost {found['greedy_cost']} is above the least of them, 0" in text
     assert sum(line.startswith("| (") for line in text.splitlines()) == 2
+
+
+def test_the_table_tells_where_g_search_is_below_the_list(found: dict[str, Any]) -> None:
+    rows = [dict(row, passes=row["cost"] > found["greedy_cost"]) for row in found["rows"]]
+    text = render({"meta": META, "found": dict(found, rows=rows)})
+    assert f"G-Search's cost {found['greedy_cost']} is below the least of them" in text
+
+
+def test_no_curve_may_pass(found: dict[str, Any]) -> None:
+    none = [dict(row, passes=False) for row in found["rows"]]
+    text = render(
+        {"meta": META, "found": dict(found, rows=none, joint_minimum=joint_minimum(set()))}
+    )
+    assert f"0 of {len(none)} curves are within the tolerance. G-Search's cost is" in text
+
+
+def test_where_the_grain_does_not_divide_the_tokens_all_of_them_are_a_level(tmp_path: Path) -> None:
+    searched = study(OwnNeeds(6, (14,)), items(tmp_path, 20))
+    scored = evaluate_all(searched, (2, 4), 4, 0.0)
+    assert (14, 14) in scored
+    assert sorted({count for counts in scored for count in counts}) == [0, 4, 8, 12, 14]
 
 
 def test_a_folder_must_be_given() -> None:

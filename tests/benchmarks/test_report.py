@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from benchmarks.report import footnotes, prefill_table, serve_table, spread, stage_table
+from benchmarks.report import (
+    footnotes,
+    heading,
+    measured,
+    percentile,
+    prefill_table,
+    rounds_run,
+    serve_table,
+    spread,
+    stage_table,
+)
 from benchmarks.worker import Flight, summary
 
 
@@ -65,8 +75,39 @@ def test_page_faults_are_those_of_a_request() -> None:
     assert "took 1000 page faults in stock, 20 in VTR" in footnotes(rounds)
 
 
+def test_the_heading_names_what_changes_what_is_measured() -> None:
+    options = {"form": "images", "take_turns": True, "threads": None, "rates": [1, 2], "kv_mib": 0}
+    meta = {"date": "then", "gpu": None, "cpu": "a CPU", "cores": 2, "commit": "0"}
+    text = measured(meta | {"options": options}, "form", "take_turns", "threads", "rates", "kv_mib")
+    assert text == (
+        "Measured then on a CPU, 2 cores, commit 0, form images, take turns yes, rates 1 2, kv mib 0."
+    )
+    older = heading(meta | {"gpu": "a GPU", "rounds": 3})
+    assert older.startswith("Measured then on a GPU, commit 0. 3 round(s) asked. Cells")
+
+
+def test_rounds_are_those_that_ran() -> None:
+    """A run whose time was over in the second round has one cell of two rounds."""
+    rounds = [pair("prefill", 2.0, 1.0), pair("serve", 2.0, 1.0), pair("prefill", 2.0, 1.0)]
+    assert rounds_run(rounds) == "1 to 2 rounds of a cell"
+    assert rounds_run(rounds[:2]) == "1 round(s)"
+    assert rounds_run([]) == "0 round(s)"
+
+
 def test_spread() -> None:
     assert spread([{"a": 3}, {"a": 1}, {"a": 2}], lambda p: p["a"]) == (2, 1, 3)
+
+
+def test_percentiles_are_nearest_ranks() -> None:
+    values = [float(n) for n in range(1, 21)]
+    assert percentile(values, 0.95) == 19
+    assert percentile(values, 0.5) == 10
+    assert percentile([7.0], 0.95) == 7
+
+
+def test_the_slowest_of_twenty_is_beyond_the_95th_percentile() -> None:
+    found = summary([Flight(0.0, [1], [float(n)]) for n in range(1, 21)], wall=1.0)
+    assert found["ttft_p95_s"] == 19
 
 
 def test_latencies_are_taken_per_request() -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
 
 from benchmarks.gpu_check import __main__ as main
+from benchmarks.gpu_check import fast, page, right
 from benchmarks.gpu_check.stages import STAGES, Stage
 
+META = {"gpu": None, "date": "a day", "commit": "new", "dry_run": False, "fast_start": True}
 FINDING = {"stage": "s", "name": "n", "ok": True, "text": "t", "numbers": {}, "at_s": 0.0}
 
 
@@ -23,7 +28,7 @@ def stage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         path = tmp_path / "stage.py"
         path.write_text(f"FINDING = {FINDING!r}\nimport json, sys, time\n{textwrap.dedent(script)}")
         monkeypatch.setattr(Stage, "command", lambda *_: [sys.executable, str(path)])
-        results = main.Results(out or tmp_path / "results.json", {})
+        results = main.Results(out or tmp_path / "results.json", META)
         options = main.parse(["--dry-run"])
         good = main.run(STAGES[0], options, results, seconds)
         return json.loads((tmp_path / "results.json").read_text())["stages"]["environment"], good
@@ -59,37 +64,96 @@ def test_a_stage_is_ended_when_its_time_is_over(stage) -> None:
     assert entry["findings"] == [FINDING]
 
 
-def test_a_run_that_is_ended_from_outside_keeps_what_it_has(
-    stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+@pytest.mark.parametrize("end", [SystemExit(143), KeyboardInterrupt(), OSError("disk full")])
+def test_a_run_that_is_ended_keeps_what_it_has_and_leaves_nothing_running(
+    end: BaseException, stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    seen = []
+
     def interrupted(process, seconds):
+        seen.append(process)
         yield json.dumps(FINDING)
-        raise SystemExit(143)
+        raise end
 
     monkeypatch.setattr(main, "lines_of", interrupted)
-    with pytest.raises(SystemExit):
+    monkeypatch.setattr(main.stop, "__defaults__", (0,))
+    with pytest.raises(type(end)):
         stage("time.sleep(600)")
     entry = json.loads((tmp_path / "results.json").read_text())["stages"]["environment"]
-    assert entry["outcome"] == "ended from outside"
+    outside = "ended from outside"
+    assert entry["outcome"] == (f"broke off: {end!r}" if isinstance(end, OSError) else outside)
     assert entry["findings"] == [FINDING]
+    assert seen[0].poll() is not None
+    assert not main.RUNNING
 
 
-def test_other_stages_of_an_earlier_run_stay(stage, tmp_path: Path) -> None:
-    earlier = {"meta": {}, "stages": {"right": {"outcome": "ok", "findings": []}}}
-    (tmp_path / "results.json").write_text(json.dumps(earlier))
+def test_a_line_that_is_no_finding_ends_its_stage_alone(
+    stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(main.stop, "__defaults__", (0,))
+    entry, good = stage("print('Loading', flush=True)\ntime.sleep(600)")
+    assert not good
+    assert entry["outcome"] == "broke off with a line that is no finding: Loading"
+    assert not main.RUNNING
+
+
+def test_an_interrupt_ends_stages_that_run_beside_each_other(
+    stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "stage.py"
+    path.write_text("import time\ntime.sleep(600)")
+    monkeypatch.setattr(Stage, "command", lambda *_: [sys.executable, str(path)])
+    monkeypatch.setattr(main.stop, "__defaults__", (0,))
+    threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            main.main(["--dry-run", "--out", str(tmp_path / "r.json")])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not main.RUNNING
+
+
+def test_other_stages_of_an_earlier_run_stay_with_its_date_and_commit(
+    stage, tmp_path: Path
+) -> None:
+    run = META | {"date": "an earlier day", "commit": "old", "fast_start": False}
+    entry = {"meta": run, "outcome": "ok", "findings": []}
+    (tmp_path / "results.json").write_text(json.dumps({"gpu": None, "stages": {"right": entry}}))
     stage("print(json.dumps(FINDING))")
-    kept = json.loads((tmp_path / "results.json").read_text())["stages"]
-    assert set(kept) == {"right", "environment"}
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert {name: kept["meta"] for name, kept in found["stages"].items()} == {
+        "right": run,
+        "environment": META,
+    }
+    shown = page.section(found)
+    assert "### right\n\nan earlier day, commit old. Outcome: ok." in shown
+    assert "### environment\n\na day, commit new, with --fast-start. Outcome: ok." in shown
 
 
-def test_the_card_names_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(main, "RESULTS", tmp_path)
-    results = main.Results(None, {})
-    entry = results.begin("environment")
-    results.add(entry, FINDING)
-    assert not list(tmp_path.iterdir())
-    results.add(entry, FINDING | {"numbers": {"card": "NVIDIA H100 80GB HBM3"}})
-    assert [path.name for path in tmp_path.iterdir()] == ["gpu-nvidia-h100-80gb-hbm3.json"]
+@pytest.mark.parametrize(
+    ("gpu", "name"),
+    [("NVIDIA H100 80GB HBM3", "gpu-nvidia-h100-80gb-hbm3.json"), (None, "no-gpu.json")],
+)
+def test_a_run_without_the_first_stage_writes_the_file_of_its_card(
+    gpu: str | None, name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "stage.py"
+    script.write_text(f"import json\nprint(json.dumps({FINDING!r}))")
+    monkeypatch.setattr(Stage, "command", lambda *_: [sys.executable, str(script)])
+    monkeypatch.setattr(main, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(main, "machine", lambda: {"gpu": gpu, "date": "a day", "commit": "0"})
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert main.main(["--stages", "fast"]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    (path,) = (tmp_path / "results").iterdir()
+    assert path.name == name
+    found = json.loads(path.read_text())
+    assert found["stages"]["fast"]["findings"] == [FINDING]
+    assert page.section(found).startswith(f"## {gpu or 'no GPU'}\n")
+    assert page.sentence(found) == ""
 
 
 def test_no_time_is_said_and_is_not_good(
@@ -103,3 +167,15 @@ def test_no_time_is_said_and_is_not_good(
 def test_each_stage_is_a_module() -> None:
     folder = Path(main.__file__).parent
     assert all((folder / f"{stage.name}.py").exists() for stage in STAGES)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.name)
+def test_each_stage_knows_its_options(stage: Stage) -> None:
+    _, _, module, *options = stage.command(True, 100, Path("traces"), True)
+    assert module == f"benchmarks.gpu_check.{stage.name}"
+    if stage.name == "environment":
+        assert options == []
+    elif stage.measures:
+        assert fast.parse(stage.name, options).seconds == 100
+    else:
+        assert right.parse(options).dry_run

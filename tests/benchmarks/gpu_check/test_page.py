@@ -38,9 +38,13 @@ def test_what_is_wrong_stands_out() -> None:
 
 def test_a_stage_that_did_not_run_is_said_to_be_missing() -> None:
     results = {
-        "meta": {"date": "a day", "commit": "a commit"},
+        "gpu": "A1 of torch",
         "stages": {
-            "environment": {"outcome": "ok", "findings": [finding("card", None, card="A1")]}
+            "environment": {
+                "meta": {"date": "a day", "commit": "a commit"},
+                "outcome": "ok",
+                "findings": [finding("card", None, card="A1")],
+            }
         },
     }
     shown = page.section(results)
