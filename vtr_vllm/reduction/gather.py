@@ -138,11 +138,11 @@ class Rows:
         """[C, L] of each member: text, then vision tokens from the best on, then padding."""
         least = self._least.index_select(0, table.rows.view(-1)).view(table.rows.shape)
         order = _order(scores, least, table.limits)
-        for own, member in zip(order, table.members, strict=True):
+        for place, member in enumerate(table.members):
             if member.floors is not None:
                 assert self._has_images
                 image = self._numbers[-1][rows_of(member)]
-                ranked = own[: member.num_rows]
+                ranked = order[place, : member.num_rows]
                 ranked.copy_(_floors_first(ranked, image, member.floors))
         return order
 

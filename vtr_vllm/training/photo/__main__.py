@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,8 @@ from vtr_vllm.photo.delta import DELTA, PARTS
 from vtr_vllm.photo.model import TOKENS, assemble
 from vtr_vllm.photo.parts import fetch_art
 from vtr_vllm.search.session import lock
-from vtr_vllm.training.photo.packing import pack
 from vtr_vllm.training.photo.pictures import Features, Picture, digest, photographs, scenes
+from vtr_vllm.training.photo.score import score
 from vtr_vllm.training.photo.train import Recipe, Trainer
 from vtr_vllm.training.state import save_tensors
 from vtr_vllm.training.stop import STOPPED, Stop
@@ -66,24 +65,9 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _score(trainer: Trainer, name: str, pictures: Sequence[Picture], work: Path) -> None:
-    """Share of questions whose answer is said token for token, by kind."""
     features = _features(work, trainer.model, pictures)
     list(features.fill(trainer.model, trainer.processor, pictures))
-    right: dict[str, list[bool]] = defaultdict(list)
-    for index, picture in enumerate(pictures):
-        packed = pack(trainer.processor, picture)
-        with torch.no_grad():
-            said = trainer.logits(trainer.rows(features[index], packed)).argmax(-1)
-        same = (said == packed.answers).tolist()
-        owner = packed.question[packed.predicting].tolist()
-        for i, question in enumerate(picture.questions):
-            right[question.kind].append(all(s for s, o in zip(same, owner, strict=True) if o == i))
-    every = [r for of_kind in right.values() for r in of_kind]
-    kinds = {kind: round(sum(r) / len(r), 3) for kind, r in sorted(right.items())}
-    print(
-        json.dumps({"split": name, "n": len(every), "right": sum(every) / len(every)} | kinds),
-        flush=True,
-    )
+    print(json.dumps({"split": name} | score(trainer, pictures, features)), flush=True)
 
 
 def _features(work: Path, model: Any, pictures: Sequence[Picture]) -> Features:
