@@ -9,7 +9,7 @@ from vllm.utils.hashing import get_hash_fn_by_name
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
-from vllm.v1.core.sched.request_queue import SchedulingPolicy
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from vtr_vllm.engine.common import front_end
@@ -30,6 +30,7 @@ class Scheduler(AsyncScheduler):
 
     __module__ = SCHEDULER_CLS.rpartition(".")[0]  # its public name, which vLLM is started with
     _pause_state: PauseState  # vLLM's own
+    waiting: RequestQueue  # likewise
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
