@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,6 +29,10 @@ ENVIRONMENT = {
 
 for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # As in a job that a shell put in the background: what tests interrupt would go on.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A slow machine is no reason to fail. Here, as a test takes its settings when its file is read.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

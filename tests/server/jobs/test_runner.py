@@ -123,11 +123,11 @@ def test_as_many_jobs_wait_as_may(place: Place, monkeypatch: pytest.MonkeyPatch)
         wait_for(client, running, "running")
         ids = [client.post("/v1/jobs", json=place.body()).json()["id"] for _ in range(2)]
         refused = client.post("/v1/jobs", json=place.body())
-        assert "2 jobs are queued" in error(refused, 429, "overloaded")
+        assert "2 jobs are queued" in error(refused, 429, "jobs_busy")
         assert refused.headers["retry-after"] == "60"
         client.post(f"/v1/jobs/{ids[0]}/cancel")
         assert client.post("/v1/jobs", json=place.body()).status_code == 201
-        error(client.post(f"/v1/jobs/{ids[0]}/resume"), 429, "overloaded")
+        error(client.post(f"/v1/jobs/{ids[0]}/resume"), 429, "jobs_busy")
         place.control()
 
 

@@ -97,7 +97,7 @@ def manager(band, blocks=64):
         kv_cache_group_id=band,
         scheduler_block_size=4,
     )
-    made.bind({"reduced": REQUEST}, [made], Idle())
+    made.bind({"reduced": REQUEST}, [made], Idle(), set())
     return made
 
 
@@ -157,7 +157,7 @@ def test_a_request_that_is_not_reduced_is_served_as_by_vllm(steps):
 def test_a_request_that_is_bound_later_is_seen():
     table = {}
     made = manager(1)
-    made.bind(table, [made], Idle())
+    made.bind(table, [made], Idle(), set())
     assert made.stored_tokens("reduced", 20) == 20
     table["reduced"] = REQUEST
     assert made.stored_tokens("reduced", 20) == 15
