@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-__all__ = ["LAUNCH_VARIABLE", "OneLineErrors", "Parser", "refuse", "value_of"]
+__all__ = ["LAUNCH_VARIABLE", "OneLineErrors", "Parser", "count", "refuse", "value_of"]
 
 USAGE_ERROR = 2
 
@@ -31,6 +31,17 @@ class OneLineErrors:
 
 class Parser(OneLineErrors, argparse.ArgumentParser):
     """argparse's parser; those of its commands are of this class too."""
+
+
+def count(text: str) -> int:
+    """The type of a flag that is a whole number from 1 on."""
+    try:
+        value = int(text)
+    except ValueError as err:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from err
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is below 1")
+    return value
 
 
 def value_of(flag: str, arguments: Sequence[str]) -> str | None:

@@ -9,12 +9,11 @@ from pathlib import Path
 
 from vtr_vllm.errors import ConfigurationError
 
-__all__ = ["CHECKPOINT", "DEMO_SCHEDULES", "OWN_MODELS", "PHOTO_SCHEDULES", "OwnModel"]
+__all__ = ["CHECKPOINT", "DEMO_SCHEDULES", "OWN_MODELS", "OwnModel"]
 
 _PACKAGE = Path(__file__).parent  # importing demo would load numpy
 CHECKPOINT = _PACKAGE / "demo" / "checkpoint"
 DEMO_SCHEDULES = CHECKPOINT.with_name("schedules")
-PHOTO_SCHEDULES = _PACKAGE / "photo" / "schedules"
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,12 @@ OWN_MODELS = {
             {"--enforce-eager": "", "--gpu-memory-utilization": "0.2"},
         ),
         OwnModel(
-            *("photo", Path("build/photo-model"), PHOTO_SCHEDULES, "make photo-model"),
+            *(
+                "photo",
+                Path("build/photo-model"),
+                _PACKAGE / "photo" / "schedules",
+                "make photo-model",
+            ),
             {"--gpu-memory-utilization": "0.2"},
         ),
     )

@@ -11,6 +11,7 @@ import torch
 from vtr_vllm.errors import VTRError
 from vtr_vllm.photo.delta import DELTA, add_delta
 from vtr_vllm.photo.model import assemble
+from vtr_vllm.photo.parts import FOLDER
 
 
 def main() -> int:
@@ -23,7 +24,7 @@ def main() -> int:
     parser.add_argument(
         "--parts",
         type=Path,
-        default=Path("build/photo-parts"),
+        default=FOLDER,
         help="where the packages' files are kept",
     )
     trained = parser.add_mutually_exclusive_group()

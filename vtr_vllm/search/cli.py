@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from vtr_vllm.command_line import Parser, refuse
+from vtr_vllm.command_line import Parser, count, refuse
 from vtr_vllm.errors import VTRError
 from vtr_vllm.preflight import check_model
 from vtr_vllm.search import commands
@@ -182,21 +182,7 @@ def _add_convert(parser: argparse.ArgumentParser) -> None:
     add("--turns", choices=("first", "all"), help="llava: of a conversation (default: first)")
     metric = "llava, vlmevalkit: of open questions (default: exact_match)"
     add("--metric", choices=sorted(METRICS), help=metric)
-    add("--count", type=_count, help="demo, photo: items, or conversations (default: 1000)")
-
-
-def _count(text: str) -> int:
-    value = _whole(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
-
-
-def _whole(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from err
+    add("--count", type=count, help="demo, photo: items, or conversations (default: 1000)")
 
 
 def _split(text: str) -> tuple[str, Path]:

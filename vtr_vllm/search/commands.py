@@ -11,6 +11,7 @@ from time import monotonic
 from typing import Any
 
 from vtr_vllm.errors import ConfigurationError, TimeLimitReached, VTRError
+from vtr_vllm.photo.parts import FOLDER
 from vtr_vllm.schedules import ScheduleBook, p_sigmoid
 from vtr_vllm.search import converters, frontier, pipeline, records
 from vtr_vllm.search.answers import EngineOptions
@@ -229,7 +230,7 @@ def convert(options: argparse.Namespace) -> None:
     elif options.format == "vlmevalkit":
         done = converters.from_vlmevalkit(Path(options.source), options.out, metric)
     elif options.format == "photo":
-        parts = options.images or Path("build/photo-parts")
+        parts = options.images or FOLDER
         done = converters.from_photo(options.source, options.count or 1000, parts, options.out)
     else:
         done = converters.from_demo(options.source, options.count or 1000, options.out)

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic, process_time
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vtr_vllm.command_line import Parser
+from vtr_vllm.command_line import Parser, count
 from vtr_vllm.errors import CalibrationError, ConfigurationError, VTRError
 from vtr_vllm.preflight import check_model
 from vtr_vllm.schedules.whole_file import whole_file
@@ -115,7 +115,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     told = "schedules of the counts that trained modules decide: what an engine can serve of them"
     distilled = _of_modules(kinds.add_parser("distil", help=told, description=told))
     distilled.add_argument(
-        "--members", type=_count, default=8, metavar="N", help="schedules to write (default: 8)"
+        "--members", type=count, default=8, metavar="N", help="schedules to write (default: 8)"
     )
     distilled.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="folder of schedules"
@@ -135,7 +135,7 @@ def _of_modules(command: argparse.ArgumentParser) -> argparse.ArgumentParser:
         ("--data", "FILE", "questions with answers, JSON Lines"),
     ):
         command.add_argument(flag, type=Path, required=True, metavar=metavar, help=what)
-    command.add_argument("--batch", type=_count, default=16, metavar="N", help="(default: 16)")
+    command.add_argument("--batch", type=count, default=16, metavar="N", help="(default: 16)")
     return command
 
 
@@ -273,16 +273,6 @@ def _distil(options: argparse.Namespace) -> int:
         schedule.save(options.out / f"{schedule.name}.json")
         print(f"{schedule.name}: mean keep {schedule.mean_keep:.3f}")
     return 0
-
-
-def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError as err:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from err
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
 
 
 def _say(line: str) -> None:

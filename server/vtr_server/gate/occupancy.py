@@ -11,7 +11,7 @@ from vtr_server.operations.metrics import observe_in_flight
 from vtr_server.policy.settings import LimitSettings
 from vtr_vllm.errors import CallerBusy, Overloaded
 
-__all__ = ["Occupancy", "Place"]
+__all__ = ["Occupancy", "Place", "count"]
 
 
 @dataclass
@@ -71,7 +71,7 @@ class Occupancy:
             self._count_upload(place.caller, -1)
         else:
             self._count_in_flight(-1)
-        _count(self._inside_of, place.caller, -1)
+        count(self._inside_of, place.caller, -1)
 
     def _check_in_flight(self) -> None:
         if self.in_flight >= self._limits.in_flight:
@@ -95,15 +95,15 @@ class Occupancy:
 
     def _count_upload(self, caller: str, change: int) -> None:
         self.uploads += change
-        _count(self._uploads_of, caller, change)
+        count(self._uploads_of, caller, change)
 
     def _count_in_flight(self, change: int) -> None:
         self.in_flight += change
         observe_in_flight(change)
 
 
-def _count(counter: Counter[str], caller: str, change: int) -> None:
-    """Names that count nothing are forgotten: there may be any number of addresses."""
+def count(counter: Counter[str], caller: str, change: int) -> None:
+    """Change what a caller has; names that have nothing are forgotten: there may be any number of addresses."""
     counter[caller] += change
     if counter[caller] == 0:
         del counter[caller]

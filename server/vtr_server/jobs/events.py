@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastapi.sse import ServerSentEvent
 
+from vtr_server.gate.occupancy import count
 from vtr_server.jobs.protocol import FINISHED, Job
 from vtr_vllm.errors import JobsBusy, RequestError
 
@@ -38,13 +39,11 @@ class Watchers:
                 f"{MOST_WATCHING} event streams are open, the most that are served at once; come again"
                 " later, or ask for the job itself"
             )
-        self._open[caller] += 1
+        count(self._open, caller, 1)
         try:
             yield
         finally:
-            self._open[caller] -= 1
-            if not self._open[caller]:
-                del self._open[caller]
+            count(self._open, caller, -1)
 
 
 def check_offset(path: Path, offset: int) -> None:

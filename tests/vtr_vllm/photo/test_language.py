@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from vtr_vllm.photo.language import read_language
-from vtr_vllm.photo.parts import LANGUAGE, fetch
+from vtr_vllm.photo.parts import FOLDER, LANGUAGE, fetch
 
 pytestmark = pytest.mark.origins
-FOLDER = Path("build/photo-parts")
 
 
 def test_the_language_half_is_the_one_in_the_file() -> None:

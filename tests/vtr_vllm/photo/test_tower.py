@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from transformers.models.internvl.modeling_internvl import InternVLVisionModel
 
-from vtr_vllm.photo.parts import SIDE, TOWER, fetch
+from vtr_vllm.photo.parts import FOLDER, SIDE, TOWER, fetch
 from vtr_vllm.photo.tower import LAYERS, read_tower
 
 pytestmark = pytest.mark.origins
-FOLDER = Path("build/photo-parts")
 LAST = f"/backbone/encoder/layer.{LAYERS - 1}/Add_1_output_0"
 """The graph's name of the states behind the last layer that is kept."""
 

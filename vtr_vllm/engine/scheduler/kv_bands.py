@@ -259,7 +259,7 @@ def bind_bands(
     idle, untold = Idle(), set[BlockHashWithGroupId]()
     for band in bands:
         band.bind(reduced, bands, idle, untold)
-    if bands:
+    if bands and bands[0].block_pool.enable_kv_cache_events:
         _tell_nothing_of(untold, bands[0].block_pool)
     return bands
 

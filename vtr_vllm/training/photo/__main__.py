@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from vtr_vllm.command_line import Parser
+from vtr_vllm.command_line import Parser, count
 from vtr_vllm.errors import VTRError
 from vtr_vllm.photo.delta import DELTA, PARTS
 from vtr_vllm.photo.model import TOKENS, assemble
-from vtr_vllm.photo.parts import fetch_art
+from vtr_vllm.photo.parts import FOLDER, fetch_art
 from vtr_vllm.search.session import lock
 from vtr_vllm.training.photo.pictures import Features, Picture, digest, photographs, scenes
 from vtr_vllm.training.photo.score import score
@@ -79,22 +79,15 @@ def _features(work: Path, model: Any, pictures: Sequence[Picture]) -> Features:
 def _options() -> argparse.Namespace:
     parser = Parser(prog="python -m vtr_vllm.training.photo", description=__doc__)
     add = parser.add_argument
-    add("--parts", type=Path, default=Path("build/photo-parts"))
+    add("--parts", type=Path, default=FOLDER)
     add("--work", type=Path, default=Path("build/photo-training"))
-    add("--scenes", type=_count, default=2000, help="scenes to train on (default: 2000)")
+    add("--scenes", type=count, default=2000, help="scenes to train on (default: 2000)")
     add("--photographs", type=Path, help="JSON Lines: image, question, answers")
     add("--tests", type=Path, help="the same, to score")
-    add("--score", type=_count, default=100, help="pictures of each split to score (default: 100)")
-    add("--steps", type=_count, default=Recipe.steps, help=f"(default: {Recipe.steps})")
-    add("--threads", type=_count, default=torch.get_num_threads())
+    add("--score", type=count, default=100, help="pictures of each split to score (default: 100)")
+    add("--steps", type=count, default=Recipe.steps, help=f"(default: {Recipe.steps})")
+    add("--threads", type=count, default=torch.get_num_threads())
     return parser.parse_args()
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is below 1")
-    return value
 
 
 if __name__ == "__main__":
