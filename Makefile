@@ -199,7 +199,7 @@ elastic: $(READY) ## measure budget auto under load: 4 rates, 3 policies (35 min
 	@echo "elastic: measuring; keep the machine quiet"
 	$(BIN)/python -m benchmarks.elastic $(ARGS)
 
-rankings: $(READY) ## measure how alike the demo model's layers rank the vision tokens
+rankings: $(READY) ## measure how alike a model's layers rank the vision tokens (ARGS="--model photo")
 	@echo "rankings: ranking at every layer, then ranking once against ranking at each cut"
 	$(BIN)/python -m benchmarks.rankings $(ARGS)
 

@@ -22,9 +22,10 @@ from typing import Any
 import torch
 
 from benchmarks.arms import Arm, in_turn, log_folder
+from benchmarks.dummies import DUMMIES
 from benchmarks.report import measured, show
 from benchmarks.run import measured_with, say
-from benchmarks.shapes import FORMS, NAMES, Shape, UnsupportedDevice, make_shape
+from benchmarks.shapes import FORMS, Shape, UnsupportedDevice, make_shape
 from vtr_vllm.schedules import RankRule, ScheduleBook, to_wire
 
 ARMS = (("full", 1.0), ("local", 0.5), ("local", 0.25), ("guided", 0.5), ("guided", 0.25))
@@ -191,7 +192,7 @@ def _arms(text: str) -> list[tuple[str, float]]:
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.conversation", description=__doc__)
-    parser.add_argument("--shape", choices=NAMES[1:], default="half-b")
+    parser.add_argument("--shape", choices=DUMMIES, default="half-b")
     parser.add_argument("--form", choices=FORMS, default="talk", help="of what follows turn 1")
     parser.add_argument("--rule", default="saliency", help="of the local schedules, before layer 0")
     parser.add_argument(

@@ -1,6 +1,6 @@
 """The models that are measured, and the engine settings that both arms get.
 
-``demo`` is the trained demo checkpoint. The others have real sizes and dummy weights: how fast a
+``demo`` and ``photo`` are the trained checkpoints of this project. The others have real sizes and dummy weights: how fast a
 model runs does not depend on what it says.
 """
 
@@ -18,9 +18,15 @@ from PIL import Image
 from benchmarks import towers
 from benchmarks.dummies import DUMMIES
 from vtr_vllm import demo
+from vtr_vllm.own_models import OWN_MODELS
+from vtr_vllm.photo.parts import SIDE
 from vtr_vllm.schedules import ModelGeometry
 
 FOLLOW_UP = " USER: And what is behind it? ASSISTANT:"
+
+PHOTO_PROMPT = (
+    "<|im_start|>user\n<IMG_CONTEXT>What is in the picture?<|im_end|>\n<|im_start|>assistant\n"
+)
 
 FORMS = ("talk", "images", "questions")
 """Of what follows a first question: more questions, each with all before it; the same, each about an image of
@@ -95,7 +101,7 @@ class Shape:
         return towers.tower_flops(self.config, self.image_side)
 
 
-NAMES = ("demo", *DUMMIES)
+NAMES = ("demo", "photo", *DUMMIES)
 ON_A_CPU = ("demo", *(n for n, dummy in DUMMIES.items() if dummy.tower_share and not dummy.gpu))
 
 
@@ -114,15 +120,18 @@ def make_shape(
 ) -> Shape:
     """Return the shape ``name``; dummy checkpoints are written under ``scratch``.
 
-    Raises UnsupportedDevice for a shape that only a GPU can run, FileNotFoundError when the
-    demo checkpoint is not there.
+    ``checkpoint``: of the demo, in the place of the packaged one. Raises UnsupportedDevice for a shape
+    that only a GPU can run, FileNotFoundError when a trained checkpoint is not there.
     """
-    if name == "demo":
-        folder = checkpoint or demo.CHECKPOINT
+    own = OWN_MODELS.get(name)
+    if own is not None:
+        folder = (checkpoint if name == "demo" else None) or own.checkpoint
         if not (folder / "config.json").exists():
-            raise FileNotFoundError(f"no checkpoint in {folder}; name one with --checkpoint")
-        shape = Shape("demo", folder, "auto", dtype or default_dtype(), 8, 1024, 8192, 0)
-        return replace(shape, image_side=shape.config["vision_config"]["image_size"])
+            raise FileNotFoundError(
+                f"no checkpoint in {folder}; run `{own.made_by}`, or name one with --checkpoint"
+            )
+        shape = Shape(name, folder, "auto", dtype or default_dtype(), 8, 1024, 8192, 0)
+        return replace(shape, image_side=_side(shape.config["vision_config"]["image_size"]))
     dummy = DUMMIES[name]
     if dummy.gpu and not has_gpu:
         raise UnsupportedDevice(f"{name} needs a GPU; on a CPU there are {', '.join(ON_A_CPU)}")
@@ -142,6 +151,11 @@ def make_shape(
     )
 
 
+def _side(image_size: int | list[int]) -> int:
+    """Pixels of a square image's side, which some families note as height and width."""
+    return image_size if isinstance(image_size, int) else image_size[0]
+
+
 def make_request(name: str, index: int) -> dict[str, Any]:
     """Return prompt and image number ``index``: never twice the same image, so nothing is cached."""
     if name == "demo":
@@ -150,10 +164,12 @@ def make_request(name: str, index: int) -> dict[str, Any]:
             "prompt": demo.prompt(sample.question),
             "multi_modal_data": {"image": sample.image},
         }
-    dummy = DUMMIES[name]
-    size = (dummy.image_side, dummy.image_side, 3)
-    pixels = np.random.default_rng(index).integers(0, 256, size, dtype=np.uint8)
-    return {"prompt": dummy.prompt, "multi_modal_data": {"image": Image.fromarray(pixels)}}
+    if name == "photo":
+        prompt, side = PHOTO_PROMPT, SIDE
+    else:
+        prompt, side = DUMMIES[name].prompt, DUMMIES[name].image_side
+    pixels = np.random.default_rng(index).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return {"prompt": prompt, "multi_modal_data": {"image": Image.fromarray(pixels)}}
 
 
 def follow_up(

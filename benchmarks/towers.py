@@ -54,12 +54,13 @@ def _tiles(vision: Config, side: int) -> int:
 
 
 def _internvl(config: Config, side: int) -> int:
-    """Each tile alone, with a CLS token; four patches become one token of four widths."""
+    """Each tile alone, with a CLS token; neighbouring patches, four as a rule, become one token."""
     vision, hidden = config["vision_config"], config["text_config"]["hidden_size"]
     patches = (vision["image_size"][0] // vision["patch_size"][0]) ** 2
     d, m = vision["hidden_size"], vision["intermediate_size"]
     embed = patches * d * 3 * vision["patch_size"][0] ** 2
-    project = config["image_seq_length"] * (4 * d * hidden + hidden * hidden)
+    merged = patches // config["image_seq_length"]
+    project = config["image_seq_length"] * (merged * d * hidden + hidden * hidden)
     layers = vision["num_hidden_layers"] * _layer(patches + 1, d, m)
     return int(_tiles(vision, side) * (embed + layers + project))
 

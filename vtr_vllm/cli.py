@@ -216,7 +216,7 @@ def _add_batch(commands: Any) -> None:
 
 
 def _add_shared(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--model", metavar="MODEL", help="model path or name, or `demo`")
+    command.add_argument("--model", metavar="MODEL", help="model path or name, `demo` or `photo`")
     command.add_argument(
         "--config",
         metavar="FILE",

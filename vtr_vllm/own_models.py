@@ -29,12 +29,16 @@ class OwnModel:
     on_gpu: Mapping[str, str] = field(default_factory=dict)
     """Flags there; an empty value is a switch."""
 
-    def flags(self) -> dict[str, str]:
-        """Flags of ``vtr serve``; raises ConfigurationError where there is no checkpoint."""
+    def check(self) -> None:
+        """Raises ConfigurationError where there is no checkpoint."""
         if not self.checkpoint.is_dir():
             raise ConfigurationError(
                 f"{self.name}: there is no checkpoint at {self.checkpoint}; run `{self.made_by}`"
             )
+
+    def flags(self) -> dict[str, str]:
+        """Flags of ``vtr serve``; raises ConfigurationError where there is no checkpoint."""
+        self.check()
         flags = {"--served-model-name": self.name, "--host": "127.0.0.1"}
         if _on_cpu():
             # Not every CPU computes in bf16; float32 is as fast for so small models, and alike on all.

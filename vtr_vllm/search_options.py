@@ -120,7 +120,7 @@ class SearchOptions(BackendOptions):
     """One search; what is null or left out takes its default."""
 
     kind: Kind = Field(description="what to search")
-    model: Text = Field(description="model path or name, or `demo`")
+    model: Text = Field(description="model path or name, `demo` or `photo`")
     data: Text = Field(description="file of calibration data, JSON Lines")
     heldout: Text | None = Field(
         default=None, description="file of data to compare on when the search is done"
@@ -163,7 +163,7 @@ class SearchOptions(BackendOptions):
 class FamilyOptions(BackendOptions):
     """One search for a family of schedules, among which each prompt's is chosen."""
 
-    model: Text = Field(description="model path or name, or `demo`")
+    model: Text = Field(description="model path or name, `demo` or `photo`")
     data: Text = Field(description="file of calibration data, JSON Lines")
     members: int = Field(default=6, ge=2, le=8, description="schedules of the family")
     pool: Literal["all", "folder"] = Field(

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoProcessor
 
+from benchmarks import towers
 from benchmarks.cost import predict
 from benchmarks.dummies import DUMMIES
 from benchmarks.shapes import UnsupportedDevice, make_request, make_shape
@@ -54,3 +55,14 @@ def test_no_two_requests_share_an_image() -> None:
     images = [make_request("half-b", i)["multi_modal_data"]["image"].tobytes() for i in (0, 1, 0)]
     assert images[0] != images[1]
     assert images[0] == images[2]
+
+
+def test_patches_that_stay_apart_are_projected_one_by_one(tmp_path: Path) -> None:
+    """The photo model's tower has as many patches as vision tokens: each is projected from one width."""
+    config = make_shape("internvl2", tmp_path, None, has_gpu=False).config
+    d, hidden = config["vision_config"]["hidden_size"], config["text_config"]["hidden_size"]
+    apart = config | {"image_seq_length": 1024, "downsample_ratio": 1.0}
+    merged_by_four = 256 * (4 * d * hidden + hidden * hidden)
+    one_by_one = 1024 * (d * hidden + hidden * hidden)
+    grown = towers.tower_flops(apart, 448) - towers.tower_flops(config, 448)
+    assert grown == one_by_one - merged_by_four

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "demo": {"errors", "schedules", "reduction"},
     "own_models": {"errors"},
     "photo": {"errors"},
-    "search": _BESIDE_THE_ENGINE | {"photo"},
+    "search": _BESIDE_THE_ENGINE | {"own_models", "photo"},
     "server": _BESIDE_THE_ENGINE,
     "cli": {
         *("command_line", "demo", "engine", "errors", "own_models", "preflight", "reduction"),
@@ -45,6 +45,8 @@ ALLOWED: dict[str, set[str]] = {
         "reduction",
         "engine",
         "demo",
+        "own_models",
+        "photo",
         "search",
         "server",
     },

@@ -11,13 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from vtr_vllm.photo.parts import PATCH, SIDE
 
-__all__ = ["LIST", "PLACES", "SPLITS", "Scene", "Thing", "names", "place_of", "scene"]
+__all__ = ["LIST", "PLACES", "SPLITS", "Question", "Scene", "Thing", "names", "place_of", "scene"]
 
 SPLITS = ("train", "calibration", "test", "test-unseen")
 """``test-unseen`` shows objects that no other split has; backgrounds of both tests are seen in none."""
@@ -70,14 +71,33 @@ class Thing:
         return [row * side + column for row in rows for column in columns]
 
 
+class Question(NamedTuple):
+    """A question about a scene."""
+
+    kind: str
+    text: str
+    answer: str
+    cells: tuple[int, ...]
+    """Places of the objects that it is about; none where the answer is that nothing is there."""
+
+
 @dataclass(frozen=True)
 class Scene:
     """A picture of 224 x 224 and what may be asked about it."""
 
     image: Image.Image
     things: tuple[Thing, ...]
-    questions: tuple[tuple[str, str, str], ...]
-    """Kind, question, answer."""
+    questions: tuple[Question, ...]
+
+    def short(self, number: int) -> Question:
+        """One of the questions that are answered in a few words; ``number`` says which, in turn."""
+        short = [question for question in self.questions if question.kind != LIST]
+        return short[number % len(short)]
+
+    def patches(self, question: Question) -> tuple[int, ...]:
+        """Vision tokens that show what a question is about, rising."""
+        shown = [thing.patches() for thing in self.things if thing.cell in question.cells]
+        return tuple(sorted({patch for patches in shown for patch in patches}))
 
 
 def place_of(patch: int) -> int:
@@ -156,29 +176,47 @@ def _paste(
 
 def _ask(
     things: Sequence[Thing], known: Sequence[str], dice: np.random.Generator
-) -> list[tuple[str, str, str]]:
+) -> list[Question]:
     """One for all that is there, and up to eight others, in an order of their own."""
     shown = [thing.name for thing in things]
-    by_cell = {thing.cell: thing.name for thing in things}
+    cells = {name: tuple(t.cell for t in things if t.name == name) for name in sorted(set(shown))}
+    all_cells = tuple(sorted(thing.cell for thing in things))
     found = []
     single = str(dice.choice(shown))
-    for name in sorted(set(shown)):
-        if shown.count(name) > 1 or name == single:
-            found.append(("count", f"How many {name}s are there?", str(shown.count(name))))
-        found.append(("exist", f"Is there a {name} in the picture?", "yes"))
+    for name, own in cells.items():
+        if len(own) > 1 or name == single:
+            found.append(Question("count", f"How many {name}s are there?", str(len(own)), own))
+        found.append(Question("exist", f"Is there a {name} in the picture?", "yes", own))
     for name in dice.choice(known, 3, replace=False):
         if name not in shown:
-            found.append(("exist", f"Is there a {name} in the picture?", "no"))
-    found.append(("total", "How many objects are there?", str(len(things))))
-    found += [("where", f"What is in the {PLACES[cell]}?", name) for cell, name in by_cell.items()]
-    for thing in things:
-        if shown.count(thing.name) > 1:
-            continue
-        found.append(("place", f"Where is the {thing.name}?", PLACES[thing.cell]))
-        if thing.cell % CELLS and thing.cell - 1 in by_cell:
-            found.append(("left", f"What is left of the {thing.name}?", by_cell[thing.cell - 1]))
-        if thing.cell - CELLS in by_cell:
-            found.append(("above", f"What is above the {thing.name}?", by_cell[thing.cell - CELLS]))
-    every = ", ".join(f"{by_cell[cell]} {PLACES[cell]}" for cell in sorted(by_cell))
+            found.append(Question("exist", f"Is there a {name} in the picture?", "no", ()))
+    found.append(Question("total", "How many objects are there?", str(len(things)), all_cells))
+    found += _ask_places(things, [thing for thing in things if len(cells[thing.name]) == 1])
+    by_cell = {thing.cell: thing.name for thing in things}
+    every = ", ".join(f"{by_cell[cell]} {PLACES[cell]}" for cell in all_cells)
     order = dice.permutation(len(found))[:_QUESTIONS]
-    return [(LIST, "What is in the picture, and where?", every), *(found[i] for i in order)]
+    listed = Question(LIST, "What is in the picture, and where?", every, all_cells)
+    return [listed, *(found[i] for i in order)]
+
+
+def _ask_places(things: Sequence[Thing], alone: Sequence[Thing]) -> list[Question]:
+    """What is where; of those ``alone`` of their name, what is beside them."""
+    by_cell = {thing.cell: thing.name for thing in things}
+    found = [
+        Question("where", f"What is in the {PLACES[cell]}?", name, (cell,))
+        for cell, name in by_cell.items()
+    ]
+    for thing in alone:
+        name, cell = thing.name, thing.cell
+        found.append(Question("place", f"Where is the {name}?", PLACES[cell], (cell,)))
+        if cell % CELLS and cell - 1 in by_cell:
+            beside = (cell - 1, cell)
+            found.append(
+                Question("left", f"What is left of the {name}?", by_cell[cell - 1], beside)
+            )
+        if cell - CELLS in by_cell:
+            beside = (cell - CELLS, cell)
+            found.append(
+                Question("above", f"What is above the {name}?", by_cell[cell - CELLS], beside)
+            )
+    return found

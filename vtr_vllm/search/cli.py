@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from vtr_vllm.command_line import Parser, count, refuse
 from vtr_vllm.errors import VTRError
+from vtr_vllm.own_models import OWN_MODELS
 from vtr_vllm.preflight import check_model
 from vtr_vllm.search import commands
 from vtr_vllm.search.answer_metrics import METRICS
@@ -62,10 +63,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _check(options: argparse.Namespace) -> None:
     """Refuse engines of our own for a model that is not there, before one of them is started."""
     asked = options.asked if options.model_of in (SearchOptions, FamilyOptions) else None
-    if asked is None or asked.model == "demo" or asked.servers:
+    if asked is None or asked.servers:
         return
+    own = OWN_MODELS.get(asked.model)
     try:
-        check_model(asked.model, (), os.environ)
+        if own is not None:
+            own.check()
+        else:
+            check_model(asked.model, (), os.environ)
     except VTRError as err:
         refuse("vtr search", err)
 

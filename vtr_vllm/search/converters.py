@@ -135,11 +135,10 @@ def from_photo(split: str, count: int, parts: Path, out: Path) -> Conversion:
     conversion = Converter(out)
     for index in range(count):
         drawn = photo.scene(art, split, index)
-        short = [asked for asked in drawn.questions if asked[0] != photo.LIST]
-        kind, question, answer = short[index % len(short)]
+        asked = drawn.short(index)
         name = f"{split}-{index}"
         image = f"{_image_folder(out).name}/{name}.png"
-        row = {"image": image, **_asked(question, answer), "kind": kind}
+        row = {"image": image, **_asked(asked.text, asked.answer), "kind": asked.kind}
         conversion.add(name, row, {image: encode_png(drawn.image)})
     return conversion.write()
 

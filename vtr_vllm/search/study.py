@@ -22,6 +22,9 @@ from vtr_vllm.search_options import Objective
 BLOCK = 100
 """Items of one evaluation: a candidate is stopped, and a killed search resumes, between blocks."""
 
+LEAST_BLOCK = 25
+"""Of a small data set, which has four blocks, so that stopping early still saves most of it."""
+
 TOGETHER = 16
 """Blocks of one candidate each in one batch, at most: what a killed search may lose."""
 
@@ -87,7 +90,7 @@ class Cost:
 class Study:
     """One model, one data set, one objective; raises EvaluationFailed when the engine fails.
 
-    ``dataset`` is cut into blocks of BLOCK items (the last may be shorter). Every candidate's
+    ``dataset`` is cut into blocks of BLOCK items, or fewer of a small one (the last may be shorter). Every candidate's
     evaluation on a block is a row of the journal; none is run twice. From ``until`` on, in
     monotonic seconds, nothing new is run: TimeLimitReached is raised instead.
     """
@@ -105,7 +108,8 @@ class Study:
         self.dataset, self.objective, self.progress = dataset, objective, progress
         self.costs: dict[str, Cost] = {}
         self._evaluator, self._journal = evaluator, journal
-        edges = [*range(0, len(dataset), BLOCK), len(dataset)]
+        self._size = min(BLOCK, max(LEAST_BLOCK, len(dataset) // 4))
+        edges = [*range(0, len(dataset), self._size), len(dataset)]
         self._blocks = [
             _Block(
                 first,
@@ -208,7 +212,7 @@ class Study:
             count = max(1, TOGETHER // len(alive))
             if floor is not None:
                 scored = [self._evaluation(c, found, asked) for c in alive]
-                count = min(count, _blocks_it_lasts(scored, floor))
+                count = min(count, _blocks_it_lasts(scored, floor, self._size))
             together, left = left[:count], left[count:]
             self._run_blocks(stage, together, alive, cost)
             for block in together:  # what was run of one that is given up meanwhile does not count
@@ -351,8 +355,8 @@ class _Block:
     sha256: str
 
 
-def _blocks_it_lasts(scored: Sequence[Evaluation], floor: float) -> int:
-    """Blocks after which, at the rate so far, the first of ``scored`` can be given up; 1 or more."""
+def _blocks_it_lasts(scored: Sequence[Evaluation], floor: float, size: int) -> int:
+    """Blocks of ``size`` after which, at the rate so far, the first of ``scored`` can be given up; 1 or more."""
     left = []
     for evaluation in scored:
         done = len(evaluation.outcomes)
@@ -363,7 +367,7 @@ def _blocks_it_lasts(scored: Sequence[Evaluation], floor: float) -> int:
         if lost > 0:
             # a floor below all values is never reached: the items end first
             items = min(evaluation.asked, (best - floor) * evaluation.asked / lost)
-            left.append(math.ceil((items - done) / BLOCK))
+            left.append(math.ceil((items - done) / size))
     return max(1, min(left, default=TOGETHER))
 
 

@@ -20,12 +20,12 @@ from vllm.multimodal.cache.base import MultiModalCache
 
 from vtr_vllm.adaptive import Prompt
 from vtr_vllm.checkpoint_digest import checkpoint_digest
-from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands
 from vtr_vllm.engine.common.registers import registers_of
 from vtr_vllm.engine.frontend.admission import Admitted, collect
 from vtr_vllm.engine.scheduler.encoder_room import keep_encoded
 from vtr_vllm.errors import EvaluationFailed, VTRError
+from vtr_vllm.own_models import OWN_MODELS
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry, RankRule
 from vtr_vllm.search.answers import (
     TOP_LOGPROBS,
@@ -44,7 +44,7 @@ _PROMPTS_GB = 0.5
 """Of rendered prompts per engine: preprocessed images, most of it."""
 _ENCODED_BYTES = 256 << 20
 """Of encoded images per engine, where it runs."""
-_DEMO_ARGS: Mapping[str, Any] = {
+_OWN_ARGS: Mapping[str, Any] = {
     "max_model_len": 512,
     "block_size": 32,
     "dtype": "float32",  # not every CPU computes in bf16
@@ -61,9 +61,11 @@ class VLLMEvaluator:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         os.environ["VLLM_PLUGINS"] = "vtr"
 
-        demo = options.model == "demo"
+        own = OWN_MODELS.get(options.model)
+        if own is not None:
+            own.check()
         arguments: dict[str, Any] = {
-            "model": str(CHECKPOINT) if demo else options.model,
+            "model": options.model if own is None else str(own.checkpoint),
             "enforce_eager": True,
             "enable_prefix_caching": False,
             "max_num_seqs": 64,
@@ -72,7 +74,7 @@ class VLLMEvaluator:
             "disable_log_stats": True,
             "mm_processor_cache_gb": _PROMPTS_GB,  # and again with the prompts
         }
-        arguments |= {**(_DEMO_ARGS if demo else {}), **options.engine_args}
+        arguments |= {**({} if own is None else _OWN_ARGS), **options.engine_args}
         self._llm = vllm.LLM(**arguments, worker_cls=WORKER_CLS, scheduler_cls=SCHEDULER_CLS)
         self._llm.llm_engine.reset_mm_cache()  # which waits for what fills it at the start
         config = self._llm.model_config

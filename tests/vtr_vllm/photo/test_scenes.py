@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from vtr_vllm.photo.parts import PATCH, SIDE
-from vtr_vllm.photo.scenes import CELLS, SPLITS, Scene, names, place_of, scene
+from vtr_vllm.photo.scenes import CELLS, SPLITS, Scene, Thing, names, place_of, scene
 
 PLACES = [
     f"{row} {column}" for row in ("top", "middle", "bottom") for column in ("left", "x", "right")
@@ -38,8 +39,10 @@ def test_objects_of_the_unseen_split_are_in_no_other(art: Path) -> None:
 def test_answers_are_so(art: Path, split: str, number: int) -> None:
     found = scene(art, split, number)
     assert 2 <= len(found.questions) <= 9
-    for kind, question, answer in found.questions:
+    for kind, question, answer, cells in found.questions:
         assert answer == expected(found, kind, question), question
+        assert {thing.cell for thing in found.things} >= set(cells)
+        assert bool(cells) == (answer != "no")
 
 
 def expected(found: Scene, kind: str, question: str) -> str:
@@ -95,6 +98,36 @@ def test_an_objects_patches_lie_in_its_box(art: Path) -> None:
             assert left <= x <= right
             assert top <= y <= bottom
         assert len(thing.patches()) >= 9
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_a_question_is_about_the_patches_of_its_objects(art: Path, number: int) -> None:
+    found = scene(art, "test", number)
+    for question in found.questions:
+        boxes = [thing.box for thing in about(found, question.kind, question.text)]
+        side = SIDE // PATCH
+        expected = [
+            patch
+            for patch in range(side * side)
+            for x, y in [(patch % side * PATCH + PATCH / 2, patch // side * PATCH + PATCH / 2)]
+            if any(left <= x <= right and top <= y <= bottom for left, top, right, bottom in boxes)
+        ]
+        assert list(found.patches(question)) == expected, question
+
+
+def about(found: Scene, kind: str, question: str) -> list[Thing]:
+    """The objects that must be seen to answer."""
+    if kind in ("total", "list"):
+        return list(found.things)
+    if kind == "where":
+        cell = place(question.removeprefix("What is in the ").removesuffix("?"))
+        return [thing for thing in found.things if middle(thing.box) == cell]
+    named = [t for t in found.things if re.search(rf"\b{t.name}s?\b( are| in|\?)", question)]
+    if kind not in ("left", "above"):
+        return named
+    row, column = middle(named[0].box)
+    beside = (row, column - 1) if kind == "left" else (row - 1, column)
+    return [*named, *(thing for thing in found.things if middle(thing.box) == beside)]
 
 
 def test_every_token_lies_in_the_place_where_its_middle_is() -> None:

@@ -187,3 +187,13 @@ def test_a_refusal_reaches_the_shell():
     assert ended.stdout == ""
     (line,) = ended.stderr.splitlines()
     assert line.startswith("vtr search: items.jsonl cannot be read")
+
+
+def test_a_model_of_ours_that_was_not_made_is_refused(asked, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    photo = ["photo" if text == "demo" else text for text in SEARCH]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(photo)
+    assert ended.value.code == 2
+    assert "run `make photo-model`" in capsys.readouterr().err
+    assert asked == []

@@ -47,6 +47,7 @@ objectives = st.sampled_from(["accuracy", "label-free"])
 def _small_blocks() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_module, "BLOCK", BLOCK)
+        patch.setattr(study_module, "LEAST_BLOCK", BLOCK)
         yield
 
 
@@ -134,6 +135,14 @@ def test_a_longer_evaluation_runs_what_is_missing_only(make):
     study.evaluate("any", [HALF])
     assert len(evaluator.tasks) == 2 * COUNT
     assert repeated(evaluator) == []
+
+
+@pytest.mark.parametrize(("count", "size"), [(35, 8), (16, 4), (6, 3), (44, 10)])
+def test_a_small_data_set_has_four_blocks_of_so_many_at_least(tmp_path, monkeypatch, count, size):
+    monkeypatch.setattr(study_module, "LEAST_BLOCK", 3)
+    study = in_memory(items(tmp_path, count), SimulatedEvaluator(LAYERS), "accuracy")
+    (first,) = study.evaluate("test", [GOOD], items=1)
+    assert len(first.outcomes) == size
 
 
 def test_items_are_taken_in_whole_blocks(make, data):

@@ -53,7 +53,7 @@ def scenes(art: Path, split: str, count: int) -> list[Picture]:
 
     def picture(number: int) -> Picture:
         found = scene(art, split, number)
-        questions = tuple(Question(*asked) for asked in found.questions)
+        questions = tuple(Question(q.kind, q.text, q.answer) for q in found.questions)
         return Picture(
             lambda: scene(art, split, number).image, questions, f"{split} {number}", found.things
         )

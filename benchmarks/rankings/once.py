@@ -1,0 +1,108 @@
+"""Ranking once, at the first cut, against ranking at each cut: in the engine, at equal counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.rankings.layers import Array, Mask
+from benchmarks.rankings.samples import Subject
+from vtr_vllm.schedules import FORMS, ModelGeometry, RankRule, Schedule, full
+from vtr_vllm.search.answers import EngineOptions
+from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.progress import Progress
+from vtr_vllm.search.session import Backend, open_session
+
+__all__ = ["Pair", "compare", "describe", "paired_interval", "pairs", "rank_once"]
+
+COMPARED = ("p-sigmoid", "pdrop")
+BUDGETS = (0.75, 0.5, 0.375, 0.25)
+RESAMPLES = 10_000
+STAGE = "ranking once"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two schedules of equal counts that differ in how often they rank."""
+
+    form: str
+    budget: float
+    each: Schedule
+    once: Schedule
+
+
+def rank_once(schedule: Schedule) -> Schedule:
+    """Return the schedule with the order of its first cut at every later one."""
+    rules = (schedule.rules[0], *[RankRule.parse("previous")] * (len(schedule.rules) - 1))
+    return replace(schedule, name=f"{schedule.name}-once", rules=rules, method="explicit")
+
+
+def pairs(geometry: ModelGeometry, budgets: tuple[float, ...] = BUDGETS) -> list[Pair]:
+    """Return what is compared: every form at every budget, ranked by ``last``."""
+    found = []
+    for form in COMPARED:
+        for budget in budgets:
+            schedule = FORMS[form](geometry, budget)
+            found.append(Pair(form, budget, schedule, rank_once(schedule)))
+    return found
+
+
+def paired_interval(gain: Array) -> tuple[float, float]:
+    """Return the 95% interval of the mean of ``[n]`` paired differences (bootstrap, one seed)."""
+    rng = np.random.default_rng(0)
+    means = [rng.choice(gain, len(gain)).mean() for _ in range(RESAMPLES)]
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(low), float(high)
+
+
+def describe(
+    pair: Pair, each: Mask, once: Mask, kinds: npt.NDArray[np.str_], n_vision: int
+) -> dict[str, Any]:
+    """Return one comparison for the results file; all arrays are ``[n]``, the masks right answers."""
+    gain = each.astype(np.float64) - once
+    low, high = paired_interval(gain)
+    counts = pair.each.counts(n_vision)
+    return {
+        "form": pair.form,
+        "budget": pair.budget,
+        "cuts": {str(cut): counts[cut] for cut in pair.each.cuts},
+        "each": float(each.mean()),
+        "once": float(once.mean()),
+        "gain": float(gain.mean()),
+        "low": low,
+        "high": high,
+        "gain_by_kind": {kind: float(gain[kinds == kind].mean()) for kind in sorted({*kinds})},
+    }
+
+
+def compare(
+    subject: Subject, data: Dataset, folder: Path, engines: int, budgets: tuple[float, ...]
+) -> dict[str, Any]:
+    """Answer every question under every schedule and describe every pair.
+
+    ``folder`` keeps what was answered: the same call goes on. Raises as ``open_session``.
+    """
+    backend = Backend(EngineOptions(subject.name, subject.answer_tokens), engines)
+    with open_session(backend, folder, None, "accuracy", 0, Progress()) as session:
+        study = session.study(data)
+        table = pairs(study.geometry, budgets)
+        schedules = [schedule for pair in table for schedule in (pair.each, pair.once)]
+        n_vision = study.n_vision
+        asked = [Candidate.of(s, n_vision) for s in (full(study.geometry), *schedules)]
+        session.progress.plan({STAGE: len({*asked}) * len(data)})
+        session.progress.begin(STAGE)
+        found = study.evaluate(STAGE, asked)
+        dtype = study.versions["dtype"]
+    right = [np.array([o.score == 1 for o in each.outcomes]) for each in found]
+    kinds = np.array([str(item.kind) for item in data.items])
+    rows = zip(table, right[1::2], right[2::2], strict=True)
+    return {
+        "dtype": dtype,
+        "full": float(right[0].mean()),
+        "pairs": [describe(pair, each, once, kinds, n_vision) for pair, each, once in rows],
+    }
