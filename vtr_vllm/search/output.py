@@ -45,7 +45,7 @@ class Output:
                 self.selection.study,
                 seed,
                 self.data_sha256,
-                self.selection.family(scored, result),
+                self.selection.family(scored.schedule),
             )
             for scored in self.selection.best(result)
         ]

@@ -252,20 +252,15 @@ class HeldOutScores:
             if scored.schedule.budget is None:
                 chosen.append(scored)
             else:
-                rung = self.family(scored, result), scored.schedule.budget
+                rung = self.family(scored.schedule), scored.schedule.budget
                 rivals.setdefault(rung, []).append(scored)
         best = [max(each, key=lambda scored: scored.evaluation.value) for each in rivals.values()]
         return chosen + best
 
-    def family(self, scored: Scored, result: Result) -> Family:
-        """The family that a schedule stands for.
-
-        Its search's; where both are searched, a schedule that the guided search found and that
-        turned out local stands among the local ones, as it does in a server's book.
-        """
-        if result.family != "both":
-            return family_of(scored.method)
-        return "local" if self._book.reuses(scored.schedule) else "guided"
+    def family(self, schedule: Schedule) -> Family:
+        """The family that a schedule stands for, as it does in a server's book: what a guided search
+        found may have turned out local."""
+        return "local" if self._book.reuses(schedule) else "guided"
 
     @cached_property
     def _book(self) -> ScheduleBook:

@@ -78,10 +78,10 @@ def search_record(
 ) -> dict[str, Any]:
     """The search so far as plain JSON; every schedule scored on the selection's items."""
     found = [
-        _schedule(scored, selection.family(scored, result)) for scored in selection.scored(result)
+        _schedule(scored, selection.family(scored.schedule)) for scored in selection.scored(result)
     ]
     for each in selection.best(result):
-        budget, family = each.schedule.budget, selection.family(each, result)
+        budget, family = each.schedule.budget, selection.family(each.schedule)
         if budget is not None:
             name = searched_name(budget, family)
             found.append(_schedule(each, family) | {"name": name, "method": SEARCHED[family]})

@@ -123,7 +123,7 @@ def test_a_budget_has_a_schedule_of_each_family(found, rest, tmp_path):
     done, result = found["both"]
     selection = HeldOutScores(new_study(rest))
     written = [
-        records.served(each, done, selection.study, 0, "0" * 64, selection.family(each, result))
+        records.served(each, done, selection.study, 0, "0" * 64, selection.family(each.schedule))
         for each in selection.best(result)
     ]
     names = {schedule.name for schedule in written}
@@ -147,14 +147,29 @@ def test_a_budget_has_a_schedule_of_each_family(found, rest, tmp_path):
     assert all(book.reuses(schedule) for schedule in between)
 
 
-def test_a_guided_schedule_that_turned_out_local_stands_among_the_local_ones(found, rest):
-    result = replace(
-        found["both"][1], schedules={"descent": found["local"][1].schedules["p-sigmoid-local"]}
-    )
+@pytest.mark.parametrize("family", ["guided", "both"])
+def test_a_guided_schedule_that_turned_out_local_stands_among_the_local_ones(
+    found, rest, tmp_path, family
+):
+    """By whatever search: a later one for local schedules takes its place, and a server the folder."""
+    _, local = found["local"]
+    result = replace(found[family][1], schedules={"descent": local.schedules["p-sigmoid-local"]})
     selection = HeldOutScores(new_study(rest))
-    assert {selection.family(each, result) for each in selection.best(result)} == {"local"}
-    alone = replace(result, family="guided")
-    assert {selection.family(each, alone) for each in selection.best(alone)} == {"guided"}
+    best = selection.best(result)
+    assert {selection.family(each.schedule) for each in best} == {"local"}
+    for written in (best, selection.best(local)):
+        records.write_schedules(
+            tmp_path,
+            [
+                records.served(
+                    *(each, selection.study, selection.study, 0, "0" * 64),
+                    selection.family(each.schedule),
+                )
+                for each in written
+            ],
+        )
+    book = ScheduleBook.from_folder(selection.study.geometry, tmp_path, BANDS)
+    assert {f"local-searched-{budget}" for budget in BUDGETS} <= set(book.names())
 
 
 def test_a_band_before_layer_1_is_no_place():
