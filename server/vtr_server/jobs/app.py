@@ -36,6 +36,7 @@ from vtr_server.jobs.results import load_schedules, publish, report_file
 from vtr_server.jobs.runner import Runner
 from vtr_server.jobs.sources import Sources
 from vtr_server.jobs.store import JobStore
+from vtr_server.operations.exposition import exposition
 from vtr_server.policy.settings import KeySettings, ServerSettings
 from vtr_vllm.errors import ConfigurationError, JobConflict
 from vtr_vllm.schedules.strict_json import show
@@ -48,6 +49,14 @@ _PUBLISHING = threading.Lock()
 """Routes that read many files run in threads; what is checked of a folder holds until it is written."""
 _NEEDED = ("matplotlib", "sklearn", "skopt", "sqlalchemy")
 """Packages of a search that serving alone does not need."""
+
+_METRICS = (
+    *("vtr_jobs", "vtr_jobs_finished_total", "vtr_background_failures_total"),
+    *("vtr_refused_requests_total", "vtr_in_flight_requests"),
+    *("process_resident_memory_bytes", "process_cpu_seconds_total", "process_start_time_seconds"),
+    *("process_open_fds", "process_max_fds"),
+)
+"""Of a service without an engine; the other ones of a server would say that it is not ready."""
 
 _PAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/html": {}}}}
 _FILE: dict[int | str, dict[str, Any]] = {
@@ -103,6 +112,7 @@ def create_app(settings: JobServiceSettings) -> FastAPI:
 
     app = FastAPI(title="VTR search jobs", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.get("/health")(health)
+    app.get("/metrics", response_class=Response)(metrics)
     app.include_router(router)
     install_error_handlers(app)
     install(app, _gate_settings(settings.token))
@@ -110,11 +120,13 @@ def create_app(settings: JobServiceSettings) -> FastAPI:
 
 
 def _gate_settings(token: str | None) -> ServerSettings:
-    """The gate of a service that has a token: one key, for jobs."""
+    """The gate of a service that has a token: one key, for all that it has."""
     if token is None:
         return ServerSettings()
     digest = hash_key(token.strip().encode())
-    return ServerSettings(keys=(KeySettings(name="jobs", sha256=digest, scopes=("jobs",)),))
+    return ServerSettings(
+        keys=(KeySettings(name="jobs", sha256=digest, scopes=("jobs", "metrics")),)
+    )
 
 
 def start_service(store: JobStore, settings: JobServiceSettings) -> JobService:
@@ -154,6 +166,12 @@ async def health(service: ServiceOf) -> JSONResponse:
     if reason is None:
         return JSONResponse({"status": "ok"})
     return JSONResponse(http_error_body(503, reason), 503)
+
+
+async def metrics(request: Request) -> Response:
+    """The metrics of jobs and of this process, as Prometheus text or as OpenMetrics."""
+    content, content_type = exposition(request.headers.get("accept", ""), _METRICS)
+    return Response(content, headers={"Content-Type": content_type})
 
 
 @router.post("/v1/jobs", status_code=201)

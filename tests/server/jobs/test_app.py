@@ -402,6 +402,29 @@ def test_health_needs_none(guarded: TestClient) -> None:
     assert guarded.get("/health").status_code == 200
 
 
+def test_metrics_tell_of_jobs(client: TestClient, place: Place) -> None:
+    def value(text: str, name: str) -> float:
+        (line,) = (each for each in text.splitlines() if each.startswith(f"{name} "))
+        return float(line.split()[1])
+
+    ended = 'vtr_jobs_finished_total{state="done"}'
+    before = value(client.get("/metrics").text, ended)
+    finish(client, place)
+    after = client.get("/metrics")
+    assert value(after.text, ended) == before + 1
+    assert value(after.text, 'vtr_jobs{state="running"}') == 0
+    assert "vtr_ready" not in after.text  # of servers with an engine: an alert goes by it
+    assert "process_start_time_seconds" in after.text
+
+
+def test_metrics_want_the_token(guarded: TestClient) -> None:
+    assert guarded.get("/metrics").status_code == 401
+    asked = {"Authorization": f"Bearer {TOKEN}".encode(), "Accept": b"application/openmetrics-text"}
+    answer = guarded.get("/metrics", headers=asked)
+    assert answer.headers["content-type"].startswith("application/openmetrics-text")
+    assert answer.text.endswith("# EOF\n")
+
+
 def test_answers_are_marked_as_the_servers_are(client: TestClient) -> None:
     for answer in (client.get("/v1/jobs"), client.get("/nosuch"), client.put("/v1/jobs")):
         assert answer.headers["x-request-id"]
