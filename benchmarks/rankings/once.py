@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.rankings.layers import Array, Mask
+from benchmarks.rankings.layers import Mask
 from benchmarks.rankings.samples import Subject
 from vtr_vllm.schedules import FORMS, ModelGeometry, RankRule, Schedule, full
 from vtr_vllm.search.answers import EngineOptions
@@ -17,12 +17,12 @@ from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.session import Backend, open_session
+from vtr_vllm.search.statistics import paired_difference
 
-__all__ = ["Pair", "compare", "describe", "paired_interval", "pairs", "rank_once"]
+__all__ = ["Pair", "compare", "describe", "pairs", "rank_once"]
 
 COMPARED = ("p-sigmoid", "pdrop")
 BUDGETS = (0.75, 0.5, 0.375, 0.25)
-RESAMPLES = 10_000
 STAGE = "ranking once"
 
 
@@ -52,20 +52,12 @@ def pairs(geometry: ModelGeometry, budgets: tuple[float, ...] = BUDGETS) -> list
     return found
 
 
-def paired_interval(gain: Array) -> tuple[float, float]:
-    """Return the 95% interval of the mean of ``[n]`` paired differences (bootstrap, one seed)."""
-    rng = np.random.default_rng(0)
-    means = [rng.choice(gain, len(gain)).mean() for _ in range(RESAMPLES)]
-    low, high = np.quantile(means, (0.025, 0.975))
-    return float(low), float(high)
-
-
 def describe(
     pair: Pair, each: Mask, once: Mask, kinds: npt.NDArray[np.str_], n_vision: int
 ) -> dict[str, Any]:
     """Return one comparison for the results file; all arrays are ``[n]``, the masks right answers."""
     gain = each.astype(np.float64) - once
-    low, high = paired_interval(gain)
+    mean, low, high = paired_difference([*map(float, each)], [*map(float, once)])
     counts = pair.each.counts(n_vision)
     return {
         "form": pair.form,
@@ -73,7 +65,7 @@ def describe(
         "cuts": {str(cut): counts[cut] for cut in pair.each.cuts},
         "each": float(each.mean()),
         "once": float(once.mean()),
-        "gain": float(gain.mean()),
+        "gain": mean,
         "low": low,
         "high": high,
         "gain_by_kind": {kind: float(gain[kinds == kind].mean()) for kind in sorted({*kinds})},

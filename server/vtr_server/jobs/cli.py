@@ -12,7 +12,7 @@ from vtr_server.http.message_limits import install_protocol
 from vtr_server.jobs.app import SEARCH_COMMAND, JobServiceSettings, create_app
 from vtr_server.jobs.sources import Sources
 from vtr_server.policy.exposure import is_loopback
-from vtr_vllm.command_line import Parser
+from vtr_vllm.command_line import Parser, count
 from vtr_vllm.errors import ConfigurationError
 
 __all__ = ["main", "parse"]
@@ -59,7 +59,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="of a device's memory, for an engine of a job (default: as vLLM does)",
     )
     add("--publish", type=Path, metavar="FOLDER", help="folder of schedules that a server watches")
-    add("--workers", type=_count, default=1, help="searches at once (default: 1)")
+    add("--workers", type=count, default=1, help="searches at once (default: 1)")
     add("--grace-seconds", type=float, default=30.0, help="from SIGTERM to SIGKILL (default: 30)")
     add(
         "--host", default="127.0.0.1", help="beyond loopback a token is needed (default: 127.0.0.1)"
@@ -100,13 +100,6 @@ def _settings(options: argparse.Namespace, command: Sequence[str]) -> JobService
         grace_seconds=options.grace_seconds,
         command=tuple(command),
     )
-
-
-def _count(text: str) -> int:
-    count = int(text)
-    if count < 1:
-        raise ValueError
-    return count
 
 
 def _share(text: str) -> float:

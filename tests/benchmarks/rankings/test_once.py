@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from benchmarks.rankings.once import paired_interval, pairs
+from benchmarks.rankings.once import pairs
 from tests.benchmarks.rankings.comparisons import GEOMETRY, comparison
 from vtr_vllm.demo.world import KINDS
 
@@ -19,13 +18,6 @@ def test_pairs_have_equal_counts_and_differ_after_the_first_cut() -> None:
             len(pair.each.cuts) - 1
         )
         assert pair.once.rules[0] == pair.each.rules[0]
-
-
-def test_paired_interval() -> None:
-    """Ten wins and no loss of a hundred: the binomial quantiles of a share of .1, near enough."""
-    gain = np.array([1.0] * 10 + [0.0] * 90)
-    assert paired_interval(gain) == pytest.approx((0.05, 0.16), abs=0.011)
-    assert paired_interval(np.zeros(50)) == (0.0, 0.0)
 
 
 def test_a_comparison_says_where_the_gain_is() -> None:
