@@ -24,7 +24,7 @@ TORCH := torch==$(TORCH_VERSION)$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test test-v1 test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy gpu-check elastic rankings search-evidence demo-search demo-compare demo-family demo-registers photo-model photo-check photo-training soak screenshots docs clean
+.PHONY: help setup serve test test-v1 test-v2 test-families test-modes test-slow lint format demo-model bench clients overhead accuracy gpu-check elastic rankings search-evidence demo-search demo-compare demo-family demo-registers photo-model photo-check photo-training photo-search photo-compare soak screenshots docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -166,6 +166,29 @@ photo-training: $(READY) ## train the photo model's projector and LoRA, or go on
 	@echo "photo-training: training; stopped, the same command goes on"
 	$(install_photo)
 	$(BIN)/python -m vtr_vllm.training.photo $(ARGS)
+
+PHOTO_SEARCH := build/photo-search
+PHOTO_DATA := $(PHOTO_SEARCH)/data
+
+photo-search: $(READY) $(PHOTO_DATA)/calibration.jsonl ## search the photo model's schedules again (hours on two cores)
+	@echo "photo-search: searching; stopped, the same command goes on"
+	$(BIN)/vtr search p-sigmoid --model photo --data $(PHOTO_DATA)/calibration.jsonl --max-tokens 8 \
+	    --engines 2 --family both --objective label-free --inner bayes --lambda 0.02 \
+	    --budgets 0.5,0.25,0.125 --trials 8 --items 40 --out $(PHOTO_SEARCH) $(ARGS)
+	mkdir -p vtr_vllm/photo/schedules
+	cp $(PHOTO_SEARCH)/*.json vtr_vllm/photo/schedules/
+
+photo-compare: $(READY) $(PHOTO_DATA)/test.jsonl ## score what photo-search found, and the baselines, on held-out scenes
+	$(BIN)/vtr search compare --out $(PHOTO_SEARCH) --max-tokens 8 --engines 2 \
+	    --split test=$(PHOTO_DATA)/test.jsonl $(ARGS)
+	cp $(PHOTO_SEARCH)/report/frontier.png docs/assets/photo-frontier.png
+	cp $(PHOTO_SEARCH)/report/keep-rates.png docs/assets/photo-keep-rates.png
+
+$(PHOTO_DATA)/calibration.jsonl: COUNT := 200
+$(PHOTO_DATA)/test.jsonl: COUNT := 150
+$(PHOTO_DATA)/%.jsonl: | $(READY)
+	mkdir -p $(PHOTO_DATA)
+	$(BIN)/vtr search convert photo $* $@ --count $(COUNT)
 
 install_photo = @$(BIN)/python -c 'import gguf, onnx, onnxruntime' 2>/dev/null || { $(call install,-c constraints.txt -e ".[photo]"); }
 

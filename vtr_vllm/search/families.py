@@ -11,7 +11,7 @@ from typing import Literal
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.ranking import RULES, Need
 from vtr_vllm.schedules import FIRST_ATTENTION_CUT, RankRule
-from vtr_vllm.search.rule_search import Places, guided_places
+from vtr_vllm.search.rule_search import Places, guided_places, guided_starts
 from vtr_vllm.search.study import Study
 from vtr_vllm.search_options import Families
 
@@ -88,11 +88,10 @@ def of_a_budget(family: Family) -> tuple[str, str]:
 
 
 def paper_layout(family: Family, study: Study) -> Layout:
-    """Every layer ranked by ``last``; of local schedules every band by ``self``, behind a cut by
+    """Every stage ranked by ``last``; of local schedules every band by ``self``, behind a cut by
     ``saliency`` before layer 0. Raises ConfigurationError, see ``local_starts``."""
     if family == "guided":
-        layers = study.geometry.layers
-        return Layout(tuple(range(min(FIRST_ATTENTION_CUT, layers), layers)), {})
+        return Layout(guided_starts(study.geometry.layers), {})
     first, *later = local_starts(study.band_starts)
     by_attention = dict.fromkeys(later, RankRule.parse("self"))
     return Layout((first, *later), {first: RankRule.parse("saliency"), **by_attention})

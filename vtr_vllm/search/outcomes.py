@@ -95,8 +95,8 @@ def divergence(first: Sequence[GeneratedToken], second: Sequence[GeneratedToken]
     """Mean Jensen-Shannon divergence of the next-token distributions, in [0, ln 2] nats.
 
     Over the answer's positions up to and with the first at which the two answers differ. Only
-    the likeliest tokens of a distribution are known: tokens that both list are compared one by
-    one, all others together, which bounds the divergence from below.
+    the likeliest tokens of a distribution are known, so this is a bound from below: see
+    ``_jensen_shannon``.
     """
     values = []
     for one, other in zip(first, second, strict=False):
@@ -107,13 +107,34 @@ def divergence(first: Sequence[GeneratedToken], second: Sequence[GeneratedToken]
 
 
 def _jensen_shannon(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    shared = sorted(first.keys() & second.keys())
-    p = [math.exp(first[token]) for token in shared]
-    q = [math.exp(second[token]) for token in shared]
-    p.append(max(0.0, 1.0 - math.fsum(p)))
-    q.append(max(0.0, 1.0 - math.fsum(q)))
-    total = math.fsum(_half(a, b) + _half(b, a) for a, b in zip(p, q, strict=True))
-    return min(math.log(2), max(0.0, total / 2))
+    """The greater of two bounds from below; each is the sum over tokens that both list, and more.
+
+    One takes all other tokens together. The other compares each with the most that it can have where it
+    is not listed: no more than the least listed token, and than what is left of 1. A token's share of
+    the divergence is never below 0 and grows with the difference, so each sum is a bound.
+    """
+    p, q = ({token: math.exp(logprob) for token, logprob in d.items()} for d in (first, second))
+    shared = sorted(p.keys() & q.keys())
+    both = math.fsum(_term(p[token], q[token]) for token in shared)
+    rest = _term(*(1.0 - math.fsum(each[token] for token in shared) for each in (p, q)))
+    apart = math.fsum(
+        _term(one[token], min(one[token], _most_unlisted(other)))
+        for one, other in ((p, q), (q, p))
+        for token in one
+        if token not in other
+    )
+    return min(math.log(2), both + max(rest, apart))
+
+
+def _most_unlisted(listed: Mapping[str, float]) -> float:
+    """The most probability that a token can have which is not among the likeliest."""
+    return max(0.0, min(1.0 - math.fsum(listed.values()), min(listed.values(), default=1.0)))
+
+
+def _term(p: float, q: float) -> float:
+    """One token's share of the divergence, in nats; 0 where the probabilities are equal, never less."""
+    p, q = max(0.0, p), max(0.0, q)
+    return max(0.0, (_half(p, q) + _half(q, p)) / 2)
 
 
 def _half(a: float, b: float) -> float:

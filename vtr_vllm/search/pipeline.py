@@ -25,7 +25,7 @@ from vtr_vllm.search.families import (
     places,
 )
 from vtr_vllm.search.lossless import search_lossless
-from vtr_vllm.search.rule_search import ATTENTION_RULES, RuleTable, search_rules
+from vtr_vllm.search.rule_search import ATTENTION_RULES, RuleTable, guided_starts, search_rules
 from vtr_vllm.search.sigmoid_search import (
     Curves,
     Trial,
@@ -310,11 +310,7 @@ def _plan(
 ) -> tuple[dict[str, int], int]:
     """Requests per stage of one family, and the schedules that it finds."""
     guided = family == "guided"
-    stages = (
-        max(0, geometry.layers - FIRST_ATTENTION_CUT)
-        if guided
-        else len(local_starts(band_starts)) - 1
-    )
+    stages = len(guided_starts(geometry.layers)) if guided else len(local_starts(band_starts)) - 1
     tries = settings.trials if settings.inner == "bayes" else n_vision.bit_length() + 1
     greedy = round(tries * items * _NOT_STOPPED)
     budgets, compared = len(settings.budgets), min(settings.items, items)

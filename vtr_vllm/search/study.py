@@ -22,8 +22,8 @@ from vtr_vllm.search_options import Objective
 BLOCK = 100
 """Items of one evaluation: a candidate is stopped, and a killed search resumes, between blocks."""
 
-LEAST_BLOCK = 25
-"""Of a small data set, which has four blocks, so that stopping early still saves most of it."""
+SMALL_BLOCKS = (50, 25)
+"""Of smaller data sets: the first of which there are four, so that stopping early still saves most of it."""
 
 TOGETHER = 16
 """Blocks of one candidate each in one batch, at most: what a killed search may lose."""
@@ -108,7 +108,7 @@ class Study:
         self.dataset, self.objective, self.progress = dataset, objective, progress
         self.costs: dict[str, Cost] = {}
         self._evaluator, self._journal = evaluator, journal
-        self._size = min(BLOCK, max(LEAST_BLOCK, len(dataset) // 4))
+        self._size = _block_size(len(dataset))
         edges = [*range(0, len(dataset), self._size), len(dataset)]
         self._blocks = [
             _Block(
@@ -353,6 +353,11 @@ class _Block:
     first: int
     items: tuple[Item, ...]
     sha256: str
+
+
+def _block_size(items: int) -> int:
+    sizes = (BLOCK, *SMALL_BLOCKS)
+    return next((size for size in sizes if 4 * size <= items), min(sizes))
 
 
 def _blocks_it_lasts(scored: Sequence[Evaluation], floor: float, size: int) -> int:

@@ -164,11 +164,46 @@ def test_divergence_is_jensen_and_shannons(p: float, q: float) -> None:
     assert divergence(one, other) == pytest.approx(expected, abs=1e-9)
 
 
-def test_tokens_that_only_one_lists_bound_the_divergence_from_below() -> None:
-    """Nothing shared: all mass is in the one unknown rest, so nothing is known to differ."""
-    assert divergence(steps({"a": 0.9}), steps({"b": 0.9})) == 0
-    apart = divergence(steps({"a": 0.999, "b": 0.001}), steps({"b": 0.999, "a": 0.001}))
-    assert apart == pytest.approx(math.log(2), abs=0.02)
+def exact(p: Mapping[str, float], q: Mapping[str, float]) -> float:
+    """Jensen and Shannon's divergence of two distributions that are known in full."""
+    total = 0.0
+    for token in p.keys() | q.keys():
+        a, b = p.get(token, 0.0), q.get(token, 0.0)
+        total += sum(x * math.log(2 * x / (a + b)) for x in (a, b) if x > 0) / 2
+    return total
+
+
+VOCABULARY = [f"t{i}" for i in range(12)]
+distributions = st.lists(
+    st.floats(1e-6, 1.0), min_size=len(VOCABULARY), max_size=len(VOCABULARY)
+).map(lambda shares: {t: share / sum(shares) for t, share in zip(VOCABULARY, shares, strict=True)})
+
+
+@given(distributions, distributions, st.integers(1, 12))
+def test_what_the_likeliest_tokens_show_bounds_the_divergence_from_below(
+    p: dict[str, float], q: dict[str, float], listed: int
+) -> None:
+    def top(of: dict[str, float]) -> dict[str, float]:
+        return dict(sorted(of.items(), key=lambda pair: -pair[1])[:listed])
+
+    found = divergence(steps(top(p)), steps(top(q)))
+    assert found <= exact(p, q) + 1e-9
+    if listed == len(VOCABULARY):
+        assert found == pytest.approx(exact(p, q), abs=1e-9)
+
+
+def test_an_answer_that_neither_side_expected_of_the_other_diverges() -> None:
+    """Whether the old answer is still listed: all that is left of it is less than the least listed."""
+    before = {"Kellogg": 0.95, "the": 0.01, "a": 0.005}
+    after = {"Nestle": 0.95, "the": 0.012, "a": 0.006}
+    listed = {**after, "Kellogg": 0.004}
+    assert divergence(steps(before), steps(after)) > 0.5
+    assert divergence(steps(before), steps(listed)) == pytest.approx(
+        divergence(steps(before), steps(after)), abs=0.03
+    )
+    assert divergence(steps({"a": 0.9}), steps({"b": 0.9})) == pytest.approx(
+        exact({"a": 0.9, "b": 0.1}, {"a": 0.1, "b": 0.9}), abs=1e-9
+    )
 
 
 def test_divergence_stops_where_the_answers_part() -> None:

@@ -4,7 +4,13 @@ import pytest
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
 from vtr_vllm.schedules import RankRule
-from vtr_vllm.search.rule_search import ATTENTION_RULES, guided_places, search_rules
+from vtr_vllm.search.rule_search import (
+    ATTENTION_RULES,
+    MOST_STAGES,
+    guided_places,
+    guided_starts,
+    search_rules,
+)
 
 LAYERS, N_VISION = 8, 24
 BLIND = (RankRule.parse("saliency"), RankRule.parse("cls"), RankRule.parse("random"))
@@ -112,3 +118,15 @@ def test_rivals_are_the_best_three_and_the_best_of_each_kind(table):
                 str(r): values[str(r)] for r in PLACES[layer] if r.sees_question == sees_question
             }
             assert max(own, key=own.__getitem__) in rivals
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3, 12, 13, 24, 30, 32, 80])
+def test_deep_models_have_stages_of_several_layers(layers):
+    starts = guided_starts(layers)
+    assert list(starts) == sorted({*starts})
+    assert len(starts) <= MOST_STAGES
+    assert (starts[0] if starts else 2) == 2
+    if layers <= MOST_STAGES + 2:
+        assert starts == tuple(range(2, layers))
+    else:
+        assert len(starts) > MOST_STAGES // 2

@@ -47,7 +47,7 @@ objectives = st.sampled_from(["accuracy", "label-free"])
 def _small_blocks() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_module, "BLOCK", BLOCK)
-        patch.setattr(study_module, "LEAST_BLOCK", BLOCK)
+        patch.setattr(study_module, "SMALL_BLOCKS", ())
         yield
 
 
@@ -137,9 +137,11 @@ def test_a_longer_evaluation_runs_what_is_missing_only(make):
     assert repeated(evaluator) == []
 
 
-@pytest.mark.parametrize(("count", "size"), [(35, 8), (16, 4), (6, 3), (44, 10)])
-def test_a_small_data_set_has_four_blocks_of_so_many_at_least(tmp_path, monkeypatch, count, size):
-    monkeypatch.setattr(study_module, "LEAST_BLOCK", 3)
+@pytest.mark.parametrize(
+    ("count", "size"), [(400, 10), (40, 10), (39, 5), (20, 5), (19, 2), (3, 2)]
+)
+def test_a_small_data_set_has_smaller_blocks(tmp_path, monkeypatch, count, size):
+    monkeypatch.setattr(study_module, "SMALL_BLOCKS", (5, 2))
     study = in_memory(items(tmp_path, count), SimulatedEvaluator(LAYERS), "accuracy")
     (first,) = study.evaluate("test", [GOOD], items=1)
     assert len(first.outcomes) == size
