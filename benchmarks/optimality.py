@@ -17,8 +17,9 @@ from benchmarks.run import measured_with
 from vtr_vllm.schedules import RankRule
 from vtr_vllm.search import g_search
 from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.evaluation import Evaluation
 from vtr_vllm.search.g_search import GSearch
-from vtr_vllm.search.study import Evaluation, Study
+from vtr_vllm.search.study import Study
 
 Counts = tuple[int, ...]
 

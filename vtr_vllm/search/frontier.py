@@ -19,9 +19,10 @@ from vtr_vllm.schedules import (
 from vtr_vllm.schedules.forms.registry import behind_two_layers
 from vtr_vllm.search.baselines import Contender, baseline, baselines, of_schedule
 from vtr_vllm.search.candidates import unreduced
+from vtr_vllm.search.evaluation import Evaluation
 from vtr_vllm.search.families import INTERPOLATED, SEARCHED
 from vtr_vllm.search.statistics import LEVEL, bootstrap_interval, paired_difference
-from vtr_vllm.search.study import Evaluation, Study
+from vtr_vllm.search.study import Study
 
 Rows = list[dict[str, Any]]
 

@@ -15,8 +15,9 @@ from typing import Any
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import FIRST_ATTENTION_CUT, RankRule, Schedule
 from vtr_vllm.search.candidates import Candidate
+from vtr_vllm.search.evaluation import Evaluation
 from vtr_vllm.search.proposer import Dimension, Proposer
-from vtr_vllm.search.study import Evaluation, Study
+from vtr_vllm.search.study import Study
 from vtr_vllm.search_options import Inner
 
 BAYES_TRIALS = 12

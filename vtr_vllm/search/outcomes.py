@@ -40,6 +40,12 @@ def best_utility(objective: Objective) -> float:
     return 0.0 if objective == "label-free" else 1.0
 
 
+def utility_range(objective: Objective) -> float:
+    """From the worst utility of an item to the best."""
+    worst = Outcome(0.0, LEAST_LOGPROB, math.log(2))
+    return best_utility(objective) - worst.utility(objective)
+
+
 def outcome(item: Item, answer: Answer, unreduced: Sequence[GeneratedToken]) -> Outcome:
     """Judge an answer; ``unreduced`` are the steps of the unreduced model's answer.
 

@@ -35,6 +35,9 @@ class Output:
     schedules: dict[str, Schedule] = field(default_factory=dict)
     """What is written, by name."""
 
+    def __post_init__(self) -> None:
+        self._before = records.read_schedules(self.folder)
+
     def write(self, result: Result, *, finished: bool = False) -> None:
         """Write schedules that are new or better, search.json, and the report."""
         seed = self.meta["seed"]
@@ -49,7 +52,11 @@ class Output:
             )
             for scored in self.selection.best(result)
         ]
-        better = [found for found in best if self.schedules.get(found.name) != found]
+        better = [
+            found
+            for found in best
+            if self.schedules.get(found.name) != found and not self._is_worse(found)
+        ]
         records.write_schedules(self.folder, better)
         self.schedules |= {found.name: found for found in better}
         meta = {**self.meta, "finished": finished}
@@ -61,6 +68,19 @@ class Output:
         if better:
             names = [found.name for found in better]
             self.study.progress.found(f"wrote {', '.join(names)}", names)
+
+    def _is_worse(self, found: Schedule) -> bool:
+        """Whether an earlier search of the same data, model and releases left a better one of that name.
+
+        A search that goes on comes to its first schedules once more, and one of another kind may end
+        with poorer ones; a server may be reading the folder.
+        """
+        before = self._before.get(found.name)
+        if before is None or before.budget != found.budget or found.budget is None:
+            return False
+        return records.of_same_evidence(before, found) and records.value(before) > records.value(
+            found
+        )
 
 
 def write_report(folder: Path) -> Path:

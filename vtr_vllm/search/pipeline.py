@@ -9,6 +9,7 @@ from vtr_vllm.schedules import FIRST_ATTENTION_CUT, ModelGeometry, Schedule, Sch
 from vtr_vllm.search import g_search
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.descent import Descent, descend
+from vtr_vllm.search.evaluation import Evaluation
 from vtr_vllm.search.families import (
     LOSSLESS,
     NAMES,
@@ -27,14 +28,15 @@ from vtr_vllm.search.families import (
 from vtr_vllm.search.lossless import search_lossless
 from vtr_vllm.search.rule_search import ATTENTION_RULES, RuleTable, guided_starts, search_rules
 from vtr_vllm.search.sigmoid_search import (
+    CONFIRMED,
     Curves,
     Trial,
-    best_trial,
+    confirmed,
     fit_logistic,
     search_sigmoid,
 )
 from vtr_vllm.search.statistics import bootstrap_interval
-from vtr_vllm.search.study import Evaluation, Study
+from vtr_vllm.search.study import Study
 from vtr_vllm.search_options import Families, Inner, Kind
 
 CURVE_ITEMS = 300
@@ -204,7 +206,7 @@ def _p_sigmoid(
         trials = search_sigmoid(
             study, name, curves, budget, starts, settings.trials, settings.items, settings.seed
         )
-        best = best_trial(trials)
+        best = confirmed(study, name, trials)
         result.trials[name] += trials
         result.found(name, _named(best.schedule, name))
         # what was best at one budget is the place to look first at the next
@@ -314,7 +316,7 @@ def _plan(
     tries = settings.trials if settings.inner == "bayes" else n_vision.bit_length() + 1
     greedy = round(tries * items * _NOT_STOPPED)
     budgets, compared = len(settings.budgets), min(settings.items, items)
-    runs = budgets * settings.trials * compared
+    runs = budgets * (settings.trials * compared + CONFIRMED * (items - compared))
     found: dict[str, int] = {}
     schedules = 0
     names = NAMES[family]

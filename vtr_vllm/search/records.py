@@ -1,12 +1,15 @@
 """What a search leaves behind: schedule files to serve, and search.json for the report."""
 
 import json
+import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from vtr_vllm.errors import ScheduleError
 from vtr_vllm.schedules import Schedule
 from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.families import SEARCHED, Family
@@ -67,6 +70,31 @@ def write_schedules(folder: Path, schedules: Iterable[Schedule]) -> list[Path]:
         paths.append(folder / f"{schedule.name}.json")
         schedule.save(paths[-1])
     return paths
+
+
+def read_schedules(folder: Path) -> dict[str, Schedule]:
+    """The schedules of a folder by name; files that are none are left out."""
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        with suppress(ScheduleError, OSError):
+            schedule = Schedule.load(path)
+            found[schedule.name] = schedule
+    return found
+
+
+def of_same_evidence(one: Schedule, other: Schedule) -> bool:
+    """Whether two schedules were scored by the same on the same: data, items, objective, model, releases."""
+    named = ("items", "objective", "versions")
+    return all(name in one.provenance for name in named) and all(
+        one.provenance[name] == other.provenance.get(name) for name in named
+    )
+
+
+def value(schedule: Schedule) -> float:
+    """What a schedule of a search came to on items that it had not used; -inf where it does not say."""
+    scored = schedule.provenance.get("scores")
+    found = scored.get("value") if isinstance(scored, Mapping) else None
+    return float(found) if isinstance(found, int | float) else -math.inf
 
 
 def search_record(

@@ -10,10 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.answers import EngineOptions, Evaluator
-from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.search.calibration import Dataset, Item
 from vtr_vllm.search.journal import Journal
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.study import BLOCK, Study
@@ -97,17 +101,50 @@ def open_session(
 
 
 def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
-    """The items to search on, and the others, which score what was found.
+    """The items to search on, and the others, which score what was found; no image is in both.
 
-    Raises ConfigurationError for too few items.
+    Items that show an image together, or over others, stay together. Raises ConfigurationError for too
+    few items, or too few that show images of their own.
     """
     if len(dataset) < LEAST_ITEMS:
         raise ConfigurationError(
             f"{dataset.path} has {len(dataset)} items; a search wants at least {LEAST_ITEMS}, and"
             " 1,000 tell half a point of accuracy apart"
         )
-    first = max(BLOCK, int(len(dataset) * _SEARCHED) // BLOCK * BLOCK)
-    return dataset.take(first), Dataset(dataset.path, dataset.items[first:])
+    room = max(BLOCK, int(len(dataset) * _SEARCHED) // BLOCK * BLOCK)
+    searched: set[int] = set()
+    for together in _sharing_images(dataset.items):
+        if len(searched) + len(together) <= room:
+            searched.update(together)
+    parts = tuple(
+        Dataset(
+            dataset.path, tuple(i for n, i in enumerate(dataset.items) if (n in searched) is part)
+        )
+        for part in (True, False)
+    )
+    if min(map(len, parts)) < BLOCK // 2:
+        raise ConfigurationError(
+            f"{dataset.path}: so many items share images that {len(parts[0])} can be searched on and"
+            f" {len(parts[1])} score what is found; give at least {BLOCK // 2} for each that share none"
+        )
+    return parts[0], parts[1]
+
+
+def _sharing_images(items: Sequence[Item]) -> list[list[int]]:
+    """Items that show an image together, or over others, by their indices; in the order of their first."""
+    numbers: dict[str, int] = {}
+    edges = [
+        (index, len(items) + numbers.setdefault(image, len(numbers)))
+        for index, item in enumerate(items)
+        for image in item.image_hashes
+    ]
+    nodes = len(items) + len(numbers)
+    graph = coo_array((np.ones(len(edges)), np.transpose(edges)), shape=(nodes, nodes))
+    _, labels = connected_components(graph, directed=False)
+    groups: dict[int, list[int]] = {}
+    for index, label in enumerate(labels[: len(items)].tolist()):
+        groups.setdefault(label, []).append(index)
+    return list(groups.values())
 
 
 def late_kinds(dataset: Dataset) -> list[str]:

@@ -20,6 +20,9 @@ from vtr_vllm.search.study import Study
 PARALLEL = 4
 """Points asked for, and so evaluated, together."""
 
+CONFIRMED = 4
+"""Trials of one budget that are compared on all items."""
+
 _SHARE = 0.98  # of the budget, at most, for the layers before the first stage
 
 
@@ -126,6 +129,18 @@ def search_sigmoid(
     best = best_trial(found)
     study.progress.step(f"budget {budget}: accuracy {best.accuracy:.3f} after {len(found)} trials")
     return found
+
+
+def confirmed(study: Study, stage: str, trials: Sequence[Trial]) -> Trial:
+    """The best of the leading trials on all items of the study: the greatest of many values on a few of them
+    is in part luck."""
+    leading: dict[Candidate, Trial] = {}
+    for trial in sorted(trials, key=lambda trial: (-trial.value, trial.order)):
+        leading.setdefault(Candidate.of(trial.schedule, study.same_n_vision), trial)
+    chosen = list(leading)[:CONFIRMED]
+    scored = study.evaluate(stage, chosen)
+    best = max(scored, key=lambda evaluation: evaluation.value)
+    return leading[best.candidate]
 
 
 def best_trial(trials: Sequence[Trial]) -> Trial:

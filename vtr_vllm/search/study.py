@@ -14,6 +14,7 @@ from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.search.answers import Answer, Evaluator, GeneratedToken, Task
 from vtr_vllm.search.calibration import Dataset, Item
 from vtr_vllm.search.candidates import Candidate, unreduced
+from vtr_vllm.search.evaluation import Evaluation
 from vtr_vllm.search.journal import Begun, Journal, Key, Measured
 from vtr_vllm.search.outcomes import Outcome, best_utility, outcome
 from vtr_vllm.search.progress import Progress
@@ -27,40 +28,6 @@ SMALL_BLOCKS = (50, 25)
 
 TOGETHER = 16
 """Blocks of one candidate each in one batch, at most: what a killed search may lose."""
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What is known of a candidate: the outcomes of the first items asked, in their order."""
-
-    candidate: Candidate
-    outcomes: tuple[Outcome, ...]
-    asked: int
-    """Items that were asked for; more than there are outcomes if it was stopped."""
-    objective: Objective
-
-    @property
-    def complete(self) -> bool:
-        """Whether every item was answered."""
-        return len(self.outcomes) == self.asked
-
-    @cached_property
-    def value(self) -> float:
-        """Mean utility: what the search maximises."""
-        return math.fsum(o.utility(self.objective) for o in self.outcomes) / len(self.outcomes)
-
-    @cached_property
-    def accuracy(self) -> float:
-        """Mean of the items' metrics."""
-        return math.fsum(o.score for o in self.outcomes) / len(self.outcomes)
-
-    @property
-    def highest_possible(self) -> float:
-        """The value if every item left over went as well as an item can."""
-        left = (self.asked - len(self.outcomes)) * best_utility(self.objective)
-        # summed as `value` is: with another rounding, what just passes would be given up
-        utilities = (o.utility(self.objective) for o in self.outcomes)
-        return math.fsum([*utilities, left]) / self.asked
 
 
 @dataclass
@@ -196,7 +163,8 @@ class Study:
     ) -> list[Evaluation]:
         """Score candidates on the first ``items``, in whole blocks (None: all), together.
 
-        With a ``floor``, a candidate is given up once it cannot reach that value any more.
+        With a ``floor``, a candidate is given up once it cannot reach that value any more, or hardly
+        will, by its differences to the unreduced model so far.
         """
         blocks = [block for block in self._blocks if items is None or block.first < items]
         asked = sum(len(block.items) for block in blocks)
@@ -213,17 +181,16 @@ class Study:
             if floor is not None:
                 scored = [self._evaluation(c, found, asked) for c in alive]
                 count = min(count, _blocks_it_lasts(scored, floor, self._size))
+                count = min(count, max(1, len(blocks) - len(left)))  # no more at once than so far
             together, left = left[:count], left[count:]
             self._run_blocks(stage, together, alive, cost)
             for block in together:  # what was run of one that is given up meanwhile does not count
                 for candidate in alive:
                     found[candidate] += self._outcomes(candidate, block)
                 if floor is not None:
-                    alive = [
-                        c
-                        for c in alive
-                        if self._evaluation(c, found, asked).highest_possible >= floor
-                    ]
+                    scored = [self._evaluation(c, found, asked) for c in alive]
+                    full = self._unreduced_on(blocks)
+                    alive = [e.candidate for e in scored if e.highest(full) >= floor]
         evaluations = {c: self._evaluation(c, found, asked) for c in unique}
         cost.stopped += sum(not evaluation.complete for evaluation in evaluations.values())
         return [evaluations[candidate] for candidate in candidates]
@@ -242,6 +209,14 @@ class Study:
             ranked = sorted(scored, key=lambda e: -e.value)[:survivors]
             left = [evaluation.candidate for evaluation in ranked]
         return ranked
+
+    def _unreduced_on(self, blocks: Iterable["_Block"]) -> list[Outcome]:
+        """The unreduced model's outcomes, where they are known of all ``blocks``; else none."""
+        key = unreduced(self.geometry)
+        measured = [self._find(key, block) for block in blocks]
+        if None in measured:
+            return []
+        return [Outcome(*values) for each in measured if each for values in each.outcomes]
 
     def _evaluation(
         self, candidate: Candidate, found: Mapping[Candidate, list[Outcome]], asked: int

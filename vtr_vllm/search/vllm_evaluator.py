@@ -8,6 +8,7 @@ what the uninterrupted one saw.
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from importlib.metadata import version
 from typing import Any
@@ -135,29 +136,32 @@ class VLLMEvaluator:
     def _attempt(self, tasks: Sequence[Task], max_tokens: int) -> tuple[Batch, dict[int, Admitted]]:
         try:
             return self._run(tasks, max_tokens)
-        except (VTRError, VLLMClientError, ValueError) as err:  # vLLM refuses with either
+        except (VTRError, VLLMClientError, ValueError) as err:
             engine = self._llm.llm_engine
             engine.abort_request(["image", *(str(index) for index in range(len(tasks)))])
             self._images.forget()
-            raise EvaluationFailed(f"the engine refused a task: {err}") from err
+            if isinstance(err, EvaluationFailed):
+                raise
+            raise EvaluationFailed(f"the engine failed: {err}") from err
 
     def _run(self, tasks: Sequence[Task], max_tokens: int) -> tuple[Batch, dict[int, Admitted]]:
         engine = self._llm.llm_engine
         self._images.provide(tasks)
         room = engine.vllm_config.scheduler_config.max_num_seqs
-        waiting = self._requests(tasks, max_tokens)
+        waiting = iter(range(len(tasks)))
         admitted: dict[int, Admitted] = {}
         answers: dict[int, Answer] = {}
         busy = steps = 0
         while len(answers) < len(tasks):
             # as many again as can run, so that the scheduler never lacks one
             while engine.get_num_unfinished_requests() < 2 * room:
-                request = next(waiting, None)
-                if request is None:
+                index = next(waiting, None)
+                if index is None:
                     break
-                with collect() as each:
-                    engine.add_request(*request)
-                admitted[int(request[0])] = each[0]
+                with _naming(tasks[index].item), collect() as each:
+                    sampling = _sampling(tasks[index].candidate, max_tokens)
+                    engine.add_request(str(index), self._prompt(tasks[index]), sampling)
+                admitted[index] = each[0]
             busy += min(engine.get_num_unfinished_requests(), room)
             steps += 1
             for output in engine.step():
@@ -169,11 +173,6 @@ class VLLMEvaluator:
 
     def close(self) -> None:
         """Nothing: the engine ends with its process."""
-
-    def _requests(self, tasks: Sequence[Task], max_tokens: int) -> Iterator[tuple[str, Any, Any]]:
-        """Request id, rendered prompt and parameters of each task, made when asked for."""
-        for index, task in enumerate(tasks):
-            yield str(index), self._prompt(task), _sampling(task.candidate, max_tokens)
 
     def _prompt(self, task: Task) -> Any:
         """The task's prompt, rendered once."""
@@ -194,6 +193,10 @@ class VLLMEvaluator:
 
     def _encode(self, task: Task, place: int) -> int:
         """Encode one image of a task in a step of its own; its vision tokens."""
+        with _naming(task.item):
+            return self._encode_alone(task, place)
+
+    def _encode_alone(self, task: Task, place: int) -> int:
         image = scaled(task.item.load_images()[place], task.candidate.image_scale)
         content = [*_parts([image]), {"type": "text", "text": task.item.question}]
         prompt = self._render([{"role": "user", "content": content}])
@@ -206,6 +209,17 @@ class VLLMEvaluator:
         while engine.has_unfinished_requests():
             engine.step()
         return admitted[0].n_vision
+
+
+@contextmanager
+def _naming(item: Item) -> Iterator[None]:
+    """Say of which item it was that the engine refused something."""
+    try:
+        yield
+    except (VTRError, VLLMClientError, ValueError) as err:  # vLLM refuses with either
+        raise EvaluationFailed(
+            f"the engine refused item {item.id} (line {item.line} of its file): {err}"
+        ) from err
 
 
 def _parts(images: Sequence[Image.Image]) -> list[dict[str, Any]]:

@@ -129,7 +129,7 @@ def test_a_refused_task_fails_the_list_and_not_the_engines(pool, demo):
     good = [Task(whole, item) for item in demo.items]
     before = pool.run(good)
     bad = Task(Candidate((1.0, 1.0, 0.5), (RankRule.parse("last"),)), demo.items[0])
-    with pytest.raises(EvaluationFailed, match="refused a task: .*vtr_keep") as error:
+    with pytest.raises(EvaluationFailed, match="refused item .*line .*vtr_keep") as error:
         pool.run([*reversed(good), bad])
     assert f"{pool.geometry.layers}" in str(error.value)
     assert pool.run(good) == before

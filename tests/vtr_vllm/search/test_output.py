@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -37,7 +38,7 @@ class Running:
             folder, META, data.sha256, self.study, HeldOutScores(selection), journal
         )
         self.seen = []
-        result = pipeline.run(self.study, SETTINGS, self.more)
+        self.result = result = pipeline.run(self.study, SETTINGS, self.more)
         self.before_the_end = self.look()
         self.output.write(result, finished=True)
         self.after = self.look()
@@ -126,3 +127,32 @@ def test_the_report_can_be_written_again(running):
     page = write_report(running.folder)
     assert page.read_text() == running.after["page"]
     assert list(running.folder.rglob("*.tmp")) == []
+
+
+def test_a_search_that_begins_anew_leaves_what_is_better(running, tmp_path):
+    """The first schedules of a search of another kind, or of one that goes on, are poorer ones."""
+
+    def again(**changes):
+        return Output(
+            tmp_path,
+            *(META, running.output.data_sha256, running.study, running.output.selection),
+            running.output.journal,
+            **changes,
+        )
+
+    result = running.result
+    again().write(result)
+    (written,) = (Schedule.load(path) for path in tmp_path.glob("searched-0.5.json"))
+    scores = written.provenance["scores"]
+    better = replace(
+        written,
+        provenance={**written.provenance, "scores": scores | {"value": scores["value"] + 1}},
+    )
+    better.save(tmp_path / "searched-0.5.json")
+    again().write(result)
+    assert Schedule.load(tmp_path / "searched-0.5.json") == better
+    versions = written.provenance["versions"] | {"checkpoint": "another"}
+    other = replace(better, provenance={**better.provenance, "versions": versions})
+    other.save(tmp_path / "searched-0.5.json")
+    again().write(result)
+    assert Schedule.load(tmp_path / "searched-0.5.json") == written

@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
@@ -21,7 +21,7 @@ from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.schedules import Schedule
 from vtr_vllm.search.answers import EngineOptions
-from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.search.calibration import Dataset, Turn
 from vtr_vllm.search.candidates import unreduced
 from vtr_vllm.search.journal import Begun
 from vtr_vllm.search.progress import Progress
@@ -277,6 +277,45 @@ def test_the_split_is_in_whole_blocks_and_loses_nothing(tmp_path, count, search)
     first, rest = split(data)
     assert (len(first), len(rest)) == (search, count - search)
     assert first.items + rest.items == data.items
+
+
+def showing(data: Dataset, images: Callable[[int], Sequence[str]]) -> Dataset:
+    """The same items, which show these images: the last by itself, others in turns before it."""
+    shown = []
+    for number, item in enumerate(data.items):
+        *earlier, last = images(number)
+        turns = tuple(Turn(item.image, "?", "!", image) for image in earlier)
+        shown.append(replace(item, image_hash=last, history=turns))
+    return Dataset(data.path, tuple(shown))
+
+
+@pytest.mark.parametrize(
+    "images",
+    [
+        lambda number: [f"{number % 60}"],  # five questions about each of 60 images, shuffled
+        lambda number: [f"{number // 5}"],
+        lambda number: [f"{number % 40}", f"{number % 80}"],  # two together, and over others
+        lambda number: [f"{number}"] if number % 3 else ["the same"],
+    ],
+)
+def test_no_image_is_in_both_parts_of_a_split(tmp_path, images):
+    data = showing(items(tmp_path, 300), images)
+    first, rest = split(data)
+    shown = [
+        {image for item in part.items for image in item.image_hashes} for part in (first, rest)
+    ]
+    assert not shown[0] & shown[1]
+    assert {*first.items} | {*rest.items} == {*data.items}
+    assert len(first) + len(rest) == len(data)
+    assert 50 <= len(first) <= 100
+    for part in (first, rest):
+        assert list(part.items) == [item for item in data.items if item in {*part.items}]
+
+
+def test_items_that_all_share_an_image_are_refused(tmp_path):
+    data = showing(items(tmp_path, 300), lambda number: ["the same"] if number < 260 else ["a"])
+    with pytest.raises(ConfigurationError, match="so many items share images that 40 can be"):
+        split(data)
 
 
 def test_too_few_items_are_refused(tmp_path):

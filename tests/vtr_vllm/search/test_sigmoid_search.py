@@ -14,6 +14,7 @@ from vtr_vllm.search.sigmoid_search import (
     Curves,
     Trial,
     best_trial,
+    confirmed,
     fit_logistic,
     search_sigmoid,
 )
@@ -155,3 +156,20 @@ def test_of_equal_trials_the_earliest_is_best(searched):
     trials = [one, *(replace(one, order=n, value=v) for n, v in [(1, 0.8), (2, 0.8), (3, 0.1)])]
     assert best_trial(trials).order == 1
     assert best_trial(trials[::-1]).order == 1
+
+
+def test_the_best_of_many_on_a_few_items_is_confirmed_on_all(tmp_path):
+    """The leading four are compared on every item; what led by luck does not stay."""
+    whole = study(SimulatedEvaluator(LAYERS, (N_VISION,)), items(tmp_path, 300))
+    trials = search_sigmoid(whole, "sigmoid", PAPER, 0.4, [], 16, 50, seed=0)
+    chosen = confirmed(whole, "sigmoid", trials)
+    leading = sorted(trials, key=lambda trial: (-trial.value, trial.order))
+    different = list(
+        dict.fromkeys(Candidate.of(trial.schedule, whole.same_n_vision) for trial in leading)
+    )[:4]
+    on_all = whole.evaluate("sigmoid", different)
+    best = max(on_all, key=lambda found: found.value)
+    assert Candidate.of(chosen.schedule, whole.same_n_vision) == best.candidate
+    assert chosen in trials
+    mirrored = [replace(trial, value=-trial.value) for trial in trials]
+    assert confirmed(whole, "sigmoid", mirrored).schedule != chosen.schedule

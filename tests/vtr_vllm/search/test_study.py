@@ -17,10 +17,11 @@ from vtr_vllm.search import study as study_module
 from vtr_vllm.search.answers import Evaluator, Task
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate, unreduced
+from vtr_vllm.search.evaluation import Evaluation
 from vtr_vllm.search.journal import Journal
 from vtr_vllm.search.outcomes import outcome
 from vtr_vllm.search.progress import Progress
-from vtr_vllm.search.study import TOGETHER, Evaluation, Study
+from vtr_vllm.search.study import TOGETHER, Study
 from vtr_vllm.search_options import Objective
 
 BLOCK, COUNT = 10, 35
@@ -172,20 +173,6 @@ def test_stopping_early_rejects_none_that_would_have_passed(data, asked, draw, o
             assert early == full
         if not early.complete:
             assert early.highest_possible < floor
-
-
-@given(
-    st.lists(st.tuples(st.floats(0, 1), st.floats(-10, 0), st.floats(0, math.log(2))), min_size=1),
-    st.integers(0, 40),
-    objectives,
-)
-def test_what_is_possible_bounds_what_comes(data, found, perfect, objective):
-    """Bit for bit: rounding must not give up a candidate whose every further item is perfect."""
-    outcomes = tuple(study_module.Outcome(*values) for values in found)
-    asked = len(outcomes) + perfect
-    begun = Evaluation(WHOLE, outcomes, asked, objective)
-    best = (study_module.Outcome(1.0, 0.0, 0.0),) * perfect
-    assert begun.highest_possible >= Evaluation(WHOLE, outcomes + best, asked, objective).value
 
 
 def test_stopping_early_saves_requests(make):

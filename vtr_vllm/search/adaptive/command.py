@@ -138,10 +138,13 @@ def _held_out(
     outcomes = _outcomes(study, [Candidate.of(each) for each in family.members], full)
     rows = [evidence.row("full", 1.0, 1.0, 1.0, full, full)]
     for budget in settings.budgets:
-        schedule = book.for_budget(budget).schedule
+        selection = book.for_budget(budget)
+        schedule = selection.schedule
         (found,) = study.evaluate("members", [Candidate.of(schedule, study.same_n_vision)])
         scores = [outcome.score for outcome in found.outcomes]
-        rows.append(evidence.row(CHOSEN, budget, budget, schedule.mean_keep, scores, full))
+        # a curve that nobody searched for this model is no fair rival
+        name = CHOSEN if selection.source == "searched" else f"{CHOSEN} ({selection.source})"
+        rows.append(evidence.row(name, budget, budget, schedule.mean_keep, scores, full))
     return outcomes, rows
 
 

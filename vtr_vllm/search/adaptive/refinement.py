@@ -20,7 +20,8 @@ from vtr_vllm.search.adaptive.fitting import Features, matrix, rough_predictions
 from vtr_vllm.search.adaptive.moves import neighbours
 from vtr_vllm.search.adaptive.selection import prices, select
 from vtr_vllm.search.candidates import Candidate
-from vtr_vllm.search.study import BLOCK, Evaluation, Study
+from vtr_vllm.search.evaluation import Evaluation
+from vtr_vllm.search.study import BLOCK, Study
 
 STAGE = "family"
 
@@ -118,11 +119,13 @@ class FamilySearch:
     def _climb(
         self, start: Candidate, price: float, own: npt.NDArray[np.int64], name: str
     ) -> Candidate:
-        """The best schedule that single moves lead to, by value less price times cost."""
+        """The best schedule that single moves lead to, by score less price times cost."""
         study = self.study.part(own[:BLOCK].tolist())
 
         def worth(found: Evaluation) -> float:
-            return found.value - price * _cost(found.candidate)
+            # a price is in units of the score, whatever the search's objective
+            scored = sum(o.utility("accuracy") for o in found.outcomes) / len(found.outcomes)
+            return scored - price * _cost(found.candidate)
 
         (best,) = first = study.evaluate(STAGE, [start])
         draw = random.Random(f"{self.settings.seed} {name}")
