@@ -148,7 +148,7 @@ class SearchOptions(BackendOptions):
         ge=1,
         le=1_000_000,
         description="at most so many items to score a candidate on; left out, curves are compared"
-        " on 300 and everything else on all that are searched on",
+        " on 300, rules and moves on 100 and 300, everything else on all that are searched on",
     )
     max_minutes: float | None = Field(
         default=None,

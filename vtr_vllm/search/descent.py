@@ -33,7 +33,7 @@ class Descent:
     rivals: Mapping[int, Sequence[RankRule]] = field(default_factory=dict)
     """Rules that may take its place, by layer."""
     portions: Sequence[float] = (0.1, 0.04)
-    """Layer-tokens moved at once, as shares of the budget's; each until nothing gets better."""
+    """Layer-tokens moved at once, as shares of the budget's, each for ``sweeps`` moves at most."""
     sweeps: int = 2
     """Moves at most per portion, and rules that change at most."""
     rungs: Sequence[tuple[int, int]] = ((100, 8), (300, 3))
