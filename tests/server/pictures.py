@@ -42,7 +42,7 @@ async def serve(data: bytes, host: str = "127.0.0.1") -> AsyncIterator[str]:
     """The address of a server: /image is ``data``, /to?URL redirects to URL.
 
     /gzip is ``data`` in the encoding of that name, /stream in parts without a length; /tarpit never
-    answers.
+    answers, /status?N answers with status N.
     """
 
     async def give(_: web.Request) -> web.Response:
@@ -66,8 +66,12 @@ async def serve(data: bytes, host: str = "127.0.0.1") -> AsyncIterator[str]:
     async def redirect(request: web.Request) -> web.Response:
         return web.Response(status=302, headers={"Location": request.query["url"]})
 
+    async def answer(request: web.Request) -> web.Response:
+        return web.Response(status=int(request.query_string))
+
     app = web.Application()
     routes = {"image": give, "to": redirect, "gzip": encode, "stream": stream, "tarpit": wait}
+    routes |= {"status": answer}
     app.add_routes([web.get(f"/{name}", route) for name, route in routes.items()])
     runner = web.AppRunner(app, shutdown_timeout=0.1)
     await runner.setup()

@@ -6,6 +6,7 @@ is gone. Cancellation comes after GRACE_SECONDS, or at once where nothing listen
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -27,6 +28,8 @@ from vtr_vllm.errors import (
 )
 
 __all__ = ["Exchange", "refusal"]
+
+logger = logging.getLogger("vllm.vtr")
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -77,6 +80,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._limits = limits
+        self._request_id = request_id
         self._headers = (*SECURITY, (b"x-request-id", request_id))
         self._gone = _GONE[scope["type"]]
         self._begun = 0.0
@@ -115,6 +119,7 @@ class Exchange:
         """Let ``app`` answer, within ``seconds`` where they are given.
 
         ``on_body`` is called when the whole body is here; a VTRError that it raises ends the request.
+        What ``app`` raises is logged, and answered here: outside of the gate an answer has no headers of ours.
         """
         self._on_body = on_body
         self._task = asyncio.current_task()
@@ -129,6 +134,16 @@ class Exchange:
         except ClientDisconnect:
             if self.failure is None:
                 raise
+        except Exception as err:
+            name = self._request_id.decode()
+            logger.error("VTR: request %s met an error that nothing handles", name, exc_info=err)
+            if self.failure is None:
+                if self._started:
+                    raise  # the server breaks the answer off
+                self.failure = VTRError(
+                    "the request met a mistake in this server; report it, with what the server's log"
+                    f" says of request {name}"
+                )
         finally:
             for handle in (self._timer, self._killer):
                 if handle:

@@ -75,8 +75,8 @@ class Endpoint:
     """Where usage says of what the prompt was made."""
     closes: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
     """Of a parsed event: the object that the facts go into, None if the event ends nothing."""
-    may_close: tuple[str, ...]
-    """Texts of which one is in every event that ends something: the others are not parsed."""
+    may_close: Callable[[str], bool]
+    """Of an event as it is sent, whether it can end something: the others are not parsed."""
     early: str = "\n"
     """How an event begins that has the facts before the end, and so no trace; no event does by default."""
 
@@ -308,7 +308,7 @@ async def _stream(
     try:
         async for event in events:
             failed = failed or event.startswith(_FAILURES)
-            if any(text in event for text in tell.endpoint.may_close):
+            if tell.endpoint.may_close(event):
                 yield await tell.closing(event)
             else:
                 yield event

@@ -11,6 +11,10 @@ __all__ = ["BATCH", "CHAT", "COMPLETION", "MESSAGES", "RESPONSE"]
 _CHUNK_ENDS = ('"finish_reason":"', '"choices":[]')
 
 
+def _may_close_chunk(event: str) -> bool:
+    return any(text in event for text in _CHUNK_ENDS)  # it is parsed to tell from a client's text
+
+
 def _closing_chunk(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """A chunk that carries a finish reason, or usage and no choice."""
     choices = chunk.get("choices", [])
@@ -18,6 +22,8 @@ def _closing_chunk(chunk: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return chunk if ends else None
 
 
+# How an event begins: what a client or a model wrote may have the same text further on.
+_MESSAGE_ENDS = ("event: message_start", "event: message_delta")
 _EVENT_ENDS = (
     "event: response.completed",
     "event: response.incomplete",
@@ -69,21 +75,21 @@ CHAT = Endpoint(
     details=lambda request: _details(_parts(request.messages), "image_url"),
     usage="prompt_tokens_details",
     closes=_closing_chunk,
-    may_close=_CHUNK_ENDS,
+    may_close=_may_close_chunk,
 )
 COMPLETION = Endpoint(
     serve=Engine.complete,
     details=lambda _: [],
     usage="prompt_tokens_details",
     closes=_closing_chunk,
-    may_close=_CHUNK_ENDS,
+    may_close=_may_close_chunk,
 )
 RESPONSE = Endpoint(
     serve=Engine.respond,
     details=lambda request: _details(_parts(request.input), "detail"),
     usage="input_tokens_details",
     closes=_closing_event,
-    may_close=_EVENT_ENDS,
+    may_close=lambda event: event.startswith(_EVENT_ENDS),
 )
 BATCH = Endpoint(
     serve=Engine.chat_batch,
@@ -94,13 +100,13 @@ BATCH = Endpoint(
     ],
     usage="prompt_tokens_details",
     closes=_closing_chunk,
-    may_close=(),
+    may_close=lambda _: False,
 )
 MESSAGES = Endpoint(
     serve=Engine.messages,
     details=lambda _: [],
     usage="input_tokens_details",
     closes=_closing_message,
-    may_close=("event: message_start", "event: message_delta"),
+    may_close=lambda event: event.startswith(_MESSAGE_ENDS),
     early="event: message_start",
 )

@@ -1,7 +1,8 @@
 """Where errors become answers, for the routes of the server and of the job service alike."""
 
+import json
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -11,7 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from vtr_server.gate.scopes import route_path
-from vtr_server.http.errors import error_response, http_error_body, in_form_of
+from vtr_server.http.errors import error_response, http_error_body, in_form_of, is_openais
 from vtr_server.operations.metrics import observe_refusal
 from vtr_vllm.errors import RequestError, VTRError
 from vtr_vllm.schedules.strict_json import show
@@ -22,24 +23,52 @@ logger = logging.getLogger("vllm.vtr")
 
 
 class CheckedRoute(APIRoute):
-    """A route of ours, whose faulty bodies and queries are refused in our words.
+    """A route of ours, whose faulty bodies and queries are refused in our words, and whose errors, vLLM's
+    too, have the form of its API.
 
-    Not by a handler of the application: vLLM puts its own in that place.
+    Not by handlers of the application: vLLM puts its own in their place.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """FastAPI's own, which raises RequestError for the first fault."""
+        """FastAPI's own; RequestError for the first fault of a body or query."""
         handle = super().get_route_handler()
 
         async def checked(request: Request) -> Response:
             try:
                 return await handle(request)
             except RequestValidationError as err:
-                fault = err.errors()[0]
-                place = ".".join(map(str, fault["loc"]))
-                raise RequestError(f"{place}: {fault['msg']}; got {show(fault['input'])}") from err
+                raise RequestError(_first_fault(err)) from err
+            except Exception as err:
+                handler = _handler_of(request, err)
+                if is_openais(route_path(request.scope)) or handler is None:
+                    raise
+                return _in_form(request, await handler(request, err))
 
         return checked
+
+
+def _first_fault(err: RequestValidationError) -> str:
+    fault = err.errors()[0]
+    if not isinstance(fault, Mapping):  # vLLM's check of the Content-Type has a text
+        return str(fault)
+    place = ".".join(map(str, fault["loc"]))
+    return f"{place}: {fault['msg']}; got {show(fault['input'])}"
+
+
+def _handler_of(request: Request, err: Exception) -> Any:
+    """The application's handler of an error, ours or vLLM's; None where the gate is to answer."""
+    handlers = request.app.exception_handlers
+    kinds = type(err).__mro__[: type(err).__mro__.index(Exception)]
+    return next((handlers[kind] for kind in kinds if kind in handlers), None)
+
+
+def _in_form(request: Request, answer: Response) -> Response:
+    """An error that vLLM answers in OpenAI's form, in that of the API at the path."""
+    body = json.loads(bytes(answer.body))
+    if "type" not in body:
+        body = in_form_of(route_path(request.scope), answer.status_code, body)
+        return JSONResponse(body, answer.status_code)
+    return answer
 
 
 def install_error_handlers(app: FastAPI) -> None:

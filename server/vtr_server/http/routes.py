@@ -13,7 +13,6 @@ from vtr_server.http.answer import GenerationService, answer
 from vtr_server.http.endpoints import BATCH, CHAT, COMPLETION, MESSAGES, RESPONSE
 from vtr_server.http.error_handlers import CheckedRoute, refuse
 from vtr_server.http.errors import error_response, http_error_body, in_form_of
-from vtr_server.operations.metrics import observe_ready
 from vtr_server.policy.requested_budget import ALIAS, split_alias
 from vtr_server.vllm_api.engine import (
     BatchRequest,
@@ -194,7 +193,6 @@ async def health(raw_request: Request) -> Response:
 async def ready(raw_request: Request) -> Response:
     """200 if requests can be answered; else 503 and why."""
     err = await _service(raw_request).engine.why_unhealthy()
-    observe_ready(err is None)
     return Response(status_code=HTTPStatus.OK) if err is None else error_response(err)
 
 

@@ -209,12 +209,16 @@ def _as_invalid_media(url: str) -> Iterator[None]:
     except VLLMUnprocessableEntityError as err:
         if isinstance(err.__cause__, VTRError):  # a redirect, or an address, that was refused
             raise err.__cause__ from err
-        raise
+        raise _cannot_be_loaded(url, err.args[0]) from err  # its text has the address once more
     except _MEDIA_ERRORS as err:
-        raise InvalidMedia(
-            f"image_url {show(url)} cannot be loaded ({err}); send a PNG, JPEG or WebP image as a"
-            " base64 data URL, or an http(s) address that this server can reach"
-        ) from err
+        raise _cannot_be_loaded(url, err) from err
+
+
+def _cannot_be_loaded(url: str, why: object) -> InvalidMedia:
+    return InvalidMedia(
+        f"image_url {show(url)} cannot be loaded ({why}); send a PNG, JPEG or WebP image as a"
+        " base64 data URL, or an http(s) address that this server can reach"
+    )
 
 
 def _processed(media: Iterable[object]) -> None:

@@ -33,5 +33,7 @@ def _registry() -> CollectorRegistry:
     """As vLLM has it: of all processes, where each writes its numbers into files."""
     if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
         return REGISTRY
-    MultiProcessCollector(registry := CollectorRegistry())
+    # its collector cannot say what it has, so that a choice by names would leave it out
+    registry = CollectorRegistry(support_collectors_without_names=True)
+    MultiProcessCollector(registry)
     return registry

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
 import pytest
+from fastapi.responses import StreamingResponse
 
 from tests.server.gate.apps import Place
 from tests.server.gate.test_middleware import code_of, post, run
@@ -179,15 +181,57 @@ def test_a_client_that_leaves_is_not_answered() -> None:
     assert place.seen == ["aborted"]
 
 
-def test_an_application_that_fails_fails_as_before() -> None:
+@pytest.fixture
+def logged(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What the server logs: vLLM's loggers hand nothing on."""
+    logger = logging.getLogger("vllm.vtr")
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+
+
+def failing() -> Place:
+    """With routes that raise what nothing handles, before their answer and within it."""
     place = Place()
 
     async def broken() -> None:
-        raise RuntimeError("broken")
+        raise RuntimeError("broken, with a secret")
 
-    place.app.add_api_route("/v1/broken", broken, methods=["POST"])
-    with pytest.raises(RuntimeError, match="broken"):
-        post(place, "/v1/broken")
+    async def events() -> AsyncIterator[str]:
+        yield "data: 1\n\n"
+        raise RuntimeError("broken, with a secret")
+
+    async def breaks_off() -> StreamingResponse:
+        return StreamingResponse(events(), media_type="text/event-stream")
+
+    for path in ("/v1/broken", "/v1/messages", "/version"):
+        place.app.add_api_route(path, broken, methods=["POST"])
+    place.app.add_api_route("/v1/breaks_off", breaks_off, methods=["POST"])
+    return place
+
+
+@pytest.mark.parametrize("path", ["/v1/broken", "/v1/messages", "/version"])
+def test_an_error_that_nothing_handles_is_answered_as_any_other(
+    path: str, logged: pytest.LogCaptureFixture
+) -> None:
+    place = failing()
+    answer = post(place, path, headers={"X-Request-Id": "asked-1"})
+    assert (answer.status_code, code_of(answer)) == (500, "internal")
+    assert ("type" in answer.json()) == (path == "/v1/messages")
+    assert answer.headers["x-request-id"] == "asked-1"
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert "connection" not in answer.headers
+    assert "secret" not in answer.text
+    assert "asked-1" in logged.text
+    assert "RuntimeError: broken, with a secret" in logged.text
+    assert place.gate.occupancy.in_flight == 0
+
+
+def test_an_answer_that_fails_breaks_off(logged: pytest.LogCaptureFixture) -> None:
+    place = failing()
+    with pytest.raises((RuntimeError, ExceptionGroup)):
+        post(place, "/v1/breaks_off", headers={"X-Request-Id": "asked-2"})
+    assert "asked-2" in logged.text
     assert place.gate.occupancy.in_flight == 0
 
 

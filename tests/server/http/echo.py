@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,14 +19,14 @@ DELAY = 0.0
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Says the path, the length of the body, and which headers of the offer are left."""
+    """Says the path and the length of the body, of which ``/refused`` awaits none."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
         await send({"type": "websocket.send", "text": "switched"})
         await send({"type": "websocket.close"})
         return
-    length, more = 0, True
+    length, more = 0, scope["path"] != "/refused"
     while more:
         message = await receive()
         length += len(message.get("body", b""))
@@ -38,9 +39,15 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 
 @contextlib.contextmanager
-def echoing() -> Iterator[int]:
-    """The port of a server that runs as long as the context."""
-    config = uvicorn.Config(echo, http=HTTPProtocol, lifespan="off", log_level="critical")
+def echoing(keep_alive: int = 5) -> Iterator[int]:
+    """The port of a server that runs as long as the context; ``keep_alive`` in seconds."""
+    config = uvicorn.Config(
+        echo,
+        http=HTTPProtocol,
+        lifespan="off",
+        log_level="critical",
+        timeout_keep_alive=keep_alive,
+    )
     server = uvicorn.Server(config)
     bound = socket.create_server(("127.0.0.1", 0))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[bound])))
@@ -52,11 +59,14 @@ def echoing() -> Iterator[int]:
         thread.join()
 
 
-def talk(port: int, *pieces: bytes) -> bytes:
-    """What the server says until it closes."""
+def talk(port: int, *pieces: bytes | float) -> bytes:
+    """What the server says until it closes; a number among the pieces is a pause of seconds."""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         for piece in pieces:
-            connection.sendall(piece)
+            if isinstance(piece, float):
+                time.sleep(piece)
+            else:
+                connection.sendall(piece)
         said = b""
         with contextlib.suppress(ConnectionError):
             while got := connection.recv(65536):

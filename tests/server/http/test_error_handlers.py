@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi import HTTPException as FastAPIsHTTPException
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.testclient import TestClient
@@ -43,14 +44,44 @@ def client() -> TestClient:
     async def starlettes() -> None:
         raise HTTPException(418, "a teapot", {"X-Short": "stout"})
 
+    def as_vllm_does() -> None:
+        raise RequestValidationError(errors=["Unsupported Media Type"])
+
+    @router.post("/no_json", dependencies=[Depends(as_vllm_does)])
+    @router.post("/v1/messages/no_json", dependencies=[Depends(as_vllm_does)])
+    async def no_json() -> None:
+        raise AssertionError
+
+    @router.post("/failing")
+    @router.post("/v1/messages")
+    async def failing(kind: str) -> None:
+        raise FAILURES[kind]
+
     app.include_router(router)
     install_error_handlers(app)
 
-    @app.exception_handler(RequestValidationError)  # as vLLM puts its own in this place, later
+    # as vLLM puts its own in these places, later
+    @app.exception_handler(RequestValidationError)
     async def theirs(*_: object) -> JSONResponse:
         return JSONResponse("not our form", 400)
 
+    @app.exception_handler(ValueError)
+    @app.exception_handler(NotImplementedError)
+    @app.exception_handler(FastAPIsHTTPException)
+    async def openais(_: object, err: Exception) -> JSONResponse:
+        status = 501 if isinstance(err, NotImplementedError) else 400
+        error = {"message": str(err), "type": "theirs", "param": None, "code": status}
+        return JSONResponse({"error": error}, status)
+
     return TestClient(app)
+
+
+FAILURES: dict[str, Exception] = {
+    "value": ValueError("a value"),
+    "no such": NotImplementedError("no such API"),
+    "http": FastAPIsHTTPException(400, "no body"),
+    "ours": RateLimited("too much", retry_after=7),
+}
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "5", '{"number": "x"}', "{}", ""])
@@ -63,6 +94,34 @@ def test_a_faulty_body_is_refused_in_our_words(content: str) -> None:
 
 def test_a_good_body_passes() -> None:
     assert client().post("/checked", json={"number": 5}).json() == {"number": 5}
+
+
+@pytest.mark.parametrize("path", ["/no_json", "/v1/messages/no_json"])
+def test_a_fault_that_is_a_text_is_told(path: str) -> None:
+    answer = client().post(path)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["code"]) == (400, "invalid_request")
+    assert error["message"] == "Unsupported Media Type"
+    assert (answer.json().get("type") == "error") == path.startswith("/v1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "status", "name"),
+    [
+        ("value", 400, "invalid_request_error"),
+        ("no such", 501, "api_error"),
+        ("http", 400, "invalid_request_error"),
+        ("ours", 429, "rate_limit_error"),
+    ],
+)
+def test_what_others_answer_has_the_form_of_the_path(kind: str, status: int, name: str) -> None:
+    answer = client().post("/v1/messages", params={"kind": kind})
+    assert answer.status_code == status
+    assert (answer.json()["type"], answer.json()["error"]["type"]) == ("error", name)
+    openais = client().post("/failing", params={"kind": kind})
+    assert openais.status_code == status
+    assert list(openais.json()) == ["error"]
+    assert openais.headers.get("retry-after") == answer.headers.get("retry-after")
 
 
 @pytest.mark.parametrize(

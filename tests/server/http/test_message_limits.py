@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from vtr_server.http.message_limits import HEAD_BYTES, HTTPProtocol, install_pro
 
 BEGUN = b"GET /asked HTTP/1.1\r\nHost: a\r\n"
 CHUNKED = b"POST /asked HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+REFUSED = b"POST /refused HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n"
+REFUSED_CHUNKS = CHUNKED.replace(b"/asked", b"/refused")
 CLOSE = b"Connection: close\r\n\r\n"
 
 
@@ -111,6 +114,57 @@ def test_an_answer_that_takes_longer_is_not_cut_off(
     monkeypatch.setattr(echo, "DELAY", 1.5)
     said = talk(hurried, BEGUN + b"\r\n" + BEGUN[:9])
     assert b"/asked 0;" in said
+
+
+@pytest.mark.parametrize(
+    "begun",
+    [BEGUN + b"\r\n", CHUNKED + b"1\r\nx\r\n0\r\n\r\n", REFUSED + b"x" * 10],
+    ids=["no body", "chunks", "a body that nobody awaits"],
+)
+def test_an_idle_connection_is_not_one_that_waits_for_a_head(hurried: int, begun: bytes) -> None:
+    said = talk(hurried, begun, 1.0, BEGUN + CLOSE)
+    assert b"/asked 0;" in said, said
+    assert said.count(b"HTTP/1.1 200") == said.count(b"HTTP/1.1") == 2
+
+
+def test_a_connection_is_idle_from_the_end_of_an_answer(
+    hurried: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(echo, "DELAY", 0.4)
+    said = talk(hurried, BEGUN + b"\r\n", 1.2, BEGUN + CLOSE)
+    assert said.count(b"HTTP/1.1 200") == said.count(b"HTTP/1.1") == 2
+
+
+def test_the_rest_of_a_body_may_come_after_the_answer(hurried: int) -> None:
+    said = talk(hurried, REFUSED, 0.2, b"x" * 10, 1.0, BEGUN + CLOSE)
+    assert said.count(b"HTTP/1.1 200") == said.count(b"HTTP/1.1") == 2
+
+
+def is_left(port: int, begun: bytes, piece: bytes) -> bool:
+    """Whether the server closes on a client that says ``piece`` again and again, slowly."""
+    with socket.create_connection(("127.0.0.1", port), timeout=0.1) as connection:
+        try:
+            connection.sendall(begun)
+            for _ in range(50):
+                with contextlib.suppress(TimeoutError):
+                    if not connection.recv(4096):
+                        return True
+                connection.sendall(piece)
+        except ConnectionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize(
+    "begun", [REFUSED.replace(b"10", b"9999"), REFUSED_CHUNKS], ids=["length", "chunked"]
+)
+def test_a_body_that_nobody_awaits_has_an_end(hurried: int, begun: bytes) -> None:
+    assert is_left(hurried, begun, b"1\r\nx\r\n")
+
+
+def test_empty_lines_are_no_life_between_two_requests() -> None:
+    with echoing(keep_alive=1) as port:
+        assert is_left(port, BEGUN + b"\r\n", b"\r\n")
 
 
 def test_uvicorn_takes_ours_where_nothing_else_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

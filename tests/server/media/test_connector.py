@@ -125,6 +125,16 @@ def test_no_more_is_fetched_than_could_have_been_sent(way: str, why: str) -> Non
         asyncio.run(fetch())
 
 
+@pytest.mark.parametrize("status", [401, 403, 404, 410, 416])
+def test_an_address_that_refuses_is_the_clients_fault(status: int) -> None:
+    async def fetch() -> None:
+        async with serve(b"") as address:
+            await connector(private_addresses=True).fetch_image_async(f"{address}/status?{status}")
+
+    with pytest.raises(InvalidMedia, match=rf"/status\?{status}' cannot be loaded .*HTTP {status}"):
+        asyncio.run(fetch())
+
+
 def test_what_a_host_sends_is_not_inflated() -> None:
     """A gigabyte of zeros is a megabyte of gzip: the small file is refused for its encoding alone."""
 

@@ -11,16 +11,22 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from prometheus_client import REGISTRY
 
 from tests.server.gate.apps import bearer, key
 from vtr_server.gate.middleware import install
 from vtr_server.http.routes import refuse
 from vtr_server.operations import background
 from vtr_server.operations.admin import AdminServer, describe_settings, router, start_admin
+from vtr_server.operations.metrics import observe_ready
 from vtr_server.policy.settings import AdminSettings, ServerSettings
-from vtr_vllm.errors import ConfigurationError, VTRError
+from vtr_vllm.errors import ConfigurationError, EngineDead, VTRError
 
 KEYS = (key("ops", "ops-key", scopes=("admin",)), key("plain", "plain-key"))
+
+
+async def dead() -> EngineDead:
+    return EngineDead("its process has ended")
 
 
 def on_both_ports(settings: ServerSettings, ask: Callable[[Any, Any], Any]) -> Any:
@@ -29,7 +35,10 @@ def on_both_ports(settings: ServerSettings, ask: Callable[[Any, Any], Any]) -> A
     install(app, settings)
     app.include_router(router)
     app.add_exception_handler(VTRError, refuse)  # type: ignore[arg-type]
-    app.state.vtr = SimpleNamespace(schedules=SimpleNamespace(reload=lambda: ["a.json: broken"]))
+    app.state.vtr = SimpleNamespace(
+        schedules=SimpleNamespace(reload=lambda: ["a.json: broken"]),
+        engine=SimpleNamespace(why_unhealthy=dead),
+    )
     app.add_api_route("/health", lambda: "fine")
     app.add_api_route("/metrics", lambda: "vtr_requests_total 1")
     app.add_api_route("/v1/models", lambda: "models")
@@ -83,6 +92,18 @@ def test_drain_turns_health_red_and_takes_nothing_new() -> None:
         assert (await admin.get("/metrics")).status_code == 200
 
     on_both_ports(with_admin(), ask)
+
+
+def test_a_probe_tells_no_metric() -> None:
+    """Of several API servers it may reach any, and the first alone tells what the engine knows once."""
+
+    async def ask(_: Any, admin: Any) -> None:
+        answer = await admin.get("/ready")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_dead")
+
+    observe_ready(True)
+    on_both_ports(with_admin(), ask)
+    assert REGISTRY.get_sample_value("vtr_ready") == 1
 
 
 def test_reload_says_what_was_rejected() -> None:
