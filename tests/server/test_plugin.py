@@ -33,6 +33,18 @@ def with_settings(tmp_path: Path, text: str) -> FastAPI:
     return app_with({"vtr": {"settings": str(file)}})
 
 
+def attached(tmp_path: Path, text: str, *, batch: bool) -> tuple[VTREndpoints, FastAPI]:
+    """The plugin of a server with these settings, or of a batch."""
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    app, plugin = FastAPI(), VTREndpoints()
+    app.state.args = Namespace(additional_config={"vtr": {"settings": str(file)}}, host="127.0.0.1")
+    if batch:
+        app.state.vtr_batch = True
+    plugin.attach_router(app)
+    return plugin, app
+
+
 def paths(app: FastAPI) -> set[str]:
     return set(app.openapi()["paths"])
 
@@ -58,6 +70,17 @@ def test_the_file_decides_what_is_there(tmp_path: Path) -> None:
     assert any(path.startswith("/v1/jobs") for path in paths(app))
     assert app.state.vtr_gate.settings.limits.images == 3
     assert TestClient(app).get("/").status_code == 404
+
+
+def test_a_batch_starts_nothing_of_a_server(tmp_path: Path) -> None:
+    text = "[admin]\nport = 9\n[jobs]\nmemory_share = 0.3\n[limits]\nimages = 3\n"
+    for batch in (False, True):
+        _, app = attached(tmp_path, text, batch=batch)
+        settings = app.state.vtr_gate.settings
+        assert (settings.admin is None, settings.jobs is None) == (batch, batch)
+        assert ("/v1/jobs" in paths(app)) is not batch
+        assert (TestClient(app).get("/").status_code == 404) is batch
+        assert settings.limits.images == 3
 
 
 def test_a_wrong_file_stops_the_start(tmp_path: Path) -> None:
