@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from argparse import Namespace
+from functools import partial
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
@@ -113,11 +114,7 @@ class VTREndpoints:
             state.vtr = GenerationService(engine, settings, schedules, elastic, gate)
             state.page = page_data(args.model, engine.image_processor, settings)
 
-        def check(settings: ServerSettings) -> None:
-            check_reuse(settings, caches_prefixes=engine.caches_prefixes)
-            check_adapt(settings, has_family=schedules.offer.chooser.family is not None)
-            schedules.offer.chooser.check_tiers(settings.tiers)
-
+        check = partial(check_settings, engine=engine, schedules=schedules)
         check(settings)
         await adopt(settings)
         path = settings_path(getattr(args, "additional_config", None))
@@ -149,6 +146,17 @@ def _settings(state: Any) -> ServerSettings:
     path = settings_path(getattr(state.args, "additional_config", None))
     settings = ServerSettings() if path is None else ServerSettings.load(path)
     return settings.of_a_batch() if _is_batch(state) else settings
+
+
+def check_settings(settings: ServerSettings, engine: Engine, schedules: ScheduleFolder) -> None:
+    """Refuse what does not go with what runs, at the start and each time the file has changed.
+
+    Raises ConfigurationError.
+    """
+    refuse_shared_names(os.environ, has_keys=bool(settings.keys))
+    check_reuse(settings, caches_prefixes=engine.caches_prefixes)
+    check_adapt(settings, has_family=schedules.offer.chooser.family is not None)
+    schedules.offer.chooser.check_tiers(settings.tiers)
 
 
 def _is_batch(state: Any) -> bool:

@@ -14,7 +14,8 @@ pytest.importorskip("vllm")
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from vtr_server.plugin import VTREndpoints
+from vtr_server.plugin import VTREndpoints, check_settings
+from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.errors import ConfigurationError
 
 OURS = ["/health", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/schedules"]
@@ -98,6 +99,20 @@ def test_jobs_for_everybody_stop_the_start(tmp_path: Path, host: str | None) -> 
     file.write_text("[jobs]\nmemory_share = 0.3\n")
     with pytest.raises(ConfigurationError, match="lets everybody"):
         app_with({"vtr": {"settings": str(file)}}, host)
+
+
+def test_keys_that_come_later_are_refused_beside_vllms_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those that are there at the start: a reload checks the same."""
+    monkeypatch.setenv("VLLM_ENABLE_RESPONSES_API_STORE", "1")
+    key = {"name": "k", "sha256": "0" * 64}
+    engine: Any = Namespace(caches_prefixes=True)
+    chooser = Namespace(family=None, check_tiers=lambda _: None)
+    schedules: Any = Namespace(offer=Namespace(chooser=chooser))
+    check_settings(ServerSettings(), engine, schedules)
+    with pytest.raises(ConfigurationError, match="VLLM_ENABLE_RESPONSES_API_STORE"):
+        check_settings(ServerSettings.model_validate({"keys": [key]}), engine, schedules)
 
 
 def test_errors_have_openai_form_and_the_gate_stands_before_the_routes(tmp_path: Path) -> None:
