@@ -10,6 +10,7 @@ __all__ = [
     "OneLineErrors",
     "Parser",
     "count",
+    "is_on",
     "masked",
     "refuse",
     "value_of",
@@ -86,3 +87,9 @@ def masked(arguments: Sequence[str]) -> list[str]:
         secret = len(flag) > 2 and any(each.startswith(flag) for each in _SECRETS)
         shown.append(f"{name}=***" if secret and equals else part)
     return shown
+
+
+def is_on(switch: str, arguments: Sequence[str]) -> bool:
+    """Whether a switch of vLLM's is set: ``--a-b`` on the command line, ``--a-b=True`` of a file."""
+    wanted = {switch, f"{switch}=True"}
+    return any(part.replace("_", "-") in wanted for part in arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vtr_vllm.command_line import masked
+from vtr_vllm.command_line import is_on, masked
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,17 @@ def test_what_vllm_leaves_out_of_its_log_is_secret() -> None:
     for name in utils._SENSITIVE_ARG_FIELDS:
         flag = f"--{name.replace('_', '-')}"
         assert masked([flag, "K"]) == [flag, "***"]
+
+
+@pytest.mark.parametrize(
+    ("given", "on"),
+    [
+        ("serve m --grpc", True),
+        ("--grpc=True serve m", True),
+        ("--grpc=False serve m", False),
+        ("serve m --grpc-port 5", False),
+        ("serve m", False),
+    ],
+)
+def test_a_switch_is_set_by_a_flag_or_by_a_file(given: str, on: bool) -> None:
+    assert is_on("--grpc", given.split()) is on
