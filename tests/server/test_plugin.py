@@ -14,9 +14,17 @@ pytest.importorskip("vllm")
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from vtr_server.gate.keys import hash_key
 from vtr_server.plugin import VTREndpoints, check_settings
+from vtr_server.policy.schedule_choice import ScheduleChooser
+from vtr_server.policy.schedule_folder import Offer
 from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.schedules import ModelGeometry, ScheduleBook
+
+GEOMETRY = ModelGeometry(
+    layers=12, hidden_size=128, intermediate_size=320, heads=2, kv_heads=2, head_dim=64
+)
 
 OURS = ["/health", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/schedules"]
 
@@ -113,6 +121,22 @@ def test_keys_that_come_later_are_refused_beside_vllms_store(
     check_settings(ServerSettings(), engine, schedules)
     with pytest.raises(ConfigurationError, match="VLLM_ENABLE_RESPONSES_API_STORE"):
         check_settings(ServerSettings.model_validate({"keys": [key]}), engine, schedules)
+
+
+def test_the_offer_is_what_the_callers_key_allows(tmp_path: Path) -> None:
+    keys = [("a", "{}"), ("b", "{ maximum = 1.0 }")]
+    table = '[[keys]]\nname = "{}"\nsha256 = "{}"\nbudget = {}\n'
+    text = "[budget]\nmaximum = 0.5\n"
+    text += "".join(table.format(name, hash_key(name.encode()), budget) for name, budget in keys)
+    app = with_settings(tmp_path, text)
+    settings = app.state.vtr_gate.settings
+    offer = Offer.of(ScheduleChooser(ScheduleBook(GEOMETRY), settings.tiers))
+    app.state.vtr = Namespace(settings=settings, schedules=Namespace(offer=offer))
+    client = TestClient(app)
+    for name, most in (("a", 0.5), ("b", 1.0)):
+        answer = client.get("/v1/schedules", headers={"Authorization": f"Bearer {name}"})
+        assert answer.json()["budget"]["maximum"] == answer.json()["budget"]["default"] == most
+        assert ("full" in answer.json()["tiers"]) is (most == 1.0)
 
 
 def test_errors_have_openai_form_and_the_gate_stands_before_the_routes(tmp_path: Path) -> None:

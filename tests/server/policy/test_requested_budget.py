@@ -14,6 +14,7 @@ from vtr_server.policy.requested_budget import (
     Bounds,
     Switch,
     bounds,
+    default_budget,
     find_ask,
     split_alias,
 )
@@ -387,3 +388,24 @@ def test_reuse_and_adapt_exclude_each_other() -> None:
         find({"adapt": True, "reuse": True})
     with pytest.raises(InvalidBudget, match=r"may end in \+reuse or \+adapt"):
         find(header=("0.4+adapt+reuse",))
+
+
+@pytest.mark.parametrize(
+    ("server", "of_key", "default"),
+    [
+        ({}, None, 1.0),
+        ({"maximum": 0.5}, None, 0.5),
+        ({"maximum": 0.5}, {"maximum": 1.0}, 1.0),
+        ({"default": 0.4}, {"minimum": 0.75}, 0.75),
+        ({"default": 0.4}, {"default": 0.3}, 0.3),
+        ({"default": "auto", "maximum": 0.5}, None, "auto"),
+    ],
+)
+def test_what_a_caller_gets_by_default_lies_within_its_bounds(
+    server: dict[str, Any], of_key: dict[str, Any] | None, default: Any
+) -> None:
+    settings = ServerSettings.model_validate({"budget": server, "elastic": {"ttft_seconds": 1.0}})
+    key = None
+    if of_key is not None:
+        key = KeySettings.model_validate({"name": "k", "sha256": "0" * 64, "budget": of_key})
+    assert default_budget(settings, key) == default
