@@ -7,7 +7,7 @@ refused, and so is what lies outside of the caller's bounds. What the others say
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vtr_server.policy.settings import AUTO, BudgetSettings, KeySettings, ServerSettings
@@ -30,6 +30,7 @@ __all__ = [
     "find_ask",
     "short_form",
     "split_alias",
+    "unreduced",
 ]
 
 HEADER = "X-VTR-Budget"
@@ -110,6 +111,17 @@ def bounds(settings: ServerSettings, key: KeySettings | None) -> Bounds:
         own.minimum or settings.budget.minimum or 0.0,
         own.maximum or settings.budget.maximum or 1.0,
     )
+
+
+def unreduced(asked: Asked, policy: Bounds) -> Asked:
+    """The same at full budget, where the client leaves the budget to the server and may have that.
+
+    For what cannot run reduced: whether it runs must not hang on the load.
+    """
+    leaves = not asked.explicit or asked.ask.budget == AUTO
+    if not leaves or min(policy.maximum, asked.ask.maximum or 1.0) < 1.0:
+        return asked
+    return replace(asked, ask=Ask(budget=1.0))
 
 
 def split_alias(model: str | None, served: Sequence[str]) -> tuple[str | None, str | None]:
