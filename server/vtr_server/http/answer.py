@@ -243,7 +243,7 @@ def _decide(
     chooser = service.schedules.offer.chooser
     trace = uuid.uuid4().hex if asked.trace else None
     policy, has_beams = bounds(service.settings, key), _has_beams(request)
-    if has_beams:
+    if has_beams or _asks_of_the_prompt(request):
         asked = unreduced(asked, policy)
     decision = _Decision(chooser, asked, policy, trace, has_beams)
     if getattr(request, "background", False):
@@ -262,6 +262,14 @@ def _decide(
 
 def _has_beams(request: Any) -> bool:
     return bool(getattr(request, "use_beam_search", False))
+
+
+def _asks_of_the_prompt(request: Any) -> bool:
+    """Whether logprobs of the prompt are wanted, as by an echo; none are refused here (see admission)."""
+    wanted = getattr(request, "prompt_logprobs", None)
+    if wanted is None and getattr(request, "echo", False):
+        wanted = getattr(request, "top_logprobs", getattr(request, "logprobs", None))
+    return wanted is not None
 
 
 def _prompts(request: Any) -> int:

@@ -340,3 +340,16 @@ def test_beams_run_at_full_budget_or_not_at_all(server: Server, stream: bool) ->
         facts, _ = told_by(client.post(CHAT, json=left), CHAT)
         assert (facts["asked_by"], facts["budget"]) == ("detail", 1.0)
         assert client.post(COMPLETION, json=text).status_code == 200
+
+
+@pytest.mark.parametrize("more", [{"prompt_logprobs": 1}, {"echo": True, "logprobs": True}])
+def test_logprobs_of_the_prompt_are_had_at_full_budget(
+    server: Server, more: dict[str, Any]
+) -> None:
+    left, asked = body_of(CHAT) | more, body_of(CHAT, vtr={"budget": 0.5}) | more
+    left["messages"][0]["content"][0]["image_url"]["detail"] = "low"
+    with server.client() as client:
+        facts, _ = told_by(client.post(CHAT, json=left), CHAT)
+        assert (facts["asked_by"], facts["budget"]) == ("detail", 1.0)
+        refused = client.post(CHAT, json=asked).json()["error"]
+        assert refused["code"] == "unsupported_request"
