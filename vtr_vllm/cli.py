@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from vtr_vllm import __version__, preflight
-from vtr_vllm.command_line import LAUNCH_VARIABLE, Parser, refuse, value_of
+from vtr_vllm.command_line import LAUNCH_VARIABLE, Parser, is_on, masked, refuse, value_of
 from vtr_vllm.errors import ConfigurationError, VTRError
 from vtr_vllm.own_models import OWN_MODELS
 
@@ -54,7 +54,7 @@ class Launch:
 
     def __str__(self) -> str:
         given = [f"{name}={shlex.quote(value)}" for name, value in self.environment.items()]
-        return " ".join([*given, "python -P -m vtr_server", shlex.join(self.arguments)])
+        return " ".join([*given, "python -P -m vtr_server", shlex.join(masked(self.arguments))])
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -168,7 +168,7 @@ def _check(options: argparse.Namespace, launch: Launch) -> None:
         preflight.known_geometry(model, flags),
         may_be_empty=settings.jobs is not None,
     )
-    if options.command == "serve" and "--headless" not in flags:
+    if options.command == "serve" and not is_on("--headless", flags):
         local = value_of("--uds", flags) is not None
         check_exposure(settings, "localhost" if local else value_of("--host", flags))
         admin = settings.admin

@@ -5,12 +5,24 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-__all__ = ["LAUNCH_VARIABLE", "OneLineErrors", "Parser", "count", "refuse", "value_of"]
+__all__ = [
+    "LAUNCH_VARIABLE",
+    "OneLineErrors",
+    "Parser",
+    "count",
+    "is_on",
+    "masked",
+    "refuse",
+    "value_of",
+]
 
 USAGE_ERROR = 2
 
 LAUNCH_VARIABLE = "VTR_LAUNCH"
 """Environment variable with the command that ``vtr serve`` becomes, which says it once it is valid."""
+
+_SECRETS = ("--api-key", "--hf-token", "--watermark-config")
+"""Flags of vLLM's whose values it leaves out of its log."""
 
 
 def refuse(command: str, reason: object) -> NoReturn:
@@ -58,3 +70,26 @@ def value_of(flag: str, arguments: Sequence[str]) -> str | None:
         following = arguments[index + 1 : index + 2]
         found = value if equals else next((v for v in following if not v.startswith("--")), "")
     return found
+
+
+def masked(arguments: Sequence[str]) -> list[str]:
+    """A command line of vLLM's as it may be shown: ``***`` in the place of what is secret.
+
+    All spellings count: ``--a-b V W``, ``--a_b=V``, ``--a-b.key V``, and abbreviations.
+    """
+    shown, secret = [], False
+    for part in arguments:
+        if not part.startswith("-"):
+            shown.append("***" if secret else part)
+            continue
+        name, equals, _ = part.partition("=")
+        flag = name.replace("_", "-").partition(".")[0]
+        secret = len(flag) > 2 and any(each.startswith(flag) for each in _SECRETS)
+        shown.append(f"{name}=***" if secret and equals else part)
+    return shown
+
+
+def is_on(switch: str, arguments: Sequence[str]) -> bool:
+    """Whether a switch of vLLM's is set: ``--a-b`` on the command line, ``--a-b=True`` of a file."""
+    wanted = {switch, f"{switch}=True"}
+    return any(part.replace("_", "-") in wanted for part in arguments)

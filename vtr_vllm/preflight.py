@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtr_vllm.command_line import value_of
+from vtr_vllm.command_line import is_on, value_of
 from vtr_vllm.errors import ConfigurationError, UnsupportedModel
 from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook
 
@@ -122,7 +122,7 @@ def check_address(flags: Sequence[str], admin: tuple[str, int] | None) -> None:
 def check_front_end(flags: Sequence[str], environ: Mapping[str, str]) -> None:
     """Refuse front ends of vLLM's that know no plugins; raises ConfigurationError."""
     for given, name in (
-        ("--grpc" in flags, "--grpc"),
+        (is_on("--grpc", flags), "--grpc"),
         (environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"), "VLLM_USE_RUST_FRONTEND"),
     ):
         if given:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 from argparse import Namespace
+from functools import partial
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
@@ -64,7 +65,7 @@ class VTREndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         """Phase A: routes, the gate before them, and the handlers of errors."""
-        self._settings = settings = _settings(app.state.args)
+        self._settings = settings = _settings(app.state)
         refuse_shared_names(os.environ, has_keys=bool(settings.keys))
         args = app.state.args
         local = getattr(args, "uds", None) is not None
@@ -113,15 +114,12 @@ class VTREndpoints:
             state.vtr = GenerationService(engine, settings, schedules, elastic, gate)
             state.page = page_data(args.model, engine.image_processor, settings)
 
-        def check(settings: ServerSettings) -> None:
-            check_reuse(settings, caches_prefixes=engine.caches_prefixes)
-            check_adapt(settings, has_family=schedules.offer.chooser.family is not None)
-            schedules.offer.chooser.check_tiers(settings.tiers)
-
+        check = partial(check_settings, engine=engine, schedules=schedules)
         check(settings)
         await adopt(settings)
         path = settings_path(getattr(args, "additional_config", None))
-        settings_file = state.vtr_settings = SettingsFile(path, settings, adopt, check)
+        followed = None if _is_batch(state) else path  # one file, under one policy
+        settings_file = state.vtr_settings = SettingsFile(followed, settings, adopt, check)
         if settings.jobs is not None:
             state.jobs = _jobs(engine, settings.jobs)
         background = state.vtr_background = Background()
@@ -144,9 +142,26 @@ class VTREndpoints:
         )
 
 
-def _settings(args: Namespace) -> ServerSettings:
-    path = settings_path(getattr(args, "additional_config", None))
-    return ServerSettings() if path is None else ServerSettings.load(path)
+def _settings(state: Any) -> ServerSettings:
+    path = settings_path(getattr(state.args, "additional_config", None))
+    settings = ServerSettings() if path is None else ServerSettings.load(path)
+    return settings.of_a_batch() if _is_batch(state) else settings
+
+
+def check_settings(settings: ServerSettings, engine: Engine, schedules: ScheduleFolder) -> None:
+    """Refuse what does not go with what runs, at the start and each time the file has changed.
+
+    Raises ConfigurationError.
+    """
+    refuse_shared_names(os.environ, has_keys=bool(settings.keys))
+    check_reuse(settings, caches_prefixes=engine.caches_prefixes)
+    check_adapt(settings, has_family=schedules.offer.chooser.family is not None)
+    schedules.offer.chooser.check_tiers(settings.tiers)
+
+
+def _is_batch(state: Any) -> bool:
+    """Whether ``vtr batch`` runs the routes, for one file and no callers."""
+    return getattr(state, "vtr_batch", False)
 
 
 def _chooser(engine: Engine, elastic: Elastic | None, settings: ServerSettings) -> ScheduleChooser:

@@ -14,8 +14,17 @@ pytest.importorskip("vllm")
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from vtr_server.plugin import VTREndpoints
+from vtr_server.gate.keys import hash_key
+from vtr_server.plugin import VTREndpoints, check_settings
+from vtr_server.policy.schedule_choice import ScheduleChooser
+from vtr_server.policy.schedule_folder import Offer
+from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.schedules import ModelGeometry, ScheduleBook
+
+GEOMETRY = ModelGeometry(
+    layers=12, hidden_size=128, intermediate_size=320, heads=2, kv_heads=2, head_dim=64
+)
 
 OURS = ["/health", "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/schedules"]
 
@@ -31,6 +40,18 @@ def with_settings(tmp_path: Path, text: str) -> FastAPI:
     file = tmp_path / "settings.toml"
     file.write_text(text)
     return app_with({"vtr": {"settings": str(file)}})
+
+
+def attached(tmp_path: Path, text: str, *, batch: bool) -> tuple[VTREndpoints, FastAPI]:
+    """The plugin of a server with these settings, or of a batch."""
+    file = tmp_path / "settings.toml"
+    file.write_text(text)
+    app, plugin = FastAPI(), VTREndpoints()
+    app.state.args = Namespace(additional_config={"vtr": {"settings": str(file)}}, host="127.0.0.1")
+    if batch:
+        app.state.vtr_batch = True
+    plugin.attach_router(app)
+    return plugin, app
 
 
 def paths(app: FastAPI) -> set[str]:
@@ -60,6 +81,17 @@ def test_the_file_decides_what_is_there(tmp_path: Path) -> None:
     assert TestClient(app).get("/").status_code == 404
 
 
+def test_a_batch_starts_nothing_of_a_server(tmp_path: Path) -> None:
+    text = "[admin]\nport = 9\n[jobs]\nmemory_share = 0.3\n[limits]\nimages = 3\n"
+    for batch in (False, True):
+        _, app = attached(tmp_path, text, batch=batch)
+        settings = app.state.vtr_gate.settings
+        assert (settings.admin is None, settings.jobs is None) == (batch, batch)
+        assert ("/v1/jobs" in paths(app)) is not batch
+        assert (TestClient(app).get("/").status_code == 404) is batch
+        assert settings.limits.images == 3
+
+
 def test_a_wrong_file_stops_the_start(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="tiers"):
         with_settings(tmp_path, "[tiers]\nauto = 0.5\n")
@@ -75,6 +107,36 @@ def test_jobs_for_everybody_stop_the_start(tmp_path: Path, host: str | None) -> 
     file.write_text("[jobs]\nmemory_share = 0.3\n")
     with pytest.raises(ConfigurationError, match="lets everybody"):
         app_with({"vtr": {"settings": str(file)}}, host)
+
+
+def test_keys_that_come_later_are_refused_beside_vllms_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As those that are there at the start: a reload checks the same."""
+    monkeypatch.setenv("VLLM_ENABLE_RESPONSES_API_STORE", "1")
+    key = {"name": "k", "sha256": "0" * 64}
+    engine: Any = Namespace(caches_prefixes=True)
+    chooser = Namespace(family=None, check_tiers=lambda _: None)
+    schedules: Any = Namespace(offer=Namespace(chooser=chooser))
+    check_settings(ServerSettings(), engine, schedules)
+    with pytest.raises(ConfigurationError, match="VLLM_ENABLE_RESPONSES_API_STORE"):
+        check_settings(ServerSettings.model_validate({"keys": [key]}), engine, schedules)
+
+
+def test_the_offer_is_what_the_callers_key_allows(tmp_path: Path) -> None:
+    keys = [("a", "{}"), ("b", "{ maximum = 1.0 }")]
+    table = '[[keys]]\nname = "{}"\nsha256 = "{}"\nbudget = {}\n'
+    text = "[budget]\nmaximum = 0.5\n"
+    text += "".join(table.format(name, hash_key(name.encode()), budget) for name, budget in keys)
+    app = with_settings(tmp_path, text)
+    settings = app.state.vtr_gate.settings
+    offer = Offer.of(ScheduleChooser(ScheduleBook(GEOMETRY), settings.tiers))
+    app.state.vtr = Namespace(settings=settings, schedules=Namespace(offer=offer))
+    client = TestClient(app)
+    for name, most in (("a", 0.5), ("b", 1.0)):
+        answer = client.get("/v1/schedules", headers={"Authorization": f"Bearer {name}"})
+        assert answer.json()["budget"]["maximum"] == answer.json()["budget"]["default"] == most
+        assert ("full" in answer.json()["tiers"]) is (most == 1.0)
 
 
 def test_errors_have_openai_form_and_the_gate_stands_before_the_routes(tmp_path: Path) -> None:

@@ -186,6 +186,8 @@ def test_help_loads_neither_vllm_nor_torch() -> None:
 def test_what_is_run_is_printed_as_a_command() -> None:
     launch = Launch(("serve", "a model", "--x"), {"VLLM_PLUGINS": "vtr"})
     assert str(launch) == "VLLM_PLUGINS=vtr python -P -m vtr_server serve 'a model' --x"
+    launch = Launch(("serve", "m", "--api-key", "K"), {})
+    assert str(launch) == "python -P -m vtr_server serve m --api-key '***'"
 
 
 def test_a_batch_gets_the_same_engine(launched: list[Launch], tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ def folder(tmp_path: Path) -> Path:
         shutil.copy(tmp_path / name / "a.json", tmp_path / "mixed" / f"{name}.json")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.json").write_text("{")
+    (tmp_path / "grpc.yaml").write_text("grpc: true\n")
     (tmp_path / "typo.toml").write_text("[budgit]\n")
     (tmp_path / "broken.toml").write_text("[budget\n")
     (tmp_path / "key.toml").write_text(KEYS.format("secret"))
@@ -110,6 +111,7 @@ CASES = {
     "a port that is none": (["demo", "--port", "70000"], "--port 70000 is above 65535"),
     "an address of another machine": (["demo", "--host", "192.0.2.1"], "192.0.2.1 is no address"),
     "a front end without plugins": (["demo", "--grpc"], "--grpc starts a front end"),
+    "the same in a file": (["demo", "--config", "grpc.yaml"], "--grpc starts a front end"),
     "no model given": (["--port", "80"], "name the model"),
 }
 

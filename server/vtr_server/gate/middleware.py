@@ -132,7 +132,7 @@ class Gate:
             raise self._draining_error()
         host = (scope.get("client") or ("-",))[0]
         if needed == "open" or self._is_open(needed, on_admin_port):
-            if needed == "jobs":
+            if needed == "jobs" or (needed == "admin" and on_admin_port):
                 headers = _read(scope["headers"])
                 refuse_foreign_page(*(_text(headers.get(name)) for name in (b"origin", b"host")))
             return Caller(None, host)

@@ -31,6 +31,7 @@ from vtr_server.policy.requested_budget import (
     bounds,
     find_ask,
     split_alias,
+    unreduced,
 )
 from vtr_server.policy.schedule_choice import ChosenSchedule, ScheduleChooser
 from vtr_server.policy.schedule_folder import ScheduleFolder
@@ -90,6 +91,7 @@ class _Decision:
     policy: Bounds
     trace: str | None = None
     """Under which name the engine keeps the trace; None where none was asked for."""
+    has_beams: bool = False
     choice: ChosenSchedule | None = None
     """Of the last prompt, where each has its own."""
     base: ChosenSchedule | None = None
@@ -113,7 +115,10 @@ class _Decision:
             self.choice = choice
 
     def __call__(self, prompt: Admitted) -> Mapping[str, Any]:
-        """What the ``extra_args`` of a prompt gain; raises as ``ScheduleChooser`` does."""
+        """What the ``extra_args`` of a prompt gain.
+
+        Raises as ``ScheduleChooser`` does, and UnsupportedRequest for beams that would be reduced.
+        """
         asked, fraction = self.asked, self.asked.ask.max_flops_fraction
         if fraction is not None:
             choice = self.chooser.choose_by_flops(
@@ -125,6 +130,12 @@ class _Decision:
             choice = adapted(self.chooser, self.base, self.policy, prompt.prompt)
             self.choice = choice.with_floor(asked.per_image_floor).after(before)
         assert self.choice is not None
+        if self.has_beams and prompt.n_vision and self.choice.wire:
+            raise UnsupportedRequest(
+                f"use_beam_search is true, and the request would run at budget {self.choice.budget:g};"
+                " beam search of images runs at full budget only: ask for budget 1.0, or leave out"
+                " use_beam_search"
+            )
         return self.choice.wire | ({TRACE_KEY: self.trace} if self.trace else {})
 
 
@@ -172,9 +183,7 @@ async def _serve(
         watch.prompt(prompt, facts(decide.choice, decide.asked.by, [prompt], geometry))
 
     with (
-        collect(
-            decide, noted, has_beams=bool(getattr(request, "use_beam_search", False))
-        ) as admitted,
+        collect(decide, noted, has_beams=decide.has_beams) as admitted,
         collect_first_tokens() as first_tokens,
         # Of an answer in one piece vLLM shows nothing before its end.
         first_token(watch.first_token) if getattr(request, "stream", False) else nullcontext(),
@@ -233,13 +242,10 @@ def _decide(
     refuse_misplaced(request.misplaced, raw_request)
     chooser = service.schedules.offer.chooser
     trace = uuid.uuid4().hex if asked.trace else None
-    decision = _Decision(chooser, asked, bounds(service.settings, key), trace)
-    reduces = decision.choice is None or bool(decision.choice.wire)
-    if reduces and getattr(request, "use_beam_search", False):
-        raise UnsupportedRequest(
-            "use_beam_search is true and a budget below 1 was asked for; beam search runs at"
-            " full budget only: leave out one of them"
-        )
+    policy, has_beams = bounds(service.settings, key), _has_beams(request)
+    if has_beams or _asks_of_the_prompt(request):
+        asked = unreduced(asked, policy)
+    decision = _Decision(chooser, asked, policy, trace, has_beams)
     if getattr(request, "background", False):
         raise UnsupportedRequest(
             "background is true, and a response in the background has no answer that could say"
@@ -252,6 +258,18 @@ def _decide(
             f"trace is true and the request has {prompts} prompts; trace one prompt at a time"
         )
     return decision
+
+
+def _has_beams(request: Any) -> bool:
+    return bool(getattr(request, "use_beam_search", False))
+
+
+def _asks_of_the_prompt(request: Any) -> bool:
+    """Whether logprobs of the prompt are wanted, as by an echo; none are refused here (see admission)."""
+    wanted = getattr(request, "prompt_logprobs", None)
+    if wanted is None and getattr(request, "echo", False):
+        wanted = getattr(request, "top_logprobs", getattr(request, "logprobs", None))
+    return wanted is not None
 
 
 def _prompts(request: Any) -> int:

@@ -8,12 +8,20 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 from pydantic import ValidationError
 
+from vtr_server.gate.context import RequestContext
 from vtr_server.gate.scopes import route_path
 from vtr_server.http.answer import GenerationService, answer
 from vtr_server.http.endpoints import BATCH, CHAT, COMPLETION, MESSAGES, RESPONSE
 from vtr_server.http.error_handlers import CheckedRoute, refuse
 from vtr_server.http.errors import error_response, http_error_body, in_form_of
-from vtr_server.policy.requested_budget import ALIAS, split_alias
+from vtr_server.policy.requested_budget import (
+    ALIAS,
+    Bounds,
+    bounds,
+    default_budget,
+    split_alias,
+)
+from vtr_server.policy.settings import KeySettings
 from vtr_server.vllm_api.engine import (
     BatchRequest,
     ChatRequest,
@@ -49,6 +57,15 @@ _RESPONSES: dict[int | str, dict[str, Any]] = {
 def _service(request: Request) -> GenerationService:
     service: GenerationService = request.app.state.vtr
     return service
+
+
+def _key(request: Request) -> KeySettings | None:
+    return RequestContext.of(request.scope).caller.key
+
+
+def _policy(request: Request) -> Bounds:
+    """What the caller may ask for."""
+    return bounds(_service(request).settings, _key(request))
 
 
 @router.post("/v1/chat/completions", dependencies=_JSON_ONLY, responses=_RESPONSES)
@@ -155,19 +172,20 @@ _INVOKED: dict[str, type[ChatRequest] | type[CompletionRequest]] = {
 
 @router.get("/v1/models")
 async def list_models(raw_request: Request) -> JSONResponse:
-    """vLLM's models, and each behind each alias that asks for a budget."""
+    """vLLM's models, and each behind each alias that asks for a budget which the caller may have."""
     service = _service(raw_request)
-    return JSONResponse(await service.engine.models(service.schedules.offer.aliases))
+    aliases = service.schedules.offer.aliases_within(_policy(raw_request))
+    return JSONResponse(await service.engine.models(aliases))
 
 
 @router.get("/v1/models/{model_id:path}")
 async def retrieve_model(model_id: str, raw_request: Request) -> JSONResponse:
     """One of these models, by its name or by any alias that can be asked for, listed or not."""
     service = _service(raw_request)
-    offer = service.schedules.offer
+    offer, policy = service.schedules.offer, _policy(raw_request)
     _, wish = split_alias(model_id, service.engine.served_models())
-    unlisted = [wish] if wish is not None and offer.has_alias(wish) else []
-    models = await service.engine.models([*offer.aliases, *unlisted])
+    unlisted = [wish] if wish is not None and offer.has_alias(wish, policy) else []
+    models = await service.engine.models([*offer.aliases_within(policy), *unlisted])
     for card in models["data"]:
         if card["id"] == model_id:
             return JSONResponse(card)
@@ -177,7 +195,9 @@ async def retrieve_model(model_id: str, raw_request: Request) -> JSONResponse:
 @router.get("/v1/schedules")
 async def list_schedules(raw_request: Request) -> JSONResponse:
     """What can be asked for: stored schedules, built-in forms, tiers, the range of budgets."""
-    return JSONResponse(_service(raw_request).schedules.offer.description)
+    service = _service(raw_request)
+    default = default_budget(service.settings, _key(raw_request))
+    return JSONResponse(service.schedules.offer.described(_policy(raw_request), default))
 
 
 @router.get("/health", response_class=Response)

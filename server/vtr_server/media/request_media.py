@@ -87,9 +87,9 @@ class RequestMedia:
 
     async def hold(self, pixels: int) -> None:
         """Take pixels of the budget; raises as ``PixelBudget.take``."""
-        await self._budget.take(pixels)
+        await self._budget.take(pixels, self.caller)
         if self._closed:  # its client is gone
-            self._budget.give(pixels)
+            self._budget.give(pixels, self.caller)
         else:
             self._held += pixels
 
@@ -97,7 +97,7 @@ class RequestMedia:
         """So many are done with."""
         pixels = min(pixels, self._held)
         self._held -= pixels
-        self._budget.give(pixels)
+        self._budget.give(pixels, self.caller)
 
     def close(self) -> None:
         """Release what is still held."""

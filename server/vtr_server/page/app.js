@@ -8,7 +8,7 @@ import { loadImage } from "./images.js";
 import * as jobs from "./jobs.js";
 import * as patches from "./patches.js";
 
-const state = { model: null, facts: null, stops: [], images: [], running: null, asked: null };
+const state = { model: null, facts: null, stops: [], most: 1, images: [], running: null, asked: null };
 
 function problem(error) {
   byId("problem").textContent = error ? error.message : "";
@@ -26,6 +26,7 @@ async function connect() {
     const [models, offer] = await Promise.all([getJson("v1/models"), getJson("v1/schedules")]);
     state.model = models.data[0].id;
     state.stops = stopsOf(offer);
+    state.most = offer.budget?.maximum ?? 1;
     const layers = offer.geometry.layers;
     byId("served").textContent = `${state.model} · ${layers} layers`;
     showStops();
@@ -162,17 +163,20 @@ async function answer(side, question, more, signal) {
   }
 }
 
-/** Begin with the question of the form: a conversation at full budget, and one at the chosen one. */
+/** Begin with the question of the form: at full budget, or the most that may be asked for, and at the chosen. */
 function begin(stop) {
   const urls = state.images.map((image) => image.url);
   const side = (name, id, ask) => ({ name, card: byId(id), talk: newTalk(urls), ask });
   const reuse = byId("reuse").checked ? { reuse: true } : {};
+  const most = state.most === 1 ? "at full budget" : `at budget ${state.most}, the most here`;
   state.asked = {
     pictures: state.images.map((image) => image.picture),
     turn: 0,
-    full: side("at full budget", "answer-full", { budget: 1 }),
+    full: side(most, "answer-full", { budget: state.most }),
     chosen: side(`at budget ${nameOf(stop)}`, "answer-chosen", { ...stop.ask, ...reuse }),
   };
+  byId("full-heading").textContent = state.most === 1 ? "Full budget" : `Budget ${state.most}, the most here`;
+  byId("full-column").textContent = state.most === 1 ? "Full" : `Budget ${state.most}`;
   byId("chosen-heading").textContent = `Budget ${nameOf(stop)}${reuse.reuse ? ", with reuse" : ""}`;
   byId("answers").hidden = false;
   patches.hide();

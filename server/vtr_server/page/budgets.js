@@ -3,7 +3,7 @@
 /**
  * Stops in ascending order: {budget, tier, name, ask}; `tier` may be null and `name` "", `ask` is
  * the vtr object of a request. Of several offers at one budget a tier comes first, then a schedule
- * that answers to its budget, then one that has a name only.
+ * that answers to its budget, then one that has a name only, then a bound of what may be asked for.
  */
 export function stopsOf(offer) {
   const { minimum = 0, maximum = 1 } = offer.budget ?? {};
@@ -21,6 +21,8 @@ export function stopsOf(offer) {
   for (const { mean_keep, name, budget } of stored) {
     if (budget === null) add(mean_keep, name, { schedule: name });
   }
+  if (maximum < 1) add(maximum, "", { budget: maximum });
+  if (minimum > 0) add(minimum, "", { budget: minimum });
   return [...found.values()].sort((a, b) => a.budget - b.budget);
 }
 

@@ -36,13 +36,19 @@ def refuse_foreign_page(origin: str | None, host: str | None) -> None:
 
     For routes that need no key because only this machine reaches them. ``origin`` and ``host`` are
     the headers. A page that this server itself served has both alike, under a name of this machine:
-    a foreign name that leads here (DNS rebinding) is none.
+    a foreign name that leads here (DNS rebinding) is none. With such a name a browser sends no Origin
+    where its page only reads.
     """
-    if origin is None:
-        return  # no browser, or none that a page made send it
-    own = urlsplit(f"//{host or ''}")
-    if urlsplit(origin).netloc != own.netloc or not is_loopback(own.hostname):
+    if origin is None and host is None:
+        return  # no browser
+    try:
+        own, page = urlsplit(f"//{host or ''}"), urlsplit(origin or "")
+    except ValueError:  # no address at all
+        own = page = urlsplit("")
+    is_foreign = origin is not None and page.netloc != own.netloc
+    if is_foreign or not is_loopback(own.hostname):
         raise Forbidden(
-            "this route needs no key here and is therefore not for pages from elsewhere; open"
-            " http://127.0.0.1 with this server's port, or add [[keys]]"
+            "this route needs no key here and is therefore not for pages from elsewhere, nor under"
+            " another name than this machine's: use http://127.0.0.1 with this server's port, or add"
+            " [[keys]]"
         )

@@ -7,7 +7,8 @@ refused, and so is what lies outside of the caller's bounds. What the others say
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from vtr_server.policy.settings import AUTO, BudgetSettings, KeySettings, ServerSettings
 from vtr_server.policy.vtr_field import Ask, Read, parse_field
@@ -25,9 +26,11 @@ __all__ = [
     "Bounds",
     "Switch",
     "bounds",
+    "default_budget",
     "find_ask",
     "short_form",
     "split_alias",
+    "unreduced",
 ]
 
 HEADER = "X-VTR-Budget"
@@ -38,6 +41,8 @@ ADAPT_SUFFIX = "+adapt"
 ALIAS = "@"
 FULL = "full"
 """The tier and the schedule that are budget 1.0 on every server."""
+
+_EPS = 1e-9
 
 _NUMBER = re.compile(r"[0-9]{0,4}\.?[0-9]{1,20}([eE]-?[0-9]{1,3})?", re.ASCII)
 _TIER = re.compile(r"[a-z][a-z0-9-]{0,31}", re.ASCII)
@@ -84,6 +89,20 @@ class Bounds:
     minimum: float
     maximum: float
 
+    def holds(self, budget: float) -> bool:
+        """Whether it lies inside, but for rounding."""
+        return self.minimum - _EPS <= budget <= self.maximum + _EPS
+
+    def moved(self, budget: float) -> float:
+        """The budget inside that is next to it."""
+        return min(max(budget, self.minimum), self.maximum)
+
+
+def default_budget(settings: ServerSettings, key: KeySettings | None) -> float | Literal["auto"]:
+    """What a request of a caller runs with that asks for nothing, within the caller's bounds."""
+    default = _default(settings, key)[0]
+    return AUTO if default == AUTO else bounds(settings, key).moved(float(default))
+
 
 def bounds(settings: ServerSettings, key: KeySettings | None) -> Bounds:
     """The policy for a caller: what the key says, else what the server says."""
@@ -92,6 +111,17 @@ def bounds(settings: ServerSettings, key: KeySettings | None) -> Bounds:
         own.minimum or settings.budget.minimum or 0.0,
         own.maximum or settings.budget.maximum or 1.0,
     )
+
+
+def unreduced(asked: Asked, policy: Bounds) -> Asked:
+    """The same at full budget, where the client leaves the budget to the server and may have that.
+
+    For what cannot run reduced: whether it runs must not hang on the load.
+    """
+    leaves = not asked.explicit or asked.ask.budget == AUTO
+    if not leaves or min(policy.maximum, asked.ask.maximum or 1.0) < 1.0:
+        return asked
+    return replace(asked, ask=Ask(budget=1.0))
 
 
 def split_alias(model: str | None, served: Sequence[str]) -> tuple[str | None, str | None]:
@@ -144,11 +174,17 @@ def find_ask(
         return Asked(ask, by, True, trace, floor, *switches)
     if detail := _detail(settings, details):
         return Asked(detail, "detail", False, trace, floor, *switches)
+    default, by = _default(settings, key)
+    return Asked(Ask(budget=default), by, False, trace, floor, *switches)
+
+
+def _default(
+    settings: ServerSettings, key: KeySettings | None
+) -> tuple[float | Literal["auto"], str]:
+    """The budget where nothing is asked for, bounds aside, and the place that says so."""
     if key and key.budget.default is not None:
-        ask = Ask(budget=key.budget.default)
-        return Asked(ask, "key-default", False, trace, floor, *switches)
-    default = 1.0 if settings.budget.default is None else settings.budget.default
-    return Asked(Ask(budget=default), "default", False, trace, floor, *switches)
+        return key.budget.default, "key-default"
+    return 1.0 if settings.budget.default is None else settings.budget.default, "default"
 
 
 def _switch(

@@ -112,14 +112,13 @@ class ScheduleChooser:
             return self._by_load(ask, policy, reuse)
         choice = self._of_ask(ask, reuse)
         self._check_reuse(choice, reuse)
-        if _is_inside(choice.budget, policy):
+        if policy.holds(choice.budget):
             return choice
         if not movable:
             raise BudgetNotAllowed(
                 f"budget {choice.budget:g} lies outside {_range(policy)}; ask for one inside"
             )
-        bounded = min(max(choice.budget, policy.minimum), policy.maximum)
-        return self._of_budget(bounded, reuse)
+        return self._of_budget(policy.moved(choice.budget), reuse)
 
     def choose_by_flops(
         self,
@@ -298,10 +297,6 @@ class ScheduleChooser:
         return self._of_budget(meaning, reuse)
 
 
-def _is_inside(budget: float, policy: Bounds) -> bool:
-    return policy.minimum - _EPS <= budget <= policy.maximum + _EPS
-
-
 def _between(ask: Ask) -> str:
     """The bounds that a request sets for ``auto``: one, or both."""
     if ask.minimum is None or ask.maximum is None:
@@ -314,7 +309,7 @@ def _range(policy: Bounds) -> str:
 
 
 def describe(chooser: ScheduleChooser) -> dict[str, Any]:
-    """The body of GET /v1/schedules; the same as long as the book is."""
+    """The body of GET /v1/schedules for a caller without bounds; the same as long as the book is."""
     book = chooser.book
     return {
         "object": "list",
@@ -323,6 +318,7 @@ def describe(chooser: ScheduleChooser) -> dict[str, Any]:
         "inline": _describe_inline(book.geometry),
         "budget": {
             "exclusive_minimum": 0.0,
+            "minimum": 0.0,
             "maximum": 1.0,
             "default": 1.0,
             "means": "mean share of the vision tokens kept over all layers",

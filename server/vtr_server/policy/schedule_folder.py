@@ -14,8 +14,16 @@ from typing import Any
 
 from vtr_server.operations.metrics import observe_reload, observe_schedules
 from vtr_server.policy.adaptive_choice import adapts
-from vtr_server.policy.requested_budget import ALIAS, Bounds, Switch, short_form
+from vtr_server.policy.requested_budget import (
+    ADAPT_SUFFIX,
+    ALIAS,
+    REUSE_SUFFIX,
+    Bounds,
+    Switch,
+    short_form,
+)
 from vtr_server.policy.schedule_choice import ScheduleChooser, describe
+from vtr_server.policy.settings import AUTO
 from vtr_vllm.adaptive import ScheduleFamily
 from vtr_vllm.adaptive.family import FILE
 from vtr_vllm.errors import RequestError, ScheduleError, VTRError
@@ -45,13 +53,32 @@ class Offer:
         _ = chooser.grids  # made here, beside the requests, not by the first one that needs it
         return cls(chooser, describe(chooser), chooser.aliases())
 
-    def has_alias(self, wish: str) -> bool:
-        """Whether ``MODEL@wish`` asks for something that there is, among the aliases or not."""
+    def described(self, policy: Bounds, default: float | str) -> dict[str, Any]:
+        """The description for a caller, with the tiers that it may ask for."""
+        budget = {"minimum": policy.minimum, "maximum": policy.maximum, "default": default}
+        tiers = self.description["tiers"].items()
+        return self.description | {
+            "budget": self.description["budget"] | budget,
+            "tiers": {name: share for name, share in tiers if policy.holds(share)},
+        }
+
+    def aliases_within(self, policy: Bounds) -> list[str]:
+        """The aliases that a caller may ask for; ``auto`` keeps within any bounds."""
+        shares = self.description["tiers"] | {AUTO: policy.maximum}
+
+        def share(alias: str) -> float:
+            name = alias.removesuffix(REUSE_SUFFIX).removesuffix(ADAPT_SUFFIX)
+            return float(shares.get(name, name))
+
+        return [alias for alias in self.aliases if policy.holds(share(alias))]
+
+    def has_alias(self, wish: str, policy: Bounds) -> bool:
+        """Whether ``MODEL@wish`` asks for what there is and a caller may have, listed or not."""
         try:
             read = short_form([wish], f"model alias {ALIAS}")
             assert read.ask is not None
             reuse = Switch(bool(read.reuse), explicit=read.reuse is not None)
-            choice = self.chooser.choose(read.ask, Bounds(0.0, 1.0), reuse=reuse)
+            choice = self.chooser.choose(read.ask, policy, reuse=reuse)
             adapt = Switch(bool(read.adapt), explicit=read.adapt is not None)
             adapts(self.chooser, read.ask, choice, adapt)
         except RequestError:

@@ -242,6 +242,12 @@ class ServerSettings(_Table):
                 f"settings file {path}: {place}: {wrong['msg']}; see docs/settings.md"
             ) from err
 
+    def of_a_batch(self) -> Self:
+        """Without what is of a server: a port, a page, and searches that others may start."""
+        return self.model_copy(
+            update={"admin": None, "jobs": None, "page": PageSettings(enabled=False)}
+        )
+
     @field_validator("tiers")
     @classmethod
     def _full_stays(cls, tiers: dict[str, float | str]) -> dict[str, float | str]:

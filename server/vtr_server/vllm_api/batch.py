@@ -81,6 +81,9 @@ def main(arguments: Sequence[str]) -> int:
             print(f"vtr batch: {err}", file=sys.stderr)
             print("vtr batch: stopped; the same command goes on from here", file=sys.stderr)
             return 1
+        except VTRError as err:  # what only the engine tells: the settings do not go with it
+            print(f"vtr batch: {err}", file=sys.stderr)
+            return 2
     return 0
 
 
@@ -154,6 +157,7 @@ async def _app(engine: Any, args: Namespace) -> FastAPI:
     app = FastAPI()
     args.host = "127.0.0.1"  # no socket: nobody comes from outside
     app.state.args = args
+    app.state.vtr_batch = True
     attach_endpoint_plugins(app, tasks)
     app.user_middleware.clear()  # the gate: keys, allowances and time limits of callers from outside
     init_exception_handler(app)

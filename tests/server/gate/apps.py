@@ -65,7 +65,7 @@ class Place:
 
     def client(self) -> httpx.AsyncClient:
         transport = httpx.ASGITransport(self.app)
-        return httpx.AsyncClient(transport=transport, base_url="http://test")
+        return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
     async def answer(self) -> JSONResponse:
         return JSONResponse({"fine": True})

@@ -232,7 +232,7 @@ def test_admin_routes_that_others_reach_need_a_key(
     async def on_admin_port(scope: Any, receive: Any, send: Any) -> None:
         await place.app(RequestContext(on_admin_port=True).put_into(scope), receive, send)
 
-    client = TestClient(on_admin_port)
+    client = TestClient(on_admin_port, base_url="http://127.0.0.1")
     for secret, status in statuses.items():
         headers = bearer(secret) if secret else {}
         answer = client.get("/admin/settings", headers=headers)
@@ -255,6 +255,26 @@ def test_pages_from_elsewhere_start_no_jobs_where_no_key_is_needed(
     assert get(Place(), "/v1/models", headers=headers).status_code == 200, "CORS is vLLM's"
     keyed = Place(KEYED)
     assert post(keyed, "/v1/jobs", headers=headers | bearer("jobs-key")).status_code == 200
+
+
+def test_where_no_key_is_needed_a_name_made_to_lead_here_reads_nothing() -> None:
+    """A browser sends no Origin with what a page reads of its own host (DNS rebinding)."""
+    rebound = {"Host": "evil.example:8000"}
+    assert get(Place(), "/v1/jobs", headers=rebound).status_code == 403
+    place = Place(ServerSettings(admin=AdminSettings(host="127.0.0.1")))
+    app = place.app
+
+    async def on_admin_port(scope: Any, receive: Any, send: Any) -> None:
+        await app(RequestContext(on_admin_port=True).put_into(scope), receive, send)
+
+    client = TestClient(on_admin_port, base_url="http://127.0.0.1")
+    assert client.get("/admin/settings").status_code == 200
+    assert client.get("/admin/settings", headers=rebound).status_code == 403
+    for path in ("/metrics", "/live", "/ready"):  # of probes, which name the host as they know it
+        assert client.get(path, headers=rebound).status_code == 200
+    keyed = Place(KEYED)
+    answer = get(keyed, "/v1/jobs", headers=rebound | bearer("jobs-key"))
+    assert answer.status_code == 200
 
 
 def test_other_settings_hold_for_the_next_request() -> None:

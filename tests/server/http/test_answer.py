@@ -319,3 +319,37 @@ def test_a_trace_of_several_prompts_is_refused_before_any_of_them_runs(server: S
             assert "has 2 prompts" in answer.json()["error"]["message"]
         one = {"prompt": [5, 6], "max_tokens": 1, "vtr": {"trace": True}}
         assert client.post("/v1/completions", json=one).status_code == 200
+
+
+BEAMS = {"use_beam_search": True, "n": 2}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+def test_beams_run_at_full_budget_or_not_at_all(server: Server, stream: bool) -> None:
+    """At full where the client leaves the budget to the server; text alone always."""
+    asked = body_of(CHAT, vtr={"budget": 0.5}, stream=stream) | BEAMS
+    left = body_of(CHAT) | BEAMS
+    left["messages"][0]["content"][0]["image_url"]["detail"] = "low"
+    text = body_of(COMPLETION, vtr={"budget": 0.5}) | BEAMS
+    with server.client() as client:
+        refused = client.post(CHAT, json=asked)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (
+            400,
+            "unsupported_request",
+        )
+        facts, _ = told_by(client.post(CHAT, json=left), CHAT)
+        assert (facts["asked_by"], facts["budget"]) == ("detail", 1.0)
+        assert client.post(COMPLETION, json=text).status_code == 200
+
+
+@pytest.mark.parametrize("more", [{"prompt_logprobs": 1}, {"echo": True, "logprobs": True}])
+def test_logprobs_of_the_prompt_are_had_at_full_budget(
+    server: Server, more: dict[str, Any]
+) -> None:
+    left, asked = body_of(CHAT) | more, body_of(CHAT, vtr={"budget": 0.5}) | more
+    left["messages"][0]["content"][0]["image_url"]["detail"] = "low"
+    with server.client() as client:
+        facts, _ = told_by(client.post(CHAT, json=left), CHAT)
+        assert (facts["asked_by"], facts["budget"]) == ("detail", 1.0)
+        refused = client.post(CHAT, json=asked).json()["error"]
+        assert refused["code"] == "unsupported_request"

@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from vtr_server.jobs.app import JobServiceSettings, create_app
@@ -97,6 +98,11 @@ class Place:
             process.wait()
 
 
+def client_of(app: FastAPI) -> TestClient:
+    """A client on this machine, as a service without a token asks for."""
+    return TestClient(app, base_url="http://127.0.0.1")
+
+
 @contextmanager
 def new_place(folder: Path) -> Iterator[Place]:
     """A place in an empty folder; ends what a failed test left running."""
@@ -137,14 +143,14 @@ class Finished:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     with (
         new_place(tmp_path_factory.mktemp("finished")) as place,
-        TestClient(create_app(place.settings())) as client,
+        client_of(create_app(place.settings())) as client,
     ):
         yield Finished(client, place, finish(client, place))
 
 
 @pytest.fixture
 def client(place: Place) -> Iterator[TestClient]:
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         yield client
 
 

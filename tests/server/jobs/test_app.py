@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from tests.server.jobs.conftest import (
     Finished,
     Place,
+    client_of,
     create,
     error,
     finish,
@@ -334,17 +335,17 @@ def test_a_malformed_publication_is_refused(finished: Finished, body: object) ->
 
 
 def test_a_service_without_a_folder_publishes_nothing(place: Place) -> None:
-    with TestClient(create_app(place.settings(publish=None))) as client:
+    with client_of(create_app(place.settings(publish=None))) as client:
         job_id = finish(client, place)
         answer = client.post(f"/v1/jobs/{job_id}/publish", json={"schedules": None})
         assert "--publish" in error(answer, 409, "job_conflict")
 
 
 def test_jobs_of_an_earlier_service_are_there(place: Place) -> None:
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         job_id = finish(client, place)
         job = client.get(f"/v1/jobs/{job_id}").json()
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         assert client.get(f"/v1/jobs/{job_id}").json() == job
         assert client.get(f"/v1/jobs/{job_id}/report/").status_code == 200
 
@@ -353,7 +354,7 @@ def test_a_service_that_cannot_write_how_a_job_ended_is_unhealthy(
     place: Place, monkeypatch: Any
 ) -> None:
     place.control(hold_at=0)
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         job_id = create(client, place)
         wait_until(lambda: place.pids(job_id))
         job_file: Path = place.jobs / job_id / "job.json"
@@ -371,7 +372,7 @@ TOKEN = "sésame-1"
 
 @pytest.fixture
 def guarded(place: Place) -> Iterator[TestClient]:
-    with TestClient(create_app(place.settings(token=TOKEN))) as client:
+    with client_of(create_app(place.settings(token=TOKEN))) as client:
         yield client
 
 
@@ -434,10 +435,10 @@ def test_answers_are_marked_as_the_servers_are(client: TestClient) -> None:
 
 
 def test_a_broken_job_is_listed_and_the_others_are_worked_off(place: Place) -> None:
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         job_id = finish(client, place)
     (place.jobs / job_id / "job.json").write_text("{")
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         listed = client.get("/v1/jobs").json()
         assert listed["data"] == []
         (broken,) = listed["broken"]

@@ -14,9 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from fastapi.testclient import TestClient
 
-from tests.server.jobs.conftest import Place, error, is_alive, wait_for, wait_until
+from tests.server.jobs.conftest import Place, client_of, error, is_alive, wait_for, wait_until
 from vtr_server.gate.drain import drain_first
 from vtr_server.gate.middleware import Gate
 from vtr_server.http import routes
@@ -100,7 +99,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_job_and_no_slot(
     place: Place, monkeypatch: pytest.MonkeyPatch, times: int
 ) -> None:
     monkeypatch.setattr(runner, "_RETRY_SECONDS", (0.01, 0.02))
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         place.control(hold_at=1)
         busy, first, second = (
             client.post("/v1/jobs", json=place.body()).json()["id"] for _ in range(3)
@@ -118,7 +117,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_job_and_no_slot(
 def test_as_many_jobs_wait_as_may(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "MOST_QUEUED", 2)
     place.control(hold_at=1)
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         running = client.post("/v1/jobs", json=place.body()).json()["id"]
         wait_for(client, running, "running")
         ids = [client.post("/v1/jobs", json=place.body()).json()["id"] for _ in range(2)]
@@ -138,7 +137,7 @@ def test_a_job_that_cannot_begin_fails_and_the_next_one_runs(
     first, second = (jobs.create(place.spec()).id for _ in range(2))
     jobs.close()
     fail_writing(monkeypatch, 1)
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         assert "No space left" in wait_for(client, first, "failed")["reason"]
         wait_for(client, second, "done")
         assert client.get("/health").status_code == 200
@@ -177,14 +176,14 @@ def test_a_cancellation_outlives_the_service(place: Place) -> None:
     job = store.create(place.spec())
     store.update(job.id, state="running", cancel_requested=True, attempts=1)
     store.close()
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         assert client.get(f"/v1/jobs/{job.id}").json()["state"] == "cancelled"
     assert place.pids(job.id) == []
 
 
 def test_a_search_that_ignores_sigterm_is_killed(place: Place) -> None:
     place.control(hold_at=1, deaf=1)
-    with TestClient(create_app(place.settings(grace_seconds=0.5))) as client:
+    with client_of(create_app(place.settings(grace_seconds=0.5))) as client:
         job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
         wait_until(lambda: place.steps(job_id) == [0])
         client.post(f"/v1/jobs/{job_id}/cancel")
@@ -194,7 +193,7 @@ def test_a_search_that_ignores_sigterm_is_killed(place: Place) -> None:
 
 def test_a_search_that_is_killed_from_outside_has_failed_and_resumes(place: Place) -> None:
     place.control(hold_at=1)
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
         events = place.jobs / job_id / "events.jsonl"
         # A step is told of behind it: half a line must not come between.
@@ -216,7 +215,7 @@ def test_a_search_that_is_killed_from_outside_has_failed_and_resumes(place: Plac
 
 def test_as_many_jobs_run_at_once_as_there_are_slots(place: Place) -> None:
     place.control(hold_at=0)
-    with TestClient(create_app(place.settings(workers=2))) as client:
+    with client_of(create_app(place.settings(workers=2))) as client:
         ids = [client.post("/v1/jobs", json=place.body()).json()["id"] for _ in range(3)]
         wait_until(lambda: place.pids(ids[0]) and place.pids(ids[1]))
         assert client.get(f"/v1/jobs/{ids[2]}").json()["state"] == "queued"
@@ -234,7 +233,7 @@ def test_a_job_is_not_started_while_its_folder_is_locked(place: Place) -> None:
     store.close()
     lock = try_lock(place.jobs / job.id / "lock")
     assert lock is not None
-    with TestClient(create_app(place.settings(workers=2))) as client:
+    with client_of(create_app(place.settings(workers=2))) as client:
         wait_for(client, other.id, "done")
         assert client.get(f"/v1/jobs/{job.id}").json()["state"] == "queued"
         os.close(lock)
@@ -242,7 +241,7 @@ def test_a_job_is_not_started_while_its_folder_is_locked(place: Place) -> None:
 
 
 def test_a_command_that_cannot_start_fails_its_job(place: Place) -> None:
-    with TestClient(create_app(place.settings(command=("no-such-command",)))) as client:
+    with client_of(create_app(place.settings(command=("no-such-command",)))) as client:
         job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
         failed = wait_for(client, job_id, "failed")
     assert "cannot start no-such-command" in failed["reason"]
@@ -252,7 +251,7 @@ def test_a_job_whose_data_is_gone_fails_by_name(place: Place) -> None:
     store = JobStore(place.jobs)
     job = store.create(place.spec(data="gone.jsonl"))
     store.close()
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         failed = wait_for(client, job.id, "failed")
     assert "gone.jsonl" in failed["reason"]
     assert failed["exit"] is None
@@ -260,11 +259,11 @@ def test_a_job_whose_data_is_gone_fails_by_name(place: Place) -> None:
 
 def test_the_reason_is_of_this_attempt(place: Place) -> None:
     place.control(fail_at=1)
-    with TestClient(create_app(place.settings())) as client:
+    with client_of(create_app(place.settings())) as client:
         job_id = client.post("/v1/jobs", json=place.body()).json()["id"]
         wait_for(client, job_id, "failed")
     silent = (sys.executable, "-c", "raise SystemExit(5)")
-    with TestClient(create_app(place.settings(command=silent))) as client:
+    with client_of(create_app(place.settings(command=silent))) as client:
         client.post(f"/v1/jobs/{job_id}/resume")
         failed = wait_for(client, job_id, "failed")
         assert failed["reason"] == "the search ended with exit code 5"
@@ -283,7 +282,7 @@ def test_a_slot_that_stopped_turns_the_servers_health_red_and_not_its_readiness(
     app.include_router(routes.router)
     app.add_api_route("/ready", routes.ready)
     app.state.vtr = SimpleNamespace(engine=SimpleNamespace(why_unhealthy=why))
-    with TestClient(app) as client:
+    with client_of(app) as client:
         assert client.get("/health").status_code == 200
         app.state.jobs = replace(
             app.state.jobs, runner=SimpleNamespace(why_unhealthy=lambda: "dead")

@@ -30,10 +30,10 @@ async def start(work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
 
 def test_what_fits_is_taken_at_once() -> None:
     pixels, seen = budget(100)
-    asyncio.run(pixels.take(60))
-    asyncio.run(pixels.take(40))
+    asyncio.run(pixels.take(60, "a"))
+    asyncio.run(pixels.take(40, "b"))
     assert pixels.held == 100
-    pixels.give(60)
+    pixels.give(60, "a")
     assert pixels.held == 40
     assert seen == [60, 40, -60]
 
@@ -41,7 +41,7 @@ def test_what_fits_is_taken_at_once() -> None:
 def test_what_never_fits_is_the_clients_fault() -> None:
     pixels, _ = budget(100)
     with pytest.raises(InvalidMedia, match="101 pixels together.*at most 100 at once"):
-        asyncio.run(pixels.take(101))
+        asyncio.run(pixels.take(101, "a"))
     assert pixels.held == 0
 
 
@@ -50,11 +50,11 @@ def test_turns_come_in_order() -> None:
 
     async def run() -> None:
         pixels, _ = budget(100)
-        await pixels.take(60)
-        large, small = await start(pixels.take(80)), await start(pixels.take(10))
+        await pixels.take(60, "a")
+        large, small = await start(pixels.take(80, "b")), await start(pixels.take(10, "c"))
         assert not large.done()
         assert not small.done()
-        pixels.give(60)
+        pixels.give(60, "a")
         await asyncio.gather(large, small)
         assert pixels.held == 90
 
@@ -66,13 +66,13 @@ def test_who_waits_too_long_is_told_to_come_again(monkeypatch: pytest.MonkeyPatc
 
     async def run() -> None:
         pixels, _ = budget(100)
-        await pixels.take(60)
+        await pixels.take(60, "a")
         with pytest.raises(Overloaded, match="80 pixels and waited") as caught:
-            await pixels.take(80)
+            await pixels.take(80, "b")
         assert caught.value.http_status == 429
         assert caught.value.retry_after >= 1
         assert pixels.held == 60
-        await pixels.take(40)
+        await pixels.take(40, "c")
 
     asyncio.run(run())
 
@@ -80,8 +80,8 @@ def test_who_waits_too_long_is_told_to_come_again(monkeypatch: pytest.MonkeyPatc
 def test_a_client_that_leaves_lets_those_behind_it_in() -> None:
     async def run() -> None:
         pixels, _ = budget(100)
-        await pixels.take(60)
-        large, small = await start(pixels.take(80)), await start(pixels.take(30))
+        await pixels.take(60, "a")
+        large, small = await start(pixels.take(80, "b")), await start(pixels.take(30, "c"))
         large.cancel()
         await small
         with pytest.raises(asyncio.CancelledError):
@@ -94,9 +94,9 @@ def test_a_client_that_leaves_lets_those_behind_it_in() -> None:
 def test_a_turn_that_comes_too_late_is_given_back() -> None:
     async def run() -> None:
         pixels, _ = budget(100)
-        await pixels.take(100)
-        waits = await start(pixels.take(50))
-        pixels.give(100)  # its turn
+        await pixels.take(100, "a")
+        waits = await start(pixels.take(50, "b"))
+        pixels.give(100, "a")  # its turn
         waits.cancel()  # before it runs again
         with pytest.raises(asyncio.CancelledError):
             await waits
@@ -105,16 +105,52 @@ def test_a_turn_that_comes_too_late_is_given_back() -> None:
     asyncio.run(run())
 
 
+def test_a_caller_that_has_its_share_holds_up_nobody_else() -> None:
+    async def run() -> None:
+        pixels, _ = budget(100)
+        for _ in range(2):
+            await pixels.take(25, "a")
+        more = [await start(pixels.take(25, "a")), await start(pixels.take(1, "a"))]
+        await pixels.take(30, "b")
+        assert not any(each.done() for each in more), "the other half is of others"
+        pixels.give(25, "a")
+        await more[0]
+        assert not more[1].done()
+        pixels.give(25, "a")
+        await more[1]
+        assert pixels.held == 25 + 1 + 30
+
+    asyncio.run(run())
+
+
+def test_one_prompt_may_take_more_than_a_share() -> None:
+    async def run() -> None:
+        pixels, _ = budget(100)
+        await pixels.take(10, "a")
+        large, other = await start(pixels.take(100, "a")), await start(pixels.take(20, "b"))
+        assert (large.done(), other.done()) == (False, True)
+        pixels.give(10, "a")
+        later = await start(pixels.take(20, "b"))
+        assert not later.done(), "its turn is behind the large one"
+        pixels.give(20, "b")
+        await large
+        pixels.give(100, "a")
+        await later
+
+    asyncio.run(run())
+
+
 @given(st.lists(st.tuples(st.integers(0, 100), st.booleans(), st.integers(0, 3)), max_size=30))
 def test_nothing_is_lost(clients: list[tuple[int, bool, int]]) -> None:
     async def one(pixels: PixelBudget, size: int, turns: int) -> None:
-        await pixels.take(size)
+        caller = str(turns)
+        await pixels.take(size, caller)
         try:
             assert 0 <= pixels.held <= 100
             for _ in range(turns):
                 await asyncio.sleep(0)
         finally:
-            pixels.give(size)
+            pixels.give(size, caller)
 
     async def run() -> None:
         pixels, seen = budget(100)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
-from tests.server.page.conftest import Light, OpenPage
+from tests.server.page.conftest import Light, OpenPage, offer
 from vtr_server.policy.settings import KeySettings
 
 KEY = "a-key-of-the-tests"
@@ -82,6 +83,28 @@ def test_a_stream_that_does_not_end_well_keeps_its_text_and_says_so(
     for card in page.locator(".answer").all():
         expect(card.locator(".error")).to_contain_text(said)
         expect(card.locator("p").first).to_have_text("It is")
+
+
+def test_where_full_budget_is_not_allowed_the_most_is_asked_for(
+    open_page: OpenPage, light: Light
+) -> None:
+    page = open_page(light())
+    bounded = offer() | {"budget": {"minimum": 0.0, "maximum": 0.5}}
+    page.route("**/v1/schedules", lambda route: route.fulfill(json=bounded))
+    page.reload()
+    expect(page.locator("#budget-value")).not_to_be_empty()
+    asked = []
+
+    def answer(route: Route) -> None:
+        asked.append(json.loads(route.request.post_data or "")["vtr"])
+        route.fulfill(body="", content_type="text/event-stream")
+
+    page.route("**/v1/chat/completions", answer)
+    page.get_by_label("Question").fill("What?")
+    page.get_by_role("button", name="Ask").click()
+    expect(page.locator("#answer-chosen .error")).to_be_visible()
+    assert asked[0] == {"budget": 0.5}
+    expect(page.locator("#full-heading")).to_have_text("Budget 0.5, the most here")
 
 
 def test_a_question_can_be_stopped(open_page: OpenPage, light: Light) -> None:

@@ -43,3 +43,9 @@ def test_stops_stay_within_the_bounds_that_the_server_names(stops_of: Any) -> No
 def test_a_server_without_stored_schedules_has_its_tiers(stops_of: Any) -> None:
     stops = stops_of({"data": [], "tiers": {"full": 1.0, "half": 0.5}})
     assert [(stop["budget"], stop["name"]) for stop in stops] == [(0.5, "half"), (1, "full")]
+
+
+def test_a_bound_is_a_stop_where_nothing_else_is(stops_of: Any) -> None:
+    bounds = {"minimum": 0.15, "maximum": 0.2}
+    stops = stops_of({"data": [], "tiers": {}, "budget": bounds})
+    assert [stop["ask"] for stop in stops] == [{"budget": 0.15}, {"budget": 0.2}]

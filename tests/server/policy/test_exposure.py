@@ -33,13 +33,14 @@ def test_jobs_without_keys_stay_on_this_machine(host: str | None) -> None:
 @pytest.mark.parametrize(
     ("origin", "host"),
     [
-        (None, "anything"),
+        (None, None),
+        (None, "127.0.0.1:8000"),
         ("http://127.0.0.1:8000", "127.0.0.1:8000"),
         ("http://localhost:8000", "localhost:8000"),
         ("http://[::1]:8000", "[::1]:8000"),
     ],
 )
-def test_the_servers_own_page_may(origin: str | None, host: str) -> None:
+def test_the_servers_own_page_may(origin: str | None, host: str | None) -> None:
     refuse_foreign_page(origin, host)
 
 
@@ -49,11 +50,14 @@ def test_the_servers_own_page_may(origin: str | None, host: str) -> None:
         ("https://evil.example", "127.0.0.1:8000"),
         ("http://127.0.0.1:9000", "127.0.0.1:8000"),  # another server of this machine
         ("http://evil.example:8000", "evil.example:8000"),  # a name that was made to lead here
+        (None, "evil.example:8000"),  # the same, where the page only reads
+        (None, "[::1"),
+        ("http://[::1", "127.0.0.1:8000"),
         ("null", "127.0.0.1:8000"),
         ("", "127.0.0.1:8000"),
         ("http://127.0.0.1:8000", None),
     ],
 )
-def test_a_page_from_elsewhere_may_not(origin: str, host: str | None) -> None:
+def test_a_page_from_elsewhere_may_not(origin: str | None, host: str | None) -> None:
     with pytest.raises(Forbidden, match="not for pages from elsewhere"):
         refuse_foreign_page(origin, host)

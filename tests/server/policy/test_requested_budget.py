@@ -14,8 +14,10 @@ from vtr_server.policy.requested_budget import (
     Bounds,
     Switch,
     bounds,
+    default_budget,
     find_ask,
     split_alias,
+    unreduced,
 )
 from vtr_server.policy.settings import BudgetSettings, KeySettings, ServerSettings
 from vtr_server.policy.vtr_field import Ask
@@ -387,3 +389,45 @@ def test_reuse_and_adapt_exclude_each_other() -> None:
         find({"adapt": True, "reuse": True})
     with pytest.raises(InvalidBudget, match=r"may end in \+reuse or \+adapt"):
         find(header=("0.4+adapt+reuse",))
+
+
+@pytest.mark.parametrize(
+    ("server", "of_key", "default"),
+    [
+        ({}, None, 1.0),
+        ({"maximum": 0.5}, None, 0.5),
+        ({"maximum": 0.5}, {"maximum": 1.0}, 1.0),
+        ({"default": 0.4}, {"minimum": 0.75}, 0.75),
+        ({"default": 0.4}, {"default": 0.3}, 0.3),
+        ({"default": "auto", "maximum": 0.5}, None, "auto"),
+    ],
+)
+def test_what_a_caller_gets_by_default_lies_within_its_bounds(
+    server: dict[str, Any], of_key: dict[str, Any] | None, default: Any
+) -> None:
+    settings = ServerSettings.model_validate({"budget": server, "elastic": {"ttft_seconds": 1.0}})
+    key = None
+    if of_key is not None:
+        key = KeySettings.model_validate({"name": "k", "sha256": "0" * 64, "budget": of_key})
+    assert default_budget(settings, key) == default
+
+
+@pytest.mark.parametrize(
+    ("ask", "explicit", "most", "runs_at"),
+    [
+        (Ask(budget=0.5), False, 1.0, 1.0),
+        (Ask(budget="auto"), False, 1.0, 1.0),
+        (Ask(budget="auto"), True, 1.0, 1.0),
+        (Ask(budget="auto", maximum=0.5), True, 1.0, "auto"),
+        (Ask(budget="auto"), True, 0.5, "auto"),
+        (Ask(budget=0.5), False, 0.75, 0.5),
+        (Ask(budget=0.5), True, 1.0, 0.5),
+    ],
+)
+def test_what_cannot_be_reduced_runs_at_full_where_the_client_leaves_the_budget(
+    ask: Ask, explicit: bool, most: float, runs_at: Any
+) -> None:
+    asked = Asked(ask, "somewhere", explicit)
+    found = unreduced(asked, Bounds(0.0, most))
+    assert found.ask.budget == runs_at
+    assert found.by == "somewhere"

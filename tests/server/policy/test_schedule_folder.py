@@ -65,6 +65,23 @@ def reloads(outcome: str) -> float:
     return REGISTRY.get_sample_value("vtr_schedule_reloads_total", {"outcome": outcome}) or 0.0
 
 
+def test_a_caller_is_offered_what_its_policy_allows(folded: ScheduleFolder, folder: Path) -> None:
+    schedule("b", 0.25).save(folder / "b.json")
+    folded.reload_if_changed()
+    offer, policy = folded.offer, Bounds(0.3, 0.5)
+    told = offer.described(policy, 0.5)
+    assert told["tiers"] == {"kept": 0.5}
+    asked = {name: told["budget"][name] for name in ("minimum", "maximum", "default")}
+    assert asked == {"minimum": 0.3, "maximum": 0.5, "default": 0.5}
+    assert told["data"] == offer.description["data"]
+    assert offer.aliases_within(policy) == ["kept", "0.5", "auto", "auto+reuse"]
+    assert offer.aliases_within(OPEN) == offer.aliases
+    for alias in offer.aliases:
+        listed = alias in offer.aliases_within(policy)
+        assert offer.has_alias(alias, policy) is listed
+    assert offer.described(OPEN, 1.0) == offer.description
+
+
 def test_a_new_file_is_offered_everywhere(folded: ScheduleFolder, folder: Path) -> None:
     before = reloads("ok")
     assert folded.reload_if_changed() == []
@@ -263,9 +280,9 @@ def test_the_bands_of_the_engine_hold_after_every_reload(folder: Path) -> None:
 def test_an_alias_is_known_if_it_can_be_asked_for(
     folded: ScheduleFolder, folder: Path, wish: str, known: bool
 ) -> None:
-    assert folded.offer.has_alias(wish) is known
+    assert folded.offer.has_alias(wish, OPEN) is known
     uncached = ScheduleFolder(GEOMETRY, folder, replace(TEMPLATE, caches_prefixes=False))
-    assert uncached.offer.has_alias(wish) is (known and "+" not in wish)
+    assert uncached.offer.has_alias(wish, OPEN) is (known and "+" not in wish)
 
 
 def test_a_server_does_not_start_with_a_faulty_folder(folder: Path) -> None:
@@ -385,8 +402,8 @@ def test_a_family_is_read_and_read_again(folder: Path, folded: ScheduleFolder) -
     assert folded.reload_if_changed() == []
     held = folded.offer.chooser.family
     assert held is not None
-    assert folded.offer.has_alias("0.4+adapt")
-    assert not folded.offer.has_alias("0.01+adapt")
+    assert folded.offer.has_alias("0.4+adapt", OPEN)
+    assert not folded.offer.has_alias("0.01+adapt", OPEN)
     assert ScheduleFolder(GEOMETRY, folder, TEMPLATE).offer.chooser.family is not None
     path.write_text("{")
     assert "family.json" in folded.reload_if_changed()[0]

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
@@ -21,9 +22,11 @@ from starlette.types import ASGIApp
 
 from tests.server.bad_input import CHAT, COMPLETION, chat_body
 from tests.server.conftest import NAME, Server, checkpoint
+from vtr_server.jobs.store import JobStore
+from vtr_server.vllm_api import batch
 from vtr_server.vllm_api.batch import answer_lines, main
 from vtr_server.vllm_api.batch_files import BatchInput, BatchOutput
-from vtr_vllm.errors import EngineNotReady
+from vtr_vllm.errors import ConfigurationError, EngineNotReady
 
 
 def line(custom_id: str, url: str = CHAT, **body: Any) -> str:
@@ -46,6 +49,20 @@ def test_files_are_looked_at_before_the_engine_starts(
     files = ["-i", str(tmp_path / given_in), "-o", str(tmp_path / given_out)]
     assert main([*files, "--model", str(checkpoint())]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_what_only_the_engine_tells_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: Any) -> None:
+        raise ConfigurationError("reuse is true, and the engine caches no prefixes")
+
+    monkeypatch.setattr(batch, "_run", refuse)
+    (tmp_path / "in.jsonl").write_text(line("a"))
+    files = ["-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    assert main([*files, "--model", str(checkpoint())]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1] == "vtr batch: reuse is true, and the engine caches no prefixes"
 
 
 def mixed(name: str) -> str:
@@ -219,21 +236,34 @@ def test_what_a_dead_engine_did_not_answer_is_asked_again(tmp_path: Path) -> Non
 SETTINGS = """
 [limits]
 requests_per_minute = 1
+[admin]
+port = {port}
+[jobs]
+root = "{jobs}"
+memory_share = 0.3
 [[keys]]
 name = "others"
-sha256 = "%s"
+sha256 = "{digest}"
 scopes = ["generate"]
-""" % ("0" * 64)
-"""Of a server that would refuse most of the lines, were they sent from outside."""
+"""
+"""Of a server that runs beside, and that would refuse most of the lines, were they sent from outside."""
 
 
 @pytest.mark.engine
 @pytest.mark.slow  # an engine of its own
 def test_a_file_runs_through_an_engine_of_its_own(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs")
+    with socket.create_server(("127.0.0.1", 0)) as admin:
+        port = admin.getsockname()[1]
+        _run_a_file(tmp_path, SETTINGS.format(port=port, jobs=tmp_path / "jobs", digest="0" * 64))
+    store.close()
+
+
+def _run_a_file(tmp_path: Path, settings: str) -> None:
     (tmp_path / "in.jsonl").write_text(mixed("batch"))
     command = [sys.executable, "-m", "vtr_vllm.cli", "batch"]
     command += ["-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl")]
-    (tmp_path / "settings.toml").write_text(SETTINGS)
+    (tmp_path / "settings.toml").write_text(settings)
     command += ["--model", str(checkpoint()), "--served-model-name", "batch"]
     command += ["--settings", str(tmp_path / "settings.toml")]
     command += ["--enforce-eager", "--block-size", "32"]
