@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from vtr_vllm.engine.common.config import band_starts
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.own_models import OWN_MODELS
+from vtr_vllm.schedules import Schedule, ScheduleBook
 
 
 @pytest.mark.parametrize("name", OWN_MODELS)
@@ -16,3 +18,18 @@ def test_one_that_is_not_here_names_the_command_that_makes_it(name: str, tmp_pat
     model = replace(OWN_MODELS[name], checkpoint=tmp_path / "none")
     with pytest.raises(ConfigurationError, match=f"^{name}: .*; run `make {name}-model`"):
         model.flags()
+
+
+@pytest.mark.parametrize(("name", "band"), [("demo", 2), ("photo", 5)])
+def test_the_schedules_that_come_with_one_are_served_together(name: str, band: int) -> None:
+    """One of each family at a budget, in the KV bands that an engine makes of that many layers."""
+    schedules = [Schedule.load(path) for path in OWN_MODELS[name].schedules.glob("*.json")]
+    geometry = schedules[0].geometry
+    assert band_starts(geometry.layers, None) == tuple(range(0, geometry.layers, band))
+    book = ScheduleBook(geometry, schedules, band_starts(geometry.layers, None))
+    for budget in (0.5, 0.25, 0.125):
+        for reuse in (False, True):
+            found = book.for_budget(budget, reuse)
+            assert found.source == "searched"
+            assert book.reuses(found.schedule) is reuse
+            assert found.schedule.provenance["versions"]["model"] == name
