@@ -76,10 +76,11 @@ class Output:
         with poorer ones; a server may be reading the folder.
         """
         before = self._before.get(found.name)
-        if before is None or before.budget != found.budget or found.budget is None:
-            return False
-        return records.of_same_evidence(before, found) and records.value(before) > records.value(
-            found
+        return (
+            before is not None
+            and before.budget is not None
+            and records.of_same_evidence(before, found)
+            and records.value(before) > records.value(found)
         )
 
 

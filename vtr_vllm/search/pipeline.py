@@ -84,8 +84,6 @@ class Result:
     """Of the Bayesian optimisations, by method."""
     rules: dict[Family, RuleTable] = field(default_factory=dict)
     """How well rules rank, by family."""
-    family: Families = "guided"
-    """What was asked for."""
     more: Callable[["Result"], None] = field(default=_nobody, compare=False, repr=False)
     """Told after each schedule that was found."""
 
@@ -129,7 +127,7 @@ def run(study: Study, settings: SearchSettings, more: Callable[[Result], None] =
     """
     if settings.family != "guided":
         local_starts(study.band_starts)  # refused before any work
-    result = Result(more=more, family=settings.family)
+    result = Result(more=more)
     study.progress.begin("unreduced")
     study.unreduced()
     for family in families(settings.family):

@@ -84,9 +84,9 @@ def read_schedules(folder: Path) -> dict[str, Schedule]:
 
 def of_same_evidence(one: Schedule, other: Schedule) -> bool:
     """Whether two schedules were scored by the same on the same: data, items, objective, model, releases."""
-    named = ("items", "objective", "versions")
-    return all(name in one.provenance for name in named) and all(
-        one.provenance[name] == other.provenance.get(name) for name in named
+    return all(
+        name in one.provenance and one.provenance[name] == other.provenance.get(name)
+        for name in ("items", "objective", "versions")
     )
 
 

@@ -116,18 +116,14 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
     for together in _sharing_images(dataset.items):
         if len(searched) + len(together) <= room:
             searched.update(together)
-    parts = tuple(
-        Dataset(
-            dataset.path, tuple(i for n, i in enumerate(dataset.items) if (n in searched) is part)
-        )
-        for part in (True, False)
-    )
-    if min(map(len, parts)) < BLOCK // 2:
+    first = tuple(item for index, item in enumerate(dataset.items) if index in searched)
+    rest = tuple(item for index, item in enumerate(dataset.items) if index not in searched)
+    if min(len(first), len(rest)) < BLOCK // 2:
         raise ConfigurationError(
-            f"{dataset.path}: so many items share images that {len(parts[0])} can be searched on and"
-            f" {len(parts[1])} score what is found; give at least {BLOCK // 2} for each that share none"
+            f"{dataset.path}: so many items share images that {len(first)} can be searched on and"
+            f" {len(rest)} score what is found; give at least {BLOCK // 2} for each that share none"
         )
-    return parts[0], parts[1]
+    return Dataset(dataset.path, first), Dataset(dataset.path, rest)
 
 
 def _sharing_images(items: Sequence[Item]) -> list[list[int]]:

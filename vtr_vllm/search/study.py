@@ -176,6 +176,7 @@ class Study:
         cost.naive_requests += len(candidates) * asked
         found: dict[Candidate, list[Outcome]] = {candidate: [] for candidate in unique}
         alive, left = unique, list(blocks)
+        full = [] if floor is None else self._unreduced_on(blocks)
         while alive and left:
             count = max(1, TOGETHER // len(alive))
             if floor is not None:
@@ -189,7 +190,6 @@ class Study:
                     found[candidate] += self._outcomes(candidate, block)
                 if floor is not None:
                     scored = [self._evaluation(c, found, asked) for c in alive]
-                    full = self._unreduced_on(blocks)
                     alive = [e.candidate for e in scored if e.highest(full) >= floor]
         evaluations = {c: self._evaluation(c, found, asked) for c in unique}
         cost.stopped += sum(not evaluation.complete for evaluation in evaluations.values())

@@ -7,6 +7,7 @@ what the uninterrupted one saw.
 
 import json
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -148,19 +149,17 @@ class VLLMEvaluator:
         engine = self._llm.llm_engine
         self._images.provide(tasks)
         room = engine.vllm_config.scheduler_config.max_num_seqs
-        waiting = iter(range(len(tasks)))
+        waiting = deque(enumerate(tasks))
         admitted: dict[int, Admitted] = {}
         answers: dict[int, Answer] = {}
         busy = steps = 0
         while len(answers) < len(tasks):
             # as many again as can run, so that the scheduler never lacks one
-            while engine.get_num_unfinished_requests() < 2 * room:
-                index = next(waiting, None)
-                if index is None:
-                    break
-                with _naming(tasks[index].item), collect() as each:
-                    sampling = _sampling(tasks[index].candidate, max_tokens)
-                    engine.add_request(str(index), self._prompt(tasks[index]), sampling)
+            while waiting and engine.get_num_unfinished_requests() < 2 * room:
+                index, task = waiting.popleft()
+                with _naming(task.item), collect() as each:
+                    sampling = _sampling(task.candidate, max_tokens)
+                    engine.add_request(str(index), self._prompt(task), sampling)
                 admitted[index] = each[0]
             busy += min(engine.get_num_unfinished_requests(), room)
             steps += 1
@@ -193,18 +192,14 @@ class VLLMEvaluator:
 
     def _encode(self, task: Task, place: int) -> int:
         """Encode one image of a task in a step of its own; its vision tokens."""
-        with _naming(task.item):
-            return self._encode_alone(task, place)
-
-    def _encode_alone(self, task: Task, place: int) -> int:
-        image = scaled(task.item.load_images()[place], task.candidate.image_scale)
-        content = [*_parts([image]), {"type": "text", "text": task.item.question}]
-        prompt = self._render([{"role": "user", "content": content}])
         engine = self._llm.llm_engine
         # Of the decoder as little as can be: it keeps no vision token from layer 0 on.
         rule = "registers" if registers_of(self._llm.model_config.hf_config) else "prefix"
         nothing = Candidate((0.0,) * self.geometry.layers, (RankRule.parse(rule),))
-        with collect() as admitted:
+        with _naming(task.item), collect() as admitted:
+            image = scaled(task.item.load_images()[place], task.candidate.image_scale)
+            content = [*_parts([image]), {"type": "text", "text": task.item.question}]
+            prompt = self._render([{"role": "user", "content": content}])
             engine.add_request("image", prompt, _sampling(nothing, max_tokens=1))
         while engine.has_unfinished_requests():
             engine.step()
