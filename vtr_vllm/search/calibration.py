@@ -17,7 +17,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+import numpy as np
 from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from vtr_vllm.errors import CalibrationError, InvalidMedia
 from vtr_vllm.image_files import decode_rgb, media_type
@@ -124,6 +127,24 @@ class Dataset:
     def most_images(self) -> int:
         """Images of the item that has most."""
         return max(len(item.image_hashes) for item in self.items)
+
+    @cached_property
+    def groups(self) -> tuple[int, ...]:
+        """Of each item, the number of its group: items that show an image together, or over others.
+
+        What is right of one of a group tells of the others: they are no independent draws.
+        """
+        numbers: dict[str, int] = {}
+        edges = [
+            (index, len(self) + numbers.setdefault(image, len(numbers)))
+            for index, item in enumerate(self.items)
+            for image in item.image_hashes
+        ]
+        nodes = len(self) + len(numbers)
+        rows, columns = np.array(edges).reshape(-1, 2).T
+        graph = coo_array((np.ones(len(edges)), (rows, columns)), shape=(nodes, nodes))
+        _, labels = connected_components(graph, directed=False)
+        return tuple(labels[: len(self)].tolist())
 
     @cached_property
     def sha256(self) -> str:

@@ -125,8 +125,9 @@ def _run(study: Study, settings: SearchSettings, output: Output) -> bool:
     except TimeLimitReached:
         return False
     output.write(result, finished=True)
-    scores = [outcome.score for outcome in output.selection.unreduced.outcomes]
-    study.progress.step(f"sample size: {sample_size_report(scores)}")
+    full = output.selection.unreduced
+    report = sample_size_report([outcome.score for outcome in full.outcomes], full.groups)
+    study.progress.step(f"sample size: {report}")
     return True
 
 

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.outcomes import Outcome, best_utility, utility_range
-from vtr_vllm.search.stopping import LEAST_PAIRS, likely_highest
+from vtr_vllm.search.stopping import LEAST_GROUPS, likely_highest
 from vtr_vllm.search_options import Objective
 
 
@@ -20,6 +20,8 @@ class Evaluation:
     asked: int
     """Items that were asked for; more than there are outcomes if it was stopped."""
     objective: Objective
+    groups: tuple[int, ...]
+    """Of the items asked, as the data set has them: those of one group share images."""
 
     @property
     def complete(self) -> bool:
@@ -46,10 +48,11 @@ class Evaluation:
 
     def highest(self, full: Sequence[Outcome]) -> float:
         """The value that it can reach, or hardly exceeds, given the unreduced model's on every item asked."""
-        if self.complete or len(self.outcomes) < LEAST_PAIRS or len(full) != self.asked:
+        groups = len(set(self.groups[: len(self.outcomes)]))
+        if self.complete or groups < LEAST_GROUPS or len(full) != self.asked:
             return self.highest_possible
         values, others = (
             [o.utility(self.objective) for o in each] for each in (self.outcomes, full)
         )
-        likely = likely_highest(values, others, utility_range(self.objective))
+        likely = likely_highest(values, others, self.groups, utility_range(self.objective))
         return min(self.highest_possible, likely)

@@ -139,8 +139,9 @@ def _describe(entry: Contender, book: ScheduleBook, n_vision: int, n_text: int) 
 
 def _score(study: Study, found: Evaluation, full: Evaluation) -> dict[str, Any]:
     values = [outcome.score for outcome in found.outcomes]
-    low, high = bootstrap_interval(values)
-    difference, below, above = paired_difference(values, [o.score for o in full.outcomes])
+    groups = found.groups
+    low, high = bootstrap_interval(values, groups)
+    difference, below, above = paired_difference(values, [o.score for o in full.outcomes], groups)
     kinds: dict[str, list[float]] = {}
     for item, value in zip(study.dataset.items, values, strict=True):
         if item.kind is not None:

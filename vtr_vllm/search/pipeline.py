@@ -109,7 +109,7 @@ class Scored:
 
 def scores(evaluation: Evaluation) -> dict[str, Any]:
     """Accuracy with its 95% bootstrap interval, and the value searched for."""
-    low, high = bootstrap_interval([o.score for o in evaluation.outcomes])
+    low, high = bootstrap_interval([o.score for o in evaluation.outcomes], evaluation.groups)
     return {
         "accuracy": evaluation.accuracy,
         "low": low,

@@ -10,14 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.answers import EngineOptions, Evaluator
-from vtr_vllm.search.calibration import Dataset, Item
+from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.journal import Journal
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.study import BLOCK, Study
@@ -113,7 +109,10 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
         )
     room = max(BLOCK, int(len(dataset) * _SEARCHED) // BLOCK * BLOCK)
     searched: set[int] = set()
-    for together in _sharing_images(dataset.items):
+    groups: dict[int, list[int]] = {}
+    for index, group in enumerate(dataset.groups):
+        groups.setdefault(group, []).append(index)
+    for together in groups.values():
         if len(searched) + len(together) <= room:
             searched.update(together)
     first = tuple(item for index, item in enumerate(dataset.items) if index in searched)
@@ -124,23 +123,6 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
             f" {len(rest)} score what is found; give at least {BLOCK // 2} for each that share none"
         )
     return Dataset(dataset.path, first), Dataset(dataset.path, rest)
-
-
-def _sharing_images(items: Sequence[Item]) -> list[list[int]]:
-    """Items that show an image together, or over others, by their indices; in the order of their first."""
-    numbers: dict[str, int] = {}
-    edges = [
-        (index, len(items) + numbers.setdefault(image, len(numbers)))
-        for index, item in enumerate(items)
-        for image in item.image_hashes
-    ]
-    nodes = len(items) + len(numbers)
-    graph = coo_array((np.ones(len(edges)), np.transpose(edges)), shape=(nodes, nodes))
-    _, labels = connected_components(graph, directed=False)
-    groups: dict[int, list[int]] = {}
-    for index, label in enumerate(labels[: len(items)].tolist()):
-        groups.setdefault(label, []).append(index)
-    return list(groups.values())
 
 
 def late_kinds(dataset: Dataset) -> list[str]:

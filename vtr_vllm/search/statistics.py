@@ -17,6 +17,7 @@ HALF_WIDTHS = (0.02, 0.01, 0.005)
 
 def bootstrap_interval(
     values: Sequence[float],
+    groups: Sequence[int] | None = None,
     level: float = LEVEL,
     resamples: int = 2000,
     seed: int = 0,
@@ -24,24 +25,25 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Confidence interval ``(low, high)`` of the mean: percentile bootstrap, the same every time.
 
-    ``bounds`` is the least and the greatest that one value could have been. Where all values are
+    ``groups``: the group of each value, such as that of the questions about one image; None: each is
+    its own. What is drawn are whole groups (the cluster bootstrap), since values of one group are
+    alike. ``bounds`` is the least and the greatest that one value could have been. Where all values are
     equal, resampling shows no spread at all; the interval is then what the mean would be if a
-    share z^2 / (n + z^2) of all items had another value, up to either bound. That is the upper
-    Wilson bound of something seen in none of n items; with every score 1 or every score 0 the
+    share z^2 / (n + z^2) of all had another value, up to either bound, for n groups. That is the upper
+    Wilson bound of something seen in none of n; with every score 1 or every score 0 the
     result is the Wilson interval. Raises CalibrationError without values, or for a value outside
     the bounds.
     """
     scores = _check(values, bounds)
+    sums, sizes = _by_group(scores, groups)
     if np.ptp(scores) == 0:
-        unseen = _unseen_share(len(scores), level)
+        unseen = _unseen_share(len(sums), level)
         value = float(scores[0])
         return value + (bounds[0] - value) * unseen, value + (bounds[1] - value) * unseen
-    # How often each distinct value is drawn: the same distribution as n indices, in less memory.
-    distinct, counts = np.unique(scores, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(
-        len(scores), counts / len(scores), size=resamples
-    )
-    means = drawn @ distinct / len(scores)
+    # How often each distinct group is drawn: the same distribution as n indices, in less memory.
+    distinct, counts = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(sums), counts / len(sums), size=resamples)
+    means = (drawn @ distinct[0]) / (drawn @ distinct[1])
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -49,6 +51,7 @@ def bootstrap_interval(
 def paired_difference(
     a: Sequence[float],
     b: Sequence[float],
+    groups: Sequence[int] | None = None,
     level: float = LEVEL,
     resamples: int = 2000,
     seed: int = 0,
@@ -60,25 +63,36 @@ def paired_difference(
     if len(a) != len(b):
         raise CalibrationError(f"{len(a)} scores cannot be paired with {len(b)}: score the same")
     differences = _check(a, (0.0, 1.0)) - _check(b, (0.0, 1.0))
-    low, high = bootstrap_interval(differences.tolist(), level, resamples, seed, bounds=(-1.0, 1.0))
+    low, high = bootstrap_interval(
+        differences.tolist(), groups, level, resamples, seed, bounds=(-1.0, 1.0)
+    )
     return float(differences.mean()), low, high
 
 
-def items_needed(values: Sequence[float], half_width: float, level: float = LEVEL) -> int:
-    """Items for an interval of ``mean ± half_width``, were the rest like ``values``.
+def items_needed(
+    values: Sequence[float],
+    half_width: float,
+    groups: Sequence[int] | None = None,
+    level: float = LEVEL,
+) -> int:
+    """Items for an interval of ``mean ± half_width``, were the rest like ``values``, groups included.
 
-    Scores in [0, 1]; normal approximation, n = (z s / half_width)^2. Where all values are equal,
-    the n at which ``bootstrap_interval`` is that narrow. Raises CalibrationError without values,
+    Scores in [0, 1]; normal approximation, n = (z s / half_width)^2, with s^2 the variance of n means
+    of n such items. Where all values are equal, the n at which ``bootstrap_interval`` is that narrow.
+    Raises CalibrationError without values,
     or for a half-width outside (0, 1).
     """
     scores = _check(values, (0.0, 1.0))
     if not 0 < half_width < 1:
         raise CalibrationError(f"half_width is {half_width}; it must be in (0, 1)")
     z = _z(level)
+    sums, sizes = _by_group(scores, groups)
     if np.ptp(scores) == 0:
-        items = z * z * (1 / (2 * half_width) - 1)
+        items = z * z * (1 / (2 * half_width) - 1) * len(scores) / len(sums)
     else:
-        items = (z * float(scores.std(ddof=1)) / half_width) ** 2
+        errors = sums - scores.mean() * sizes
+        variance = errors @ errors * len(sums) / max(1, len(sums) - 1) / len(scores)
+        items = variance * (z / half_width) ** 2
     return max(1, math.ceil(items))
 
 
@@ -111,13 +125,15 @@ class SampleSize:
         )
 
 
-def sample_size_report(values: Sequence[float], level: float = LEVEL) -> SampleSize:
+def sample_size_report(
+    values: Sequence[float], groups: Sequence[int] | None = None, level: float = LEVEL
+) -> SampleSize:
     """Say how sure the mean of ``values`` (scores in [0, 1]) is, and what more items would give.
 
     Raises CalibrationError as ``bootstrap_interval``.
     """
-    low, high = bootstrap_interval(values, level)
-    needed = {width: items_needed(values, width, level) for width in HALF_WIDTHS}
+    low, high = bootstrap_interval(values, groups, level)
+    needed = {width: items_needed(values, width, groups, level) for width in HALF_WIDTHS}
     return SampleSize(len(values), float(np.mean(values)), low, high, level, needed)
 
 
@@ -128,6 +144,23 @@ def _check(values: Sequence[float], bounds: tuple[float, float]) -> NDArray[np.f
     if not np.all((scores >= bounds[0]) & (scores <= bounds[1])):  # NaN is in no range
         raise CalibrationError(f"scores must lie in {list(bounds)}; got {values!r:.200}")
     return scores
+
+
+def _by_group(
+    scores: NDArray[np.float64], groups: Sequence[int] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sum and number of the values of each group; each value's own without groups."""
+    if groups is None:
+        return scores, np.ones(len(scores))
+    if len(groups) != len(scores):
+        raise CalibrationError(
+            f"{len(scores)} scores cannot be grouped by {len(groups)}: give each its group"
+        )
+    _, numbers = np.unique(groups, return_inverse=True)
+    return (
+        np.bincount(numbers, scores).astype(np.float64),
+        np.bincount(numbers).astype(np.float64),
+    )
 
 
 def _unseen_share(count: int, level: float) -> float:

@@ -221,7 +221,8 @@ class Study:
     def _evaluation(
         self, candidate: Candidate, found: Mapping[Candidate, list[Outcome]], asked: int
     ) -> Evaluation:
-        return Evaluation(candidate, tuple(found[candidate]), asked, self.objective)
+        groups = self.dataset.groups[:asked]
+        return Evaluation(candidate, tuple(found[candidate]), asked, self.objective, groups)
 
     def _known(self, candidate: Candidate, blocks: Iterable["_Block"]) -> bool:
         return all(Key(candidate.key, block.sha256) in self._seen for block in blocks)

@@ -392,6 +392,19 @@ def test_the_hash_of_a_dataset_covers_content_answers_metric_and_order(tmp_path)
     assert len(hashes | {first}) == 7
 
 
+def test_items_that_share_images_also_over_others_are_a_group(tmp_path):
+    """In any order: the last item joins the first and the third."""
+    images = [[1], [2], [3], [2], [1, 3], [4]]
+    groups = load(
+        tmp_path,
+        *(
+            row(last, question=f"{number}?", history=[turn(each) for each in earlier] or None)
+            for number, (*earlier, last) in enumerate(images)
+        ),
+    ).groups
+    assert [groups.index(group) for group in groups] == [0, 1, 0, 1, 0, 5]
+
+
 def test_take_gives_the_first_items(tmp_path):
     data = load(tmp_path, row(1), row(2), row(3))
     assert data.take(2).items == data.items[:2]

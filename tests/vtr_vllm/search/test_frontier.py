@@ -6,6 +6,7 @@ import pytest
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
 from vtr_vllm.schedules import RankRule, ScheduleBook, p_sigmoid, uniform
 from vtr_vllm.search.baselines import DOWNSAMPLE, SCHEDULES
+from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import unreduced
 from vtr_vllm.search.frontier import HAWK, compare, contenders, meta
 from vtr_vllm.search.statistics import bootstrap_interval, paired_difference
@@ -112,6 +113,24 @@ def test_scores_are_those_of_the_row_s_own_schedule(studies, entries, rows):
                 scores, full
             )
             assert paired["low"] <= paired["difference"] <= paired["high"]
+
+
+def test_questions_about_one_image_are_no_independent_ones(tmp_path):
+    """Their intervals are of images, also that of the difference."""
+    data = items(tmp_path, 60)
+    shared = [replace(item, image_hash=str(n // 3)) for n, item in enumerate(data.items)]
+    one = study(SimulatedEvaluator(LAYERS, (N_VISION,)), Dataset(data.path, tuple(shared)))
+    book = ScheduleBook(GEOMETRY)
+    entries = list(contenders({"schedules": []}, book, (0.6,), N_VISION, True))
+    groups = [n // 3 for n in range(60)]
+    full = [o.score for o in one.unreduced().outcomes]
+    for entry, row in zip(entries, compare({"shared": one}, entries, GEOMETRY), strict=True):
+        if entry.candidate is None:
+            continue
+        scores = [o.score for o in one.evaluate("check", [entry.candidate])[0].outcomes]
+        found = row["splits"]["shared"]
+        assert (found["low"], found["high"]) == bootstrap_interval(scores, groups)
+        assert tuple(found["minus_full"].values()) == paired_difference(scores, full, groups)
 
 
 def test_the_law_shows_in_the_rows(rows):

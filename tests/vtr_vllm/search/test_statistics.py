@@ -54,6 +54,38 @@ def test_the_interval_covers_as_often_as_it_says():
     assert 0.90 <= hits / 300 <= 0.99
 
 
+def test_values_that_go_together_are_drawn_together():
+    """Questions about an image are right or wrong together in two of three: 60 images say less than 300."""
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(60), 5).tolist()
+    hits = {"by image": 0, "one by one": 0}
+    for _ in range(300):
+        image = np.repeat(rng.random(60) < 0.7, 5)
+        values = np.where(rng.random(300) < 0.67, image, rng.random(300) < 0.7).astype(float)
+        for name, each in (("by image", groups), ("one by one", None)):
+            low, high = bootstrap_interval(values.tolist(), each, resamples=500)
+            hits[name] += low <= 0.7 <= high
+    assert 0.90 <= hits["by image"] / 300 <= 0.99
+    assert hits["one by one"] / 300 < 0.80
+
+
+@given(SCORES, st.integers(1, 4))
+def test_a_value_seen_several_times_says_what_it_says_once(values, times):
+    """Also where groups are numbered in another order."""
+    groups = [-index for index in range(len(values)) for _ in range(times)]
+    repeated = [value for value in values for _ in range(times)]
+    once = bootstrap_interval(values, resamples=200)
+    assert bootstrap_interval(repeated, groups, resamples=200) == pytest.approx(once)
+    if min(values) < max(values) - 1e-3:
+        needed = times * items_needed(values, 0.02)
+        assert items_needed(repeated, 0.02, groups) == pytest.approx(needed, abs=times)
+
+
+def test_each_score_has_a_group():
+    with pytest.raises(CalibrationError, match="2 scores cannot be grouped by 3"):
+        bootstrap_interval([0.0, 1.0], [0, 1, 2])
+
+
 @pytest.mark.parametrize("count", [1, 20, 500])
 def test_all_right_is_not_certainty(count):
     z2 = 1.959964**2

@@ -19,10 +19,22 @@ def test_the_bound_closes_in_on_the_mean(full: list[float], data: st.DataObject)
         st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=len(full), max_size=len(full))
     )
     mean = sum(values) / len(values)
-    assert likely_highest(values, full, 1.1) == pytest.approx(mean, abs=1e-9)
+    alone = range(len(full))
+    assert likely_highest(values, full, alone, 1.1) == pytest.approx(mean, abs=1e-9)
     seen = data.draw(st.integers(1, len(full) - 1))
     promised = sum(full) / len(full) + sum(values[:seen]) / seen - sum(full[:seen]) / seen
-    assert likely_highest(values[:seen], full, 1.1) > promised
+    bound = likely_highest(values[:seen], full, alone, 1.1)
+    assert bound > promised
+    # five questions about each image that are right or wrong together tell no more than one
+    five = [each for each in full for _ in range(5)]
+    shown = [each for each in values[:seen] for _ in range(5)]
+    groups = [index // 5 for index in range(len(five))]
+    assert likely_highest(shown, five, groups, 1.1) == pytest.approx(bound)
+    assert likely_highest(shown, five, range(len(five)), 1.1) < bound
+
+
+def bound(values: list[float], full: list[float]) -> float:
+    return likely_highest(values, full, range(len(full)), 1.1)
 
 
 @pytest.mark.parametrize("base", [0.6, 0.95])
@@ -40,7 +52,7 @@ def test_who_is_given_up(base: float, loss: float) -> None:
         floor = math.fsum(full) / items - 0.01
         passes = math.fsum(values) / items >= floor
         seen = next(
-            (n for n in range(100, items, 100) if likely_highest(values[:n], full, 1.1) < floor),
+            (n for n in range(100, items, 100) if bound(values[:n], full) < floor),
             items,
         )
         kept.append(seen / items)

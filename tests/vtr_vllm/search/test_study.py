@@ -84,7 +84,7 @@ def direct(data: Dataset, candidate: Candidate, items: int = COUNT) -> Evaluatio
         outcome(item, model.answer(Task(candidate, item)), model.answer(Task(WHOLE, item)).steps)
         for item in data.items[:items]
     ]
-    return Evaluation(candidate, tuple(found), items, "accuracy")
+    return Evaluation(candidate, tuple(found), items, "accuracy", data.groups[:items])
 
 
 def repeated(evaluator: SimulatedEvaluator) -> list[Task]:

@@ -127,7 +127,8 @@ def _search(
 def _outcomes(study: Study, members: Sequence[Candidate], full: Sequence[float]) -> Outcomes:
     scored = study.evaluate("members", list(members))
     scores = np.array([[o.score for o in each.outcomes] for each in scored]).T
-    return Outcomes(study.prompts, [item.kind for item in study.dataset.items], scores, full)
+    kinds = [item.kind for item in study.dataset.items]
+    return Outcomes(study.prompts, kinds, scores, full, study.dataset.groups)
 
 
 def _held_out(
@@ -136,7 +137,8 @@ def _held_out(
     """How the members score, and how the book's one schedule does at each budget."""
     full = [outcome.score for outcome in study.unreduced().outcomes]
     outcomes = _outcomes(study, [Candidate.of(each) for each in family.members], full)
-    rows = [evidence.row("full", 1.0, 1.0, 1.0, full, full)]
+    groups = study.dataset.groups
+    rows = [evidence.row("full", 1.0, 1.0, 1.0, full, full, groups)]
     for budget in settings.budgets:
         selection = book.for_budget(budget)
         schedule = selection.schedule
@@ -144,7 +146,7 @@ def _held_out(
         scores = [outcome.score for outcome in found.outcomes]
         # a curve that nobody searched for this model is no fair rival
         name = CHOSEN if selection.source == "searched" else f"{CHOSEN} ({selection.source})"
-        rows.append(evidence.row(name, budget, budget, schedule.mean_keep, scores, full))
+        rows.append(evidence.row(name, budget, budget, schedule.mean_keep, scores, full, groups))
     return outcomes, rows
 
 

@@ -28,6 +28,8 @@ class Outcomes:
     """[n, members]"""
     full: Sequence[float]
     """Without reduction."""
+    groups: Sequence[int]
+    """Of each prompt: those of one group share images."""
 
 
 def rows(
@@ -120,9 +122,9 @@ def _row(
     chosen = picks(predicted, family.costs, price.paid(draws))
     scores = heldout.scores[np.arange(len(chosen)), chosen]
     counts = np.bincount(chosen, minlength=len(family.members))
-    return row(name, budget, promised, float(family.costs[chosen].mean()), scores, heldout.full) | {
-        "mix": [round(float(share), 4) for share in counts / len(chosen)]
-    }
+    spent = float(family.costs[chosen].mean())
+    found = row(name, budget, promised, spent, scores, heldout.full, heldout.groups)
+    return found | {"mix": [round(float(share), 4) for share in counts / len(chosen)]}
 
 
 def row(
@@ -132,11 +134,12 @@ def row(
     spent: float,
     scores: Sequence[float] | FloatArray,
     full: Sequence[float],
+    groups: Sequence[int],
 ) -> Row:
     """A score with its 95% interval, beside no reduction on the same prompts."""
     values = [float(score) for score in scores]
-    low, high = bootstrap_interval(values)
-    difference, below, above = paired_difference(values, full)
+    low, high = bootstrap_interval(values, groups)
+    difference, below, above = paired_difference(values, full, groups)
     return {
         "chooser": name,
         "budget": budget,
