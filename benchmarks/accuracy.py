@@ -95,7 +95,7 @@ class Engine:
         os.environ.update(ENVIRONMENT, VLLM_PLUGINS=PLUGINS["vtr"])
         from vllm import LLM  # after the environment is set
 
-        from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
+        from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 
         args = shape.engine_args(eager=True)
         args |= {"max_num_seqs": 64, "mm_processor_cache_gb": 1}

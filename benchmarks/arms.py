@@ -43,7 +43,7 @@ def classes(arm: str) -> dict[str, str]:
     """Return the engine arguments that make an engine of ``arm``."""
     if arm == "stock":
         return {}
-    from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS  # vLLM behind it
+    from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 
     return {"worker_cls": WORKER_CLS, "scheduler_cls": SCHEDULER_CLS}
 

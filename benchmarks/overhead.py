@@ -33,7 +33,7 @@ from benchmarks.report import measured
 from benchmarks.run import measured_with, say
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import Shape, make_request, make_shape
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.image_files import encode_png
 from vtr_vllm.search.calibration import data_uri
 

@@ -13,14 +13,12 @@ from typing import Any, NoReturn
 
 from vtr_vllm import __version__, preflight
 from vtr_vllm.command_line import LAUNCH_VARIABLE, Parser, is_on, masked, refuse, value_of
+from vtr_vllm.engine_settings import PLUGIN, SCHEDULER_CLS, WORKER_CLS, EngineSettings
 from vtr_vllm.errors import ConfigurationError, VTRError
 from vtr_vllm.own_models import OWN_MODELS
 
 __all__ = ["Launch", "main", "plan_batch", "plan_serve"]
 
-PLUGIN = "vtr"
-WORKER_CLS = "vtr_vllm.engine.worker.Worker"
-SCHEDULER_CLS = "vtr_vllm.engine.scheduler.Scheduler"
 DRAIN_SECONDS = 60  # for what is in flight at SIGTERM; vLLM's own default aborts it
 
 # What vLLM loads by itself while VLLM_PLUGINS is unset; endpoint plugins it never does.
@@ -150,21 +148,21 @@ def _read_config(options: argparse.Namespace) -> dict[str, Any]:
 def _check(options: argparse.Namespace, launch: Launch) -> None:
     """Refuse what cannot succeed, before anything is loaded; raises VTRError."""
     from vtr_server.policy.exposure import check_exposure
-    from vtr_server.policy.settings import ServerSettings, settings_path
+    from vtr_server.policy.settings import ServerSettings
 
     flags = [*(f"--{name}={value}" for name, value in options.config.items()), *launch.arguments]
     environ = os.environ | dict(launch.environment)
     own = OWN_MODELS.get(options.model)
     model = options.model if own is None else str(own.checkpoint)
     config = json.loads(value_of("--additional-config", launch.arguments) or "{}")
-    file, folder = settings_path(config), config.get("vtr", {}).get("schedules")
-    settings = ServerSettings() if file is None else ServerSettings.load(file)
+    ours = EngineSettings.of(config)
+    settings = ServerSettings() if ours.settings is None else ServerSettings.load(ours.settings)
     if options.command == "batch":
         preflight.check_batch_files(options.input_file, options.output_file)
     preflight.check_front_end(flags, environ)
     preflight.check_model(model, flags, environ)
     preflight.check_schedules(
-        Path(folder) if isinstance(folder, str) else None,
+        ours.schedules,
         preflight.known_geometry(model, flags),
         may_be_empty=settings.jobs is not None,
     )
@@ -269,7 +267,7 @@ def _plan(
             schedules = own.schedules
     arguments = [*start, options.model if own is None else str(own.checkpoint)]
     for flag, value in flags.items():
-        if not _given(flag, rest) and flag.removeprefix("--") not in options.config:
+        if value_of(flag, rest) is None and flag.removeprefix("--") not in options.config:
             arguments += [flag, value] if value else [flag]
     given = options.config.get("additional-config", options.additional_config)
     config = _additional_config(given, schedules, options.settings)
@@ -305,12 +303,6 @@ def _additional_config(
     paths = {"schedules": schedules, "settings": settings}
     ours = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
     return config | {"vtr": config.get("vtr", {}) | ours} if ours else config
-
-
-def _given(flag: str, rest: Sequence[str]) -> bool:
-    """Whether the user gave a flag of vLLM's, in either spelling."""
-    spellings = (flag, flag.replace("-", "_").replace("__", "--", 1))
-    return any(part.split("=", 1)[0] in spellings for part in rest)
 
 
 def _become(launch: Launch) -> NoReturn:

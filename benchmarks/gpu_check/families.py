@@ -17,7 +17,7 @@ ENGINE_TESTS = {
     "scheduler": ["tests/vtr_vllm/engine/scheduler", "tests/vtr_vllm/engine/frontend"],
 }
 FAMILY_TESTS = "tests/families/test_families.py"
-DRY_TESTS = ["tests/vtr_vllm/engine/scheduler/test_kv_usage.py::test_reports_add_up"]
+DRY_TESTS = ["tests/vtr_vllm/engine/scheduler/test_utilities.py::test_reports_add_up"]
 """No engine: on a CPU the default tests start them."""
 
 

@@ -5,6 +5,7 @@ import logging
 import os
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
@@ -38,12 +39,12 @@ from vtr_server.policy.settings import (
     ServerSettings,
     check_adapt,
     check_reuse,
-    settings_path,
 )
 from vtr_server.policy.settings_file import SettingsFile
 from vtr_server.vllm_api.engine import LOAD, Engine, EngineDeadError, EngineGenerateError
 from vtr_server.vllm_api.sagemaker import own_invocations
 from vtr_vllm.demo import SCHEDULES
+from vtr_vllm.engine_settings import EngineSettings
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ScheduleBook
 
@@ -117,7 +118,7 @@ class VTREndpoints:
         check = partial(check_settings, engine=engine, schedules=schedules)
         check(settings)
         await adopt(settings)
-        path = settings_path(getattr(args, "additional_config", None))
+        path = _settings_file(args)
         followed = None if _is_batch(state) else path  # one file, under one policy
         settings_file = state.vtr_settings = SettingsFile(followed, settings, adopt, check)
         if settings.jobs is not None:
@@ -142,8 +143,12 @@ class VTREndpoints:
         )
 
 
+def _settings_file(args: Any) -> Path | None:
+    return EngineSettings.of(getattr(args, "additional_config", None)).settings
+
+
 def _settings(state: Any) -> ServerSettings:
-    path = settings_path(getattr(state.args, "additional_config", None))
+    path = _settings_file(state.args)
     settings = ServerSettings() if path is None else ServerSettings.load(path)
     return settings.of_a_batch() if _is_batch(state) else settings
 

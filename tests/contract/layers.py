@@ -8,8 +8,16 @@ from pathlib import PurePosixPath
 from tests.contract.source import Import, imports
 
 _BESIDE_THE_ENGINE = {
-    *("adaptive", "checkpoint_digest", "command_line", "demo", "engine", "errors", "image_files"),
-    *("preflight", "ranking", "reduction", "schedules", "search_options"),
+    *(
+        "adaptive",
+        "checkpoint_digest",
+        "command_line",
+        "demo",
+        "engine",
+        "engine_settings",
+        "errors",
+    ),
+    *("image_files", "preflight", "ranking", "reduction", "schedules", "search_options"),
 }
 
 # part -> the other parts of ours that it may import. Parts not named here may import nothing of
@@ -24,17 +32,20 @@ ALLOWED: dict[str, set[str]] = {
     "image_files": {"errors"},
     "search_options": {"errors", "schedules"},
     "command_line": set(),
+    "engine_settings": {"errors"},
     "preflight": {"command_line", "engine", "errors", "schedules"},
     "reduction": {"errors", "ranking", "schedules", "upload"},
-    "engine": {"adaptive", "errors", "ranking", "schedules", "reduction", "upload"},
+    "engine": {
+        *("adaptive", "engine_settings", "errors", "ranking", "reduction", "schedules", "upload"),
+    },
     "demo": {"errors", "schedules", "reduction"},
     "own_models": {"errors"},
     "photo": {"errors"},
     "search": _BESIDE_THE_ENGINE | {"own_models", "photo"},
     "server": _BESIDE_THE_ENGINE,
     "cli": {
-        *("command_line", "demo", "engine", "errors", "own_models", "preflight", "reduction"),
-        *("schedules", "search", "server", "training", "vtr_vllm"),
+        *("command_line", "demo", "engine_settings", "errors", "own_models", "preflight"),
+        *("reduction", "schedules", "search", "server", "training", "vtr_vllm"),
     },
     "benchmarks": {
         "adaptive",
@@ -44,6 +55,7 @@ ALLOWED: dict[str, set[str]] = {
         "schedules",
         "reduction",
         "engine",
+        "engine_settings",
         "demo",
         "own_models",
         "photo",

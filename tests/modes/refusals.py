@@ -14,7 +14,8 @@ from vllm.engine.arg_utils import EngineArgs
 
 from tests.modes.table import Refused
 from tests.tiny import TinyShape, write_model_files
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, check_vllm_config
+from vtr_vllm.engine.common.config import check_vllm_config
+from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.errors import ConfigurationError
 
 

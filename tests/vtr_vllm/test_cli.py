@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from vtr_vllm import cli, demo
-from vtr_vllm.cli import PLUGIN, SCHEDULER_CLS, WORKER_CLS, Launch
+from vtr_vllm.cli import Launch
+from vtr_vllm.engine_settings import PLUGIN, SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.own_models import CHECKPOINT, DEMO_SCHEDULES, OWN_MODELS
 from vtr_vllm.schedules import ModelGeometry, ScheduleBook
 

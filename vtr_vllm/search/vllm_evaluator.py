@@ -22,10 +22,11 @@ from vllm.multimodal.cache.base import MultiModalCache
 
 from vtr_vllm.adaptive import Prompt
 from vtr_vllm.checkpoint_digest import checkpoint_digest
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, LayerBands
+from vtr_vllm.engine.common.config import LayerBands
 from vtr_vllm.engine.common.registers import registers_of
 from vtr_vllm.engine.frontend.admission import Admitted, collect
 from vtr_vllm.engine.scheduler.encoder_room import keep_encoded
+from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.errors import EvaluationFailed, VTRError
 from vtr_vllm.own_models import OWN_MODELS
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry, RankRule

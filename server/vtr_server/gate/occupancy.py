@@ -7,11 +7,12 @@ counted apart, so that bodies that never end take no place from those that run.
 from collections import Counter
 from dataclasses import dataclass
 
+from vtr_server.callers import count
 from vtr_server.operations.metrics import observe_in_flight
 from vtr_server.policy.settings import LimitSettings
 from vtr_vllm.errors import CallerBusy, Overloaded
 
-__all__ = ["Occupancy", "Place", "count"]
+__all__ = ["Occupancy", "Place"]
 
 
 @dataclass
@@ -100,10 +101,3 @@ class Occupancy:
     def _count_in_flight(self, change: int) -> None:
         self.in_flight += change
         observe_in_flight(change)
-
-
-def count(counter: Counter[str], caller: str, change: int) -> None:
-    """Change what a caller has; names that have nothing are forgotten: there may be any number of addresses."""
-    counter[caller] += change
-    if counter[caller] == 0:
-        del counter[caller]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi.sse import ServerSentEvent
 
-from vtr_server.gate.occupancy import count
+from vtr_server.callers import count
 from vtr_server.jobs.protocol import FINISHED, Job
 from vtr_vllm.errors import JobsBusy, RequestError
 

@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vtr_server.callers import count
 from vtr_vllm.errors import InvalidMedia, Overloaded
 
 __all__ = ["WAIT_SECONDS", "PixelBudget"]
@@ -34,7 +36,7 @@ class PixelBudget:
         self._most = most
         self._free = most
         self._observe = observe
-        self._held: dict[str, int] = {}
+        self._held: Counter[str] = Counter()
         self._waiting: list[_Wish] = []
 
     @property
@@ -96,14 +98,10 @@ class PixelBudget:
                 wish.turn.set_result(None)
 
     def _is_within_share(self, wish: _Wish) -> bool:
-        held = self._held.get(wish.caller, 0)
+        held = self._held[wish.caller]
         return held == 0 or held + wish.pixels <= self._most // 2
 
     def _change(self, more: int, caller: str) -> None:
         self._free -= more
-        held = self._held.get(caller, 0) + more
-        if held:
-            self._held[caller] = held
-        else:
-            self._held.pop(caller, None)
+        count(self._held, caller, more)
         self._observe(more)

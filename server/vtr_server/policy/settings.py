@@ -34,7 +34,6 @@ __all__ = [
     "ServerSettings",
     "check_adapt",
     "check_reuse",
-    "settings_path",
 ]
 
 AUTO: Final = "auto"
@@ -303,15 +302,3 @@ def _wanting(settings: ServerSettings, name: Literal["reuse", "adapt"]) -> list[
     """The tables that ask for it by default, as a message names them."""
     tables = {"budget": settings.budget} | {f"key {key.name}": key.budget for key in settings.keys}
     return [place for place, table in tables.items() if getattr(table, name)]
-
-
-def settings_path(additional_config: object) -> Path | None:
-    """Where ``vtr serve --settings`` put the file into vLLM's configuration; None without one.
-
-    Raises ConfigurationError for what is no path.
-    """
-    ours = additional_config.get("vtr") if isinstance(additional_config, dict) else None
-    path = ours.get("settings") if isinstance(ours, dict) else None
-    if path is not None and not isinstance(path, str):
-        raise ConfigurationError(f"additional-config vtr settings is {path!r}; it must be a path")
-    return None if path is None else Path(path)

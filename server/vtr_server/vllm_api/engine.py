@@ -36,7 +36,7 @@ from vtr_server.vllm_api.bodies import (
 )
 from vtr_server.vllm_api.first_token import first_token, tap_first_tokens
 from vtr_vllm.checkpoint_digest import checkpoint_digest
-from vtr_vllm.engine.common.config import EngineSettings, LayerBands, model_geometry
+from vtr_vllm.engine.common.config import LayerBands, model_geometry
 from vtr_vllm.engine.common.kv_report import KVReport
 from vtr_vllm.engine.frontend.admission import (
     Admitted,
@@ -48,6 +48,7 @@ from vtr_vllm.engine.frontend.engine_queries import counters, greet, kv_report, 
 from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
 from vtr_vllm.engine.frontend.load_logger import LOAD
 from vtr_vllm.engine.frontend.returning_images import ReturningImages
+from vtr_vllm.engine_settings import EngineSettings
 from vtr_vllm.errors import EngineDead, EngineNotReady, RequestError, VTRError
 from vtr_vllm.schedules import ModelGeometry
 
@@ -100,8 +101,8 @@ class Engine:
         self.silent_seconds: float | None = None
         """How long it has answered nothing, where that is too long: ``poll_engine``."""
         self.geometry: ModelGeometry = model_geometry(client.vllm_config)
-        folder = EngineSettings.of(client.vllm_config).schedules
-        self.schedules: Path | None = Path(folder) if folder else None
+        settings = EngineSettings.of(client.vllm_config.additional_config)
+        self.schedules: Path | None = settings.schedules
         self.band_starts = LayerBands.of(client.vllm_config).starts
         model = client.vllm_config.model_config
         self.checkpoint = checkpoint_digest(model.model, model.revision)

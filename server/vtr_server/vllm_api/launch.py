@@ -4,16 +4,16 @@ import os
 import sys
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args
 from vllm.transformers_utils.config import get_config, get_hf_text_config
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from vtr_server.policy.settings import ServerSettings, settings_path
+from vtr_server.policy.settings import ServerSettings
 from vtr_vllm import preflight
 from vtr_vllm.command_line import LAUNCH_VARIABLE, OneLineErrors, refuse
+from vtr_vllm.engine_settings import EngineSettings
 from vtr_vllm.errors import ConfigurationError, VTRError
 from vtr_vllm.schedules import ModelGeometry
 
@@ -49,13 +49,11 @@ def check(args: Namespace) -> None:
 
     Says what is run where that succeeds: ``vtr`` leaves the words.
     """
-    config = args.additional_config
-    file = settings_path(config)
-    settings = ServerSettings() if file is None else ServerSettings.load(file)
-    folder = config.get("vtr", {}).get("schedules") if isinstance(config, dict) else None
+    ours = EngineSettings.of(args.additional_config)
+    settings = ServerSettings() if ours.settings is None else ServerSettings.load(ours.settings)
     geometry = _geometry(args)
-    if isinstance(folder, str):
-        preflight.check_schedules(Path(folder), geometry, may_be_empty=settings.jobs is not None)
+    if ours.schedules is not None:
+        preflight.check_schedules(ours.schedules, geometry, may_be_empty=settings.jobs is not None)
     if said := os.environ.pop(LAUNCH_VARIABLE, None):
         print(f"vtr: {said}", file=sys.stderr, flush=True)
 

@@ -26,9 +26,10 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from tests.vtr_vllm.engine.support import BLOCK
 from vtr_vllm.engine.common.band_spec import BandSpec
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS, band_starts, model_geometry
+from vtr_vllm.engine.common.config import band_starts, model_geometry
 from vtr_vllm.engine.scheduler.kv_bands import register_band_spec
 from vtr_vllm.engine.scheduler.scheduler import Scheduler
+from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.schedules import RankRule, to_wire
 
 IMAGE = 64

@@ -13,7 +13,7 @@ from vllm import LLM, SamplingParams
 
 from tests.reference.scores import image_id
 from tests.tiny import TinyShape, random_image
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
+from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.schedules import TRACE_KEY, RankRule, to_wire
 
 BLOCK = 32

@@ -1,6 +1,6 @@
 """Our settings inside vLLM's configuration, and the combinations that we refuse at start-up."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -9,11 +9,9 @@ from vllm.config import CompilationMode, VllmConfig
 from vllm.utils.platform_utils import is_uva_available
 from vllm.utils.torch_utils import is_quantized_kv_cache
 
+from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS, EngineSettings
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ModelGeometry
-
-WORKER_CLS = "vtr_vllm.engine.worker.Worker"
-SCHEDULER_CLS = "vtr_vllm.engine.scheduler.Scheduler"
 
 FP8_DTYPES = ("fp8", "fp8_e4m3", "fp8_e5m2")
 """Values of --kv-cache-dtype that store a key as rounded numbers, with a scale a layer or a head."""
@@ -21,50 +19,6 @@ FP8_DTYPES = ("fp8", "fp8_e4m3", "fp8_e5m2")
 DEFAULT_BANDS = range(4, 10)
 """How many bands a model gets that names no number: enough to follow a schedule, and few enough that
 their metadata is cheap. Models that cannot be split so (fewer than 4 layers, and 11) get one a layer."""
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """``--additional-config '{"vtr": {...}}'``; unknown keys are refused."""
-
-    bands: int | None = None
-    """Number of KV-cache groups that the decoder layers are split into; None picks four to nine, by
-    the number of layers. More bands free memory closer to the schedule; each costs its own metadata
-    at every step."""
-    schedules: str | None = None
-    """Folder of schedule files that the server offers."""
-    settings: str | None = None
-    """The server's settings file. The engine does not read it; it runs only behind a front end that
-    does: see ``front_end``."""
-
-    @classmethod
-    def of(cls, vllm_config: VllmConfig) -> "EngineSettings":
-        given = (vllm_config.additional_config or {}).get("vtr", {})
-        if not isinstance(given, Mapping):
-            raise ConfigurationError(f"additional-config vtr is {given!r}; it must be an object")
-        unknown = set(given) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise ConfigurationError(
-                f"additional-config vtr has the unknown keys {sorted(unknown)}; allowed are"
-                f" {sorted(cls.__dataclass_fields__)}"
-            )
-        settings = cls(**given)
-        if settings.bands is not None and (
-            not isinstance(settings.bands, int)
-            or isinstance(settings.bands, bool)
-            or settings.bands < 1
-        ):
-            raise ConfigurationError(
-                f"additional-config vtr bands is {settings.bands!r}; it must be a whole number"
-                " from 1 to the number of layers"
-            )
-        for name in ("schedules", "settings"):
-            path = getattr(settings, name)
-            if path is not None and not isinstance(path, str):
-                raise ConfigurationError(
-                    f"additional-config vtr {name} is {path!r}; it must be a path"
-                )
-        return settings
 
 
 @dataclass(frozen=True)
@@ -78,7 +32,9 @@ class LayerBands:
     @classmethod
     def of(cls, vllm_config: VllmConfig) -> "LayerBands":
         layers = model_geometry(vllm_config).layers
-        return cls(layers, band_starts(layers, EngineSettings.of(vllm_config).bands))
+        return cls(
+            layers, band_starts(layers, EngineSettings.of(vllm_config.additional_config).bands)
+        )
 
 
 def model_geometry(vllm_config: VllmConfig) -> ModelGeometry:

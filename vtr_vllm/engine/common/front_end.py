@@ -16,13 +16,11 @@ import os
 
 from vllm.config import VllmConfig
 
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, EngineSettings, is_active
+from vtr_vllm.engine.common.config import is_active
+from vtr_vllm.engine_settings import PLUGIN, SCHEDULER_CLS, EngineSettings
 from vtr_vllm.errors import ConfigurationError
 
-__all__ = ["GREET", "PLUGIN", "check_worker", "has_settings", "note_plugin", "no_front_end"]
-
-PLUGIN = "vtr"
-"""Our name in each of vLLM's groups of plugins."""
+__all__ = ["GREET", "check_worker", "has_settings", "note_plugin", "no_front_end"]
 
 GREET = "vtr_greet"
 """The method of ``EngineCore`` by which a front end says that it holds the settings."""
@@ -38,7 +36,7 @@ def note_plugin() -> None:
 
 def has_settings(vllm_config: VllmConfig) -> bool:
     """Whether a settings file is configured."""
-    return EngineSettings.of(vllm_config).settings is not None
+    return EngineSettings.of(vllm_config.additional_config).settings is not None
 
 
 def check_worker(vllm_config: VllmConfig) -> None:

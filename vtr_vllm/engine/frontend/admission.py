@@ -21,19 +21,14 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from vtr_vllm.adaptive import Prompt
-from vtr_vllm.engine.common.config import (
-    SCHEDULER_CLS,
-    WORKER_CLS,
-    LayerBands,
-    is_active,
-    model_geometry,
-)
+from vtr_vllm.engine.common.config import LayerBands, is_active, model_geometry
 from vtr_vllm.engine.common.registers import REGISTERS_KEY, registers_of
 from vtr_vllm.engine.common.request_view import read_request, vision_items, vision_span
 from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens, image_tokens
 from vtr_vllm.engine.frontend.returning_images import ReturningImages, prefixes_of
 from vtr_vllm.engine.frontend.sender_cache import about_to_send
+from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.errors import PromptTooLong, RequestError, ScheduleError, UnsupportedRequest
 from vtr_vllm.ranking import Need, check_heads
 from vtr_vllm.reduction.request import IntArray, ReducedRequest

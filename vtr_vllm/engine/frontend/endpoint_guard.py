@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 import vllm.plugins
 
-from vtr_vllm.engine.common.front_end import PLUGIN, no_front_end
+from vtr_vllm.engine.common.front_end import no_front_end
+from vtr_vllm.engine_settings import PLUGIN, EngineSettings
 from vtr_vllm.errors import ConfigurationError
 
 __all__ = ["install"]
@@ -25,7 +26,8 @@ class _Missing:
 
     def attach_router(self, app: Any) -> None:
         """Raise ConfigurationError where settings are configured."""
-        if _has_settings(app.state.args):
+        config = getattr(app.state.args, "additional_config", None)
+        if EngineSettings.of(config).settings is not None:
             raise ConfigurationError(no_front_end("the API server did not load the plugin"))
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
@@ -45,9 +47,3 @@ def install() -> None:
 
     load_endpoint_plugins.vtr_endpoint_guard = True
     vllm.plugins.load_endpoint_plugins = load_endpoint_plugins
-
-
-def _has_settings(args: Namespace) -> bool:
-    config = getattr(args, "additional_config", None)
-    ours = config.get("vtr") if isinstance(config, dict) else None
-    return isinstance(ours, dict) and ours.get("settings") is not None

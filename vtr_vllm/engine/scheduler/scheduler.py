@@ -13,14 +13,15 @@ from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.request import Request, RequestStatus
 
 from vtr_vllm.engine.common import front_end
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, LayerBands
+from vtr_vllm.engine.common.config import LayerBands
 from vtr_vllm.engine.common.request_view import VISION, read_request
-from vtr_vllm.engine.scheduler import kv_usage
+from vtr_vllm.engine.scheduler import utilities
 from vtr_vllm.engine.scheduler.block_names import BlockNames, signature
 from vtr_vllm.engine.scheduler.idle_bands import skip_idle_bands
 from vtr_vllm.engine.scheduler.kv_bands import bind_bands
 from vtr_vllm.engine.scheduler.local_hits import follow_local_requests
 from vtr_vllm.engine.scheduler.more_urgent import MoreUrgent
+from vtr_vllm.engine_settings import SCHEDULER_CLS
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.reduction.request import ReducedRequest
 
@@ -44,7 +45,7 @@ class Scheduler(AsyncScheduler):
             self.vllm_config.cache_config.prefix_caching_hash_algo
         )
         self._awaits_front_end = front_end.has_settings(self.vllm_config)
-        kv_usage.install()
+        utilities.install()
 
     def greet(self) -> bool:
         """A front end of ours holds the settings: requests may come."""

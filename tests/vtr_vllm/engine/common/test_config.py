@@ -11,9 +11,6 @@ from vllm.v1.core import kv_cache_utils
 from vtr_vllm.engine.common import config as config_module
 from vtr_vllm.engine.common.band_spec import BandSpec
 from vtr_vllm.engine.common.config import (
-    SCHEDULER_CLS,
-    WORKER_CLS,
-    EngineSettings,
     band_starts,
     check_vllm_config,
     is_active,
@@ -21,6 +18,7 @@ from vtr_vllm.engine.common.config import (
     padded_layers,
 )
 from vtr_vllm.engine.scheduler.kv_bands import register_band_spec
+from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.errors import ConfigurationError, UnsupportedModel
 from vtr_vllm.schedules import ModelGeometry
 
@@ -160,49 +158,6 @@ def test_vllm_reserves_what_padded_layers_says(registered, layers):
     reserved = bands * kv_cache_utils._get_kv_cache_bytes_per_block(groups, layout)
     page = groups[0].kv_cache_spec.page_size_bytes
     assert reserved == (layers + padded_layers(layers, bands)) * page
-
-
-def with_additional(given):
-    return SimpleNamespace(additional_config=given)
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (None, EngineSettings()),
-        ({}, EngineSettings()),
-        ({"somebody": {"else": 1}}, EngineSettings()),
-        ({"vtr": {}}, EngineSettings()),
-        ({"vtr": {"bands": 4}}, EngineSettings(bands=4)),
-        ({"vtr": {"bands": None, "schedules": "here"}}, EngineSettings(schedules="here")),
-        ({"vtr": {"settings": "s.toml"}}, EngineSettings(settings="s.toml")),
-    ],
-)
-def test_settings(given, expected):
-    assert EngineSettings.of(with_additional(given)) == expected
-
-
-@pytest.mark.parametrize(
-    ("vtr", "said"),
-    [
-        ({"band": 4}, "unknown keys ['band']; allowed are ['bands', 'schedules', 'settings']"),
-        ({"bands": 4, "x": 1, "a": 1}, "unknown keys ['a', 'x']"),
-        ({"bands": "4"}, "bands is '4'"),
-        ({"bands": 4.0}, "bands is 4.0"),
-        ({"bands": True}, "bands is True"),
-        ({"bands": 0}, "bands is 0"),
-        ({"bands": -1}, "bands is -1"),
-        ({"schedules": 4}, "schedules is 4"),
-        ({"settings": ["s.toml"]}, "settings is ['s.toml']"),
-        ([], "vtr is []"),
-        ("bands=4", "vtr is 'bands=4'"),
-        (None, "vtr is None"),
-    ],
-)
-def test_wrong_settings_are_refused(vtr, said):
-    with pytest.raises(ConfigurationError) as caught:
-        EngineSettings.of(with_additional({"vtr": vtr}))
-    assert said in str(caught.value)
 
 
 def config():

@@ -11,10 +11,10 @@ pytest.importorskip("vllm")
 
 from importlib.metadata import entry_points
 
-from vtr_vllm.cli import PLUGIN as LAUNCHED_WITH
 from vtr_vllm.engine.common import front_end
-from vtr_vllm.engine.common.config import SCHEDULER_CLS
 from vtr_vllm.engine.register import register
+from vtr_vllm.engine_settings import PLUGIN as LAUNCHED_WITH
+from vtr_vllm.engine_settings import SCHEDULER_CLS
 from vtr_vllm.errors import ConfigurationError
 
 SETTINGS = {"vtr": {"settings": "/etc/vtr/settings.toml"}}

@@ -11,7 +11,6 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.engine.frontend.admission import (
     Admitted,
     admit,
@@ -21,6 +20,7 @@ from vtr_vllm.engine.frontend.admission import (
     install,
 )
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens
+from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
 from vtr_vllm.schedules import RankRule, make_plan
 

@@ -18,9 +18,9 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from tests.vtr_vllm.engine.conftest import Engines
 from tests.vtr_vllm.engine.scheduler.test_scheduler import generate, reduced
 from tests.vtr_vllm.engine.support import BLOCK, words
-from vtr_vllm.engine.common.config import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.engine.frontend.engine_queries import counters, greet, kv_report, take_trace
 from vtr_vllm.engine.frontend.load_logger import LOAD
+from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.errors import EngineNotReady
 
 TEXT = f"{words(1, 30)}<image>{words(2, 9)}"

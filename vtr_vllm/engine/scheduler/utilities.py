@@ -1,6 +1,6 @@
-"""Counts the KV blocks held, and saved by reduction, in the scheduler's process.
+"""What a front end asks of the scheduler's process: the KV blocks held and saved; and its greeting.
 
-vLLM's clients call a method of ``EngineCore`` by its name ("utility"). We give that class one more.
+vLLM's clients call a method of ``EngineCore`` by its name (a "utility"). We give that class two more.
 """
 
 from typing import Any
@@ -27,7 +27,7 @@ def count_blocks(scheduler: Any) -> dict[str, int]:
 
 
 def install() -> None:
-    """Give vLLM's engine core this method, and that of a greeting; called in the scheduler's process, again at will."""
+    """Give vLLM's engine core both methods; called in the scheduler's process, again at will."""
     from vllm.v1.engine.core import EngineCore
 
     setattr(EngineCore, UTILITY, lambda core: count_blocks(core.scheduler))
