@@ -267,7 +267,7 @@ class RateLimited(RetryLater):
 
 
 class CallerBusy(RetryLater):
-    """As many requests of one caller inside, or arriving, as it may have; others are let in."""
+    """As many requests of one caller inside, arriving, or decoding images, as it may have; others are let in."""
 
     http_status = 429
     code = "caller_busy"

@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "own_models": {"errors"},
     "photo": {"errors"},
     "search": _BESIDE_THE_ENGINE | {"own_models", "photo"},
-    "server": _BESIDE_THE_ENGINE,
+    "server": _BESIDE_THE_ENGINE | {"own_models"},
     "cli": {
         *("command_line", "demo", "engine_settings", "errors", "own_models", "preflight"),
         *("reduction", "schedules", "search", "server", "training", "vtr_vllm"),

@@ -59,7 +59,8 @@ class _Ladder:
 class ScheduleBook:
     """Stored schedules of one model geometry, beside the built-in forms; immutable.
 
-    ``band_starts``: the first layer of each of the engine's KV bands; None: any layer may start one.
+    ``band_starts``: the first layer of each of the engine's KV bands; None: any layer may start one, and
+    of two local schedules of one budget the first is taken, since both stand where bands keep one from reuse.
     Raises GeometryMismatch for a schedule of another model, and ScheduleError for one that cannot run
     in these bands, for two stored schedules of one name, or of one budget where both are reused or neither
     is, and for a stored schedule that carries the name of a built-in form without being equal to it.
@@ -201,5 +202,8 @@ class ScheduleBook:
                 " rules or per-image floor; rename it"
             )
         if schedule.budget is not None:
-            self._ladders[self.reuses(schedule)].add(schedule, schedule.budget)
+            ladder = self._ladders[self.reuses(schedule)]
+            unknown = self.band_starts is None and schedule.is_local
+            if not (unknown and ladder.of_budget(schedule.budget)):  # bands tell which is reused
+                ladder.add(schedule, schedule.budget)
         self._stored[schedule.name] = schedule

@@ -26,7 +26,6 @@ from vtr_vllm.search.session import (
     Backend,
     Session,
     check_answers,
-    late_kinds,
     open_session,
     split,
 )
@@ -76,12 +75,6 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
     check_answers(asked.objective, data, *others.values())
     settings = _settings(asked)
     backend = _backend(asked, asked.model, data, *others.values())
-    if late := late_kinds(data):
-        progress.step(
-            f"warning: the first {BLOCK} items of {data.path}, on which rules and curves are first told"
-            f" apart, have none of kind {', '.join(late)}; shuffle the file's lines"
-        )
-    written: Mapping[str, object] = {}
     with open_session(
         backend, options.out, options.journal, asked.objective, asked.seed, progress
     ) as session:
@@ -92,7 +85,7 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
         try:
             sizes = study.geometry, study.n_vision, len(first), len(rest)
         except TimeLimitReached:
-            finished = False
+            finished, said = False, f"wrote nothing yet to {options.out}"
         else:
             plan = pipeline.plan(settings, *sizes, bands)
             if options.dry_run:
@@ -102,20 +95,15 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
             meta = _meta(options, study, data)
             scores = HeldOutScores(selection)
             output = Output(options.out, meta, data.sha256, study, scores, session.journal)
-            finished, written = _run(study, settings, output), output.schedules
+            finished, said = _run(study, settings, output), str(output)
         if finished and others:
             record = read_search(report_folder(options.out))
             _compare(options, session, record, others)
             write_report(options.out)
-    names = ", ".join(written) or "nothing yet"
-    if finished:
-        progress.end("done", f"wrote {names} to {options.out}")
-        return
-    progress.end(
-        "done",
-        f"the time limit of {asked.max_minutes:g} minutes is reached; wrote {names} to"
-        f" {options.out}: the same command goes on from here",
-    )
+    if not finished:
+        limit = f"the time limit of {asked.max_minutes:g} minutes is reached"
+        said = f"{limit}; {said}: the same command goes on from here"
+    progress.end("done", said)
 
 
 def _run(study: Study, settings: SearchSettings, output: Output) -> bool:

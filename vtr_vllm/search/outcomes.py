@@ -17,6 +17,11 @@ LOGPROB_WEIGHT = 0.01
 nearly equal accuracy, and it does not turn the order of clearly different ones."""
 
 
+MEANING = "2"
+"""Of the numbers of an outcome; another one where they are computed otherwise, so that no search that goes on
+compares with what an earlier release found."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one item says about one candidate."""

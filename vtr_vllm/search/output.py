@@ -34,9 +34,17 @@ class Output:
     journal: Journal
     schedules: dict[str, Schedule] = field(default_factory=dict)
     """What is written, by name."""
+    kept: dict[str, Schedule] = field(default_factory=dict)
+    """What an earlier search left that is better than what this one found, by name."""
 
     def __post_init__(self) -> None:
         self._before = records.read_schedules(self.folder)
+
+    def __str__(self) -> str:
+        found = f"wrote {', '.join(self.schedules) or 'nothing yet'} to {self.folder}"
+        if self.kept:
+            found += f"; {', '.join(self.kept)} of an earlier search scored better and stayed"
+        return found
 
     def write(self, result: Result, *, finished: bool = False) -> None:
         """Write schedules that are new or better, search.json, and the report."""
@@ -52,16 +60,22 @@ class Output:
             )
             for scored in self.selection.best(result)
         ]
+        self.kept = {
+            found.name: self._before[found.name] for found in best if self._is_worse(found)
+        }
         better = [
             found
             for found in best
-            if self.schedules.get(found.name) != found and not self._is_worse(found)
+            if found.name not in self.kept and self.schedules.get(found.name) != found
         ]
         records.write_schedules(self.folder, better)
+        for found in better:
+            self._replace_others(found)
         self.schedules |= {found.name: found for found in better}
         meta = {**self.meta, "finished": finished}
+        offered = [self.kept.get(found.name, found) for found in best]
         record = records.search_record(
-            meta, self.study, self.selection, result, self.journal.states()
+            meta, self.study, self.selection, result, offered, self.journal.states()
         )
         records.write_json(records.report_folder(self.folder) / "search.json", record)
         write_report(self.folder)
@@ -79,9 +93,22 @@ class Output:
         return (
             before is not None
             and before.budget is not None
+            and self.selection.family(before) == self.selection.family(found)
             and records.of_same_evidence(before, found)
             and records.value(before) > records.value(found)
         )
+
+    def _replace_others(self, found: Schedule) -> None:
+        """Remove the earlier search's file whose place this one takes under another name.
+
+        Other bands make another family of a schedule, and a server refuses two of one family and budget.
+        """
+        for name, before in self._before.items():
+            named = before.budget is not None and name in records.searched_names(before.budget)
+            same = found.budget is not None and before.budget == found.budget
+            family = self.selection.family
+            if named and same and name != found.name and family(before) == family(found):
+                (self.folder / f"{name}.json").unlink(missing_ok=True)
 
 
 def write_report(folder: Path) -> Path:

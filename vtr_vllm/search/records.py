@@ -49,6 +49,7 @@ def served(
             "sha256": source,
             "search": len(search.dataset),
             "scores": len(selection.dataset),
+            "scored_on": selection.dataset.sha256,
         },
         "objective": selection.objective,
         "seed": seed,
@@ -60,6 +61,11 @@ def served(
 def searched_name(budget: float, family: Family) -> str:
     """What the best schedule of a budget is served as."""
     return f"{SEARCHED[family]}-{budget!r}"
+
+
+def searched_names(budget: float) -> list[str]:
+    """What the best schedule of a budget may be served as, in either family."""
+    return [searched_name(budget, family) for family in SEARCHED]
 
 
 def write_schedules(folder: Path, schedules: Iterable[Schedule]) -> list[Path]:
@@ -83,11 +89,22 @@ def read_schedules(folder: Path) -> dict[str, Schedule]:
 
 
 def of_same_evidence(one: Schedule, other: Schedule) -> bool:
-    """Whether two schedules were scored by the same on the same: data, items, objective, model, releases."""
+    """Whether two schedules were scored by the same on the same: items, objective, model, releases.
+
+    On how many items they were searched does not matter.
+    """
+    first, second = (
+        {**each.provenance, "items": _scored_on(each.provenance)} for each in (one, other)
+    )
     return all(
-        name in one.provenance and one.provenance[name] == other.provenance.get(name)
+        first.get(name) is not None and first[name] == second.get(name)
         for name in ("items", "objective", "versions")
     )
+
+
+def _scored_on(provenance: Mapping[str, Any]) -> Any:
+    items = provenance.get("items")
+    return items.get("scored_on") if isinstance(items, Mapping) else None
 
 
 def value(schedule: Schedule) -> float:
@@ -102,17 +119,22 @@ def search_record(
     search: Study,
     selection: HeldOutScores,
     result: Result,
+    offered: Iterable[Schedule],
     states: Mapping[str, int],
 ) -> dict[str, Any]:
-    """The search so far as plain JSON; every schedule scored on the selection's items."""
+    """The search so far as plain JSON; every schedule scored on the selection's items.
+
+    ``offered``: the schedule files of the folder that stand for what was found, their scores in them.
+    """
     found = [
-        _schedule(scored, selection.family(scored.schedule)) for scored in selection.scored(result)
+        _schedule(scored.schedule, scored.method, selection.family(scored.schedule), scored.scores)
+        for scored in selection.scored(result)
     ]
-    for each in selection.best(result):
-        budget, family = each.schedule.budget, selection.family(each.schedule)
-        if budget is not None:
-            name = searched_name(budget, family)
-            found.append(_schedule(each, family) | {"name": name, "method": SEARCHED[family]})
+    for schedule in offered:
+        if schedule.budget is not None:
+            family = selection.family(schedule)
+            known: Any = schedule.provenance["scores"]
+            found.append(_schedule(schedule, SEARCHED[family], family, known))
     return {
         "meta": {**meta, "unreduced": scores(selection.unreduced)},
         "g_search": [
@@ -161,17 +183,18 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
         file.write("\n")
 
 
-def _schedule(scored: Scored, family: Family) -> dict[str, Any]:
-    schedule = scored.schedule
+def _schedule(
+    schedule: Schedule, method: str, family: Family, known: Mapping[str, Any]
+) -> dict[str, Any]:
     return {
         "name": schedule.name,
-        "method": scored.method,
+        "method": method,
         "family": family,
         "budget": schedule.budget,
         "mean_keep": schedule.mean_keep,
         "keep": list(schedule.keep),
         "rules": [str(rule) for rule in schedule.rules],
-        **scored.scores,
+        **known,
     }
 
 

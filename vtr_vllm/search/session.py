@@ -13,8 +13,9 @@ from pathlib import Path
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.answers import EngineOptions, Evaluator
-from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.search.calibration import Dataset, Item
 from vtr_vllm.search.journal import Journal
+from vtr_vllm.search.outcomes import MEANING
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.study import BLOCK, Study
 from vtr_vllm.search_options import Objective
@@ -87,7 +88,8 @@ def open_session(
         evaluator = backend.open()
         try:
             url = journal or f"sqlite:///{folder.resolve() / 'journal.sqlite'}"
-            rows = Journal(url, _search_id(folder), evaluator.versions, seed)
+            known = {**evaluator.versions, "outcomes": MEANING}
+            rows = Journal(url, _search_id(folder), known, seed)
             try:
                 yield Session(evaluator, rows, objective, progress)
             finally:
@@ -99,8 +101,10 @@ def open_session(
 def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
     """The items to search on, and the others, which score what was found; no image is in both.
 
-    Items that show an image together, or over others, stay together. Raises ConfigurationError for too
-    few items, or too few that show images of their own.
+    Both are in an order that their content alone decides, and so is what goes where: a candidate is given up
+    by its first items, which must be like the rest however a file is sorted. Items that show an
+    image together, or over others, stay together. Raises ConfigurationError for too few items, or too
+    few that show images of their own.
     """
     if len(dataset) < LEAST_ITEMS:
         raise ConfigurationError(
@@ -108,27 +112,19 @@ def split(dataset: Dataset) -> tuple[Dataset, Dataset]:
             " 1,000 tell half a point of accuracy apart"
         )
     room = max(BLOCK, int(len(dataset) * _SEARCHED) // BLOCK * BLOCK)
-    searched: set[int] = set()
-    groups: dict[int, list[int]] = {}
-    for index, group in enumerate(dataset.groups):
-        groups.setdefault(group, []).append(index)
-    for together in groups.values():
-        if len(searched) + len(together) <= room:
-            searched.update(together)
-    first = tuple(item for index, item in enumerate(dataset.items) if index in searched)
-    rest = tuple(item for index, item in enumerate(dataset.items) if index not in searched)
+    groups: dict[int, list[Item]] = {}
+    for group, item in zip(dataset.groups, dataset.items, strict=True):
+        groups.setdefault(group, []).append(item)
+    first: list[Item] = []
+    rest: list[Item] = []
+    for together in sorted(groups.values(), key=lambda items: min(i.content_hash for i in items)):
+        (first if len(first) + len(together) <= room else rest).extend(together)
     if min(len(first), len(rest)) < BLOCK // 2:
         raise ConfigurationError(
             f"{dataset.path}: so many items share images that {len(first)} can be searched on and"
             f" {len(rest)} score what is found; give at least {BLOCK // 2} for each that share none"
         )
-    return Dataset(dataset.path, first), Dataset(dataset.path, rest)
-
-
-def late_kinds(dataset: Dataset) -> list[str]:
-    """Kinds of items of which none is in the first block, on which candidates are first told apart."""
-    first = {item.kind for item in dataset.items[:BLOCK]}
-    return sorted({item.kind for item in dataset.items if item.kind is not None} - first)
+    return Dataset(dataset.path, tuple(first)), Dataset(dataset.path, tuple(rest))
 
 
 def check_answers(objective: Objective, *datasets: Dataset) -> None:

@@ -10,8 +10,9 @@ __all__ = ["LEAST_GROUPS", "likely_highest"]
 
 LEAST_GROUPS = 50
 """Items that share no image with each other, from which on a mean difference says something."""
-_SURE = 3.1
-"""Standard deviations: one candidate in a thousand is given up that would just have passed."""
+_SURE = 3.7
+"""Standard deviations: looked at after each block, one candidate in a thousand is given up that would just
+have passed."""
 
 
 def likely_highest(

@@ -120,7 +120,9 @@ class _Decision:
         Raises as ``ScheduleChooser`` does, and UnsupportedRequest for beams that would be reduced.
         """
         asked, fraction = self.asked, self.asked.ask.max_flops_fraction
-        if fraction is not None:
+        if self.has_beams and self.choice is not None:
+            pass  # every beam of every token comes by: the first has chosen
+        elif fraction is not None:
             choice = self.chooser.choose_by_flops(
                 fraction, self.policy, prompt.n_vision, prompt.n_text, asked.reuse
             )

@@ -65,10 +65,11 @@ def _handler_of(request: Request, err: Exception) -> Any:
 def _in_form(request: Request, answer: Response) -> Response:
     """An error that vLLM answers in OpenAI's form, in that of the API at the path."""
     body = json.loads(bytes(answer.body))
-    if "type" not in body:
-        body = in_form_of(route_path(request.scope), answer.status_code, body)
-        return JSONResponse(body, answer.status_code)
-    return answer
+    if "error" not in body or "type" in body:
+        return answer
+    headers = {name: value for name, value in answer.headers.items() if name != "content-length"}
+    body = in_form_of(route_path(request.scope), answer.status_code, body)
+    return JSONResponse(body, answer.status_code, headers)
 
 
 def install_error_handlers(app: FastAPI) -> None:

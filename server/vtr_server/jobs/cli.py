@@ -50,7 +50,13 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     add("--root", type=Path, default=Path("jobs"), help="folder of the jobs (default: jobs)")
     add("--data-root", type=Path, default=Path("data"), help="folder of data files (default: data)")
     add("--model-root", type=Path, help="folder whose folders may be named as models")
-    add("--models", nargs="+", default=[], metavar="MODEL", help="allowed models beside `demo`")
+    add(
+        "--models",
+        nargs="+",
+        default=[],
+        metavar="MODEL",
+        help="allowed models beside `demo` and `photo`",
+    )
     add("--servers", nargs="+", default=[], metavar="URL", help="servers that a job may search on")
     add(
         "--memory-share",

@@ -35,7 +35,7 @@ class _Closed(BaseModel):
 class JobSpec(SearchOptions):
     """One search; a field that is null or left out takes the default of ``vtr search``.
 
-    ``model`` is `demo`, a model that the service allows, or a path under its folder of models;
+    ``model`` is `demo`, `photo`, a model that the service allows, or a path under its folder of models;
     ``data`` and ``heldout`` are paths under its folder of data.
     """
 

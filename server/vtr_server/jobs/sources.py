@@ -7,6 +7,7 @@ from typing import Any
 
 from vtr_server.jobs.protocol import JobSpec
 from vtr_vllm.errors import RequestError
+from vtr_vllm.own_models import OWN_MODELS
 from vtr_vllm.schedules.strict_json import show
 from vtr_vllm.search_options import to_arguments
 
@@ -129,13 +130,13 @@ class Sources:
         return str(path)
 
     def _model(self, given: str) -> str:
-        if given == "demo" or given in self.models:
+        if given in OWN_MODELS or given in self.models:
             return given
         path = None if self.model_root is None else _inside(self.model_root, given)
         if path is None or not path.is_dir():
             raise RequestError(
                 f"model {show(given)} is not allowed; allowed are"
-                f" {_listed(('demo', *self.models))} and folders in the folder of models, where the"
+                f" {_listed((*OWN_MODELS, *self.models))} and folders in the folder of models, where the"
                 f" service has one ({self.names.model_root})"
             )
         return str(path)

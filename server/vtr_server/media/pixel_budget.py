@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vtr_server.callers import count
-from vtr_vllm.errors import InvalidMedia, Overloaded
+from vtr_vllm.errors import CallerBusy, InvalidMedia, Overloaded
 
 __all__ = ["WAIT_SECONDS", "PixelBudget"]
 
@@ -47,7 +47,8 @@ class PixelBudget:
     async def take(self, pixels: int, caller: str) -> None:
         """Wait for so many pixels, which are the caller's until it gives them back.
 
-        Raises InvalidMedia for more than there are, Overloaded after WAIT_SECONDS.
+        Raises InvalidMedia for more than there are; after WAIT_SECONDS CallerBusy, where the caller has its
+        share, or Overloaded.
         """
         if pixels > self._most:
             raise InvalidMedia(
@@ -71,6 +72,13 @@ class PixelBudget:
                 self._let_in()  # those behind it may be smaller
             if not isinstance(err, TimeoutError):
                 raise
+            if not self._is_within_share(wish):
+                raise CallerBusy(
+                    f"the images of the request have {pixels} pixels and waited {WAIT_SECONDS:g} s for"
+                    f" others of yours, which hold {self._held[caller]} of the {self._most // 2} that one"
+                    " caller may have; send this one when another has ended",
+                    retry_after=int(WAIT_SECONDS),
+                ) from err
             raise Overloaded(
                 f"the images of the request have {pixels} pixels and waited {WAIT_SECONDS:g} s while"
                 " others were decoded; send it again later",

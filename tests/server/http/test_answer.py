@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import httpx
 import pytest
 
 from tests.server.bad_input import CHAT, COMPLETION, chat_body, data_url, picture
 from tests.server.conftest import NAME, Server
+from vtr_server.http.answer import _Decision
+from vtr_server.policy.requested_budget import Asked, Bounds
+from vtr_server.policy.vtr_field import Ask
+from vtr_vllm.engine.frontend.admission import Admitted
 
 pytestmark = pytest.mark.engine
 
@@ -340,6 +345,23 @@ def test_beams_run_at_full_budget_or_not_at_all(server: Server, stream: bool) ->
         facts, _ = told_by(client.post(CHAT, json=left), CHAT)
         assert (facts["asked_by"], facts["budget"]) == ("detail", 1.0)
         assert client.post(COMPLETION, json=text).status_code == 200
+
+
+def test_the_first_of_many_beams_chooses_for_all() -> None:
+    """Each beam of each token is a request of its own: a choice each would be told in the answer."""
+    chosen: list[int] = []
+
+    class Chooser:
+        def choose_by_flops(self, fraction: float, policy: Bounds, *sizes: Any) -> Any:
+            chosen.append(sizes[0])
+            return SimpleNamespace(wire={"vtr_keep": [0.5]}, with_floor=lambda _: chooser_found)
+
+    chooser_found = SimpleNamespace(wire={"vtr_keep": [0.5]})
+    asked = Asked(Ask(max_flops_fraction=0.5), "body")
+    decide = _Decision(cast(Any, Chooser()), asked, Bounds(0.0, 1.0), has_beams=True)
+    for beam in range(8):
+        assert decide(Admitted(f"beam-{beam}", None, 0, 5)) == {"vtr_keep": [0.5]}
+    assert len(chosen) == 1
 
 
 @pytest.mark.parametrize("more", [{"prompt_logprobs": 1}, {"echo": True, "logprobs": True}])

@@ -81,7 +81,7 @@ def test_the_demo_a_listed_model_and_a_folder_of_models(sources: Sources) -> Non
 
 @pytest.mark.parametrize("given", ["org/other", "nosuch", "../elsewhere", "out", "--help", "/etc"])
 def test_no_other_model(sources: Sources, given: str) -> None:
-    with pytest.raises(RequestError, match="is not allowed; allowed are demo, org/model"):
+    with pytest.raises(RequestError, match="is not allowed; allowed are demo, photo, org/model"):
         sources.arguments(spec(model=given))
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vtr_server.media import pixel_budget
 from vtr_server.media.pixel_budget import PixelBudget
-from vtr_vllm.errors import InvalidMedia, Overloaded
+from vtr_vllm.errors import CallerBusy, InvalidMedia, Overloaded
 
 
 def budget(most: int) -> tuple[PixelBudget, list[int]]:
@@ -119,6 +119,21 @@ def test_a_caller_that_has_its_share_holds_up_nobody_else() -> None:
         pixels.give(25, "a")
         await more[1]
         assert pixels.held == 25 + 1 + 30
+
+    asyncio.run(run())
+
+
+def test_who_waits_too_long_for_its_own_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server has room: no operator is to be woken up."""
+    monkeypatch.setattr(pixel_budget, "WAIT_SECONDS", 0.01)
+
+    async def run() -> None:
+        pixels, _ = budget(100)
+        await pixels.take(50, "a")
+        with pytest.raises(CallerBusy, match="others of yours, which hold 50 of the 50 that one"):
+            await pixels.take(10, "a")
+        assert pixels.held == 50
+        await pixels.take(50, "b")
 
     asyncio.run(run())
 

@@ -244,6 +244,10 @@ def test_two_ladders_hold_the_same_budgets():
     assert book.for_budget(0.75).schedule == both[3]
     with pytest.raises(ScheduleError, match=r"local-0.75 and again both claim budget 0.75"):
         ScheduleBook(GEOMETRY, [*both, local(0.75, (6,), "again")], STARTS)
+    # where bands are not known, the one may be reused and the other not: both can be served
+    unknown = ScheduleBook(GEOMETRY, [*both, local(0.75, (5,), "again")])
+    assert unknown.by_name("again").budget == 0.75
+    assert unknown.for_budget(0.75, reuse=True).schedule == both[2]
     # of one that the bands do not allow for, the rival is guided
     with pytest.raises(ScheduleError, match=r"x and again both claim budget 0.75"):
         ScheduleBook(GEOMETRY, [*both, local(0.75, (5,), "again")], STARTS)

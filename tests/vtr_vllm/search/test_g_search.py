@@ -1,12 +1,16 @@
 from itertools import combinations_with_replacement, pairwise
+from types import SimpleNamespace
 
 import pytest
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import RankRule
+from vtr_vllm.search import g_search
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.g_search import GSearch, search
+from vtr_vllm.search.progress import Progress
+from vtr_vllm.search.proposer import Proposer
 
 N_VISION, LAYERS = 16, 6
 STARTS = (2, 3, 4, 5)
@@ -159,6 +163,41 @@ def test_bayes_comes_close_to_what_it_maximises(make):
         assert 0 < step.count < most
     assert schedule.parameters["lambda"] == weight
     assert "tolerance" not in schedule.parameters
+
+
+def test_bayes_is_told_nothing_good_of_a_count_that_was_given_up(make, monkeypatch):
+    """On the items that it was stopped at it may have been right more often than the best is on all."""
+    told = []
+
+    class Recording(Proposer):
+        def tell(self, points, values):
+            told.append((round(points[0][0] * N_VISION), values[0]))
+            super().tell(points, values)
+
+    class EasyAtFirst:
+        """All that keep fewer than half are stopped, right of all that they were asked."""
+
+        geometry, n_vision = model().geometry, N_VISION
+
+        def evaluate(self, stage, candidates, items, floor):
+            (asked,) = candidates
+            complete = asked.keep[-1] >= 0.5
+            return [
+                SimpleNamespace(value=0.6 if complete else 1.0, accuracy=0.6, complete=complete)
+            ]
+
+        def unreduced(self, items):
+            return SimpleNamespace(value=0.6)
+
+        progress = Progress()
+
+    monkeypatch.setattr(g_search, "Proposer", Recording)
+    settings = GSearch((2,), {}, 0.0, inner="bayes", weight=0.005)
+    schedule, _ = search(EasyAtFirst(), settings, "g-search")
+    given_up = [value for count, value in told if count < N_VISION / 2]
+    assert given_up
+    assert max(given_up) <= max(value for count, value in told if count >= N_VISION / 2)
+    assert schedule.keep[-1] >= 0.5
 
 
 def test_the_greater_lambda_the_fewer_tokens(make):

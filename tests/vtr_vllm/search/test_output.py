@@ -129,6 +129,22 @@ def test_the_report_can_be_written_again(running):
     assert list(running.folder.rglob("*.tmp")) == []
 
 
+def test_a_file_whose_place_another_name_takes_goes(running, tmp_path):
+    """With other bands a schedule was of the other family; a server refuses two of one."""
+
+    def again():
+        parts = (META, running.output.data_sha256, running.study, running.output.selection)
+        return Output(tmp_path, *parts, running.output.journal)
+
+    again().write(running.result)
+    (written,) = (Schedule.load(path) for path in tmp_path.glob("searched-0.5.json"))
+    replace(written, name="local-searched-0.5").save(tmp_path / "local-searched-0.5.json")
+    replace(written, name="mine").save(tmp_path / "mine.json")
+    again().write(running.result)
+    assert {p.stem for p in tmp_path.glob("*.json")} >= {"searched-0.5", "searched-0.375", "mine"}
+    assert not (tmp_path / "local-searched-0.5.json").exists()
+
+
 def test_a_search_that_begins_anew_leaves_what_is_better(running, tmp_path):
     """The first schedules of a search of another kind, or of one that goes on, are poorer ones."""
 
@@ -149,8 +165,17 @@ def test_a_search_that_begins_anew_leaves_what_is_better(running, tmp_path):
         provenance={**written.provenance, "scores": scores | {"value": scores["value"] + 1}},
     )
     better.save(tmp_path / "searched-0.5.json")
-    again().write(result)
-    assert Schedule.load(tmp_path / "searched-0.5.json") == better
+    for searched_on in (100, 50):  # how many were searched on makes no other evidence
+        known = {**better.provenance["items"], "search": searched_on}
+        better = replace(better, provenance={**better.provenance, "items": known})
+        better.save(tmp_path / "searched-0.5.json")
+        output = again()
+        output.write(result)
+        assert Schedule.load(tmp_path / "searched-0.5.json") == better
+        found = read_search(tmp_path / "report")["schedules"]
+        (row,) = (each for each in found if each["name"] == "searched-0.5")
+        assert (row["keep"], row["value"]) == (list(better.keep), scores["value"] + 1)
+        assert "searched-0.5 of an earlier search scored better and stayed" in str(output)
     versions = written.provenance["versions"] | {"checkpoint": "another"}
     other = replace(better, provenance={**better.provenance, "versions": versions})
     other.save(tmp_path / "searched-0.5.json")

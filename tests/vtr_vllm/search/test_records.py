@@ -50,7 +50,9 @@ class Search:
 
     def record(self):
         states = self.journal.states()
-        return records.search_record(META, self.study, self.scored, self.result, states)
+        return records.search_record(
+            META, self.study, self.scored, self.result, self.schedules, states
+        )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,12 @@ def test_a_schedule_is_named_by_its_budget_or_its_method(search):
 def test_a_schedule_says_where_it_comes_from(search):
     for scored, schedule in zip(search.chosen, search.schedules, strict=True):
         provenance = schedule.provenance
-        assert provenance["items"] == {"sha256": search.data.sha256, "search": 100, "scores": 100}
+        assert provenance["items"] == {
+            "sha256": search.data.sha256,
+            "search": 100,
+            "scores": 100,
+            "scored_on": search.selection.dataset.sha256,
+        }
         assert (provenance["objective"], provenance["seed"]) == ("accuracy", 3)
         assert provenance["versions"]["model"] == "simulated"
         assert "scikit-optimize" in provenance["versions"]

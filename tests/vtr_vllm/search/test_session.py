@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -26,7 +27,7 @@ from vtr_vllm.search.candidates import unreduced
 from vtr_vllm.search.journal import Begun
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.report_data import read_search
-from vtr_vllm.search.session import LEAST_ITEMS, Backend, late_kinds, open_session, split
+from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
 
 OPTIONS = EngineOptions("simulated")
 
@@ -226,6 +227,16 @@ def test_everything_is_given_back(tmp_path, backend):
     assert backend.started[2].runs == 0
 
 
+def test_outcomes_that_an_earlier_release_computed_otherwise_are_not_taken(
+    tmp_path, backend, monkeypatch
+):
+    for meaning, is_run in (("1", True), ("1", False), ("2", True)):
+        monkeypatch.setattr("vtr_vllm.search.session.MEANING", meaning)
+        with opened(backend, tmp_path) as session:
+            assert session.study(items(tmp_path, 3)).unreduced().complete
+        assert (backend.started[-1].runs > 0) == is_run
+
+
 def test_a_journal_that_cannot_be_opened_ends_the_engines(tmp_path, backend):
     with (
         pytest.raises(ConfigurationError, match="cannot be opened"),
@@ -276,7 +287,7 @@ def test_the_split_is_in_whole_blocks_and_loses_nothing(tmp_path, count, search)
     data = items(tmp_path, count)
     first, rest = split(data)
     assert (len(first), len(rest)) == (search, count - search)
-    assert first.items + rest.items == data.items
+    assert {*first.items, *rest.items} == {*data.items}
 
 
 def showing(data: Dataset, images: Callable[[int], Sequence[str]]) -> Dataset:
@@ -308,8 +319,12 @@ def test_no_image_is_in_both_parts_of_a_split(tmp_path, images):
     assert {*first.items} | {*rest.items} == {*data.items}
     assert len(first) + len(rest) == len(data)
     assert 50 <= len(first) <= 100
-    for part in (first, rest):
-        assert list(part.items) == [item for item in data.items if item in {*part.items}]
+    # however the lines are sorted; those that go together stand together
+    other_way = Dataset(data.path, data.items[::-1])
+    for part, same in zip((first, rest), split(other_way), strict=True):
+        assert {*part.items} == {*same.items}
+        changes = sum(a != b for a, b in pairwise(part.groups))
+        assert changes + 1 == len(set(part.groups))
 
 
 def test_items_that_all_share_an_image_are_refused(tmp_path):
@@ -324,9 +339,11 @@ def test_too_few_items_are_refused(tmp_path):
         split(data)
 
 
-def test_a_kind_that_comes_late_is_named(tmp_path):
-    data = items(tmp_path, 200)
-    kinds = [*["a"] * 99, "b", *["a", "c", None, "d"] * 25]
-    mixed = [replace(item, kind=kind) for item, kind in zip(data.items, kinds, strict=True)]
-    assert late_kinds(Dataset(data.path, tuple(mixed))) == ["c", "d"]
-    assert late_kinds(Dataset(data.path, tuple(mixed[:100]))) == []
+def test_a_file_that_is_sorted_by_kind_is_searched_on_all_of_them(tmp_path):
+    """A candidate is given up by the first items: they are like the rest."""
+    data = items(tmp_path, 400)
+    kinds = [kind for kind in "abcd" for _ in range(100)]
+    ordered = [replace(item, kind=kind) for item, kind in zip(data.items, kinds, strict=True)]
+    for part in split(Dataset(data.path, tuple(ordered))):
+        for block in (part.items[:100], part.items[-100:]):
+            assert all(12 <= sum(item.kind == kind for item in block) <= 38 for kind in "abcd")
