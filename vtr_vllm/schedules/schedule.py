@@ -32,7 +32,7 @@ from vtr_vllm.schedules.strict_json import (
     show,
 )
 from vtr_vllm.schedules.whole_file import whole_file
-from vtr_vllm.schedules.wire import Wire, parse_floor, parse_wire, to_wire
+from vtr_vllm.schedules.wire import Wire, to_wire
 
 SCHEMA_VERSION = 1
 
@@ -151,17 +151,6 @@ class Schedule:
     def wire(self) -> Wire:
         """What goes into ``SamplingParams.extra_args``."""
         return to_wire(self.keep, self.rules, self.per_image_floor)
-
-    @classmethod
-    def from_wire(
-        cls, extra_args: Mapping[str, object], geometry: ModelGeometry, name: str = "request"
-    ) -> Self | None:
-        """What a request carries, as a schedule; None without one, else see ``parse_wire``."""
-        parsed = parse_wire(extra_args, geometry.layers)
-        if parsed is None:
-            return None
-        floor = parse_floor(extra_args)
-        return cls(name, geometry, *parsed, method="explicit", per_image_floor=floor)
 
     def to_json(self) -> str:
         """One JSON object, ending in a newline; floats round-trip exactly.
