@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,23 @@ def paired_difference(
     differences = _check(a, (0.0, 1.0)) - _check(b, (0.0, 1.0))
     low, high = bootstrap_interval(differences.tolist(), groups, bounds=(-1.0, 1.0))
     return float(differences.mean()), low, high
+
+
+def beside_full(
+    values: Sequence[float], full: Sequence[float], groups: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Mean score and its difference to no reduction on the same items, with their intervals, as JSON.
+
+    Raises CalibrationError as ``paired_difference``.
+    """
+    low, high = bootstrap_interval(values, groups)
+    difference, below, above = paired_difference(values, full, groups)
+    return {
+        "score": math.fsum(values) / len(values),
+        "low": low,
+        "high": high,
+        "minus_full": {"difference": difference, "low": below, "high": above},
+    }
 
 
 def items_needed(

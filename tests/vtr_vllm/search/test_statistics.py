@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from vtr_vllm.errors import CalibrationError
 from vtr_vllm.search.statistics import (
+    beside_full,
     bootstrap_interval,
     items_needed,
     paired_difference,
@@ -106,6 +107,14 @@ def test_a_paired_difference_is_sharper_than_two_intervals():
     (low_a, _), (_, high_b) = bootstrap_interval(a), bootstrap_interval(b)
     assert low_a < high_b
     assert paired_difference(b, a)[0] == pytest.approx(-0.05)
+
+
+def test_a_score_beside_no_reduction():
+    a, b, groups = answers(80, 20), answers(75, 25), [index // 2 for index in range(100)]
+    found = beside_full(a, b, groups)
+    assert found.pop("score") == pytest.approx(0.8)
+    assert tuple(found.pop("minus_full").values()) == paired_difference(a, b, groups)
+    assert tuple(found.values()) == bootstrap_interval(a, groups)
 
 
 @pytest.mark.parametrize(
