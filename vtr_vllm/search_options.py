@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import show
 
 __all__ = [
     "KINDS",

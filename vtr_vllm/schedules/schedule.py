@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from vtr_vllm.errors import GeometryMismatch, ScheduleError
+from vtr_vllm.errors import GeometryMismatch, ScheduleError, show
 from vtr_vllm.ranking import RankRule, check_heads
 from vtr_vllm.schedules.floors import check_floor
 from vtr_vllm.schedules.geometry import ModelGeometry
@@ -29,10 +29,9 @@ from vtr_vllm.schedules.strict_json import (
     copy_object,
     load_file,
     read_object,
-    show,
 )
-from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.schedules.wire import Wire, to_wire
+from vtr_vllm.whole_file import whole_file
 
 SCHEMA_VERSION = 1
 

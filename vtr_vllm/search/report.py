@@ -10,11 +10,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.schedules.whole_file import whole_file, whole_file_of_bytes
 from vtr_vllm.search import plots
 from vtr_vllm.search.families import INTERPOLATED, NAMES, PAPER, SEARCHED
 from vtr_vllm.search.report_data import check_frontier, check_search, read_frontier, read_search
 from vtr_vllm.search.trials_table import write_trials
+from vtr_vllm.whole_file import whole_file, whole_file_of_bytes
 
 TEMPLATE = "report.html.jinja"
 NOT_REACHABLE = "–"

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import ConfigurationError, show
 
 # A form is a type, [form of every item], {key: form}, or one of the two classes below.
 Form = Any

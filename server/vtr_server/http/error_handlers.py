@@ -14,8 +14,7 @@ from starlette.exceptions import HTTPException
 from vtr_server.gate.scopes import route_path
 from vtr_server.http.errors import error_response, http_error_body, in_form_of, is_openais
 from vtr_server.operations.metrics import observe_refusal
-from vtr_vllm.errors import RequestError, VTRError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import RequestError, VTRError, show
 
 __all__ = ["CheckedRoute", "install_error_handlers", "refuse"]
 

@@ -38,8 +38,7 @@ from vtr_server.vllm_api.engine import (
     with_cancellation,
 )
 from vtr_server.vllm_api.sagemaker import ADAPTER
-from vtr_vllm.errors import RequestError, UnknownModel, VTRError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import RequestError, UnknownModel, VTRError, show
 
 __all__ = ["invocations", "json_object", "refuse_engine_error", "router"]
 

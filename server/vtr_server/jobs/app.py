@@ -38,8 +38,7 @@ from vtr_server.jobs.sources import Sources
 from vtr_server.jobs.store import JobStore
 from vtr_server.operations.exposition import exposition
 from vtr_server.policy.settings import KeySettings, ServerSettings
-from vtr_vllm.errors import ConfigurationError, JobConflict
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import ConfigurationError, JobConflict, show
 
 __all__ = ["SEARCH_COMMAND", "JobServiceSettings", "create_app", "router", "start_service"]
 

@@ -20,8 +20,7 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from vtr_vllm.errors import ConfigurationError, RequestError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import ConfigurationError, RequestError, show
 
 __all__ = ["BatchInput", "BatchOutput", "Line"]
 
