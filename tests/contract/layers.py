@@ -8,8 +8,16 @@ from pathlib import PurePosixPath
 from tests.contract.source import Import, imports
 
 _BESIDE_THE_ENGINE = {
-    *("adaptive", "checkpoint_digest", "command_line", "demo", "engine", "errors", "image_files"),
-    *("preflight", "ranking", "reduction", "schedules", "search_options", "whole_file"),
+    *("adaptive", "checkpoint_digest", "command_line", "demo", "engine", "errors", "faults"),
+    *(
+        "image_files",
+        "preflight",
+        "ranking",
+        "reduction",
+        "schedules",
+        "search_options",
+        "whole_file",
+    ),
 }
 
 # part -> the other parts of ours that it may import. Parts not named here may import nothing of
@@ -23,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "schedules": {"errors", "ranking", "whole_file"},
     "adaptive": {"errors", "schedules", "whole_file"},
     "image_files": {"errors"},
-    "search_options": {"errors"},
+    "faults": {"errors"},
+    "search_options": {"errors", "faults"},
     "command_line": set(),
     "preflight": {"command_line", "engine", "errors", "schedules"},
     "reduction": {"errors", "ranking", "schedules", "upload"},
@@ -96,6 +105,7 @@ IN_ONE_FILE = ("skopt",)
 WITHOUT_TORCH = (
     "vtr_vllm/__init__.py",
     "vtr_vllm/errors.py",
+    "vtr_vllm/faults.py",
     "vtr_vllm/cli.py",
     "vtr_vllm/command_line.py",
     "vtr_vllm/image_files.py",

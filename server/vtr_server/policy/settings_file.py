@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from vtr_server.operations.metrics import observe_settings_reload
 from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.errors import ConfigurationError, VTRError
+from vtr_vllm.faults import first_fault
 
 __all__ = ["FIXED", "SettingsFile"]
 
@@ -114,7 +115,7 @@ class SettingsFile:
         except ValidationError as err:
             raise ConfigurationError(
                 f"settings file {self._path} goes together with changes that only a restart brings:"
-                f" {err.errors()[0]['msg']}; restart the server"
+                f" {first_fault(err)}; restart the server"
             ) from err
 
     def _waits(self, wanted: ServerSettings) -> list[str]:

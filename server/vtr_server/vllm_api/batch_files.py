@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Literal
 from pydantic import BaseModel, ValidationError
 
 from vtr_vllm.errors import ConfigurationError, RequestError, show
+from vtr_vllm.faults import first_fault
 
 __all__ = ["BatchInput", "BatchOutput", "Line"]
 
@@ -207,15 +208,12 @@ def _read_line(key: str, number: int, text: str) -> Line:
     try:
         found = _Fields.model_validate_json(text)
     except ValidationError as err:
-        first = err.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the line"
         return Line(
             key,
             _custom_id(text) or f"line-{number}",
             error=RequestError(
-                f"line {number} of the batch file: {place}: {first['msg']}, got"
-                f" {show(first['input'])}; a line is one JSON object with custom_id, method POST,"
-                f" url (one of {', '.join(URLS)}) and body"
+                f"line {number} of the batch file: {first_fault(err, given=True)}; a line is one JSON"
+                f" object with custom_id, method POST, url (one of {', '.join(URLS)}) and body"
             ),
         )
     if found.body.get("stream"):
