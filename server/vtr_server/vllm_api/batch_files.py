@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 
 from vtr_vllm.errors import ConfigurationError, RequestError, show
 from vtr_vllm.faults import first_fault
+from vtr_vllm.whole_file import whole_file_of_bytes
 
 __all__ = ["BatchInput", "BatchOutput", "Line"]
 
@@ -179,18 +180,11 @@ class BatchOutput:
 
     def _rewrite(self, places: list[tuple[int, int]]) -> None:
         """Let the file hold these parts of itself, one after another."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                for begin, length in places:
-                    self._file.seek(begin)
-                    file.write(self._file.read(length))
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.copymode(self.path, temporary)
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file_of_bytes(self.path) as file:
+            shutil.copymode(self.path, file.name)
+            for begin, length in places:
+                self._file.seek(begin)
+                file.write(self._file.read(length))
 
 
 def _read_output(line: bytes) -> tuple[str | None, bool]:
