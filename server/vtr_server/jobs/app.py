@@ -71,7 +71,6 @@ class JobServiceSettings:
     sources: Sources
     publish: Path | None = None
     token: str | None = None
-    workers: int = 1
     grace_seconds: float = 30.0
     command: tuple[str, ...] = SEARCH_COMMAND
 
@@ -135,9 +134,7 @@ def start_service(store: JobStore, settings: JobServiceSettings) -> JobService:
     Raises ConfigurationError where no search could run.
     """
     _check_installed()
-    runner = Runner(
-        store, settings.sources, settings.command, settings.workers, settings.grace_seconds
-    )
+    runner = Runner(store, settings.sources, settings.command, settings.grace_seconds)
     runner.start()
     return JobService(store, runner, settings.sources, settings.publish)
 
