@@ -39,6 +39,7 @@ OpenAI error body and the ``reason`` label of the rejection metrics, so renaming
 dashboards. A message gives the value, the allowed range and the next step.
 """
 
+import reprlib
 from typing import ClassVar
 
 __all__ = [
@@ -75,7 +76,13 @@ __all__ = [
     "UnsupportedModel",
     "UnsupportedRequest",
     "VTRError",
+    "show",
 ]
+
+
+def show(value: object) -> str:
+    """A short ``repr`` for a message: client input may be of any size."""
+    return reprlib.repr(value)
 
 
 class VTRError(Exception):

@@ -102,10 +102,10 @@ def decode_rgb(
         return upright
 
 
-def media_type(encoded: bytes, most_pixels: int = MOST_PIXELS) -> str:
+def media_type(encoded: bytes) -> str:
     """The media type of a file, such as ``image/png``; raises InvalidMedia as ``check_header``."""
-    with _opened(encoded, most_pixels) as image:
-        _check(image, most_pixels)
+    with _opened(encoded, MOST_PIXELS) as image:
+        _check(image, MOST_PIXELS)
         # A phone's MPO is a JPEG with more behind it, and nobody knows it by its own name.
         return "image/jpeg" if image.format == "MPO" else str(Image.MIME[str(image.format)])
 

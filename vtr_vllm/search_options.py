@@ -24,7 +24,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import show
+from vtr_vllm.faults import first_fault
 
 __all__ = [
     "KINDS",
@@ -36,7 +37,6 @@ __all__ = [
     "Objective",
     "SearchOptions",
     "add_flags",
-    "first_fault",
     "flag_of",
     "read_flags",
     "to_arguments",
@@ -243,14 +243,6 @@ def to_arguments(options: SearchOptions) -> list[str]:
         # as one word: a value may begin with a dash
         arguments.append(f"{flag_of(type(options), name)}={_text(value)}")
     return arguments
-
-
-def first_fault(err: ValidationError) -> str:
-    """The first thing that is wrong, with its place."""
-    fault = err.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in fault["loc"])
-    message = fault["msg"].removeprefix("Value error, ")
-    return f"{place}: {message}" if place else message
 
 
 def _reader(field: FieldInfo) -> Callable[[str], Any]:

@@ -56,8 +56,6 @@ def blind_scores(embeddings: torch.Tensor, cls: torch.Tensor | None) -> dict[str
     tokens = len(embeddings)
     inputs = RankInputs(
         vision=torch.arange(tokens),
-        prompt_rows=tokens,
-        instruction_rows=0,
         image_sizes=[tokens],
         vision_rows=tokens,
         seeds=[0],

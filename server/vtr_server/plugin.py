@@ -206,7 +206,6 @@ def _jobs(engine: Engine, settings: JobsSettings) -> JobService:
         root=settings.root,
         sources=sources,
         publish=None if engine.schedules == SCHEDULES else engine.schedules,  # the package's
-        workers=settings.workers,
     )
     return start_service(JobStore(settings.root), job_settings)
 

@@ -17,7 +17,8 @@ _BESIDE_THE_ENGINE = {
         "engine_settings",
         "errors",
     ),
-    *("image_files", "preflight", "ranking", "reduction", "schedules", "search_options"),
+    *("faults", "image_files", "preflight", "ranking", "reduction", "schedules", "search_options"),
+    "whole_file",
 }
 
 # part -> the other parts of ours that it may import. Parts not named here may import nothing of
@@ -25,12 +26,14 @@ _BESIDE_THE_ENGINE = {
 ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "upload": set(),
+    "whole_file": set(),
     "checkpoint_digest": set(),
     "ranking": {"errors", "upload"},
-    "schedules": {"errors", "ranking"},
-    "adaptive": {"errors", "schedules"},
+    "schedules": {"errors", "ranking", "whole_file"},
+    "adaptive": {"errors", "schedules", "whole_file"},
     "image_files": {"errors"},
-    "search_options": {"errors", "schedules"},
+    "faults": {"errors"},
+    "search_options": {"errors", "faults"},
     "command_line": set(),
     "engine_settings": {"errors"},
     "preflight": {"command_line", "engine", "errors", "schedules"},
@@ -64,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     },
     "training": {
         *("checkpoint_digest", "command_line", "demo", "engine", "errors", "image_files"),
-        *("photo", "preflight", "schedules", "search", "search_options"),
+        *("photo", "preflight", "schedules", "search", "search_options", "whole_file"),
     },
     "vtr_vllm": {"errors", "schedules"},
 }
@@ -107,6 +110,7 @@ IN_ONE_FILE = ("skopt",)
 WITHOUT_TORCH = (
     "vtr_vllm/__init__.py",
     "vtr_vllm/errors.py",
+    "vtr_vllm/faults.py",
     "vtr_vllm/cli.py",
     "vtr_vllm/command_line.py",
     "vtr_vllm/image_files.py",
@@ -115,6 +119,7 @@ WITHOUT_TORCH = (
     "vtr_vllm/preflight.py",
     "vtr_vllm/schedules/",
     "vtr_vllm/search_options.py",
+    "vtr_vllm/whole_file.py",
     "vtr_vllm/demo/__init__.py",
 )
 

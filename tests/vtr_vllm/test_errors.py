@@ -3,7 +3,7 @@
 import pytest
 
 from vtr_vllm import errors
-from vtr_vllm.errors import VTRError
+from vtr_vllm.errors import VTRError, show
 
 
 def walk(root: type[VTRError]) -> list[type[VTRError]]:
@@ -12,7 +12,7 @@ def walk(root: type[VTRError]) -> list[type[VTRError]]:
 
 def test_every_class_has_a_status_and_a_code_of_its_own():
     tree = [error for error in walk(VTRError) if error.__module__ == errors.__name__]
-    assert {error.__name__ for error in tree} == set(errors.__all__)
+    assert {error.__name__ for error in tree} == set(errors.__all__) - {"show"}
     assert all(400 <= error.http_status <= 599 for error in tree)
     assert len({error.code for error in tree}) == len(tree)
 
@@ -34,6 +34,11 @@ def test_every_class_has_a_status_and_a_code_of_its_own():
 def test_statuses_and_codes_are_stable(name, status, code):
     error = getattr(errors, name)
     assert (error.http_status, error.code) == (status, code)
+
+
+def test_shown_values_are_short():
+    assert show("x" * 10**6).startswith("'xxx")
+    assert len(show(["x" * 100] * 100)) < 300
 
 
 def test_a_client_error_can_be_caught_as_one():

@@ -13,7 +13,7 @@ import numpy as np
 from vtr_vllm.adaptive.features import Prompt, features
 from vtr_vllm.adaptive.predictor import FloatArray, Predictor, numbers
 from vtr_vllm.adaptive.price import Price, Prices, pick
-from vtr_vllm.errors import GeometryMismatch, InvalidBudget, ScheduleError
+from vtr_vllm.errors import GeometryMismatch, InvalidBudget, ScheduleError, show
 from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule
 from vtr_vllm.schedules.strict_json import (
     JSON,
@@ -22,9 +22,8 @@ from vtr_vllm.schedules.strict_json import (
     copy_object,
     load_file,
     read_object,
-    show,
 )
-from vtr_vllm.schedules.whole_file import whole_file
+from vtr_vllm.whole_file import whole_file
 
 SCHEMA_VERSION = 1
 FILE = Path("adaptive", "family.json")

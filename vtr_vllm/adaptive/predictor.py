@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vtr_vllm.adaptive.features import WIDTH
-from vtr_vllm.errors import ScheduleError
-from vtr_vllm.schedules.strict_json import check_keys, show
+from vtr_vllm.errors import ScheduleError, show
+from vtr_vllm.schedules.strict_json import check_keys
 
 FloatArray = npt.NDArray[np.float64]
 

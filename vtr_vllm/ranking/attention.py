@@ -59,7 +59,8 @@ class AttentionRule(RankRule):
     def asking(self, rows: int, instruction_rows: int) -> np.ndarray:
         """Places, ascending, of the rows that ask among ``rows`` of a prompt or an image.
 
-        ``instruction_rows`` as in ``RankInputs``.
+        Rows behind them are generated tokens and never ask. ``instruction_rows``: the last of them,
+        text behind the last vision token.
         """
 
     def shares(self, asking: np.ndarray) -> np.ndarray | None:

@@ -18,10 +18,6 @@ class RankInputs:
 
     vision: torch.Tensor
     """[rows] int64: vision-token number, -1 for text."""
-    prompt_rows: int
-    """Rows of the prompt; rows behind them are generated tokens and never ask."""
-    instruction_rows: int
-    """The last of them: text behind the last vision token."""
     image_sizes: Sequence[int]
     """[images] vision tokens of each image before any cut, in the order of their numbers."""
     vision_rows: int

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import enum
 import itertools
-import reprlib
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from vtr_vllm.errors import ScheduleError
+from vtr_vllm.errors import ScheduleError, show
 from vtr_vllm.ranking.merge import merges
 
 _MAX_TEXT = 192
@@ -95,7 +94,7 @@ class RankRule(ABC):
             "".join([name, *(f"[-{option}]" for option in RULES[name].options)])
             for name in sorted(RULES)
         )
-        raise ScheduleError(f"rank rule {reprlib.repr(text)} is unknown; known are {known}")
+        raise ScheduleError(f"rank rule {show(text)} is unknown; known are {known}")
 
     def weighing(self, heads: str) -> RankRule:
         """The rule with attention heads that count as ``heads`` says; raises ScheduleError."""
@@ -118,7 +117,7 @@ class RankRule(ABC):
         known = merges()
         if name not in known:
             raise ScheduleError(
-                f"rank rule {self} merges by {reprlib.repr(name)}, which is unknown; known are"
+                f"rank rule {self} merges by {show(name)}, which is unknown; known are"
                 f" {', '.join(known)}"
             )
         if not self.can_merge(name):

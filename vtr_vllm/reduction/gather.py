@@ -17,9 +17,6 @@ import torch
 from vtr_vllm.reduction.batch import BatchPlan, RequestCut
 from vtr_vllm.upload import upload, upload_together
 
-ScoreRows = Callable[[RequestCut, torch.Tensor], torch.Tensor]
-"""(cut, vision numbers [rows of the member]) -> scores [rows of the member], float32."""
-
 
 @dataclass(frozen=True, eq=False)
 class _CutTable:
@@ -111,22 +108,16 @@ class Rows:
     def cut(
         self,
         members: Sequence[RequestCut],
-        score: ScoreRows | torch.Tensor,
+        scores: torch.Tensor,
         agree: Callable[[torch.Tensor], torch.Tensor] = lambda selection: selection,
     ) -> torch.Tensor:
         """Drop rows; return the selection [rows left] int32, ascending, into the rows before.
 
-        ``score`` may be scores [C, L] float32. ``agree`` makes of the selection of one rank that of all.
+        ``scores`` [C, L] float32. ``agree`` makes of the selection of one rank that of all.
         """
         table = self._tables.popleft()
         assert table.members == members
-        if not isinstance(score, torch.Tensor):
-            parts = {
-                place: score(member, self.vision[rows_of(member)])
-                for place, member in enumerate(members)
-            }
-            score = together(members, parts, self.vision.device)
-        order = self._order(table, score)
+        order = self._order(table, scores)
         selection = table.rows.gather(1, order).view(-1).index_select(0, table.stay)
         if len(table.others):
             selection = torch.cat([selection, table.others])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Self
 
-from vtr_vllm.errors import ScheduleError, UnknownSchedule
+from vtr_vllm.errors import ScheduleError, UnknownSchedule, show
 from vtr_vllm.schedules.cost import flops_fraction
 from vtr_vllm.schedules.forms import FORMS, form_by_name
 from vtr_vllm.schedules.forms.divprune import divprune
@@ -17,7 +17,7 @@ from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.interpolation import interpolate
 from vtr_vllm.schedules.keep_rates import check_budget, cuts_inside_bands, see_no_question
 from vtr_vllm.schedules.schedule import Schedule
-from vtr_vllm.schedules.strict_json import JSON, show
+from vtr_vllm.schedules.strict_json import JSON
 
 Source = Literal["full", "searched", "interpolated", "p-sigmoid-default", "local-default"]
 

@@ -10,7 +10,7 @@ hidden size d, MLP width m, query width a = heads * head_dim and KV width v = kv
 
 With a = v = d this is 4 n d^2 + 2 n^2 d + 3 n d m (SparseVLM arXiv 2410.04417, FitPrune arXiv
 2409.10197). FastV (arXiv 2403.06764) and DivPrune (arXiv 2503.02175) print 2 n d m, an ungated
-MLP, although the models they measure have three matrices: ``mlp_matrices`` chooses.
+MLP, although the models they measure have three matrices.
 
 Not counted: the vision tower, the embedding and output matrices, normalisation, merging, and
 ranking: one query row per cut by ``last``, more by other rules. FLOPs are not latency: measure that.
@@ -27,9 +27,7 @@ def kv_tokens(counts: Sequence[int], n_text: int) -> tuple[int, ...]:
     return tuple(count + n_text for count in counts)
 
 
-def prefill_flops(
-    geometry: ModelGeometry, counts: Sequence[int], n_text: int, mlp_matrices: int = 3
-) -> int:
+def prefill_flops(geometry: ModelGeometry, counts: Sequence[int], n_text: int) -> int:
     """Multiply-adds of one prefill with ``counts[layer]`` vision and ``n_text`` text tokens.
 
     Raises GeometryMismatch when ``counts`` has not one entry per layer.
@@ -38,17 +36,13 @@ def prefill_flops(
     query_width = geometry.heads * geometry.head_dim
     kv_width = geometry.kv_heads * geometry.head_dim
     per_token = geometry.hidden_size * (
-        2 * query_width + 2 * kv_width + mlp_matrices * geometry.intermediate_size
+        2 * query_width + 2 * kv_width + 3 * geometry.intermediate_size
     )
     return sum(n * per_token + 2 * n * n * query_width for n in kv_tokens(counts, n_text))
 
 
 def flops_fraction(
-    geometry: ModelGeometry,
-    counts: Sequence[int],
-    n_vision: int,
-    n_text: int,
-    mlp_matrices: int = 3,
+    geometry: ModelGeometry, counts: Sequence[int], n_vision: int, n_text: int
 ) -> float:
     """Prefill FLOPs of the plan over those of the unreduced prompt, in (0, 1].
 
@@ -56,8 +50,8 @@ def flops_fraction(
     """
     if n_vision + n_text < 1:
         raise ValueError(f"a prompt of {n_vision} vision and {n_text} text tokens costs nothing")
-    full = prefill_flops(geometry, [n_vision] * geometry.layers, n_text, mlp_matrices)
-    return prefill_flops(geometry, counts, n_text, mlp_matrices) / full
+    full = prefill_flops(geometry, [n_vision] * geometry.layers, n_text)
+    return prefill_flops(geometry, counts, n_text) / full
 
 
 def kv_bytes(geometry: ModelGeometry, counts: Sequence[int], n_text: int, dtype_bytes: int) -> int:

@@ -4,8 +4,7 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-from vtr_vllm.errors import ScheduleError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import ScheduleError, show
 
 
 def check_floor(value: object) -> float:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-from vtr_vllm.errors import ScheduleError, UnsupportedModel
-from vtr_vllm.schedules.strict_json import check_keys, show
+from vtr_vllm.errors import ScheduleError, UnsupportedModel, show
+from vtr_vllm.schedules.strict_json import check_keys
 
 _MAX_SIZE = 2**31 - 1
 

@@ -8,9 +8,8 @@ vision tokens that enters that layer. Schedule files, requests and forms all pas
 import math
 from collections.abc import Iterable, Sequence
 
-from vtr_vllm.errors import InvalidBudget, ScheduleError
+from vtr_vllm.errors import InvalidBudget, ScheduleError, show
 from vtr_vllm.ranking import RULES, Need, RankRule
-from vtr_vllm.schedules.strict_json import show
 
 FIRST_ATTENTION_CUT = 2
 """Least layer index of a cut ranked by attention: the ranking of vision tokens is alike in every

@@ -21,12 +21,6 @@ class Plan:
     rules: tuple[RankRule, ...]
     """The rank rule of each cut, in the order of ``cuts``; the first is never ``previous``."""
 
-    def rule_at(self, layer: int) -> RankRule:
-        """The rank rule of the cut before ``layer``; raises ValueError where no cut is."""
-        if layer not in self.cuts:
-            raise ValueError(f"no cut before layer {layer}; this plan cuts before {self.cuts}")
-        return self.rules[self.cuts.index(layer)]
-
     def dropped(self, layer: int) -> int:
         """Vision tokens that ``layer`` does not see."""
         return self.n_vision - self.counts[layer]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from vtr_vllm.errors import GeometryMismatch, ScheduleError
+from vtr_vllm.errors import GeometryMismatch, ScheduleError, show
 from vtr_vllm.ranking import RankRule, check_heads
 from vtr_vllm.schedules.floors import check_floor
 from vtr_vllm.schedules.geometry import ModelGeometry
@@ -29,10 +29,9 @@ from vtr_vllm.schedules.strict_json import (
     copy_object,
     load_file,
     read_object,
-    show,
 )
-from vtr_vllm.schedules.whole_file import whole_file
-from vtr_vllm.schedules.wire import Wire, parse_floor, parse_wire, to_wire
+from vtr_vllm.schedules.wire import Wire, to_wire
+from vtr_vllm.whole_file import whole_file
 
 SCHEMA_VERSION = 1
 
@@ -151,17 +150,6 @@ class Schedule:
     def wire(self) -> Wire:
         """What goes into ``SamplingParams.extra_args``."""
         return to_wire(self.keep, self.rules, self.per_image_floor)
-
-    @classmethod
-    def from_wire(
-        cls, extra_args: Mapping[str, object], geometry: ModelGeometry, name: str = "request"
-    ) -> Self | None:
-        """What a request carries, as a schedule; None without one, else see ``parse_wire``."""
-        parsed = parse_wire(extra_args, geometry.layers)
-        if parsed is None:
-            return None
-        floor = parse_floor(extra_args)
-        return cls(name, geometry, *parsed, method="explicit", per_image_floor=floor)
 
     def to_json(self) -> str:
         """One JSON object, ending in a newline; floats round-trip exactly.

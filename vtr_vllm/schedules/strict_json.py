@@ -6,22 +6,16 @@ Everything here raises ScheduleError and nothing else, whatever the text holds.
 import json
 import math
 import os
-import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from vtr_vllm.errors import ScheduleError
+from vtr_vllm.errors import ScheduleError, show
 
 _ALLOWED = "null, booleans, finite numbers, strings, lists and objects with string keys"
 JSON = None | bool | int | float | str | list["JSON"] | dict[str, "JSON"]
 MAX_JSON_BYTES = 1 << 20  # 1 MiB: a 100-layer schedule takes a few KiB
 T = TypeVar("T")
-
-
-def show(value: object) -> str:
-    """A short ``repr`` for an error message: client input may be of any size."""
-    return reprlib.repr(value)
 
 
 def read_object(text: str) -> dict[str, Any]:

@@ -5,11 +5,10 @@ The engine holds no schedule files; what a request carries is all that it knows.
 
 from collections.abc import Mapping, Sequence
 
-from vtr_vllm.errors import RequestError, ScheduleError
+from vtr_vllm.errors import RequestError, ScheduleError, show
 from vtr_vllm.ranking import RankRule
 from vtr_vllm.schedules.floors import check_floor
 from vtr_vllm.schedules.keep_rates import check_keep_and_rules
-from vtr_vllm.schedules.strict_json import show
 
 KEEP_KEY = "vtr_keep"
 RULES_KEY = "vtr_rules"

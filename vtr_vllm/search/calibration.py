@@ -22,11 +22,10 @@ from PIL import Image
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from vtr_vllm.errors import CalibrationError, InvalidMedia
+from vtr_vllm.errors import CalibrationError, InvalidMedia, show
 from vtr_vllm.image_files import decode_rgb, media_type
-from vtr_vllm.schedules.strict_json import show
-from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.calibration_line import check_line, read_line
+from vtr_vllm.whole_file import whole_file
 
 _DATA_URI = re.compile(r"data:image/[\w.+-]+;base64,")
 _LISTED = 20

@@ -4,8 +4,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from vtr_vllm.errors import CalibrationError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import CalibrationError, show
 from vtr_vllm.search.answer_metrics import check_metric
 
 __all__ = ["check_line", "read_line"]

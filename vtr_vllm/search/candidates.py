@@ -66,8 +66,8 @@ class Candidate:
         text = json.dumps(self.to_dict(), sort_keys=True, allow_nan=False)
         return hashlib.sha256(text.encode()).hexdigest()[:24]
 
-    def wire(self) -> dict[str, list[float] | list[str]]:
-        """The flat lists of a reduced request; empty without reduction, which is vLLM's own path."""
+    def vtr_field(self) -> dict[str, list[float] | list[str]]:
+        """``vtr`` of a request's body to a server; empty without reduction."""
         if not self.reduces:
             return {}
         return {"keep": list(self.keep), "rules": [str(rule) for rule in self.rules]}

@@ -21,7 +21,7 @@ from vtr_vllm.search.baselines import Contender, baseline, baselines, of_schedul
 from vtr_vllm.search.candidates import unreduced
 from vtr_vllm.search.evaluation import Evaluation
 from vtr_vllm.search.families import INTERPOLATED, SEARCHED
-from vtr_vllm.search.statistics import LEVEL, bootstrap_interval, paired_difference
+from vtr_vllm.search.statistics import LEVEL, beside_full
 from vtr_vllm.search.study import Study
 
 Rows = list[dict[str, Any]]
@@ -139,20 +139,14 @@ def _describe(entry: Contender, book: ScheduleBook, n_vision: int, n_text: int) 
 
 def _score(study: Study, found: Evaluation, full: Evaluation) -> dict[str, Any]:
     values = [outcome.score for outcome in found.outcomes]
-    groups = found.groups
-    low, high = bootstrap_interval(values, groups)
-    difference, below, above = paired_difference(values, [o.score for o in full.outcomes], groups)
     kinds: dict[str, list[float]] = {}
     for item, value in zip(study.dataset.items, values, strict=True):
         if item.kind is not None:
             kinds.setdefault(item.kind, []).append(value)
     return {
         "n": len(values),
-        "score": found.accuracy,
-        "low": low,
-        "high": high,
+        **beside_full(values, [outcome.score for outcome in full.outcomes], found.groups),
         "logp": sum(outcome.logprob for outcome in found.outcomes) / len(values),
-        "minus_full": {"difference": difference, "low": below, "high": above},
         "kinds": {kind: {"n": len(v), "score": sum(v) / len(v)} for kind, v in kinds.items()},
     }
 

@@ -56,8 +56,6 @@ class GSearch:
     inner: Inner = "bisection"
     weight: float = 0.005
     """Lambda of the Bayesian form: the worth of a stage's whole efficiency, in units of value."""
-    items: int | None = None
-    """Items to evaluate on; None: all."""
     trials: int = BAYES_TRIALS
     """Counts that the Bayesian form tries per stage."""
     seed: int = 0
@@ -71,7 +69,7 @@ def search(study: Study, settings: GSearch, name: str) -> tuple[Schedule, list[G
     """
     _check(settings, study.geometry.layers)
     n, layers = study.n_vision, study.geometry.layers
-    floor = study.unreduced(settings.items).value - settings.tolerance
+    floor = study.unreduced().value - settings.tolerance
     counts = [n] * layers
     steps = []
     for start in settings.starts:
@@ -167,7 +165,7 @@ class _Stage:
         counts = [*self._counts[: self._start], *[count] * (len(self._counts) - self._start)]
         candidate = _candidate(counts, self._settings.rules, self._study.n_vision)
         self.evaluations += 1
-        (found,) = self._study.evaluate(self._name, [candidate], self._settings.items, floor)
+        (found,) = self._study.evaluate(self._name, [candidate], floor=floor)
         return found
 
 

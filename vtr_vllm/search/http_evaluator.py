@@ -120,7 +120,7 @@ class HTTPEvaluator:
             "top_logprobs": TOP_LOGPROBS,
         }
         # said of the unreduced model too: else the server's or the key's default budget would run
-        asked: Mapping[str, object] = task.candidate.wire() or {"budget": 1.0}
+        asked: Mapping[str, object] = task.candidate.vtr_field() or {"budget": 1.0}
         return json.dumps(body | {"vtr": asked}).encode()
 
 

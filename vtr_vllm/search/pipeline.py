@@ -333,7 +333,7 @@ def _plan(
         found[names.rules] = stages * ((rules * 2 + heads) * rough + 6 * fine)
         found[names.g_search] = (stages + 1) * greedy
         found[names.p_sigmoid] = runs
-        # two sweeps in all, about half of all moves between two stages being possible; and merges
+        # two rounds of moves in all, about half of all moves between two stages being possible; and merges
         moves = stages * (stages + 1) // 2 + stages * len(MERGES) // 2
         found[names.descent] = budgets * 2 * (moves * min(100, items) + 8 * compared)
         found[names.lossless] = (budgets + 5) * items

@@ -13,6 +13,8 @@ from threadpoolctl import threadpool_limits
 
 Point = tuple[float, ...]
 
+_INITIAL = 8
+
 
 @dataclass(frozen=True)
 class Dimension:
@@ -27,16 +29,12 @@ class Dimension:
 class Proposer:
     """Proposes points that may have a higher value than any seen; the same for the same history.
 
-    ``first`` points are proposed before all others, then quasi-random ones up to ``initial``
-    points in all, then those of greatest expected improvement.
+    ``first`` points are proposed before all others, then quasi-random ones up to eight points
+    in all, then those of greatest expected improvement.
     """
 
     def __init__(
-        self,
-        dimensions: Sequence[Dimension],
-        seed: int,
-        first: Sequence[Point] = (),
-        initial: int = 8,
+        self, dimensions: Sequence[Dimension], seed: int, first: Sequence[Point] = ()
     ) -> None:
         self._dimensions = tuple(dimensions)
         self._first = [self._clip(point) for point in first]
@@ -49,7 +47,7 @@ class Proposer:
                 space,
                 base_estimator=_gaussian_process(len(dimensions), seed),
                 # counts what is told, the first ones too
-                n_initial_points=max(initial, len(self._first)),
+                n_initial_points=max(_INITIAL, len(self._first)),
                 initial_point_generator="sobol",
                 acq_func="EI",
                 acq_optimizer="sampling",

@@ -11,11 +11,11 @@ from typing import Any
 
 from vtr_vllm.errors import ScheduleError
 from vtr_vllm.schedules import Schedule
-from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.families import SEARCHED, Family
 from vtr_vllm.search.pipeline import HeldOutScores, Result, Scored, scores
 from vtr_vllm.search.rule_search import RuleTable
 from vtr_vllm.search.study import Cost, Study
+from vtr_vllm.whole_file import whole_file
 
 REPORT = "report"
 """Folder beside the schedule files: a server reads ``*.json`` of the folder itself only."""

@@ -10,11 +10,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.schedules.whole_file import whole_file, whole_file_of_bytes
 from vtr_vllm.search import plots
 from vtr_vllm.search.families import INTERPOLATED, NAMES, PAPER, SEARCHED
-from vtr_vllm.search.report_data import check_frontier, check_search, read_frontier, read_search
+from vtr_vllm.search.report_data import read_frontier, read_search
 from vtr_vllm.search.trials_table import write_trials
+from vtr_vllm.whole_file import whole_file, whole_file_of_bytes
 
 TEMPLATE = "report.html.jinja"
 NOT_REACHABLE = "–"
@@ -72,18 +72,17 @@ def write_report(folder: Path) -> Path:
 
 
 def frontier_table(frontier: Mapping[str, Any]) -> str:
-    """Return a held-out comparison (``frontier.json``) as Markdown, one table a split.
+    """Return a held-out comparison, as ``read_frontier`` gives it, as Markdown, one table a split.
 
     Rows are methods, columns budgets, a cell is ``score [low, high]`` in points. The best reduced
     score of a column is bold, a budget that a method cannot reach is a dash, one that was not
     measured is empty. Schedules whose budget nothing else was measured at follow in a table of
-    their own. Raises ConfigurationError when the comparison is malformed.
+    their own.
     """
-    known = check_frontier(frontier)
-    meta = known["meta"]
-    parts = [_alone_table(known)]
+    meta = frontier["meta"]
+    parts = [_alone_table(frontier)]
     for split, data in meta["splits"].items():
-        table = _table(known["rows"], split)
+        table = _table(frontier["rows"], split)
         kind = ["family"] if any(table.families.values()) else []
         heads = ["method", *kind, *(f"{budget:g}" for budget in table.budgets)]
         lines = [_markdown(heads), _markdown(["---"] * len(heads), pad="")]
@@ -98,13 +97,12 @@ def frontier_table(frontier: Mapping[str, Any]) -> str:
 
 def kinds_table(frontier: Mapping[str, Any]) -> str:
     """Return the scores of what is served, and of no reduction, by kind of question, or turn, as Markdown;
-    a table for each split that has several. Raises ConfigurationError as ``frontier_table``."""
-    known = check_frontier(frontier)
+    a table for each split that has several."""
     parts = []
-    for split in known["meta"]["splits"]:
+    for split in frontier["meta"]["splits"]:
         scores = {
             row["name"]: row["splits"][split]["kinds"] or {}
-            for row in known["rows"]
+            for row in frontier["rows"]
             if row["method"] in _SERVED and split in row["splits"]
         }
         numbers = {kind: each["n"] for found in scores.values() for kind, each in found.items()}
@@ -123,7 +121,7 @@ def cost_table(search: Mapping[str, Any]) -> str:
     """Return what each stage of a search (``search.json``) took, as Markdown."""
     heads = ["stage", "evaluations", "reused", "stopped early", "requests", "naive count"]
     lines = [_markdown([*heads, "seconds", "occupancy"]), _markdown(["---"] * 8, pad="")]
-    for cost in check_search(search)["cost"]:
+    for cost in search["cost"]:
         counts = [cost["evaluations"], cost["reused"], cost["stopped"]]
         texts = [str(count) for count in counts]
         texts += [f"{cost['requests']:,}", f"{cost['naive_requests']:,}"]

@@ -1,147 +1,193 @@
 """The two JSON files that a report is made from: what they must hold, and how they are read."""
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
-from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.schedules.strict_json import show
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-# A form is a type, [form of every item], {key: form}, or one of the two classes below.
-Form = Any
+from vtr_vllm.errors import ConfigurationError, show
+from vtr_vllm.faults import first_fault
 
-LARGEST = 1e300  # keeps infinities, NaN and whole numbers beyond a float out of the figures
-
-
-@dataclass(frozen=True)
-class Maybe:
-    """A value that may be null or absent."""
-
-    form: Form
+_LARGEST = 10**300  # beyond it are whole numbers that no float can be
+Number = Annotated[float, Field(gt=-_LARGEST, lt=_LARGEST)]
+Whole = Annotated[int, Field(gt=-_LARGEST, lt=_LARGEST)]
 
 
-@dataclass(frozen=True)
-class Each:
-    """An object with free keys, all values of one form."""
+class _Form(BaseModel):
+    """An object; what is not named here is left out, what is None may be absent."""
 
-    form: Form
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="ignore")
 
 
-_DATA = {"path": str, "sha256": str, "n": int, "answered": Maybe(bool)}
-_BETWEEN = {"low": float, "high": float}
+class _Between(_Form):
+    low: Number
+    high: Number
 
-SEARCH: Form = {
-    "meta": {
-        "model": str,
-        "fingerprint": str,
-        "n_vision": int,
-        "data": _DATA,
-        "family": Maybe(str),
-        "seed": int,
-        "objective": str,
-        "tolerance": float,
-        "versions": Each(str),
-        "command": str,
-        "date": str,
-        "unreduced": {"value": float, "accuracy": float, **_BETWEEN},
-        "finished": Maybe(bool),
-    },
-    "g_search": [
-        {
-            "name": str,
-            "steps": [
-                {
-                    "layer": int,
-                    "count": int,
-                    "keep": float,
-                    "accuracy": float,
-                    "value": float,
-                    "mean_keep": float,
-                    "evaluations": int,
-                }
-            ],
-        }
-    ],
-    "schedules": [
-        {
-            "name": str,
-            "method": str,
-            "family": Maybe(str),
-            "budget": Maybe(float),
-            "mean_keep": float,
-            "keep": [float],
-            "rules": [str],
-            "accuracy": float,
-            "value": float,
-            **_BETWEEN,
-        }
-    ],
-    "trials": [
-        {
-            "budget": float,
-            "search": str,
-            "order": int,
-            "parameters": Each(object),
-            "value": float,
-            "accuracy": float,
-        }
-    ],
-    "rules": Maybe({"weighed": Maybe(Each(str))}),
-    "local_rules": Maybe(
-        {"values": Each(Each(float)), "best": Each(str), "cut_layers": [int]},
-    ),
-    "cost": [
-        {
-            "stage": str,
-            "evaluations": int,
-            "reused": int,
-            "stopped": int,
-            "requests": int,
-            "naive_requests": int,
-            "seconds": float,
-            "occupancy": float,
-        }
-    ],
-}
 
-FRONTIER: Form = {
-    "meta": {
-        "fingerprint": str,
-        "splits": Each(_DATA),
-        "level": float,
-        "command": Maybe(str),
-        "date": Maybe(str),
-    },
-    "rows": [
-        {
-            "name": str,
-            "method": str,
-            "family": Maybe(str),
-            "budget": float,
-            "mean_keep": Maybe(float),
-            "flops_fraction": Maybe(float),
-            "reachable": bool,
-            "why_not": Maybe(str),
-            "splits": Each(
-                {
-                    "n": int,
-                    "score": float,
-                    **_BETWEEN,
-                    "logp": Maybe(float),
-                    "minus_full": Maybe({"difference": float, **_BETWEEN}),
-                    "kinds": Maybe(Each({"n": int, "score": float})),
-                }
-            ),
-        }
-    ],
-}
+class _Data(_Form):
+    path: str
+    sha256: str
+    n: Whole
+    answered: bool | None = None
+
+
+class _Unreduced(_Between):
+    value: Number
+    accuracy: Number
+
+
+class _SearchMeta(_Form):
+    model: str
+    fingerprint: str
+    n_vision: Whole
+    data: _Data
+    family: str | None = None
+    seed: Whole
+    objective: str
+    tolerance: Number
+    versions: dict[str, str]
+    command: str
+    date: str
+    unreduced: _Unreduced
+    finished: bool | None = None
+
+
+class _Step(_Form):
+    layer: Whole
+    count: Whole
+    keep: Number
+    accuracy: Number
+    value: Number
+    mean_keep: Number
+    evaluations: Whole
+
+
+class _GSearch(_Form):
+    name: str
+    steps: list[_Step]
+
+
+class _Schedule(_Between):
+    name: str
+    method: str
+    family: str | None = None
+    budget: Number | None = None
+    mean_keep: Number
+    keep: list[Number]
+    rules: list[str]
+    accuracy: Number
+    value: Number
+
+
+class _Trial(_Form):
+    budget: Number
+    search: str
+    order: Whole
+    parameters: dict[str, Any]
+    value: Number
+    accuracy: Number
+
+
+class _Rules(_Form):
+    weighed: dict[str, str] | None = None
+
+
+class _LocalRules(_Form):
+    values: dict[str, dict[str, Number]]
+    best: dict[str, str]
+    cut_layers: list[Whole]
+
+
+class _Cost(_Form):
+    stage: str
+    evaluations: Whole
+    reused: Whole
+    stopped: Whole
+    requests: Whole
+    naive_requests: Whole
+    seconds: Number
+    occupancy: Number
+
+
+class Search(_Form):
+    """``search.json``: what a search did."""
+
+    meta: _SearchMeta
+    g_search: list[_GSearch]
+    schedules: list[_Schedule]
+    trials: list[_Trial]
+    rules: _Rules | None = None
+    local_rules: _LocalRules | None = None
+    cost: list[_Cost]
+
+
+class _FrontierMeta(_Form):
+    fingerprint: str
+    splits: dict[str, _Data]
+    level: Number
+    command: str | None = None
+    date: str | None = None
+
+
+class _Difference(_Between):
+    difference: Number
+
+
+class _Kind(_Form):
+    n: Whole
+    score: Number
+
+
+class _Split(_Between):
+    n: Whole
+    score: Number
+    logp: Number | None = None
+    minus_full: _Difference | None = None
+    kinds: dict[str, _Kind] | None = None
+
+
+class _Row(_Form):
+    name: str
+    method: str
+    family: str | None = None
+    budget: Number
+    mean_keep: Number | None = None
+    flops_fraction: Number | None = None
+    reachable: bool
+    why_not: str | None = None
+    splits: dict[str, _Split]
+
+
+class Frontier(_Form):
+    """``frontier.json``: a held-out comparison."""
+
+    meta: _FrontierMeta
+    rows: list[_Row]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        seen: set[tuple[str, float]] = set()
+        for index, row in enumerate(self.rows):
+            where = f"rows.{index}"
+            if row.reachable and None in (row.mean_keep, row.flops_fraction):
+                raise ValueError(
+                    f"{where} is reachable: mean_keep and flops_fraction must be numbers, got"
+                    f" {row.mean_keep} and {row.flops_fraction}"
+                )
+            if unknown := sorted(row.splits.keys() - self.meta.splits.keys()):
+                raise ValueError(f"{where}.splits must be among meta's, got {show(unknown)}")
+            cell = row.method, row.budget
+            if cell in seen:
+                raise ValueError(
+                    f"{where} must be the only row of its method and budget, got {show(cell)}"
+                )
+            seen.add(cell)
+        return self
 
 
 def read_search(folder: Path) -> dict[str, Any]:
     """Return what ``search.json`` of a report folder says; raises ConfigurationError."""
-    return _read(folder / "search.json", check_search, "run a search into this folder")
+    return _read(folder / "search.json", Search, "run a search into this folder")
 
 
 def read_frontier(folder: Path) -> dict[str, Any] | None:
@@ -152,70 +198,13 @@ def read_frontier(folder: Path) -> dict[str, Any] | None:
     path = folder / "frontier.json"
     if not path.exists():
         return None
-    return _read(path, check_frontier, "compare the schedules of this folder again")
+    return _read(path, Frontier, "compare the schedules of this folder again")
 
 
-def check_search(search: Any) -> dict[str, Any]:
-    """Return the known parts of what a search did; raises ConfigurationError with the place."""
-    return checked(search, SEARCH, "search")
-
-
-def check_frontier(frontier: Any) -> dict[str, Any]:
-    """Return the known parts of a held-out comparison; raises ConfigurationError with the place."""
-    known = checked(frontier, FRONTIER, "frontier")
-    splits = known["meta"]["splits"].keys()
-    seen: set[tuple[str, float]] = set()
-    for index, row in enumerate(known["rows"]):
-        where = f"frontier.rows[{index}]"
-        if row["reachable"]:
-            for key in ("mean_keep", "flops_fraction"):
-                _demand(row[key] is not None, None, "a number in a reachable row", f"{where}.{key}")
-        unknown = sorted(row["splits"].keys() - splits)
-        _demand(not unknown, unknown, "about splits that meta names", f"{where}.splits")
-        cell = row["method"], row["budget"]
-        _demand(cell not in seen, cell, "the only row of its method and budget", where)
-        seen.add(cell)
-    return known
-
-
-def _read(path: Path, check: Callable[[Any], dict[str, Any]], next_step: str) -> dict[str, Any]:
+def _read(path: Path, form: type[_Form], next_step: str) -> dict[str, Any]:
     try:
-        return check(json.loads(path.read_text(encoding="utf-8")))
-    # ValueError: not UTF-8 or not JSON; RecursionError: brackets nested thousands deep
-    except (OSError, ValueError, RecursionError) as err:
+        return form.model_validate_json(path.read_bytes()).model_dump()
+    except OSError as err:
         raise ConfigurationError(f"{path}: cannot read it ({err}); {next_step}") from err
-    except ConfigurationError as err:
-        raise ConfigurationError(f"{path}: {err}; {next_step}") from err
-
-
-def checked(value: Any, form: Form, where: str) -> Any:
-    """Return a copy of what ``form`` asks for: other keys are left out, absent ``Maybe`` is None.
-
-    Raises ConfigurationError that says where the value has another form.
-    """
-    if isinstance(form, Maybe):
-        return None if value is None else checked(value, form.form, where)
-    if isinstance(form, Each):
-        _demand(isinstance(value, Mapping), value, "an object", where)
-        return {key: checked(item, form.form, f"{where}.{key}") for key, item in value.items()}
-    if isinstance(form, Mapping):
-        _demand(isinstance(value, Mapping), value, "an object", where)
-        for key, inner in form.items():
-            present = key in value or isinstance(inner, Maybe)
-            _demand(present, value, f"an object with the key {key!r}", where)
-        return {key: checked(value.get(key), form[key], f"{where}.{key}") for key in form}
-    if isinstance(form, list):
-        _demand(isinstance(value, list | tuple), value, "a list", where)
-        return [checked(item, form[0], f"{where}[{index}]") for index, item in enumerate(value)]
-    if form in (int, float):
-        is_number = isinstance(value, int | form) and not isinstance(value, bool)
-        kind = "a finite number" if form is float else "a whole number"
-        _demand(is_number and abs(value) < LARGEST, value, kind, where)
-    else:
-        _demand(isinstance(value, form), value, f"of type {form.__name__}", where)
-    return value
-
-
-def _demand(holds: bool, value: object, expected: str, where: str) -> None:
-    if not holds:
-        raise ConfigurationError(f"{where} must be {expected}, got {show(value)}")
+    except ValidationError as err:
+        raise ConfigurationError(f"{path}: {first_fault(err, given=True)}; {next_step}") from err

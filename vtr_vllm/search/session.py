@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search.answers import EngineOptions, Evaluator
 from vtr_vllm.search.calibration import Dataset, Item
 from vtr_vllm.search.journal import Journal
@@ -19,6 +18,7 @@ from vtr_vllm.search.outcomes import MEANING
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.study import BLOCK, Study
 from vtr_vllm.search_options import Objective
+from vtr_vllm.whole_file import whole_file
 
 _SEARCHED = 0.6  # of the items; the rest scores what was found
 LEAST_ITEMS = 2 * BLOCK

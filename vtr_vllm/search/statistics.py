@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,13 +15,13 @@ LEVEL = 0.95
 HALF_WIDTHS = (0.02, 0.01, 0.005)
 """What a sample-size report looks ahead to."""
 
+_RESAMPLES = 2000
+_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+
 
 def bootstrap_interval(
     values: Sequence[float],
     groups: Sequence[int] | None = None,
-    level: float = LEVEL,
-    resamples: int = 2000,
-    seed: int = 0,
     bounds: tuple[float, float] = (0.0, 1.0),
 ) -> tuple[float, float]:
     """Confidence interval ``(low, high)`` of the mean: percentile bootstrap, the same every time.
@@ -37,24 +38,19 @@ def bootstrap_interval(
     scores = _check(values, bounds)
     sums, sizes = _by_group(scores, groups)
     if np.ptp(scores) == 0:
-        unseen = _unseen_share(len(sums), level)
+        unseen = _Z * _Z / (len(sums) + _Z * _Z)
         value = float(scores[0])
         return value + (bounds[0] - value) * unseen, value + (bounds[1] - value) * unseen
     # How often each distinct group is drawn: the same distribution as n indices, in less memory.
     distinct, counts = np.unique(np.stack([sums, sizes]), axis=1, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(sums), counts / len(sums), size=resamples)
+    drawn = np.random.default_rng(0).multinomial(len(sums), counts / len(sums), size=_RESAMPLES)
     means = (drawn @ distinct[0]) / (drawn @ distinct[1])
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 
 def paired_difference(
-    a: Sequence[float],
-    b: Sequence[float],
-    groups: Sequence[int] | None = None,
-    level: float = LEVEL,
-    resamples: int = 2000,
-    seed: int = 0,
+    a: Sequence[float], b: Sequence[float], groups: Sequence[int] | None = None
 ) -> tuple[float, float, float]:
     """Mean of ``a - b`` over the same items, and its bootstrap interval: (difference, low, high).
 
@@ -63,17 +59,29 @@ def paired_difference(
     if len(a) != len(b):
         raise CalibrationError(f"{len(a)} scores cannot be paired with {len(b)}: score the same")
     differences = _check(a, (0.0, 1.0)) - _check(b, (0.0, 1.0))
-    low, high = bootstrap_interval(
-        differences.tolist(), groups, level, resamples, seed, bounds=(-1.0, 1.0)
-    )
+    low, high = bootstrap_interval(differences.tolist(), groups, bounds=(-1.0, 1.0))
     return float(differences.mean()), low, high
 
 
+def beside_full(
+    values: Sequence[float], full: Sequence[float], groups: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Mean score and its difference to no reduction on the same items, with their intervals, as JSON.
+
+    Raises CalibrationError as ``paired_difference``.
+    """
+    low, high = bootstrap_interval(values, groups)
+    difference, below, above = paired_difference(values, full, groups)
+    return {
+        "score": math.fsum(values) / len(values),
+        "low": low,
+        "high": high,
+        "minus_full": {"difference": difference, "low": below, "high": above},
+    }
+
+
 def items_needed(
-    values: Sequence[float],
-    half_width: float,
-    groups: Sequence[int] | None = None,
-    level: float = LEVEL,
+    values: Sequence[float], half_width: float, groups: Sequence[int] | None = None
 ) -> int:
     """Items for an interval of ``mean ± half_width``, were the rest like ``values``, groups included.
 
@@ -85,14 +93,13 @@ def items_needed(
     scores = _check(values, (0.0, 1.0))
     if not 0 < half_width < 1:
         raise CalibrationError(f"half_width is {half_width}; it must be in (0, 1)")
-    z = _z(level)
     sums, sizes = _by_group(scores, groups)
     if np.ptp(scores) == 0:
-        items = z * z * (1 / (2 * half_width) - 1) * len(scores) / len(sums)
+        items = _Z * _Z * (1 / (2 * half_width) - 1) * len(scores) / len(sums)
     else:
         errors = sums - scores.mean() * sizes
         variance = errors @ errors * len(sums) / max(1, len(sums) - 1) / len(scores)
-        items = variance * (z / half_width) ** 2
+        items = variance * (_Z / half_width) ** 2
     return max(1, math.ceil(items))
 
 
@@ -104,7 +111,6 @@ class SampleSize:
     mean: float
     low: float
     high: float
-    level: float
     needed: Mapping[float, int]
     """Half-width to the items that it would take."""
 
@@ -119,22 +125,20 @@ class SampleSize:
             for half_width, items in self.needed.items()
         )
         return (
-            f"{self.items} items: {100 * self.mean:.1f}, {100 * self.level:g} % interval "
+            f"{self.items} items: {100 * self.mean:.1f}, {100 * LEVEL:g} % interval "
             f"{100 * self.low:.1f} to {100 * self.high:.1f} "
             f"(±{100 * self.half_width:.1f} points); it takes for {needed}"
         )
 
 
-def sample_size_report(
-    values: Sequence[float], groups: Sequence[int] | None = None, level: float = LEVEL
-) -> SampleSize:
+def sample_size_report(values: Sequence[float], groups: Sequence[int] | None = None) -> SampleSize:
     """Say how sure the mean of ``values`` (scores in [0, 1]) is, and what more items would give.
 
     Raises CalibrationError as ``bootstrap_interval``.
     """
-    low, high = bootstrap_interval(values, groups, level)
-    needed = {width: items_needed(values, width, groups, level) for width in HALF_WIDTHS}
-    return SampleSize(len(values), float(np.mean(values)), low, high, level, needed)
+    low, high = bootstrap_interval(values, groups)
+    needed = {width: items_needed(values, width, groups) for width in HALF_WIDTHS}
+    return SampleSize(len(values), float(np.mean(values)), low, high, needed)
 
 
 def _check(values: Sequence[float], bounds: tuple[float, float]) -> NDArray[np.float64]:
@@ -161,12 +165,3 @@ def _by_group(
         np.bincount(numbers, scores).astype(np.float64),
         np.bincount(numbers).astype(np.float64),
     )
-
-
-def _unseen_share(count: int, level: float) -> float:
-    z = _z(level)
-    return z * z / (count + z * z)
-
-
-def _z(level: float) -> float:
-    return NormalDist().inv_cdf((1 + level) / 2)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vtr_vllm.schedules.whole_file import whole_file
+from vtr_vllm.whole_file import whole_file
 
 NAME = "trials.csv"
 _FIRST = ("search", "budget", "order", "value", "accuracy", "layer", "count", "mean_keep")

@@ -29,7 +29,7 @@ from vtr_vllm.engine.scheduler.encoder_room import keep_encoded
 from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.errors import EvaluationFailed, VTRError
 from vtr_vllm.own_models import OWN_MODELS
-from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, ModelGeometry, RankRule
+from vtr_vllm.schedules import ModelGeometry, RankRule, to_wire
 from vtr_vllm.search.answers import (
     TOP_LOGPROBS,
     Answer,
@@ -223,12 +223,9 @@ def _parts(images: Sequence[Image.Image]) -> list[dict[str, Any]]:
 
 
 def _sampling(candidate: Candidate, max_tokens: int) -> Any:
-    extra = {}
-    if candidate.reduces:
-        rules = [str(rule) for rule in candidate.rules]
-        extra = {KEEP_KEY: list(candidate.keep), RULES_KEY: rules}
+    wire = to_wire(candidate.keep, candidate.rules) if candidate.reduces else {}
     return SamplingParams(
-        temperature=0.0, max_tokens=max_tokens, logprobs=TOP_LOGPROBS, extra_args=extra
+        temperature=0.0, max_tokens=max_tokens, logprobs=TOP_LOGPROBS, extra_args=wire
     )
 
 

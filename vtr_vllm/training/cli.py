@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from vtr_vllm.command_line import Parser, count
 from vtr_vllm.errors import CalibrationError, ConfigurationError, VTRError
 from vtr_vllm.preflight import check_model
-from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.search_options import add_flags, read_flags
 from vtr_vllm.training.atp.options import AtpOptions
 from vtr_vllm.training.registers.options import RegisterOptions
 from vtr_vllm.training.stop import STOPPED, Stop
+from vtr_vllm.whole_file import whole_file
 
 if TYPE_CHECKING:
     from vtr_vllm.search.calibration import Dataset

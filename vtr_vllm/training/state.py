@@ -10,9 +10,8 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.schedules.strict_json import show
-from vtr_vllm.schedules.whole_file import remove_leftovers, whole_file_of_bytes
+from vtr_vllm.errors import ConfigurationError, show
+from vtr_vllm.whole_file import remove_leftovers, whole_file_of_bytes
 
 __all__ = ["STATE", "load_state", "save_state", "save_tensors"]
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["DrainFlag", "shared_drain_flag"]
+from vtr_server.operations.metric_files import written_since
 
-SLACK_SECONDS = 1.0
-"""Clocks of files and of processes are not the same."""
+__all__ = ["DrainFlag", "shared_drain_flag"]
 
 
 class DrainFlag:
@@ -31,7 +30,7 @@ class DrainFlag:
     def __bool__(self) -> bool:
         if not self._set and self._file is not None:
             try:
-                self._set = self._file.stat().st_mtime >= self._since - SLACK_SECONDS
+                self._set = written_since(self._file, self._since)
             except FileNotFoundError:
                 return False
         return self._set

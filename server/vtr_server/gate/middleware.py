@@ -41,8 +41,8 @@ from vtr_vllm.errors import (
     InvalidKey,
     RateLimited,
     VTRError,
+    show,
 )
-from vtr_vllm.schedules.strict_json import show
 
 __all__ = ["Gate", "GateMiddleware", "install"]
 

@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -15,7 +15,7 @@ from vtr_server.gate.scopes import route_path
 from vtr_server.http.errors import error_response, http_error_body, in_form_of, is_openais
 from vtr_server.operations.metrics import observe_refusal
 from vtr_vllm.errors import RequestError, VTRError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.faults import first_fault
 
 __all__ = ["CheckedRoute", "install_error_handlers", "refuse"]
 
@@ -37,7 +37,9 @@ class CheckedRoute(APIRoute):
             try:
                 return await handle(request)
             except RequestValidationError as err:
-                raise RequestError(_first_fault(err)) from err
+                (first, *_) = err.errors()
+                is_text = isinstance(first, str)  # of vLLM's check of the Content-Type
+                raise RequestError(first if is_text else first_fault(err, given=True)) from err
             except Exception as err:
                 handler = _handler_of(request, err)
                 if is_openais(route_path(request.scope)) or handler is None:
@@ -45,14 +47,6 @@ class CheckedRoute(APIRoute):
                 return _in_form(request, await handler(request, err))
 
         return checked
-
-
-def _first_fault(err: RequestValidationError) -> str:
-    fault = err.errors()[0]
-    if not isinstance(fault, Mapping):  # vLLM's check of the Content-Type has a text
-        return str(fault)
-    place = ".".join(map(str, fault["loc"]))
-    return f"{place}: {fault['msg']}; got {show(fault['input'])}"
 
 
 def _handler_of(request: Request, err: Exception) -> Any:

@@ -38,8 +38,8 @@ from vtr_server.vllm_api.engine import (
     with_cancellation,
 )
 from vtr_server.vllm_api.sagemaker import ADAPTER
-from vtr_vllm.errors import RequestError, UnknownModel, VTRError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import RequestError, UnknownModel, VTRError, show
+from vtr_vllm.faults import first_fault
 
 __all__ = ["invocations", "json_object", "refuse_engine_error", "router"]
 
@@ -143,9 +143,7 @@ async def invocations(raw_request: Request) -> Response:
     try:
         request = kind.model_validate(body)
     except ValidationError as err:
-        fault = err.errors()[0]
-        place = ".".join(map(str, fault["loc"]))
-        raise RequestError(f"body.{place}: {fault['msg']}; got {show(fault['input'])}") from err
+        raise RequestError(first_fault(err, "body", given=True)) from err
     create = create_chat_completion if kind is ChatRequest else create_completion
     response: Response = await create(request, raw_request=raw_request)
     return response

@@ -38,8 +38,7 @@ from vtr_server.jobs.sources import Sources
 from vtr_server.jobs.store import JobStore
 from vtr_server.operations.exposition import exposition
 from vtr_server.policy.settings import KeySettings, ServerSettings
-from vtr_vllm.errors import ConfigurationError, JobConflict
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import ConfigurationError, JobConflict, show
 
 __all__ = ["SEARCH_COMMAND", "JobServiceSettings", "create_app", "router", "start_service"]
 
@@ -72,7 +71,6 @@ class JobServiceSettings:
     sources: Sources
     publish: Path | None = None
     token: str | None = None
-    workers: int = 1
     grace_seconds: float = 30.0
     command: tuple[str, ...] = SEARCH_COMMAND
 
@@ -136,9 +134,7 @@ def start_service(store: JobStore, settings: JobServiceSettings) -> JobService:
     Raises ConfigurationError where no search could run.
     """
     _check_installed()
-    runner = Runner(
-        store, settings.sources, settings.command, settings.workers, settings.grace_seconds
-    )
+    runner = Runner(store, settings.sources, settings.command, settings.grace_seconds)
     runner.start()
     return JobService(store, runner, settings.sources, settings.publish)
 

@@ -102,7 +102,6 @@ def _settings(options: argparse.Namespace, command: Sequence[str]) -> JobService
         ),
         publish=options.publish,
         token=options.token,
-        workers=options.workers,
         grace_seconds=options.grace_seconds,
         command=tuple(command),
     )

@@ -4,9 +4,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vtr_vllm.errors import JobConflict, RequestError, ScheduleError
+from vtr_vllm.errors import JobConflict, RequestError, ScheduleError, show
 from vtr_vllm.schedules import Schedule, ScheduleBook
-from vtr_vllm.schedules.strict_json import show
 
 __all__ = ["load_schedules", "publish", "report_file"]
 

@@ -41,13 +41,11 @@ class Runner:
         store: JobStore,
         sources: Sources,
         command: Sequence[str],
-        workers: int,
         grace_seconds: float,
     ) -> None:
         self._store = store
         self._sources = sources
         self._command = tuple(command)
-        self._workers = workers
         self._grace_seconds = grace_seconds
         self._queue: asyncio.Queue[str | None] = asyncio.Queue()
         self._inputs: dict[str, asyncio.StreamWriter] = {}
@@ -64,7 +62,7 @@ class Runner:
                 job = self._store.update(job.id, state=state)
             if job.state == "queued":
                 self._queue.put_nowait(job.id)
-        self._slots = [asyncio.create_task(self._work()) for _ in range(self._workers)]
+        self._slots = [asyncio.create_task(self._work()) for _ in range(self._sources.workers)]
 
     async def stop(self) -> None:
         """End all searches, cleanly; their jobs are queued for the next service."""

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from vtr_server.jobs.protocol import JobSpec
-from vtr_vllm.errors import RequestError
+from vtr_vllm.errors import RequestError, show
 from vtr_vllm.own_models import OWN_MODELS
-from vtr_vllm.schedules.strict_json import show
 from vtr_vllm.search_options import to_arguments
 
 __all__ = ["FLAGS", "MEMORY", "SETTINGS", "OperatorNames", "Sources"]

@@ -19,10 +19,9 @@ from pydantic import ValidationError
 
 from vtr_server.jobs.protocol import BrokenJob, Job, JobSpec, State
 from vtr_server.operations.metrics import observe_job_end, observe_jobs
-from vtr_vllm.errors import ConfigurationError, UnknownJob
-from vtr_vllm.schedules.strict_json import show
-from vtr_vllm.schedules.whole_file import whole_file
-from vtr_vllm.search_options import first_fault
+from vtr_vllm.errors import ConfigurationError, UnknownJob, show
+from vtr_vllm.faults import first_fault
+from vtr_vllm.whole_file import whole_file
 
 __all__ = ["JobStore", "try_lock"]
 

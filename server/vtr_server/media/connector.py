@@ -33,8 +33,7 @@ from vtr_server.media.request_media import (
 )
 from vtr_server.policy.settings import LimitSettings, MediaSettings
 from vtr_vllm.engine.frontend import client_media, client_tensors
-from vtr_vllm.errors import InvalidMedia, VTRError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import InvalidMedia, VTRError, show
 
 __all__ = ["install_media_connector"]
 

@@ -13,9 +13,8 @@ from PIL import Image
 from yarl import URL
 
 from vtr_server.policy.settings import LimitSettings, MediaSettings
-from vtr_vllm.errors import InvalidMedia
+from vtr_vllm.errors import InvalidMedia, show
 from vtr_vllm.image_files import check_header, decode_rgb
-from vtr_vllm.schedules.strict_json import show
 
 __all__ = ["MediaGuard", "is_public"]
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["begin_metric_files", "forget_the_dead"]
+__all__ = ["begin_metric_files", "forget_the_dead", "written_since"]
 
 logger = logging.getLogger("vllm.vtr")
 
 _FILE = re.compile(r"[a-z_]+_(\d+)\.db")
 """How prometheus_client names them: kind, mode, process."""
-SLACK_SECONDS = 1.0
+_SLACK_SECONDS = 1.0
 """Clocks of files and of processes are not the same."""
 
 
@@ -51,7 +51,11 @@ def forget_the_dead(folder: Path, pid: int) -> list[str]:
 
 def _is_of_a_living(file: Path, pid: int) -> bool:
     try:
-        began = psutil.Process(pid).create_time()
-        return file.stat().st_mtime >= began - SLACK_SECONDS
+        return written_since(file, psutil.Process(pid).create_time())
     except (psutil.NoSuchProcess, FileNotFoundError):
         return False
+
+
+def written_since(file: Path, began: float) -> bool:
+    """Whether a file was written since a process began, in seconds since 1970; FileNotFoundError passes."""
+    return file.stat().st_mtime >= began - _SLACK_SECONDS

@@ -12,8 +12,7 @@ from starlette.requests import Request
 
 from vtr_server.policy.requested_budget import HEADER, REUSE_HEADER
 from vtr_server.policy.vtr_field import EXAMPLE, VTRField
-from vtr_vllm.errors import RequestError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import RequestError, show
 
 __all__ = ["misplaced_in_body", "refuse_misplaced"]
 

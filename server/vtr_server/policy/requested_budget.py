@@ -12,8 +12,7 @@ from typing import Literal
 
 from vtr_server.policy.settings import AUTO, BudgetSettings, KeySettings, ServerSettings
 from vtr_server.policy.vtr_field import Ask, Read, parse_field
-from vtr_vllm.errors import InvalidBudget, RequestError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import InvalidBudget, RequestError, show
 
 __all__ = [
     "ADAPT_SUFFIX",

@@ -24,6 +24,7 @@ from vtr_vllm.errors import (
     UnknownSchedule,
     UnknownTier,
     UnsupportedRequest,
+    show,
 )
 from vtr_vllm.schedules import (
     FORMS,
@@ -34,7 +35,6 @@ from vtr_vllm.schedules import (
     flops_fraction,
     p_sigmoid,
 )
-from vtr_vllm.schedules.strict_json import show
 from vtr_vllm.schedules.wire import Wire
 
 __all__ = ["ChosenSchedule", "ScheduleChooser", "describe"]

@@ -1,7 +1,6 @@
 """The schedules in use, read again when their folder changes.
 
-Looked at, not notified: a folder may be a network mount or a Kubernetes volume, whose links change
-without an event. Requests hold the chooser that they began with, so a change never touches them.
+Requests hold the chooser that they began with, so a change never touches them.
 """
 
 import asyncio
@@ -14,6 +13,7 @@ from typing import Any
 
 from vtr_server.operations.metrics import observe_reload, observe_schedules
 from vtr_server.policy.adaptive_choice import adapts
+from vtr_server.policy.file_signature import SECONDS, Signature, signature_of
 from vtr_server.policy.requested_budget import (
     ADAPT_SUFFIX,
     ALIAS,
@@ -33,10 +33,8 @@ __all__ = ["Offer", "ScheduleFolder"]
 
 logger = logging.getLogger("vllm.vtr")
 
-SECONDS = 1.0
-"""Between two looks at the folder."""
-
-Signature = dict[Path, tuple[int, int, int]]
+State = dict[Path, Signature]
+"""Of the files of a folder."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +100,17 @@ class ScheduleFolder:
         self._template = template
         self._good: dict[Path, Schedule] = {}
         self._family: ScheduleFamily | None = None
-        self._signature: Signature = {}
+        self._state: State = {}
         self._reading = threading.Lock()
         self.offer: Offer
         self._band_starts = template.book.band_starts
         book = ScheduleBook(geometry, band_starts=self._band_starts)
         if folder is not None:
-            self._signature = _signature(folder)
+            self._state = _state(folder)
             book = ScheduleBook.from_folder(geometry, folder, self._band_starts)
-            files = [file for file in self._signature if file != folder / FILE]
+            files = [file for file in self._state if file != folder / FILE]
             self._good = {file: Schedule.load(file) for file in files}
-            if len(files) < len(self._signature):
+            if len(files) < len(self._state):
                 self._family = self._load_family(folder)
         self._take(book)
 
@@ -134,32 +132,32 @@ class ScheduleFolder:
         replaced by a good one, or deleted."""
         assert self._folder is not None
         with self._reading:
-            signature = _signature(self._folder)
-            return [] if signature == self._signature else self._reload(self._folder, signature)
+            state = _state(self._folder)
+            return [] if state == self._state else self._reload(self._folder, state)
 
     def reload(self) -> list[str]:
         """Read the folder whether or not it changed; returns what was rejected."""
         if self._folder is None:
             return []
         with self._reading:
-            return self._reload(self._folder, _signature(self._folder))
+            return self._reload(self._folder, _state(self._folder))
 
-    def _reload(self, folder: Path, signature: Signature) -> list[str]:
+    def _reload(self, folder: Path, state: State) -> list[str]:
         """One at a time: of two readers the one that began earlier must not end later, or the
         older state of the folder would stay."""
-        rejected = self._read_and_take(folder, signature)
-        self._signature = signature  # not before: what fails unforeseen is read once more
+        rejected = self._read_and_take(folder, state)
+        self._state = state  # not before: what fails unforeseen is read once more
         for reason in rejected:
             logger.error("VTR keeps what it had: %s", reason)
         observe_reload("rejected" if rejected else "ok")
         return rejected
 
-    def _read_and_take(self, folder: Path, signature: Signature) -> list[str]:
+    def _read_and_take(self, folder: Path, state: State) -> list[str]:
         if not folder.is_dir():
             return [f"schedule folder {folder} is gone; bring it back"]
-        good, rejected = self._read([file for file in signature if file != folder / FILE])
+        good, rejected = self._read([file for file in state if file != folder / FILE])
         try:
-            self._family = self._load_family(folder) if folder / FILE in signature else None
+            self._family = self._load_family(folder) if folder / FILE in state else None
         except ScheduleError as err:
             rejected.append(str(err))
         try:
@@ -200,13 +198,7 @@ class ScheduleFolder:
             logger.info("VTR offers the family %s", self._family.name)
 
 
-def _signature(folder: Path) -> Signature:
+def _state(folder: Path) -> State:
     """What tells one state of a folder from the next; a file that vanishes meanwhile is left out."""
-    found: Signature = {}
-    for file in [*sorted(folder.glob("*.json")), folder / FILE]:
-        try:
-            status = file.stat()
-        except OSError:
-            continue
-        found[file] = (status.st_mtime_ns, status.st_size, status.st_ino)
-    return found
+    files = [*sorted(folder.glob("*.json")), folder / FILE]
+    return {file: found for file in files if (found := signature_of(file)) is not None}

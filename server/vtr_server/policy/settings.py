@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.faults import first_fault
 
 __all__ = [
     "AUTO",
@@ -235,10 +236,8 @@ class ServerSettings(_Table):
         except (UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
             raise ConfigurationError(f"settings file {path} is no TOML: {err}") from err
         except ValidationError as err:
-            wrong = err.errors(include_url=False, include_input=False)[0]
-            place = ".".join(str(part) for part in wrong["loc"]) or "the file"
             raise ConfigurationError(
-                f"settings file {path}: {place}: {wrong['msg']}; see docs/settings.md"
+                f"settings file {path}: {first_fault(err)}; see docs/settings.md"
             ) from err
 
     def of_a_batch(self) -> Self:

@@ -1,8 +1,7 @@
 """The settings in use, read again when their file changes.
 
-Looked at once a second like the folder of schedules, and for the same reason. What can change while
-the server runs takes effect for the next request; a request inside keeps what it began with. A file
-that is broken, or that would open a server that has keys, replaces nothing.
+What can change while the server runs takes effect for the next request; a request inside keeps what
+it began with. A file that is broken, or that would open a server that has keys, replaces nothing.
 """
 
 import asyncio
@@ -14,23 +13,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from vtr_server.operations.metrics import observe_settings_reload
+from vtr_server.policy.file_signature import SECONDS, signature_of
 from vtr_server.policy.settings import ServerSettings
 from vtr_vllm.errors import ConfigurationError, VTRError
+from vtr_vllm.faults import first_fault
 
 __all__ = ["FIXED", "SettingsFile"]
 
 logger = logging.getLogger("vllm.vtr")
-
-SECONDS = 1.0
-"""Between two looks at the file."""
 
 FIXED = (
     *("elastic", "media", "admin", "page", "jobs"),
     *("limits.image_pixels", "limits.video_frames", "limits.decoded_pixels"),
 )
 """What is built into the server when it starts: a change of it waits for the next start."""
-
-Signature = tuple[int, int, int] | None
 
 
 class SettingsFile:
@@ -51,7 +47,7 @@ class SettingsFile:
         self._path = path
         self._adopt = adopt
         self._check = check
-        self._seen = self._read = _signature(path)
+        self._seen = self._read = signature_of(path) if path else None
         self._one_at_a_time = asyncio.Lock()
 
     async def watch(self) -> None:
@@ -66,7 +62,9 @@ class SettingsFile:
         A file is read once it has been the same twice, so that half of one that is being written is
         not taken for the whole.
         """
-        found = await asyncio.to_thread(_signature, self._path)
+        if self._path is None:
+            return []
+        found = await asyncio.to_thread(signature_of, self._path)
         settled, self._seen = found == self._seen, found
         return await self.reload() if settled and found != self._read else []
 
@@ -75,7 +73,7 @@ class SettingsFile:
         if self._path is None:
             return []
         async with self._one_at_a_time:
-            signature = self._seen = await asyncio.to_thread(_signature, self._path)
+            signature = self._seen = await asyncio.to_thread(signature_of, self._path)
             try:
                 wanted = await asyncio.to_thread(ServerSettings.load, self._path)
                 possible = self._possible(wanted)
@@ -114,7 +112,7 @@ class SettingsFile:
         except ValidationError as err:
             raise ConfigurationError(
                 f"settings file {self._path} goes together with changes that only a restart brings:"
-                f" {err.errors()[0]['msg']}; restart the server"
+                f" {first_fault(err)}; restart the server"
             ) from err
 
     def _waits(self, wanted: ServerSettings) -> list[str]:
@@ -130,12 +128,3 @@ class SettingsFile:
 def _value(settings: ServerSettings, table: str, field: str) -> Any:
     found = getattr(settings, table)
     return getattr(found, field) if field else found
-
-
-def _signature(path: Path | None) -> Signature:
-    """What tells one state of the file from the next; None while it is not there."""
-    try:
-        status = path.stat() if path else None
-    except OSError:
-        return None
-    return (status.st_mtime_ns, status.st_size, status.st_ino) if status else None

@@ -14,8 +14,8 @@ from vtr_vllm.errors import (
     UnknownSchedule,
     UnknownTier,
     VTRError,
+    show,
 )
-from vtr_vllm.schedules.strict_json import show
 
 __all__ = [
     "EXAMPLE",

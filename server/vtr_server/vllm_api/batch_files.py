@@ -20,8 +20,9 @@ from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ValidationError
 
-from vtr_vllm.errors import ConfigurationError, RequestError
-from vtr_vllm.schedules.strict_json import show
+from vtr_vllm.errors import ConfigurationError, RequestError, show
+from vtr_vllm.faults import first_fault
+from vtr_vllm.whole_file import whole_file_of_bytes
 
 __all__ = ["BatchInput", "BatchOutput", "Line"]
 
@@ -179,18 +180,11 @@ class BatchOutput:
 
     def _rewrite(self, places: list[tuple[int, int]]) -> None:
         """Let the file hold these parts of itself, one after another."""
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
-        try:
-            with temporary.open("xb") as file:
-                for begin, length in places:
-                    self._file.seek(begin)
-                    file.write(self._file.read(length))
-                file.flush()
-                os.fsync(file.fileno())
-            shutil.copymode(self.path, temporary)
-            temporary.replace(self.path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file_of_bytes(self.path) as file:
+            shutil.copymode(self.path, file.name)
+            for begin, length in places:
+                self._file.seek(begin)
+                file.write(self._file.read(length))
 
 
 def _read_output(line: bytes) -> tuple[str | None, bool]:
@@ -208,15 +202,12 @@ def _read_line(key: str, number: int, text: str) -> Line:
     try:
         found = _Fields.model_validate_json(text)
     except ValidationError as err:
-        first = err.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the line"
         return Line(
             key,
             _custom_id(text) or f"line-{number}",
             error=RequestError(
-                f"line {number} of the batch file: {place}: {first['msg']}, got"
-                f" {show(first['input'])}; a line is one JSON object with custom_id, method POST,"
-                f" url (one of {', '.join(URLS)}) and body"
+                f"line {number} of the batch file: {first_fault(err, given=True)}; a line is one JSON"
+                f" object with custom_id, method POST, url (one of {', '.join(URLS)}) and body"
             ),
         )
     if found.body.get("stream"):

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,9 @@ class Place:
     def sources(self) -> Sources:
         return Sources(self.folder / "data", servers=("http://one:8000", "http://two:8000"))
 
-    def settings(self, **changes: Any) -> JobServiceSettings:
+    def settings(self, workers: int = 1, **changes: Any) -> JobServiceSettings:
         given = {"grace_seconds": 30.0, "publish": self.published, "command": COMMAND} | changes
-        return JobServiceSettings(self.jobs, self.sources(), **given)
+        return JobServiceSettings(self.jobs, replace(self.sources(), workers=workers), **given)
 
     def body(self, **changes: Any) -> dict[str, Any]:
         """A spec as a client sends it."""

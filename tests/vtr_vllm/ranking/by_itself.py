@@ -39,10 +39,14 @@ class Attention:
         return vectors.float() if self.turn is None else self.turn(vectors, place)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Given(RankInputs):
     """One request at one cut, with what a rule by attention looks at."""
 
+    prompt_rows: int
+    """Rows of the prompt; generated tokens stand behind them."""
+    instruction_rows: int
+    """The last of them: text behind the last vision token."""
     attention: Attention | None = None
 
 
@@ -72,7 +76,7 @@ def score(rule: RankRule, given: Given) -> torch.Tensor:
 
 
 def attention_received(
-    inputs: RankInputs,
+    inputs: Given,
     attention: Attention,
     asking: torch.Tensor,
     heads: str,

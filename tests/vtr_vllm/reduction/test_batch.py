@@ -132,7 +132,7 @@ def test_cuts_name_the_rows_that_they_choose_from(step, bands, seed):
         for member in members:
             one, part = kept[member.index], member.part
             assert (member.request, member.layer) == (one.step.reduced, layer)
-            assert member.rule == part.plan.rule_at(layer)
+            assert member.rule == part.plan.rules[part.plan.cuts.index(layer)]
             covered = covered_by(one.step, part)
             own = np.isin(rows[member.index], covered)
             before = sum(len(others) for others in rows[: member.index])

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.vtr_vllm.reduction.one_request import keep_best, keep_best_of_each
+from tests.vtr_vllm.reduction.scores import scores_by
 from tests.vtr_vllm.reduction.strategies import LAYERS, band_lists, request_of, steps
 from vtr_vllm.reduction.batch import StepRequest, plan_batch
 from vtr_vllm.reduction.gather import Rows, restore
@@ -130,7 +131,7 @@ def test_several_cuts_of_several_requests(step, bands, seed):
             own = table[member.index][member.part.first :]
             return torch.from_numpy(own)[vision.clamp(min=0)]
 
-        chosen = rows.cut(plan.cuts[layer], score)
+        chosen = rows.cut(plan.cuts[layer], scores_by(score, rows, plan.cuts[layer]))
         hidden = hidden[chosen]
         for member in plan.cuts[layer]:
             own = covered(member, left, owner)
@@ -163,9 +164,13 @@ def test_an_image_that_now_ends_in_text_beside_a_longer_one():
     def first_are_best(member, vision):
         return -vision.float()
 
+    def cut(layer):
+        members = plan.cuts[layer]
+        return rows.cut(members, scores_by(first_are_best, rows, members)).tolist()
+
     # Tokens 0 and 1 stay of the torn image: its last row is then the text behind them.
-    assert rows.cut(plan.cuts[1], first_are_best).tolist() == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
-    assert rows.cut(plan.cuts[2], first_are_best).tolist() == [0, 2, 3, 4, 5, 6]
+    assert cut(1) == [0, 1, 2, 3, 6, 7, 8, 9, 10, 11]
+    assert cut(2) == [0, 2, 3, 4, 5, 6]
 
 
 def covered(member, left, owner):
@@ -187,7 +192,7 @@ def test_restore_puts_rows_back_and_zeros_elsewhere():
     plan = plan_batch([StepRequest(0, 5, request), StepRequest(8, 1, None)], 3, (0,))
     rows = Rows(plan, CPU)
     best = torch.tensor([0.0, 0.1, 0.9, 0.2, 0.0])
-    chosen = rows.cut(plan.cuts[1], lambda member, vision: best)
+    chosen = rows.cut(plan.cuts[1], best[None])
     assert chosen.tolist() == [0, 2, 4, 5]
     hidden = torch.arange(1.0, 7.0, dtype=torch.bfloat16)[chosen][:, None].repeat(1, 2)
     full = restore(rows, hidden, 8)

@@ -14,15 +14,10 @@ def test_a_plan_of_one_cut():
     plan = plan_of([1, 1, 0.5, 0.5], ["last"], 9)
     assert plan.counts == (9, 9, 5, 5)
     assert plan.cuts == (2,)
-    assert plan.rule_at(2) == RankRule.parse("last")
+    assert plan.rules == (RankRule.parse("last"),)
     assert [plan.dropped(layer) for layer in range(4)] == [0, 0, 4, 4]
     assert plan.reduces
     assert plan.mean_keep == pytest.approx(28 / 36)
-
-
-def test_no_cut_no_rule():
-    with pytest.raises(ValueError, match="no cut before layer 3"):
-        plan_of([1, 1, 0.5, 0.5], ["last"], 9).rule_at(3)
 
 
 @pytest.mark.parametrize("n_vision", [0, 1])
@@ -70,10 +65,9 @@ def test_previous_after_a_vanished_cut_in_the_middle(rules, expected):
 def test_every_cut_of_a_plan_can_be_run(curve, n_vision):
     keep, rules = curve
     plan = make_plan(keep, rules, n_vision)
-    assert len(plan.cuts) == len(plan.rules)
-    for layer in plan.cuts:
+    for layer, rule in zip(plan.cuts, plan.rules, strict=True):
         assert plan.counts[layer] < (plan.counts[layer - 1] if layer else n_vision)
-        assert layer >= 2 or not plan.rule_at(layer).needs_attention
+        assert layer >= 2 or not rule.needs_attention
     assert not plan.rules or plan.rules[0].name != "previous"
     assert plan.reduces == (min(plan.counts) < n_vision)
     assert plan == make_plan(keep, rules, n_vision)

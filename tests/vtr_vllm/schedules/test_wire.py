@@ -5,7 +5,7 @@ from hypothesis import given, settings
 
 from tests.vtr_vllm.schedules.strategies import curves, schedules
 from vtr_vllm.errors import RequestError
-from vtr_vllm.schedules import Schedule, parse_floor, parse_trace, parse_wire, to_wire
+from vtr_vllm.schedules import parse_floor, parse_trace, parse_wire, to_wire
 
 GOOD = {"vtr_keep": [1.0, 1.0, 0.5, 0.5], "vtr_rules": ["last"]}
 
@@ -24,9 +24,9 @@ def test_round_trip(curve):
 @given(schedules())
 @settings(deadline=None, max_examples=30)
 def test_round_trip_of_a_schedule(schedule):
-    back = Schedule.from_wire(schedule.wire(), schedule.geometry)
-    assert (back.keep, back.rules) == (schedule.keep, schedule.rules)
-    assert back.per_image_floor == schedule.per_image_floor
+    wire = schedule.wire()
+    assert parse_wire(wire, schedule.geometry.layers) == (schedule.keep, schedule.rules)
+    assert parse_floor(wire) == schedule.per_image_floor
 
 
 @pytest.mark.parametrize("extra", [{}, {"kv_transfer_params": {}}, {1: "vtr_keep"}])

@@ -3,12 +3,19 @@
 import random
 from typing import Any
 
+from vtr_vllm.search.report_data import Frontier
+
 LAYERS = 12
 FINGERPRINT = "12L-384h-1024i-6q-6kv-64d"
 BUDGETS = (0.75, 0.5, 0.375, 0.25, 0.125)
 FOUND = ("g-search", "g-search-blind", "p-sigmoid", "p-sigmoid-rules", "descent")
 OURS = (*FOUND, "searched")
 BASELINES = ("random", "downsample", "fastv", "pdrop", "vtw", "uniform")
+
+
+def as_read(frontier: dict[str, Any]) -> dict[str, Any]:
+    """A held-out comparison as ``read_frontier`` gives it."""
+    return Frontier.model_validate(frontier).model_dump()
 
 
 def search_record(seed: int = 0) -> dict[str, Any]:

@@ -61,7 +61,7 @@ def test_counts_become_what_keeps_them(data, n_vision):
     candidate = Candidate.from_counts(counts, rules, n_vision)
     plan = make_plan(candidate.keep, candidate.rules, n_vision)
     assert plan.counts == tuple(counts)
-    assert all(plan.rule_at(cut) == rules[cut] for cut in plan.cuts)
+    assert list(plan.rules) == [rules[cut] for cut in plan.cuts]
     assert candidate.reduces == (counts[-1] < n_vision)
 
 
@@ -71,14 +71,14 @@ def test_rules_of_layers_without_a_cut_are_left_out():
     assert candidate == Candidate((1.0, 1.0, 0.5, 0.5), (LAST,))
 
 
-def test_no_reduction_goes_over_the_wire_as_nothing():
+def test_no_reduction_asks_for_nothing():
     whole = unreduced(GEOMETRY)
     assert not whole.reduces
-    assert whole.wire() == {}
-    assert Candidate(whole.keep, image_scale=0.5).wire() == {}
+    assert whole.vtr_field() == {}
+    assert Candidate(whole.keep, image_scale=0.5).vtr_field() == {}
     cut = Candidate((1.0, 1.0, 0.5), (LAST,))
     assert cut.reduces
-    assert cut.wire() == {"keep": [1.0, 1.0, 0.5], "rules": ["last"]}
+    assert cut.vtr_field() == {"keep": [1.0, 1.0, 0.5], "rules": ["last"]}
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,10 @@ import pytest
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
 from vtr_vllm.schedules import Schedule, ScheduleBook
-from vtr_vllm.search import pipeline, records
+from vtr_vllm.search import pipeline, records, report_data
 from vtr_vllm.search.journal import Journal
 from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings
 from vtr_vllm.search.progress import Progress
-from vtr_vllm.search.report_data import check_search
 from vtr_vllm.search.session import split
 from vtr_vllm.search.study import Cost, Study
 
@@ -104,7 +103,7 @@ def test_the_record_is_what_the_report_reads(search, tmp_path):
     records.write_json(path, record)
     read = json.loads(path.read_text())
     assert read == record
-    check_search(read)
+    report_data.Search.model_validate(read)
 
 
 def test_the_record_holds_every_schedule_with_its_score(search):

@@ -8,16 +8,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from tests.vtr_vllm.search.report_records import frontier_record, search_record
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.search.report_data import (
-    FRONTIER,
-    SEARCH,
-    Each,
-    Maybe,
-    check_frontier,
-    checked,
+    Frontier,
     read_frontier,
     read_search,
 )
@@ -29,41 +25,45 @@ ANY_JSON = st.recursive(
 )
 
 
-@given(ANY_JSON, st.sampled_from([SEARCH, FRONTIER]))
-def test_no_other_error_than_ours(value: Any, form: Any) -> None:
+@given(ANY_JSON, st.sampled_from(["search.json", "frontier.json"]))
+def test_no_other_error_than_ours(
+    tmp_path_factory: pytest.TempPathFactory, value: Any, name: str
+) -> None:
+    folder = tmp_path_factory.mktemp("report")
+    (folder / name).write_text(json.dumps(value))
     with pytest.raises(ConfigurationError):
-        checked(value, form, "file")
-
-
-@given(st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False, width=32)))
-def test_a_value_of_the_form_comes_back(value: dict[str, float]) -> None:
-    assert checked({"a": value}, {"a": Each(float), "b": Maybe(int)}, "x") == {
-        "a": value,
-        "b": None,
-    }
+        (read_search if name == "search.json" else read_frontier)(folder)
 
 
 @pytest.mark.parametrize(
-    ("value", "form", "reason"),
+    ("change", "reason"),
     [
-        (True, float, "x must be a finite number, got True"),
-        (float("nan"), float, "x must be a finite number"),
-        (float("inf"), float, "x must be a finite number"),
-        (10**400, float, "x must be a finite number"),
-        (1.0, int, "x must be a whole number"),
-        (True, int, "x must be a whole number"),
-        (1, str, "x must be of type str"),
-        (None, str, "x must be of type str"),
-        ([1, "a"], [int], r"x\[1\] must be a whole number"),
-        ({"a": "b"}, {"a": {"b": int}}, r"x\.a must be an object"),
-        ({"b": 1}, {"a": int}, "x must be an object with the key 'a'"),
-        ("ab", [str], "x must be a list"),
-        ([], Each(int), "x must be an object"),
+        ({"budget": True}, r"budget: Input should be a valid number; got True"),
+        ({"budget": float("nan")}, r"budget: Input should be a finite number; got nan"),
+        ({"budget": float("-inf")}, "budget: Input should be a finite number"),
+        ({"budget": 10**400}, "budget: Input should be"),
+        ({"order": 10**301}, "order: Input should be less than 1000"),
+        ({"order": 1.0}, "order: Input should be a valid integer; got 1.0"),
+        ({"order": True}, "order: Input should be a valid integer"),
+        ({"search": None}, "search: Input should be a valid string; got None"),
+        ({"parameters": []}, r"parameters: Input should be an object; got \[\]"),
     ],
 )
-def test_another_form_is_refused_with_its_place(value: Any, form: Any, reason: str) -> None:
-    with pytest.raises(ConfigurationError, match=reason):
-        checked(value, form, "x")
+def test_another_form_is_refused_with_its_place(
+    tmp_path: Path, change: dict[str, Any], reason: str
+) -> None:
+    record = search_record()
+    record["trials"][1] |= change
+    path = tmp_path / "search.json"
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConfigurationError, match=rf"{path}: trials\.1\.{reason}.*; run a search"):
+        read_search(tmp_path)
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text(json.dumps(search_record() | {"cost": [{}]}))
+    with pytest.raises(ConfigurationError, match=r"cost\.0\.stage: Field required"):
+        read_search(tmp_path)
 
 
 def test_a_real_search_is_read_as_it_is(tmp_path: Path) -> None:
@@ -102,21 +102,21 @@ def test_a_frontier_may_be_absent_but_not_malformed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"mean_keep": None}, r"rows\[1\]\.mean_keep must be a number in a reachable row"),
-        ({"flops_fraction": None}, r"rows\[1\]\.flops_fraction must be a number"),
+        ({"mean_keep": None}, r"rows\.1 is reachable: mean_keep .* got None and"),
+        ({"flops_fraction": None}, r"rows\.1 is reachable: .* flops_fraction must be numbers"),
         ({"method": "full", "budget": 1.0}, "must be the only row of its method and budget"),
     ],
 )
 def test_rows_that_contradict_are_refused(change: dict[str, Any], reason: str) -> None:
     record = frontier_record()
-    check_frontier(record)
+    Frontier.model_validate(record)
     record["rows"][1].update(change)
-    with pytest.raises(ConfigurationError, match=reason):
-        check_frontier(record)
+    with pytest.raises(ValidationError, match=reason):
+        Frontier.model_validate(record)
 
 
 def test_a_split_that_meta_lacks_is_refused() -> None:
     record = copy.deepcopy(frontier_record())
     del record["meta"]["splits"]["shifted"]
-    with pytest.raises(ConfigurationError, match=r"rows\[0\]\.splits must be about splits"):
-        check_frontier(record)
+    with pytest.raises(ValidationError, match=r"rows\.0\.splits must be among meta's"):
+        Frontier.model_validate(record)

@@ -3,12 +3,12 @@
 import csv
 
 from tests.vtr_vllm.search.report_records import search_record
-from vtr_vllm.search.report_data import check_search
+from vtr_vllm.search.report_data import Search
 from vtr_vllm.search.trials_table import write_trials
 
 
 def test_every_trial_and_every_stage_is_a_row(tmp_path):
-    search = check_search(search_record())
+    search = Search.model_validate(search_record()).model_dump()
     with write_trials(tmp_path, search).open(newline="") as file:
         rows = list(csv.DictReader(file))
     trials, stages = rows[: len(search["trials"])], rows[len(search["trials"]) :]

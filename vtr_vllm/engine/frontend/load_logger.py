@@ -15,7 +15,7 @@ from typing import Any
 from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 from vllm.v1.metrics.stats import IterationStats, SchedulerStats
 
-_RECENT = 4096  # steps, and first tokens, that are remembered
+_RECENT = 4096  # first tokens that are remembered
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,6 @@ class Load:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._engines: dict[int, _EngineLoad] = {}
-        self._prompt_tokens: deque[tuple[float, int]] = deque(maxlen=_RECENT)
         self.first_tokens: deque[tuple[float, float]] = deque(maxlen=_RECENT)
         """(when, on the monotonic clock; seconds from arrival to the first token), in order."""
 
@@ -52,15 +51,6 @@ class Load:
             return 0.0
         return sum(engine.kv_usage for engine in self._engines.values()) / len(self._engines)
 
-    def prompt_tokens_per_second(self, seconds: float = 10.0) -> float:
-        """Prompt tokens whose prefill ended in the last ``seconds``, without cached ones, over
-        that time. A reduced request counts with its whole prompt."""
-        now = self._clock()
-        if len(self._prompt_tokens) == _RECENT:
-            seconds = min(seconds, now - self._prompt_tokens[0][0])
-        recent = sum(tokens for when, tokens in self._prompt_tokens if when > now - seconds)
-        return recent / seconds if seconds > 0 else 0.0
-
     def expect(self, engines: Sequence[int]) -> None:
         """Start anew with these engines, all idle."""
         self._engines = {engine: _EngineLoad() for engine in engines}
@@ -75,10 +65,9 @@ class Load:
                 scheduler.num_waiting_reqs + scheduler.num_skipped_waiting_reqs,
                 scheduler.kv_cache_usage,
             )
-        if step is not None and step.time_to_first_tokens_iter:
+        if step is not None:
             now = self._clock()
             self.first_tokens.extend((now, latency) for latency in step.time_to_first_tokens_iter)
-            self._prompt_tokens.append((now, step.prompt_token_stats.computed))
 
 
 LOAD = Load()

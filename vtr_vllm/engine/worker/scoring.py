@@ -236,8 +236,6 @@ class Scorer:
         own = rows_of(cut)
         inputs = RankInputs(
             vision=rows.vision[own],
-            prompt_rows=cut.prompt_rows,
-            instruction_rows=cut.request.instruction_len,
             image_sizes=part.image_sizes,
             vision_rows=cut.vision_before,
             seeds=[unit.seed for unit in part.units],

@@ -13,14 +13,13 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
 
-from vtr_vllm.errors import ScheduleError
+from vtr_vllm.errors import ScheduleError, show
 from vtr_vllm.ranking import RankRule
 from vtr_vllm.schedules.forms.registry import form
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.keep_rates import FIRST_ATTENTION_CUT, check_budget, cut_layers
 from vtr_vllm.schedules.root_finding import solve_increasing
 from vtr_vllm.schedules.schedule import Schedule
-from vtr_vllm.schedules.strict_json import show
 
 # the logistic fit to LLaVA-1.5-7B's G-Search curve (arXiv 2412.00556, figure 1c, digitised),
 # as a share of its 32 layers

@@ -10,7 +10,7 @@ from vtr_vllm.adaptive import Prices, Prompt, ScheduleFamily
 from vtr_vllm.adaptive.predictor import FloatArray
 from vtr_vllm.adaptive.price import Price, picks
 from vtr_vllm.search.adaptive import fitting
-from vtr_vllm.search.statistics import bootstrap_interval, paired_difference
+from vtr_vllm.search.statistics import beside_full
 
 Row = dict[str, Any]
 
@@ -138,17 +138,12 @@ def row(
 ) -> Row:
     """A score with its 95% interval, beside no reduction on the same prompts."""
     values = [float(score) for score in scores]
-    low, high = bootstrap_interval(values, groups)
-    difference, below, above = paired_difference(values, full, groups)
     return {
         "chooser": name,
         "budget": budget,
         "promised": promised,
         "spent": spent,
-        "score": float(np.mean(values)),
-        "low": low,
-        "high": high,
-        "minus_full": {"difference": difference, "low": below, "high": above},
+        **beside_full(values, full, groups),
     }
 
 

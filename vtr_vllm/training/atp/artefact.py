@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from vtr_vllm.errors import ConfigurationError, GeometryMismatch, ScheduleError
 from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.schedules.strict_json import check_keys, check_version, read_object
-from vtr_vllm.schedules.whole_file import whole_file
 from vtr_vllm.training.atp.module import AtpModules, Shape
 from vtr_vllm.training.state import save_tensors
+from vtr_vllm.whole_file import whole_file
 
 __all__ = [
     "FACTS",

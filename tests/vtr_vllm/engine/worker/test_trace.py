@@ -24,6 +24,7 @@ from tests.vtr_vllm.engine.scheduler.test_scheduler import (
 )
 from tests.vtr_vllm.engine.support import Case, picture, words
 from tests.vtr_vllm.engine.worker.test_decoder import ONE_SHOT, cases, planned, reference_run
+from tests.vtr_vllm.reduction.scores import scores_by
 from tests.vtr_vllm.reduction.strategies import LAYERS, band_lists, request_of, steps
 from vtr_vllm.engine.frontend.engine_queries import take_trace
 from vtr_vllm.engine.worker.trace import MAX_TRACE_TOKENS, MAX_TRACES, Traces
@@ -39,7 +40,8 @@ def run_cuts(plan: BatchPlan, traces: Traces, seed: int = 0) -> dict[int, list[A
     rows = Rows(plan, CPU)
     found: dict[int, list[Any]] = {}
     for layer, members in sorted(plan.cuts.items()):
-        rows.cut(members, lambda cut, _: torch.rand(cut.num_rows, generator=draw))
+        drawn = scores_by(lambda cut, _: torch.rand(cut.num_rows, generator=draw), rows, members)
+        rows.cut(members, drawn)
         traces.note(members, rows.vision)
         for index, seen in seen_by_request(plan, rows).items():
             if any(cut.index == index for cut in members):
@@ -135,7 +137,7 @@ def test_as_many_tokens_as_allowed_and_one_more() -> None:
 def test_a_trace_crosses_from_the_device() -> None:
     plan, traces = prefill("a"), Traces()
     rows = Rows(plan, torch.device("cuda"))
-    rows.cut(plan.cuts[1], lambda cut, _: torch.arange(8.0, device="cuda"))
+    rows.cut(plan.cuts[1], torch.arange(8.0, device="cuda")[None])
     torch.cuda.set_sync_debug_mode("error")
     try:
         traces.note(plan.cuts[1], rows.vision)

@@ -11,6 +11,7 @@ import torch
 from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.distributed import init_distributed_environment, initialize_model_parallel
 
+from tests.vtr_vllm.reduction.scores import scores_by
 from tests.vtr_vllm.reduction.strategies import request_of
 from vtr_vllm.engine.worker.scoring import chosen_by_first_rank
 from vtr_vllm.reduction.batch import StepRequest, plan_batch
@@ -28,11 +29,9 @@ def choices(rank: int, agree: bool) -> list[list[int]]:
     draw = torch.Generator().manual_seed(rank)
     left = []
     for layer in CUTS:
-        rows.cut(
-            plan.cuts[layer],
-            lambda cut, vision: torch.rand(len(vision), generator=draw),
-            *([chosen_by_first_rank] if agree else []),
-        )
+        members = plan.cuts[layer]
+        drawn = scores_by(lambda _, vision: torch.rand(len(vision), generator=draw), rows, members)
+        rows.cut(members, drawn, *([chosen_by_first_rank] if agree else []))
         left.append(rows.original.tolist())
     return left
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vtr_vllm.schedules.whole_file import whole_file, whole_file_of_bytes
+from vtr_vllm.whole_file import whole_file, whole_file_of_bytes
 
 
 def test_a_file_takes_its_place_when_it_is_whole(tmp_path: Path) -> None:
