@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.arms import threading
 from benchmarks.open_loop import MODEL, Client, summary
-from benchmarks.run import measured_with, say
+from benchmarks.record import measured_with, save, say, write
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import default_dtype
 from tests.tiny import TinyShape, write_model_files
@@ -177,8 +177,7 @@ async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             for policy in options.policies:
                 row = await cell(server, client, policy, load, found, options.seconds)
                 found["cells"].append(row)
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(found, indent=1) + "\n")
+                write(options.out, found)
                 say(
                     f"{load:g}x {policy}: p95 {row['ttft_p95_s'] or 0:.2f} s, {row['in_time'] or 0:.0%}"
                     f" of {row['requests']} in time, mean budget {row['mean_budget'] or 0:.2f}, {row['errors']} errors,"
@@ -271,15 +270,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.table:
         found = json.loads(options.table.read_text())
+        print(table(found))
     else:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection a request
         with tempfile.TemporaryDirectory(prefix="vtr-elastic-") as scratch:
             found = asyncio.run(measure(options, Path(scratch)))
-        options.out.with_suffix(".md").write_text(table(found) + "\n")
+        save(options.out, found, table(found))
     options.plot.parent.mkdir(parents=True, exist_ok=True)
     plot(found).savefig(options.plot, dpi=160)
-    print(table(found))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from benchmarks.rankings.layers import measure_layers
 from benchmarks.rankings.once import BUDGETS, compare
 from benchmarks.rankings.samples import SUBJECTS
 from benchmarks.rankings.tables import draw, render
-from benchmarks.run import measured_with, say
+from benchmarks.record import measured_with, save, say
 from vtr_vllm.demo.evaluate import rounded
 from vtr_vllm.photo.parts import FOLDER
 from vtr_vllm.search.calibration import Dataset
@@ -60,11 +60,8 @@ def main(arguments: list[str] | None = None) -> None:
         subject, Dataset.load(data), options.folder, options.engines, tuple(options.budgets)
     )
     results = rounded({"layers": layers, "engine": engine}) | {"meta": meta}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(render(results) + "\n")
     draw(results["layers"], options.figure)
-    print(render(results))
+    save(options.out, results, render(results))
 
 
 if __name__ == "__main__":
