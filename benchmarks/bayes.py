@@ -14,8 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.demo_study import demo_study
+from benchmarks.rankings.samples import SUBJECTS
 from benchmarks.record import measured_with, save
+from benchmarks.study import open_study, questions
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.proposer import Dimension, Point
 from vtr_vllm.search.sigmoid_search import PARALLEL, Curves, search_sigmoid
@@ -154,7 +155,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, write JSON, print the table."""
     options = parse(arguments)
     asked = {name: getattr(options, name) for name in ("items", "points", "seeds", "limit")}
-    with demo_study(options.folder, options.items, options.engines) as study:
+    demo = SUBJECTS["demo"]
+    data = questions(demo, "calibration", options.items, options.folder)
+    with open_study(demo, data, options.folder, options.engines) as study:
         rows = [
             measure(study, name, budget, options.points, options.seeds, options.limit)
             for name in families(study.geometry.layers)

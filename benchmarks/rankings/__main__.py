@@ -12,9 +12,9 @@ from benchmarks.rankings.once import BUDGETS, compare
 from benchmarks.rankings.samples import SUBJECTS
 from benchmarks.rankings.tables import draw, render
 from benchmarks.record import measured_with, save, say
+from benchmarks.study import open_study, questions
 from vtr_vllm.demo.evaluate import rounded
 from vtr_vllm.photo.parts import FOLDER
-from vtr_vllm.search.calibration import Dataset
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -52,13 +52,9 @@ def main(arguments: list[str] | None = None) -> None:
     shown = subject.shown(options.parts, options.split, options.samples)
     layers = measure_layers(subject.checkpoint, shown)
     say(f"{options.split}: ranked at every layer, {options.samples} samples")
-    options.folder.mkdir(parents=True, exist_ok=True)
-    data = options.folder / f"{options.split}-{options.n}.jsonl"
-    if not data.exists():
-        subject.convert(options.parts, options.split, options.n, data)
-    engine = compare(
-        subject, Dataset.load(data), options.folder, options.engines, tuple(options.budgets)
-    )
+    data = questions(subject, options.split, options.n, options.folder, options.parts)
+    with open_study(subject, data, options.folder, options.engines) as study:
+        engine = compare(study, tuple(options.budgets))
     results = rounded({"layers": layers, "engine": engine}) | {"meta": meta}
     draw(results["layers"], options.figure)
     save(options.out, results, render(results))
