@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks import rankings
 from benchmarks.rankings.layers import measure_layers
@@ -13,7 +14,6 @@ from benchmarks.rankings.samples import SUBJECTS
 from benchmarks.rankings.tables import draw, render
 from benchmarks.record import measured_with, save, say
 from benchmarks.study import open_study, questions
-from vtr_vllm.demo.evaluate import rounded
 from vtr_vllm.photo.parts import FOLDER
 
 
@@ -40,6 +40,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def _rounded(value: Any) -> Any:
+    """``value`` with every number in it at three decimals."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write JSON, markdown and the heat map, print the tables."""
     options = parse(arguments)
@@ -55,7 +64,7 @@ def main(arguments: list[str] | None = None) -> None:
     data = questions(subject, options.split, options.n, options.folder, options.parts)
     with open_study(subject, data, options.folder, options.engines) as study:
         engine = compare(study, tuple(options.budgets))
-    results = rounded({"layers": layers, "engine": engine}) | {"meta": meta}
+    results = _rounded({"layers": layers, "engine": engine}) | {"meta": meta}
     draw(results["layers"], options.figure)
     save(options.out, results, render(results))
 
