@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import ENVIRONMENT, PLUGINS
-from benchmarks.run import measured_with, say
+from benchmarks.record import measured_with, save, say
 from benchmarks.shapes import Shape, make_shape
 from vtr_vllm import demo
 from vtr_vllm.errors import InvalidBudget
@@ -230,10 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         for index, row in enumerate(table)
     ]
     results = {"meta": meta, "rows": described}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(render(results) + "\n")
-    print(render(results))
+    save(options.out, results, render(results))
 
 
 if __name__ == "__main__":

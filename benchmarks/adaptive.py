@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import statistics
 import time
 from collections import Counter
@@ -17,13 +16,11 @@ from typing import Any
 
 import httpx
 
-from benchmarks.run import measured_with, say
-from benchmarks.serving import Served
+from benchmarks.record import measured_with, say, write
+from benchmarks.serving import Served, content
 from vtr_vllm import demo
 from vtr_vllm.adaptive import Prompt, ScheduleFamily
 from vtr_vllm.adaptive.family import FILE
-from vtr_vllm.image_files import encode_png
-from vtr_vllm.search.calibration import data_uri
 from vtr_vllm.search.statistics import bootstrap_interval
 
 BUDGETS = (0.25, 0.1875, 0.125)
@@ -35,11 +32,9 @@ async def ask(
     client: httpx.AsyncClient, sample: demo.Sample, vtr: dict[str, Any]
 ) -> dict[str, Any]:
     """One question; what the answer says of itself, and whether it is right."""
-    image = {"type": "image_url", "image_url": {"url": data_uri(encode_png(sample.image))}}
-    content = [image, {"type": "text", "text": sample.question}]
     body = {
         "model": "demo",
-        "messages": [{"role": "user", "content": content}],
+        "messages": [{"role": "user", "content": content(sample.image, sample.question)}],
         "temperature": 0,
         "max_tokens": 4,
         "vtr": vtr,
@@ -137,7 +132,7 @@ def main() -> None:
         "rows": rows,
     }
     if options.json:
-        options.json.write_text(json.dumps(done, indent=1) + "\n")
+        write(options.json, done)
     print(table(done))
 
 

@@ -7,7 +7,6 @@ counted when a search comes within one item of it.
 """
 
 import argparse
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -15,8 +14,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from benchmarks.demo_study import demo_study
-from benchmarks.run import measured_with
+from benchmarks.rankings.samples import SUBJECTS
+from benchmarks.record import measured_with, save
+from benchmarks.study import open_study, questions
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.proposer import Dimension, Point
 from vtr_vllm.search.sigmoid_search import PARALLEL, Curves, search_sigmoid
@@ -155,17 +155,16 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, write JSON, print the table."""
     options = parse(arguments)
     asked = {name: getattr(options, name) for name in ("items", "points", "seeds", "limit")}
-    with demo_study(options.folder, options.items, options.engines) as study:
+    demo = SUBJECTS["demo"]
+    data = questions(demo, "calibration", options.items, options.folder)
+    with open_study(demo, data, options.folder, options.engines) as study:
         rows = [
             measure(study, name, budget, options.points, options.seeds, options.limit)
             for name in families(study.geometry.layers)
             for budget in options.budget or (0.375, 0.25)
         ]
     results = {"meta": {**measured_with(options), **asked}, "rows": rows}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(render(results) + "\n")
-    print(render(results))
+    save(options.out, results, render(results))
 
 
 if __name__ == "__main__":

@@ -26,10 +26,9 @@ import httpx
 import openai
 
 from benchmarks.arms import ROOT
-from benchmarks.serving import Served
+from benchmarks.record import save
+from benchmarks.serving import Served, content
 from vtr_vllm import demo
-from vtr_vllm.image_files import encode_png
-from vtr_vllm.search.calibration import data_uri
 
 NAME = "demo"
 MAX_TOKENS = 8
@@ -87,21 +86,6 @@ class Setting:
     folder: Path
     questions: list[list[dict[str, Any]]]
     guidellm: str | None
-
-
-def image_url(number: int) -> tuple[str, str]:
-    """Return question and image of the demo's world, the image as a data URL."""
-    drawn = demo.sample("test", number)
-    return drawn.question, data_uri(encode_png(drawn.image))
-
-
-def content(number: int) -> list[dict[str, Any]]:
-    """Return the content of a user's message."""
-    question, url = image_url(number)
-    return [
-        {"type": "image_url", "image_url": {"url": url}},
-        {"type": "text", "text": question},
-    ]
 
 
 def run_openai(setting: Setting) -> Outcome:
@@ -291,11 +275,8 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         with Served("demo") as server:
             outcomes = measure(server.url, options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     told = [vars(one) | {"passed": one.passed} for one in outcomes]
-    options.out.write_text(json.dumps(told, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(table(outcomes) + "\n")
-    print(table(outcomes))
+    save(options.out, told, table(outcomes))
     for one in outcomes:
         for error in one.errors[:3]:
             print(f"{one.client}: {error}", file=sys.stderr)
@@ -305,7 +286,8 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(url: str, options: argparse.Namespace) -> list[Outcome]:
     """Return one outcome a client, one client after the other."""
     folder = Path(tempfile.mkdtemp(prefix="vtr-clients-"))  # stays where a client failed
-    questions = [content(number) for number in range(options.requests)]
+    samples = [demo.sample("test", number) for number in range(options.requests)]
+    questions = [content(each.image, each.question) for each in samples]
     setting = Setting(url, options.requests, folder, questions, options.guidellm)
     outcomes = []
     for name in options.client or CLIENTS:

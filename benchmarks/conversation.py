@@ -10,7 +10,6 @@ conversations are run in pairs, stock and VTR in turn on the same images.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -23,8 +22,8 @@ import torch
 
 from benchmarks.arms import Arm, in_turn, log_folder
 from benchmarks.dummies import DUMMIES
+from benchmarks.record import measured_with, save, say, write
 from benchmarks.report import measured, show
-from benchmarks.run import measured_with, say
 from benchmarks.shapes import FORMS, Shape, UnsupportedDevice, make_shape
 from vtr_vllm.schedules import RankRule, ScheduleBook, to_wire
 
@@ -80,7 +79,6 @@ def run(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
     meta = measured_with(options)
     meta["options"] |= {"dtype": shape.dtype}
     results: dict[str, Any] = {"meta": meta, "shape": shape.name, "pairs": []}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
 
     def arm(name: str, logs: Path) -> Arm:
         log = logs / f"{name}.log"
@@ -103,7 +101,7 @@ def run(shape: Shape, options: argparse.Namespace) -> dict[str, Any]:
             for place, (kind, budget) in enumerate(options.arms):
                 pair = session.pair(kind, budget, number, place)
                 results["pairs"].append(pair)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
+                write(options.out, results)
                 walls = ", ".join(f"{arm} {pair[arm]['wall_s']:.2f} s" for arm in ("stock", "vtr"))
                 say(f"round {number + 1} {kind} {budget}: {walls}")
     return results
@@ -232,8 +230,7 @@ def main(arguments: list[str] | None = None) -> None:
         results = run(shape, options)
     heading, pairs = measured(results["meta"], *SETTINGS), results["pairs"]
     text = f"{heading}\n\n{table(pairs)}\n\n{evens(pairs)}"
-    options.out.with_suffix(".md").write_text(text + "\n")
-    print(text)
+    save(options.out, results, text)
 
 
 if __name__ == "__main__":

@@ -23,9 +23,10 @@ from matplotlib.figure import Figure
 
 from benchmarks.arms import threading
 from benchmarks.open_loop import MODEL, Client, summary
-from benchmarks.run import measured_with, say
+from benchmarks.record import measured_with, save, say, write
 from benchmarks.serving import QUIET, Served
 from benchmarks.shapes import default_dtype
+from benchmarks.worker import Machine
 from tests.tiny import TinyShape, write_model_files
 from vtr_server.policy.elastic import HOLD
 
@@ -90,28 +91,6 @@ class Server(Served):
         return sum(each.user + each.system for each in times)
 
 
-class Watch:
-    """Cores that neither the server nor this process kept busy, but something else did."""
-
-    def __init__(self, server: Server) -> None:
-        self.server, self.start = server, time.monotonic()
-        self.total, self.own = self._total(), self._own()
-
-    def foreign_cores(self) -> float:
-        """Mean number since the beginning."""
-        foreign = self._total() - self.total - (self._own() - self.own)
-        return round(max(0.0, foreign / (time.monotonic() - self.start)), 3)
-
-    def _own(self) -> float:
-        times = psutil.Process().cpu_times()
-        return times.user + times.system + self.server.busy()
-
-    @staticmethod
-    def _total() -> float:
-        times = psutil.cpu_times()
-        return sum(times) - times.idle - getattr(times, "iowait", 0.0)
-
-
 async def baseline(client: Client, seconds: float) -> dict[str, float]:
     """Return the unloaded time to first token and the requests a second at full budget."""
     await client.in_turn(0.25, 3)
@@ -137,9 +116,9 @@ async def cell(
     await client.idle()
     await asyncio.sleep(HOLD * objective + 10 * INTERVAL + 1)
     rate = load * found["capacity_rps"]
-    watch = Watch(server)
+    machine = Machine(server.busy)
     sent = await client.open(POLICIES[policy], rate, lead_in + seconds, seed=round(1000 * load))
-    foreign = watch.foreign_cores()
+    foreign = machine.facts()["foreign_cores"]
     facts = summary([a for at, a in sent if at >= lead_in], seconds, objective, client.patience)
     if first := [answer for at, answer in sent if at < lead_in]:
         facts["lead_in"] = summary(first, lead_in, objective, client.patience)
@@ -177,8 +156,7 @@ async def measure(options: argparse.Namespace, scratch: Path) -> dict[str, Any]:
             for policy in options.policies:
                 row = await cell(server, client, policy, load, found, options.seconds)
                 found["cells"].append(row)
-                options.out.parent.mkdir(parents=True, exist_ok=True)
-                options.out.write_text(json.dumps(found, indent=1) + "\n")
+                write(options.out, found)
                 say(
                     f"{load:g}x {policy}: p95 {row['ttft_p95_s'] or 0:.2f} s, {row['in_time'] or 0:.0%}"
                     f" of {row['requests']} in time, mean budget {row['mean_budget'] or 0:.2f}, {row['errors']} errors,"
@@ -271,15 +249,15 @@ def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.table:
         found = json.loads(options.table.read_text())
+        print(table(found))
     else:
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))  # a connection a request
         with tempfile.TemporaryDirectory(prefix="vtr-elastic-") as scratch:
             found = asyncio.run(measure(options, Path(scratch)))
-        options.out.with_suffix(".md").write_text(table(found) + "\n")
+        save(options.out, found, table(found))
     options.plot.parent.mkdir(parents=True, exist_ok=True)
     plot(found).savefig(options.plot, dpi=160)
-    print(table(found))
 
 
 if __name__ == "__main__":

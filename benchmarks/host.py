@@ -9,7 +9,6 @@ counted, which a device would be given one by one.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from dataclasses import asdict, dataclass
@@ -17,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import Arm, log_folder
+from benchmarks.record import measured_with, save, say, write
 from benchmarks.report import measured, show
-from benchmarks.run import measured_with, say
 from benchmarks.shapes import make_shape
 from vtr_vllm.schedules import ScheduleBook
 
@@ -77,8 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
                         found.setdefault(case.name, {})[each.name] = made
                 if number:  # the first meets every shape for the first time
                     results["rounds"].append(found)
-                    options.out.parent.mkdir(parents=True, exist_ok=True)
-                    options.out.write_text(json.dumps(results, indent=1) + "\n")
+                    write(options.out, results)
                     say(f"round {number} of {options.rounds}")
     return results
 
@@ -122,8 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
     results = run(options)
     heading = measured(results["meta"], "rounds", "steps", "threads")
     text = f"{heading}\n\n{table(results['rounds'])}"
-    options.out.with_suffix(".md").write_text(text + "\n")
-    print(text)
+    save(options.out, results, text)
 
 
 if __name__ == "__main__":

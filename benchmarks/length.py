@@ -8,7 +8,6 @@ the share of stock's FLOPs, and the longest that a request waits for a token tha
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -16,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.arms import Arm, log_folder
+from benchmarks.record import measured_with, save, say
 from benchmarks.report import measured, show
-from benchmarks.run import measured_with, say
 from benchmarks.shapes import CLIP, LONG_FORMS, NAMES, Shape, long_request_cost, make_shape
 from vtr_vllm.schedules import ModelGeometry, RankRule, to_wire
 
@@ -138,10 +137,7 @@ def main(arguments: list[str] | None = None) -> None:
         meta["options"] |= {"dtype": shape.dtype}
         pairs = [pair for form in options.forms for pair in run(shape, form, options)]
         text = f"{measured(meta, *SETTINGS)}\n\n{table(shape, pairs, options.budget)}"
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"meta": meta, "pairs": pairs}, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(text + "\n")
-    print(text)
+    save(options.out, {"meta": meta, "pairs": pairs}, text)
 
 
 if __name__ == "__main__":

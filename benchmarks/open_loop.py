@@ -16,8 +16,7 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.report import percentile
-from vtr_vllm.image_files import encode_png
-from vtr_vllm.search.calibration import data_uri
+from benchmarks.serving import content
 
 MODEL = "elastic"
 QUESTION = "What is this?"
@@ -53,11 +52,6 @@ class Client:
         pixels = draw.integers(0, 256, (CELLS, CELLS, 3), dtype=np.uint8)
         side = self.image_side, self.image_side
         image = Image.fromarray(pixels).resize(side, Image.Resampling.NEAREST)
-        url = data_uri(encode_png(image))
-        content = [
-            {"type": "image_url", "image_url": {"url": url}},
-            {"type": "text", "text": QUESTION},
-        ]
         return json.dumps(
             {
                 "model": MODEL,
@@ -66,7 +60,7 @@ class Client:
                 "temperature": 0,
                 "stream": True,
                 "vtr": {"budget": budget},
-                "messages": [{"role": "user", "content": content}],
+                "messages": [{"role": "user", "content": content(image, QUESTION)}],
             }
         ).encode()
 

@@ -6,14 +6,14 @@ that the tokens a layer needs are among those that the layer before needs (arXiv
 """
 
 import argparse
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations_with_replacement, pairwise
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo_study import demo_study
-from benchmarks.run import measured_with
+from benchmarks.rankings.samples import SUBJECTS
+from benchmarks.record import measured_with, save
+from benchmarks.study import open_study, questions
 from vtr_vllm.schedules import RankRule
 from vtr_vllm.search import g_search
 from vtr_vllm.search.candidates import Candidate
@@ -175,13 +175,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, write JSON and markdown, print the tables."""
     options = parse(arguments)
     asked = {name: getattr(options, name) for name in ("items", "grain", "tolerance")}
-    with demo_study(options.folder, options.items, options.engines) as study:
+    demo = SUBJECTS["demo"]
+    data = questions(demo, "calibration", options.items, options.folder)
+    with open_study(demo, data, options.folder, options.engines) as study:
         found = measure(study, STARTS, options.grain, options.tolerance)
     results = {"meta": {**measured_with(options), **asked, "starts": STARTS}, "found": found}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(render(results) + "\n")
-    print(render(results))
+    save(options.out, results, render(results))
 
 
 if __name__ == "__main__":

@@ -29,13 +29,11 @@ import aiohttp
 import psutil
 
 from benchmarks.arms import SETTLE_S, threading
+from benchmarks.record import measured_with, save, say, write
 from benchmarks.report import measured
-from benchmarks.run import measured_with, say
-from benchmarks.serving import QUIET, Served
+from benchmarks.serving import QUIET, Served, content
 from benchmarks.shapes import Shape, make_request, make_shape
 from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
-from vtr_vllm.image_files import encode_png
-from vtr_vllm.search.calibration import data_uri
 
 ARMS = ("stock", "engine", "vtr")
 PAIRS = (("vtr", "stock"), ("vtr", "engine"), ("engine", "stock"))
@@ -81,12 +79,9 @@ def server_flags(shape: Shape) -> list[str]:
 def body(shape: Shape, index: int, tokens: int) -> bytes:
     """Return a streamed chat request with an image that no other has."""
     found = make_request(shape.name, index)
-    url = data_uri(encode_png(found["multi_modal_data"]["image"]))
-    content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+    message = {"role": "user", "content": content(found["multi_modal_data"]["image"], QUESTION)}
     asked = {"model": "bench", "temperature": 0, "max_tokens": tokens, "ignore_eos": True}
-    return json.dumps(
-        asked | {"stream": True, "messages": [{"role": "user", "content": content}]}
-    ).encode()
+    return json.dumps(asked | {"stream": True, "messages": [message]}).encode()
 
 
 async def load(url: str, bodies: list[bytes], concurrency: int) -> tuple[float, list[float]]:
@@ -204,16 +199,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/overhead.json"))
     options = parser.parse_args(arguments)
     results: dict[str, Any] = {"meta": measured_with(options), "rounds": []}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="vtr-overhead-models-") as scratch:
         for name in options.shape or ["demo", "half-b"]:
             for found in run_shape(make_shape(name, Path(scratch), None, False), options):
                 results["rounds"].append(found)
-                options.out.write_text(json.dumps(results, indent=1) + "\n")
+                write(options.out, results)
     heading = measured(results["meta"], "rounds", "requests", "tokens", "threads")
     text = f"{heading}\n\n{table(results['rounds'])}"
-    options.out.with_suffix(".md").write_text(text + "\n")
-    print(text)
+    save(options.out, results, text)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ from typing import Any
 import httpx
 from PIL import Image, ImageDraw, ImageFont
 
-from benchmarks.serving import Served
+from benchmarks.serving import Served, content
 from vtr_vllm.demo import CHECKPOINT, sample
-from vtr_vllm.image_files import encode_png
-from vtr_vllm.search.calibration import data_uri
 
 SIDE = 216
 """Pixels of a panel; a multiple of the demo model's 12 patches."""
@@ -27,16 +25,12 @@ INK, PALE, LINE = (32, 32, 36), (110, 110, 118), (205, 205, 210)
 
 def ask(http: httpx.Client, image: Image.Image, question: str, budget: float) -> dict[str, Any]:
     """The answer of ``/v1/chat/completions`` to one question, with its trace."""
-    parts = [
-        {"type": "image_url", "image_url": {"url": data_uri(encode_png(image))}},
-        {"type": "text", "text": question},
-    ]
     body = {
         "model": "demo",
         "max_tokens": 8,
         "temperature": 0,
         "vtr": {"budget": budget, "trace": True},
-        "messages": [{"role": "user", "content": parts}],
+        "messages": [{"role": "user", "content": content(image, question)}],
     }
     answer = http.post("/v1/chat/completions", json=body)
     answer.raise_for_status()

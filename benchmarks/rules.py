@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -19,8 +18,8 @@ from typing import Any
 import torch
 
 from benchmarks.arms import Arm, log_folder
+from benchmarks.record import measured_with, say, write
 from benchmarks.report import measured
-from benchmarks.run import measured_with, say
 from benchmarks.shapes import NAMES, Shape, UnsupportedDevice, make_shape
 from vtr_vllm.schedules import RankRule, Schedule, explicit
 
@@ -119,8 +118,7 @@ def main(arguments: list[str] | None = None) -> None:
         meta = measured_with(options)
         meta["options"] |= {"dtype": shape.dtype}
         found = pairs(shape, options)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps({"meta": meta, "pairs": found}, indent=1) + "\n")
+    write(options.out, {"meta": meta, "pairs": found})
     print(f"{measured(meta, *SETTINGS)}\n\n{table(found, options)}")
 
 

@@ -10,23 +10,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
-import platform
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.arms import ENVIRONMENT, ROOT, Arm, in_turn, log_folder
+from benchmarks.arms import Arm, in_turn, log_folder
 from benchmarks.cost import predict
+from benchmarks.record import measured_with, save, say, write
 from benchmarks.report import render
 from benchmarks.shapes import NAMES, ON_A_CPU, Shape, UnsupportedDevice, make_shape
 from vtr_vllm.errors import InvalidBudget, UnknownSchedule
@@ -72,8 +68,7 @@ class Results:
     def add(self, pair: dict[str, object]) -> None:
         """Append one pair and write the file."""
         self.data["pairs"].append(pair)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.data, indent=1) + "\n")
+        write(self.path, self.data)
 
 
 def schedules(geometry: ModelGeometry, form: str | None) -> dict[float, Schedule]:
@@ -206,46 +201,6 @@ def progress(number: int, pair: dict[str, Any]) -> str:
     )
 
 
-def say(line: str) -> None:
-    """Print progress beside the results."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def commit() -> str | None:
-    """Return what is checked out; None without git or outside of a clone."""
-    if shutil.which("git") is None:
-        return None
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
-    )
-    return found.stdout.strip() or None
-
-
-def machine() -> dict[str, object]:
-    """Return what the numbers depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    names = [
-        line.split(":", 1)[1].strip()
-        for line in (cpuinfo.read_text().splitlines() if cpuinfo.exists() else [])
-        if line.startswith("model name")
-    ]
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "commit": commit(),
-        "cpu": names[0] if names else platform.processor(),
-        "cores": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "load_average": os.getloadavg(),
-        "environment": ENVIRONMENT,
-    }
-
-
-def measured_with(options: argparse.Namespace) -> dict[str, Any]:
-    """Return what a results file's ``meta`` holds: ``machine()``, and all options, paths as text."""
-    asked = {k: str(v) if isinstance(v, Path) else v for k, v in vars(options).items()}
-    return {**machine(), "options": asked}
-
-
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
@@ -303,9 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
         for shape, found in zip(shapes, made, strict=True):
             run_shape(shape, options, results, found)
     say(f"results are in {options.out}")
-    table = render(results.data)
-    options.out.with_suffix(".md").write_text(table + "\n")
-    print(table)
+    save(options.out, results.data, render(results.data))
 
 
 if __name__ == "__main__":

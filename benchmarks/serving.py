@@ -13,11 +13,14 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import httpx
+from PIL import Image
 
 from benchmarks.arms import ROOT
+from vtr_vllm.image_files import encode_png
+from vtr_vllm.search.calibration import data_uri
 
 START_SECONDS = 600
 STOP_SECONDS = 90
@@ -110,3 +113,11 @@ class Served:
             except subprocess.TimeoutExpired:
                 os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()
+
+
+def content(image: Image.Image, question: str) -> list[dict[str, Any]]:
+    """Return the content of a user's message: an image, then what is asked about it."""
+    return [
+        {"type": "image_url", "image_url": {"url": data_uri(encode_png(image))}},
+        {"type": "text", "text": question},
+    ]

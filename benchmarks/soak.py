@@ -24,11 +24,9 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.run import measured_with, say
-from benchmarks.serving import Served
+from benchmarks.record import measured_with, say, write
+from benchmarks.serving import Served, content
 from vtr_vllm import demo
-from vtr_vllm.image_files import encode_png
-from vtr_vllm.search.calibration import data_uri
 
 ASKS: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -86,15 +84,11 @@ def bodies(scenes: int) -> list[dict[str, Any]]:
     found = []
     for index in range(scenes):
         drawn = demo.sample("test", index)
-        content = [
-            {"type": "image_url", "image_url": {"url": data_uri(encode_png(drawn.image))}},
-            {"type": "text", "text": drawn.question},
-        ]
         body = {
             "model": "demo",
             "max_tokens": TOKENS,
             "temperature": 0,
-            "messages": [{"role": "user", "content": content}],
+            "messages": [{"role": "user", "content": content(drawn.image, drawn.question)}],
         }
         found += [body if ask is None else body | {"vtr": ask} for ask in ASKS]
     return found
@@ -359,8 +353,7 @@ def main() -> int:
     flags = ["--max-num-seqs", "16", "--disable-uvicorn-access-log"]
     with Served("demo", flags) as served:
         found = asyncio.run(soak(served, options))
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(found, indent=2, default=str) + "\n")
+    write(options.out, found)
     for name, result in found["criteria"].items():
         say(f"{'holds' if result['holds'] else 'FAILS'}: {name} {result['numbers']}")
     say(f"{found['outcomes']}, {found['requests_per_second']:.1f} requests/s; wrote {options.out}")

@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -95,15 +96,18 @@ class Stages:
 
 
 class Machine:
-    """What this process and all others took of the CPU during a measurement."""
+    """What this process and all others took of the CPU during a measurement.
 
-    def __init__(self) -> None:
-        self.process = psutil.Process()
+    ``more``: CPU seconds so far of processes that are measured with this one.
+    """
+
+    def __init__(self, more: Callable[[], float] = lambda: 0.0) -> None:
+        self.process, self.more = psutil.Process(), more
         self.wall, self.busy, self.own = time.monotonic(), self._busy(), self._own()
         self.faults = self._faults()
 
     def facts(self) -> dict[str, float]:
-        """Return CPU seconds and page faults here, and the mean number of cores busy elsewhere."""
+        """Return CPU seconds, page faults here, and the mean number of cores busy elsewhere."""
         wall = max(time.monotonic() - self.wall, 1e-3)
         own = self._own() - self.own
         foreign = max(0.0, (self._busy() - self.busy - own) / wall)
@@ -121,7 +125,7 @@ class Machine:
 
     def _own(self) -> float:
         times = self.process.cpu_times()
-        return times.user + times.system
+        return times.user + times.system + self.more()
 
 
 class Worker:

@@ -26,7 +26,7 @@ from typing import Any
 from benchmarks.arms import ROOT
 from benchmarks.gpu_check.findings import one_line, tail
 from benchmarks.gpu_check.stages import STAGES, Stage
-from benchmarks.run import machine
+from benchmarks.record import machine, write
 
 RESULTS = ROOT / "benchmarks" / "results"
 DRY_RESULTS = ROOT / "build" / "gpu-check" / "dry-run.json"
@@ -67,8 +67,7 @@ class Results:
             self._write()
 
     def _write(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._path.write_text(json.dumps(self.data, indent=1) + "\n")
+        write(self._path, self.data)
 
 
 def results_file(gpu: str | None) -> Path:

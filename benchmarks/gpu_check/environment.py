@@ -31,6 +31,8 @@ NEEDED = (
     "vllm.v1.worker.gpu.model_runner",
 )
 """What the later stages import."""
+SIDE = 8192
+"""Of the matrices whose product is timed."""
 
 
 def versions() -> dict[str, str]:
@@ -85,10 +87,10 @@ def copy_rate() -> float:
     return 2 * len(source) / timed(lambda: target.copy_(source), 10)
 
 
-def matrix_rate(side: int = 8192) -> float:
-    """Return FLOP per second of a bf16 product of two matrices [side, side]."""
-    a, b = torch.randn(2, side, side, device="cuda", dtype=torch.bfloat16)
-    return 2 * side**3 / timed(lambda: a @ b, 10)
+def matrix_rate() -> float:
+    """Return FLOP per second of a bf16 product of two matrices [SIDE, SIDE]."""
+    a, b = torch.randn(2, SIDE, SIDE, device="cuda", dtype=torch.bfloat16)
+    return 2 * SIDE**3 / timed(lambda: a @ b, 10)
 
 
 def ceilings(report: Report) -> None:
@@ -96,7 +98,7 @@ def ceilings(report: Report) -> None:
     rate = copy_rate() / 1e12
     report.say("copy bandwidth", None, f"{rate:.2f} TB/s, read and written", tb_per_s=rate)
     rate = matrix_rate() / 1e12
-    report.say("bf16 matrices", None, f"{rate:.0f} TFLOP/s at 8192 cubed", tflop_per_s=rate)
+    report.say("bf16 matrices", None, f"{rate:.0f} TFLOP/s at {SIDE} cubed", tflop_per_s=rate)
     small = torch.zeros(1, device="cuda")
     launch = timed(lambda: small.add_(1), 2000) * 1e6
     report.say("launch", None, f"{launch:.1f} us for an operation of one element", us=launch)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from benchmarks import rankings
 from benchmarks.rankings.layers import measure_layers
 from benchmarks.rankings.once import BUDGETS, compare
 from benchmarks.rankings.samples import SUBJECTS
 from benchmarks.rankings.tables import draw, render
-from benchmarks.run import measured_with, say
-from vtr_vllm.demo.evaluate import rounded
+from benchmarks.record import measured_with, save, say
+from benchmarks.study import open_study, questions
 from vtr_vllm.photo.parts import FOLDER
-from vtr_vllm.search.calibration import Dataset
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -40,6 +40,15 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
+def _rounded(value: Any) -> Any:
+    """``value`` with every number in it at three decimals."""
+    if isinstance(value, dict):
+        return {key: _rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_rounded(inner) for inner in value]
+    return round(value, 3) if isinstance(value, float) else value
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Measure, write JSON, markdown and the heat map, print the tables."""
     options = parse(arguments)
@@ -52,19 +61,12 @@ def main(arguments: list[str] | None = None) -> None:
     shown = subject.shown(options.parts, options.split, options.samples)
     layers = measure_layers(subject.checkpoint, shown)
     say(f"{options.split}: ranked at every layer, {options.samples} samples")
-    options.folder.mkdir(parents=True, exist_ok=True)
-    data = options.folder / f"{options.split}-{options.n}.jsonl"
-    if not data.exists():
-        subject.convert(options.parts, options.split, options.n, data)
-    engine = compare(
-        subject, Dataset.load(data), options.folder, options.engines, tuple(options.budgets)
-    )
-    results = rounded({"layers": layers, "engine": engine}) | {"meta": meta}
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
-    options.out.with_suffix(".md").write_text(render(results) + "\n")
+    data = questions(subject, options.split, options.n, options.folder, options.parts)
+    with open_study(subject, data, options.folder, options.engines) as study:
+        engine = compare(study, tuple(options.budgets))
+    results = _rounded({"layers": layers, "engine": engine}) | {"meta": meta}
     draw(results["layers"], options.figure)
-    print(render(results))
+    save(options.out, results, render(results))
 
 
 if __name__ == "__main__":

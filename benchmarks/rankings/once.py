@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks.rankings.layers import Mask
-from benchmarks.rankings.samples import Subject
 from vtr_vllm.schedules import FORMS, ModelGeometry, RankRule, Schedule, full
-from vtr_vllm.search.answers import EngineOptions
-from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate
-from vtr_vllm.search.progress import Progress
-from vtr_vllm.search.session import Backend, open_session
 from vtr_vllm.search.statistics import paired_difference
+from vtr_vllm.search.study import Study
 
 __all__ = ["Pair", "compare", "describe", "pairs", "rank_once"]
 
@@ -72,29 +67,20 @@ def describe(
     }
 
 
-def compare(
-    subject: Subject, data: Dataset, folder: Path, engines: int, budgets: tuple[float, ...]
-) -> dict[str, Any]:
-    """Answer every question under every schedule and describe every pair.
-
-    ``folder`` keeps what was answered: the same call goes on. Raises as ``open_session``.
-    """
-    backend = Backend(EngineOptions(subject.name, subject.answer_tokens), engines)
-    with open_session(backend, folder, None, "accuracy", 0, Progress()) as session:
-        study = session.study(data)
-        table = pairs(study.geometry, budgets)
-        schedules = [schedule for pair in table for schedule in (pair.each, pair.once)]
-        n_vision = study.n_vision
-        asked = [Candidate.of(s, n_vision) for s in (full(study.geometry), *schedules)]
-        session.progress.plan({STAGE: len({*asked}) * len(data)})
-        session.progress.begin(STAGE)
-        found = study.evaluate(STAGE, asked)
-        dtype = study.versions["dtype"]
+def compare(study: Study, budgets: tuple[float, ...]) -> dict[str, Any]:
+    """Answer every question under every schedule and describe every pair."""
+    table = pairs(study.geometry, budgets)
+    schedules = [schedule for pair in table for schedule in (pair.each, pair.once)]
+    n_vision = study.n_vision
+    asked = [Candidate.of(s, n_vision) for s in (full(study.geometry), *schedules)]
+    study.progress.plan({STAGE: len({*asked}) * len(study.dataset)})
+    study.progress.begin(STAGE)
+    found = study.evaluate(STAGE, asked)
     right = [np.array([o.score == 1 for o in each.outcomes]) for each in found]
-    kinds = np.array([str(item.kind) for item in data.items])
+    kinds = np.array([str(item.kind) for item in study.dataset.items])
     rows = zip(table, right[1::2], right[2::2], strict=True)
     return {
-        "dtype": dtype,
+        "dtype": study.versions["dtype"],
         "full": float(right[0].mean()),
         "pairs": [describe(pair, each, once, kinds, n_vision) for pair, each, once in rows],
     }

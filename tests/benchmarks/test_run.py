@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks import accuracy, conversation, host, length, rules
-from benchmarks.run import BUDGETS, Scenario, Session, main, measured_with, parse, schedules
+from benchmarks import conversation, length, rules
+from benchmarks.run import BUDGETS, Scenario, Session, main, schedules
 from benchmarks.shapes import make_shape
 
 
@@ -55,16 +52,6 @@ def test_budgets_that_a_form_cannot_reach_are_left_out(form: str) -> None:
 def test_a_form_that_there_is_not_is_refused_before_an_engine_starts() -> None:
     with pytest.raises(SystemExit, match=r"benchmarks\.run: schedule .*fastw-0\.5"):
         main(["--shape", "demo", "--form", "fastw"])
-
-
-@pytest.mark.parametrize(
-    "read", [parse, accuracy.parse, conversation.parse, host.parse, length.parse, rules.parse]
-)
-def test_a_results_file_holds_every_option(read: Callable[[Any], argparse.Namespace]) -> None:
-    options = read(["--out", "build/x.json"])
-    held = json.loads(json.dumps(measured_with(options)))["options"]
-    assert held["out"] == "build/x.json"
-    assert set(held) == set(vars(options))
 
 
 @pytest.mark.parametrize("tool", [conversation, length, rules])

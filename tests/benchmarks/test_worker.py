@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from benchmarks.worker import step_until_decoding
+from benchmarks.worker import Machine, step_until_decoding
 
 
 class Engine:
@@ -31,3 +31,10 @@ def test_all_prompts_are_computed_before_decode_steps_are_timed() -> None:
     assert engine.steps == 4
     step_until_decoding(engine)
     assert engine.steps == 4
+
+
+def test_what_is_measured_with_this_process_is_nothing_foreign() -> None:
+    spent = iter([5.0, 1005.0])
+    found = Machine(lambda: next(spent)).facts()
+    assert found["cpu_s"] >= 1000
+    assert found["foreign_cores"] == 0

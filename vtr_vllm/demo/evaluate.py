@@ -1,8 +1,8 @@
 """Evaluate a demo checkpoint in plain transformers: ``python -m vtr_vllm.demo.evaluate``.
 
 Prints one JSON report: exact match per kind of question and split, what is lost when all
-vision tokens go after a layer, how unlike the layers rank the vision tokens, and what a
-saliency that does not know the question keeps. No vLLM is involved.
+vision tokens go after a layer, and what a saliency that does not know the question keeps. No vLLM
+is involved.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ from vtr_vllm.demo import (
 )
 from vtr_vllm.demo.batches import embed_prefix
 from vtr_vllm.demo.conversations import TURN_NAMES
-from vtr_vllm.demo.model import LAYERS, Trace, decoder_pass, normalise, vision_features
+from vtr_vllm.demo.model import LAYERS, decoder_pass, normalise, vision_features
 from vtr_vllm.demo.tokenizer import EOS, FIRST_VISION, VOCABULARY, question_ids
 from vtr_vllm.demo.world import KINDS, VISION_TOKENS
 
 BATCH = 100
-TRACED = 160  # samples for the comparison of rankings
 SHARES_KEPT = (0.25, 0.15, 0.10)
 
 Report = dict[str, Any]
@@ -80,10 +79,13 @@ def generate(model: Any, processor: Any, images: list[Image], texts: list[str]) 
 
 
 def summarise(right: dict[str, list[bool]], names: tuple[str, ...] = KINDS) -> Scores:
-    """Return the share of right answers over all and per name, as a rule a kind of question."""
-    scores = {name: float(np.mean(right[name])) for name in names if right[name]}
+    """Return the share of right answers over all and per name, as a rule a kind of question.
+
+    At three decimals.
+    """
     everything = [value for values in right.values() for value in values]
-    return {"all": float(np.mean(everything)), **scores}
+    groups = {"all": everything} | {name: right[name] for name in names if right[name]}
+    return {name: round(float(np.mean(values)), 3) for name, values in groups.items()}
 
 
 def exact_match(model: Any, processor: Any, samples: list[Sample]) -> Scores:
@@ -159,8 +161,8 @@ Rows = Callable[[Tensor], Tensor]
 @torch.no_grad()
 def answers(
     model: Any, group: Group, keep: Rows | None = None, drop_after: int | None = None
-) -> tuple[list[str], Trace]:
-    """Return the first word of each answer, and the trace of the last prompt token.
+) -> list[str]:
+    """Return the first word of each answer.
 
     keep: from the vision tokens ``[n, 144, w]`` to the sorted indices of those that enter the
     decoder, ``[n, k]``. drop_after: the layer after which all vision tokens go.
@@ -180,19 +182,18 @@ def answers(
     size = x.shape[1]
     mask = torch.ones(size, size, dtype=torch.bool).tril().expand(len(x), 1, -1, -1)
     rest = torch.cat([torch.arange(FIRST_VISION), torch.arange(FIRST_VISION + vision, size)])
-    readers = torch.full((len(x), 1), size - 1) if drop_after is None else None
-    hidden, trace = decoder_pass(
-        model, x, positions, mask, readers, lambda i, _: rest if i == drop_after else None
+    hidden, _ = decoder_pass(
+        model, x, positions, mask, cut=lambda i, _: rest if i == drop_after else None
     )
     best = model.lm_head(hidden[:, -1]).argmax(-1).tolist()
-    return [VOCABULARY[i] if i < len(VOCABULARY) else "" for i in best], trace
+    return [VOCABULARY[i] if i < len(VOCABULARY) else "" for i in best]
 
 
 def score(model: Any, groups: list[Group], **ablation: Any) -> Scores:
     """Return the share of right first words under an ablation of :func:`answers`."""
     right: dict[str, list[bool]] = defaultdict(list)
     for group in groups:
-        words, _ = answers(model, group, **ablation)
+        words = answers(model, group, **ablation)
         for item, word in zip(group.samples, words, strict=True):
             right[item.kind].append(word == item.answer)
     return summarise(right)
@@ -212,45 +213,6 @@ def keep_salient(share: float) -> Rows:
 def keep_none(features: Tensor) -> Tensor:
     """Keep no vision token: how far the questions alone carry."""
     return torch.zeros(len(features), 0, dtype=torch.long)
-
-
-def kendall_tau(scores: Tensor) -> Tensor:
-    """Return Kendall's tau (without ties) between the rows of ``[layers, tokens]``."""
-    layers, tokens = scores.shape
-    signs = (scores[:, :, None] - scores[:, None, :]).sign().reshape(layers, -1)
-    return signs @ signs.T / (tokens * (tokens - 1))
-
-
-def compare_layers(model: Any, groups: list[Group]) -> Report:
-    """Return how alike the layers rank the vision tokens, and how much they look at them.
-
-    A ranking is that of the last prompt token's attention, mean over heads. The tau matrix is
-    the mean over samples; ``target_recall`` is how many targets are in each layer's top 15 %.
-    """
-    vision = slice(FIRST_VISION, FIRST_VISION + VISION_TOKENS)
-    top = round(0.15 * VISION_TOKENS)
-    taus, masses, recalls = [], [], []
-    for group in groups:
-        _, trace = answers(model, group)
-        seen = torch.stack([a.mean(1)[:, 0, vision] for a in trace.attention], 1)
-        masses += list(seen.sum(-1))
-        for item, scores in zip(group.samples, seen, strict=True):
-            taus.append(kendall_tau(scores))
-            if item.targets:
-                best = scores.topk(top, -1).indices
-                found = [(best == target).any(-1).float() for target in item.targets]
-                recalls.append(torch.stack(found).mean(0))
-    tau = torch.stack(taus).mean(0)
-    pairs = tau[~torch.eye(LAYERS, dtype=torch.bool)]
-    return {
-        "samples": len(taus),
-        "tau_mean": pairs.mean().item(),
-        "tau_least": pairs.min().item(),
-        "tau_most": pairs.max().item(),
-        "tau": tau.tolist(),
-        "mass_on_vision": torch.stack(masses).mean(0).tolist(),
-        "target_recall": torch.stack(recalls).mean(0).tolist(),
-    }
 
 
 def evaluate(folder: Path, count: int = 1000) -> Report:
@@ -275,18 +237,7 @@ def evaluate(folder: Path, count: int = 1000) -> Report:
     report["salient_before_layer_0"] = {
         str(share): score(model, groups, keep=keep_salient(share)) for share in SHARES_KEPT
     }
-    traced = prepare(model, [sample("test", i) for i in range(TRACED)])
-    report["layers"] = compare_layers(model, traced)
-    return rounded(report)
-
-
-def rounded(value: Any) -> Any:
-    """Return ``value`` with every number in it at three decimals."""
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [rounded(inner) for inner in value]
-    return round(value, 3) if isinstance(value, float) else value
+    return report
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.demo.evaluate import Scores, prepare, rounded, score
+from vtr_vllm.demo.evaluate import Scores, prepare, score
 from vtr_vllm.demo.export import build_processor
 from vtr_vllm.demo.registers import DELTA
 from vtr_vllm.demo.registers.packing import pack
@@ -90,7 +90,7 @@ def _train(recipe: Recipe, asked: argparse.Namespace) -> None:
     with Crew(model, recipe.shards, job_loss) as crew:
         trainer.run(crew)
     torch.set_num_threads(recipe.shards)
-    print(json.dumps(rounded(report(model, asked.start, recipe, asked.samples))), flush=True)
+    print(json.dumps(report(model, asked.start, recipe, asked.samples)), flush=True)
     config = model.llava.config
     sizes = config.image_seq_length, recipe.registers, recipe.layer
     geometry = ModelGeometry.from_config(config.text_config.to_dict())
