@@ -71,6 +71,7 @@ def test_the_callers_mapping_is_copied():
         ({"geometry": None}, "must be a ModelGeometry"),
         ({"keep": (1.0, 1.0)}, "2 rates, the model has 4 layers"),
         ({"rules": ()}, "0 rank rules for 1 cuts"),
+        ({"rules": ("last:901",)}, "has weights for 3 attention heads; the model has 2"),
         ({"budget": 0.62}, "the mean keep rate is 0.625"),
         ({"budget": 0}, r"null or in \(0, 1\]"),
         ({"budget": True}, r"null or in \(0, 1\]"),

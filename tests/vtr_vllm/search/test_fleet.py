@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections import Counter
@@ -14,10 +15,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.vtr_vllm.search.stub_server import Reply, Stub, refusal, stub_server
+from tests.vtr_vllm.search.stub_server import GEOMETRY, Reply, Stub, refusal, stub_server
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.search import fleet
-from vtr_vllm.search.fleet import TRIES, Fleet, FleetRequest, Replies
+from vtr_vllm.search.fleet import TRIES, Fleet, FleetRequest, Replies, _Run, _Server
+from vtr_vllm.search.servers import Served, Trouble
 
 
 @pytest.fixture(autouse=True)
@@ -186,6 +188,87 @@ def test_a_fleet_that_is_down_is_given_up(start: Any) -> None:
         ask(stubs, 30, patience=0.5)
     assert all(stub.url in str(caught.value) for stub in stubs)
     assert "Server disconnected" in str(caught.value)
+
+
+class Clock:
+    """Monotonic seconds that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """With the waits of a real run."""
+    clock = Clock()
+    monkeypatch.setattr(fleet, "monotonic", clock)
+    monkeypatch.setattr(fleet, "FIRST_WAIT", 0.5)
+    monkeypatch.setattr(fleet, "LONGEST_WAIT", 30.0)
+    return clock
+
+
+PATIENCE = 60.0
+
+
+def run_of(answer: Callable[[httpx.Request], httpx.Response]) -> tuple[_Run, list[_Server]]:
+    """Two servers that are up, and what a run does to them."""
+    servers = [_Server("http://one", None), _Server("http://two", None)]
+    client = httpx.AsyncClient(transport=httpx.MockTransport(answer))
+    served = Served("stub", GEOMETRY, None)
+    return _Run(client, servers, served, 1, PATIENCE), servers
+
+
+def test_a_server_that_fails_is_asked_less_and_less_often(clock: Clock) -> None:
+    run, (server, other) = run_of(lambda _: httpx.Response(200))
+    waits = []
+    for _ in range(9):
+        run._fail(server, Trouble("broken"))
+        waits.append(server.wait)
+    assert waits == [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 30.0, 30.0]
+    assert server.down.is_set()
+    assert not server.up.is_set()
+    assert other.up.is_set()
+
+
+def test_a_server_may_say_when_to_come_again(clock: Clock) -> None:
+    """Not later than a run has patience for."""
+    run, (server, _) = run_of(lambda _: httpx.Response(200))
+    run._fail(server, Trouble("full", wait=7.0, full=True))
+    assert server.wait == 7.0
+    run._fail(server, Trouble("full", wait=3600.0, full=True))
+    assert server.wait == PATIENCE
+
+
+def test_an_answer_ends_the_count_of_failures(clock: Clock) -> None:
+    statuses = iter([503, 503, 200, 503])
+    run, (server, _) = run_of(lambda _: httpx.Response(next(statuses)))
+    waits = []
+
+    async def ask_four_times() -> None:
+        for index in range(4):
+            server.up.set()
+            await run._ask(server, index, request(f"request {index}", index))
+            waits.append(server.wait)
+
+    asyncio.run(ask_four_times())
+    assert waits == [0.5, 1.0, 1.0, 0.5]
+
+
+def test_a_fleet_is_given_up_only_once_all_have_failed_for_long(clock: Clock) -> None:
+    run, (long_down, other) = run_of(lambda _: httpx.Response(200))
+    run._fail(long_down, Trouble("gone"))
+    clock.now = 10 * PATIENCE
+    run._fail(long_down, Trouble("gone"))
+    run._fail(other, Trouble("broken"))
+    clock.now += PATIENCE
+    run._fail(other, Trouble("broken"))
+    clock.now += 0.1
+    with pytest.raises(EvaluationFailed, match="no server has answered for 60 s") as caught:
+        run._fail(other, Trouble("broken"))
+    assert "http://one: gone" in str(caught.value)
+    assert "http://two: broken" in str(caught.value)
 
 
 def test_a_server_that_hangs_is_left_alone(start: Any) -> None:

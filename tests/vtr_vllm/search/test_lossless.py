@@ -1,7 +1,7 @@
 import pytest
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
-from vtr_vllm.schedules import RankRule, Schedule, explicit
+from vtr_vllm.schedules import RankRule, Schedule, explicit, full, interpolate
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.lossless import search_lossless
 
@@ -46,3 +46,18 @@ def test_one_that_loses_is_not_taken(searching):
     lossy = cut(searching, 2)
     found = search_lossless(searching, "lossless", curve, lossy, TOLERANCE)
     assert found.mean_keep > lossy.mean_keep
+
+
+def test_the_curve_is_followed_as_far_as_it_loses_nothing(searching):
+    """To within what five halvings tell, in whichever order the schedules come."""
+    passing, failing = cut(searching, 5, 0.9, keep=0.4), cut(searching, 2, 1 / 3)
+    assert within(searching, passing)
+    assert not within(searching, failing)
+    whole = full(searching.geometry)
+    found = search_lossless(searching, "lossless", [passing, failing], whole, TOLERANCE)
+    assert within(searching, found)
+    assert failing.mean_keep < found.mean_keep < passing.mean_keep
+    step = (passing.mean_keep - failing.mean_keep) / 2**5
+    assert not within(searching, interpolate(failing, passing, found.mean_keep - step))
+    again = search_lossless(searching, "lossless", [failing, passing], whole, TOLERANCE)
+    assert again == found

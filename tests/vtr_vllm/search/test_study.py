@@ -19,8 +19,9 @@ from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.evaluation import Evaluation
 from vtr_vllm.search.journal import Journal
-from vtr_vllm.search.outcomes import outcome
+from vtr_vllm.search.outcomes import outcome, utility_range
 from vtr_vllm.search.progress import Progress
+from vtr_vllm.search.stopping import LEAST_GROUPS, likely_highest
 from vtr_vllm.search.study import TOGETHER, Study
 from vtr_vllm.search_options import Objective
 
@@ -55,6 +56,12 @@ def _small_blocks() -> None:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Dataset:
     return items(tmp_path_factory.mktemp("study"), COUNT)
+
+
+@pytest.fixture(scope="module")
+def hundred(tmp_path_factory) -> Dataset:
+    """Enough that the differences to the unreduced model count."""
+    return items(tmp_path_factory.mktemp("hundred"), 100)
 
 
 Make = Callable[..., Study]
@@ -160,7 +167,9 @@ def test_items_are_taken_in_whole_blocks(make, data):
 
 @given(st.lists(candidates, min_size=1, max_size=4), st.data(), objectives)
 @settings(max_examples=30)
-def test_stopping_early_rejects_none_that_would_have_passed(data, asked, draw, objective):
+def test_giving_up_by_what_is_possible_rejects_none_that_would_have_passed(
+    data, asked, draw, objective
+):
     whole = in_memory(data, SimulatedEvaluator(LAYERS), objective).evaluate("any", asked)
     # the hardest floors are the values themselves
     floor = draw.draw(st.sampled_from([e.value for e in whole] + [-math.inf]) | st.floats(-1, 1))
@@ -185,6 +194,40 @@ def test_stopping_early_saves_requests(make):
     assert len(found.outcomes) == len(evaluator.tasks) - before == BLOCK
     cost = study.costs["any"]
     assert (cost.stopped, cost.requests, cost.naive_requests) == (1, BLOCK, COUNT)
+
+
+def test_stopping_early_goes_by_the_differences_to_the_unreduced_model(tmp_path):
+    """Where its answers to all items are in the journal; else by what is possible, which takes longer."""
+    data = items(tmp_path, 400)
+    whole, poor = (direct(data, candidate, 400) for candidate in (WHOLE, EVERY[2]))
+    assert 0.03 < whole.value - poor.value < 0.09, "a few points"
+    floor = whole.value - 0.01
+    values, full = ([o.utility("accuracy") for o in e.outcomes] for e in (poor, whole))
+    width = utility_range("accuracy")
+
+    def likely(seen: int) -> float:
+        return likely_highest(values[:seen], full, data.groups, width)
+
+    def possible(seen: int) -> float:
+        begun = Evaluation(poor.candidate, poor.outcomes[:seen], 400, "accuracy", data.groups)
+        return begun.highest_possible
+
+    ends = range(BLOCK, 400, BLOCK)
+    by_likely = next(end for end in ends if end >= LEAST_GROUPS and likely(end) < floor)
+    by_possible = next(end for end in ends if possible(end) < floor)
+    assert by_likely < by_possible
+
+    study = in_memory(data, SimulatedEvaluator(LAYERS), "accuracy")
+    study.unreduced()
+    (found,) = study.evaluate("any", [poor.candidate], floor=floor)
+    assert found.outcomes == poor.outcomes[:by_likely]
+    unknown = in_memory(data, SimulatedEvaluator(LAYERS), "accuracy")
+    (found,) = unknown.evaluate("any", [poor.candidate], floor=floor)
+    assert found.outcomes == poor.outcomes[:by_possible]
+    partly = in_memory(data, SimulatedEvaluator(LAYERS), "accuracy")
+    partly.unreduced(400 - BLOCK)
+    (found,) = partly.evaluate("any", [poor.candidate], floor=floor)
+    assert found.outcomes == poor.outcomes[:by_possible]
 
 
 def test_a_race_is_successive_halving(make, data):
@@ -278,16 +321,24 @@ def test_blocks_run_together_but_not_too_many(make, monkeypatch):
 
 
 @given(st.lists(candidates, min_size=1, max_size=4), st.data(), objectives)
-@settings(max_examples=30)
-def test_blocks_that_run_together_change_no_evaluation(data, asked, draw, objective):
+@settings(max_examples=15)
+def test_blocks_that_run_together_change_no_evaluation(hundred, asked, draw, objective):
     """With a floor, a candidate is given up after the block after which it would be by itself."""
-    whole = in_memory(data, SimulatedEvaluator(LAYERS), objective).evaluate("any", asked)
+    whole = in_memory(hundred, SimulatedEvaluator(LAYERS), objective).evaluate("any", asked)
     floor = draw.draw(st.sampled_from([e.value for e in whole] + [-math.inf]) | st.floats(-1, 1))
     together, one_by_one = SimulatedEvaluator(LAYERS), SimulatedEvaluator(LAYERS)
-    found = in_memory(data, together, objective).evaluate("any", asked, floor=floor)
+    known = draw.draw(st.booleans())
+
+    def evaluate(evaluator):
+        study = in_memory(hundred, evaluator, objective)
+        if known:
+            study.unreduced()
+        return study.evaluate("any", asked, floor=floor)
+
+    found = evaluate(together)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(study_module, "_blocks_it_lasts", lambda *_: 1)
-        expected = in_memory(data, one_by_one, objective).evaluate("any", asked, floor=floor)
+        expected = evaluate(one_by_one)
     assert found == expected
     assert together.runs <= one_by_one.runs
 

@@ -15,11 +15,13 @@ from vtr_vllm.engine.frontend.admission import (
     Admitted,
     admit,
     collect,
+    count_returning,
     decisions_only,
     has_admitted,
     install,
 )
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens
+from vtr_vllm.engine.frontend.returning_images import ReturningImages
 from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
 from vtr_vllm.schedules import RankRule, make_plan
@@ -179,6 +181,8 @@ def test_what_is_malformed():
         admit(request(ASKED | {"vtr_keep": [0.5]}), config())
     with pytest.raises(UnsupportedRequest, match="ends with a vision token"):
         admit(request(images=((6, 4),)), config())
+    with pytest.raises(RequestError, match="has weights for 3 attention heads; the model has 2"):
+        admit(request({"vtr_keep": KEEP, "vtr_rules": ["last:901", "previous"]}), config())
 
 
 CLS = {"vtr_keep": KEEP, "vtr_rules": ["cls", "previous"]}
@@ -330,6 +334,22 @@ def test_each_prompt_is_noted_once_it_is_admitted(processor):
         with pytest.raises(UnsupportedRequest):
             processor.process_inputs("1", request(None, name="1", resumable=True))
     assert [one.request_id for one in noted] == ["0"]
+
+
+def test_images_that_an_earlier_prompt_had_are_counted(processor):
+    """Of what was admitted: a prompt that is refused leaves no image behind."""
+    count_returning(processor, ReturningImages(1000))
+
+    def refuse(admitted):
+        raise RequestError("not now")
+
+    with collect(noted=refuse), pytest.raises(RequestError, match="not now"):
+        processor.process_inputs("0", request(name="0"))
+    with collect() as admitted:
+        processor.process_inputs("1", request(name="1"))
+        processor.process_inputs("2", request(name="2"))
+        processor.process_inputs("3", request(None, images=(), name="3"))
+    assert [one.returning for one in admitted] == [0, 4, 0]
 
 
 def test_what_the_decision_refuses_is_not_admitted(processor):
