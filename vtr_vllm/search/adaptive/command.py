@@ -110,7 +110,7 @@ def _search(
     study.progress.begin("members")
     outcomes = _outcomes(study, members, full)
     predictor, across = fitting.fit(
-        fitting.matrix(outcomes.prompts), outcomes.scores, settings.seed
+        fitting.matrix(outcomes.prompts), outcomes.scores, outcomes.groups, settings.seed
     )
     schedules = tuple(
         member(f"{NAME}-{number}", study.geometry, each.keep, each.rules)

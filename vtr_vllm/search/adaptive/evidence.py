@@ -80,7 +80,7 @@ def _fitted(
 ) -> tuple[FloatArray, FloatArray]:
     """What a predictor that sees a part says: of calibration across folds, and of held-out data."""
     predictor, across = fitting.fit(
-        mask(fitting.matrix(calibration.prompts)), calibration.scores, seed
+        mask(fitting.matrix(calibration.prompts)), calibration.scores, calibration.groups, seed
     )
     return across, fitting.predictions(predictor, heldout.prompts)
 
@@ -102,7 +102,9 @@ def _unseen(
         own = np.array([each == kind for each in heldout.kinds])
         if others.sum() < _LEAST_OTHERS:
             continue
-        predictor, _ = fitting.fit(matrix[np.flatnonzero(others)], calibration.scores[others], seed)
+        groups = np.array(calibration.groups)[others].tolist()
+        known = matrix[np.flatnonzero(others)], calibration.scores[others], groups
+        predictor, _ = fitting.fit(*known, seed)
         if own.any():
             prompts = [p for p, is_own in zip(heldout.prompts, own, strict=True) if is_own]
             found[own] = fitting.predictions(predictor, prompts)

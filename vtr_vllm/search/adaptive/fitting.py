@@ -12,6 +12,7 @@ from sklearn.model_selection import KFold
 from vtr_vllm.adaptive import Predictor, Prompt, features
 from vtr_vllm.adaptive.features import OF_WORDS, WIDTH
 from vtr_vllm.adaptive.predictor import FloatArray
+from vtr_vllm.errors import ConfigurationError
 
 Features = Any
 """Sparse [n, WIDTH], a row a prompt."""
@@ -41,21 +42,26 @@ def only_images(found: Features) -> Features:
     return _masked(found, slice(OF_WORDS, WIDTH))
 
 
-def rough_predictions(found: Features, scores: FloatArray, seed: int) -> FloatArray:
+def rough_predictions(
+    found: Features, scores: FloatArray, groups: Sequence[int], seed: int
+) -> FloatArray:
     """Scores of many schedules at once ``[n, schedules]``, by ridge regression across folds."""
     predicted = np.empty_like(scores)
-    for train, test in _folds(len(scores), seed):
+    for train, test in _folds(groups, seed):
         model = Ridge(alpha=_RIDGE).fit(found[train], scores[train])
         predicted[test] = model.predict(found[test]).reshape(len(test), -1)
     return predicted
 
 
-def fit(found: Features, scores: FloatArray, seed: int) -> tuple[Predictor, FloatArray]:
+def fit(
+    found: Features, scores: FloatArray, groups: Sequence[int], seed: int
+) -> tuple[Predictor, FloatArray]:
     """A predictor of scores in [0, 1] ``[n, members]``, and what it says across folds, ``[n, members]``.
 
-    The strength of the penalty is that of the least log-loss across folds.
+    The strength of the penalty is that of the least log-loss across folds. Prompts of one group, which
+    show the same images, are in one fold. Raises ConfigurationError where all are of one group.
     """
-    across = {strength: _across(found, scores, strength, seed) for strength in _STRENGTHS}
+    across = {strength: _across(found, scores, groups, strength, seed) for strength in _STRENGTHS}
     best = min(_STRENGTHS, key=lambda strength: _log_loss(across[strength], scores))
     weights, bias = _regressions(found, scores, best)
     used = np.flatnonzero(np.abs(weights).max(axis=1) > 0)
@@ -67,9 +73,11 @@ def predictions(predictor: Predictor, prompts: Sequence[Prompt]) -> FloatArray:
     return np.array([predictor.predict(features(prompt)) for prompt in prompts])
 
 
-def _across(found: Features, scores: FloatArray, strength: float, seed: int) -> FloatArray:
+def _across(
+    found: Features, scores: FloatArray, groups: Sequence[int], strength: float, seed: int
+) -> FloatArray:
     predicted = np.empty_like(scores)
-    for train, test in _folds(len(scores), seed):
+    for train, test in _folds(groups, seed):
         weights, bias = _regressions(found[train], scores[train], strength)
         predicted[test] = _sigmoid(found[test] @ weights + bias)
     return predicted
@@ -96,9 +104,18 @@ def _regressions(
     return weights, bias
 
 
-def _folds(count: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    folds = KFold(min(_FOLDS, count), shuffle=True, random_state=seed)
-    return list(folds.split(np.zeros(count)))
+def _folds(groups: Sequence[int], seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    names, members = np.unique(groups, return_inverse=True)
+    if len(names) < 2:
+        raise ConfigurationError(
+            "all items of a family's data share images; give items of others too, so that what a"
+            " predictor says of an image that it has not seen can be told"
+        )
+    folds = KFold(min(_FOLDS, len(names)), shuffle=True, random_state=seed)
+    return [
+        (np.flatnonzero(np.isin(members, train)), np.flatnonzero(np.isin(members, test)))
+        for train, test in folds.split(names)
+    ]
 
 
 def _log_loss(predicted: FloatArray, scores: FloatArray) -> float:

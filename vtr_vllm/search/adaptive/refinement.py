@@ -87,9 +87,13 @@ class FamilySearch:
         """The pool, what it is predicted to score ``[n, pool]``, and what it costs."""
         pool = list(self.found)
         scores = _scores([self.found[each] for each in pool])
-        features = self._features[: len(scores)]
-        predicted = rough_predictions(features, scores, self.settings.seed)
+        predicted = self._guessed(scores)
         return pool, predicted, np.array([_cost(each) for each in pool])
+
+    def _guessed(self, scores: FloatArray) -> FloatArray:
+        count = len(scores)
+        groups = self.study.dataset.groups[:count]
+        return rough_predictions(self._features[:count], scores, groups, self.settings.seed)
 
     @cached_property
     def _features(self) -> Features:
@@ -98,8 +102,7 @@ class FamilySearch:
     def _searched(self, members: Sequence[Candidate], number: int) -> list[Candidate]:
         """For each budget and each member that enough prompts choose, what is better for these."""
         scores = _scores([self.found[each] for each in members])
-        features = self._features[: len(scores)]
-        predicted = rough_predictions(features, scores, self.settings.seed)
+        predicted = self._guessed(scores)
         costs = np.array([_cost(each) for each in members])
         draws = self._draws[: len(scores)]
         better: dict[Candidate, None] = {}
