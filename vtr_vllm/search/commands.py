@@ -18,7 +18,7 @@ from vtr_vllm.search.answers import EngineOptions
 from vtr_vllm.search.calibration import Dataset, check_disjoint
 from vtr_vllm.search.candidates import Candidate, unreduced
 from vtr_vllm.search.output import Output, write_report
-from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings
+from vtr_vllm.search.pipeline import HeldOutScores
 from vtr_vllm.search.progress import Progress, duration
 from vtr_vllm.search.records import report_folder
 from vtr_vllm.search.report_data import read_frontier, read_search
@@ -73,7 +73,6 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
     heldout = [("heldout", Path(asked.heldout))] if asked.heldout is not None else []
     others = _load_heldout(heldout, data)
     check_answers(asked.objective, data, *others.values())
-    settings = _settings(asked)
     backend = _backend(asked, asked.model, data, *others.values())
     with open_session(
         backend, options.out, options.journal, asked.objective, asked.seed, progress
@@ -87,7 +86,7 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
         except TimeLimitReached:
             finished, said = False, f"wrote nothing yet to {options.out}"
         else:
-            plan = pipeline.plan(settings, *sizes, bands)
+            plan = pipeline.plan(asked, *sizes, bands)
             if options.dry_run:
                 print(_estimate(study, plan))
                 return
@@ -95,7 +94,7 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
             meta = _meta(options, study, data)
             scores = HeldOutScores(selection)
             output = Output(options.out, meta, data.sha256, study, scores, session.journal)
-            finished, said = _run(study, settings, output), str(output)
+            finished, said = _run(study, asked, output), str(output)
         if finished and others:
             record = read_search(report_folder(options.out))
             _compare(options, session, record, others)
@@ -106,10 +105,10 @@ def _search(options: argparse.Namespace, progress: Progress) -> None:
     progress.end("done", said)
 
 
-def _run(study: Study, settings: SearchSettings, output: Output) -> bool:
+def _run(study: Study, asked: SearchOptions, output: Output) -> bool:
     """Search and write; False where the time did not suffice."""
     try:
-        result = pipeline.run(study, settings, output.write)
+        result = pipeline.run(study, asked, output.write)
     except TimeLimitReached:
         return False
     output.write(result, finished=True)
@@ -263,20 +262,6 @@ def _backend(asked: BackendOptions, model: str, *sets: Dataset) -> Backend:
     images = max((data.most_images for data in sets), default=1)
     engine = EngineOptions(model, asked.max_tokens, asked.engine_args, images)
     return Backend(engine, asked.engines, asked.servers)
-
-
-def _settings(asked: SearchOptions) -> SearchSettings:
-    return SearchSettings(
-        kind=asked.kind,
-        budgets=asked.budgets,
-        tolerance=asked.tolerance,
-        inner=asked.inner,
-        weight=asked.weight,
-        trials=asked.trials,
-        items=pipeline.CURVE_ITEMS if asked.items is None else asked.items,
-        seed=asked.seed,
-        family=asked.family,
-    )
 
 
 def _meta(options: argparse.Namespace, study: Study, data: Dataset) -> dict[str, Any]:

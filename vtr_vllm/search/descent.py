@@ -21,11 +21,6 @@ from vtr_vllm.search.study import Study
 
 Rates = tuple[float, ...]
 
-PORTIONS = (0.1, 0.04)
-"""Layer-tokens moved at once, as shares of the budget's."""
-MOVES = 2
-"""Of each kind at most: rules that change, cuts that merge, moves per portion."""
-
 
 @dataclass(frozen=True)
 class Descent:
@@ -37,6 +32,10 @@ class Descent:
     """Rank rule of a cut, by layer; without one for layer 0 the first stage stays full."""
     rivals: Mapping[int, Sequence[RankRule]] = field(default_factory=dict)
     """Rules that may take its place, by layer."""
+    portions: Sequence[float] = (0.1, 0.04)
+    """Layer-tokens moved at once, as shares of the budget's."""
+    sweeps: int = 2
+    """Moves of each kind at most: rules that change, cuts that merge, moves per portion."""
     rungs: Sequence[tuple[int, int]] = ((100, 8), (300, 3))
     """Items and survivors of the race among the moves; the winner meets the schedule so far on
     the items of ``final``."""
@@ -73,7 +72,7 @@ def descend(study: Study, stage: str, settings: Descent, start: Schedule) -> Sch
     moves_made = 0
     enough = best.value >= study.unreduced(settings.final).value - settings.enough
     for options_of, least in () if enough else _kinds_of_moves(settings, sizes):
-        for _ in range(MOVES):
+        for _ in range(settings.sweeps):
             options = {
                 _candidate(study, settings, start, option): option for option in options_of(state)
             }
@@ -122,7 +121,7 @@ def _kinds_of_moves(
         found = neighbours(state.rates, sizes, amount, fixed_first=0 not in settings.rules)
         return [replace(state, rates=rates) for rates in found]
 
-    moving = [(partial(other_rates, portion), 0.0) for portion in PORTIONS]
+    moving = [(partial(other_rates, portion), 0.0) for portion in settings.portions]
     return [(other_rules, 0.0), (other_merges, settings.worth_merging), *moving]
 
 

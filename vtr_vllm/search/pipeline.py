@@ -37,10 +37,13 @@ from vtr_vllm.search.sigmoid_search import (
 )
 from vtr_vllm.search.statistics import bootstrap_interval
 from vtr_vllm.search.study import Study
-from vtr_vllm.search_options import Families, Inner, Kind
+from vtr_vllm.search_options import SearchOptions
 
 CURVE_ITEMS = 300
 """Items that curves are compared on, where nothing else is asked for."""
+
+RULE_ITEMS = (100, 300)
+"""Items that rules are first told apart on, and the best of them again."""
 
 MERGES = ("nearest", "scored", "recycled")
 """Merges that a descent tries at each cut: those that suit any kind of cut."""
@@ -51,25 +54,6 @@ _NOT_STOPPED = 0.4
 
 def _nobody(_: "Result") -> None:
     """Who wants to hear of nothing."""
-
-
-@dataclass(frozen=True)
-class SearchSettings:
-    """What to search and how hard."""
-
-    kind: Kind
-    budgets: Sequence[float] = (0.75, 0.5, 0.375, 0.25, 0.1875)
-    tolerance: float = 0.005
-    """Of G-Search, in units of value: points of accuracy, or nats of divergence."""
-    inner: Inner = "bisection"
-    weight: float = 0.005
-    trials: int = 32
-    """Evaluations of each Bayesian optimisation."""
-    items: int = CURVE_ITEMS
-    """Items that curves are compared on; everything else takes all of the study."""
-    rule_items: tuple[int, int] = (100, 300)
-    seed: int = 0
-    family: Families = "guided"
 
 
 @dataclass
@@ -119,7 +103,7 @@ def scores(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def run(study: Study, settings: SearchSettings, more: Callable[[Result], None] = _nobody) -> Result:
+def run(study: Study, settings: SearchOptions, more: Callable[[Result], None] = _nobody) -> Result:
     """Search; ``more`` is told after each schedule that was found.
 
     Raises EvaluationFailed where the engine fails, ConfigurationError for settings, and
@@ -138,7 +122,7 @@ def run(study: Study, settings: SearchSettings, more: Callable[[Result], None] =
     return result
 
 
-def _paper(study: Study, settings: SearchSettings, result: Result, family: Family) -> None:
+def _paper(study: Study, settings: SearchOptions, result: Result, family: Family) -> None:
     """G-Search with one rule at each layer or band, and the P-Sigmoid around its curve."""
     names = PAPER if family == "guided" else NAMES[family]
     layout = paper_layout(family, study)
@@ -147,11 +131,11 @@ def _paper(study: Study, settings: SearchSettings, result: Result, family: Famil
         _p_sigmoid(study, settings, result, names, layout)
 
 
-def _beyond(study: Study, settings: SearchSettings, result: Result, family: Family) -> None:
+def _beyond(study: Study, settings: SearchOptions, result: Result, family: Family) -> None:
     """Searched rules, a question-blind first cut, and descent on the counts."""
     names = NAMES[family]
     study.progress.begin(names.rules)
-    table = search_rules(study, names.rules, settings.rule_items, places(family, study))
+    table = search_rules(study, names.rules, RULE_ITEMS, places(family, study))
     result.rules[family] = table
     layout = Layout((0, *table.cut_layers), table.rules)
     _g_search(study, settings, result, names.g_search, layout)
@@ -161,7 +145,7 @@ def _beyond(study: Study, settings: SearchSettings, result: Result, family: Fami
         table.cut_layers,
         table.rules,
         {layer: table.rivals(layer) for layer in layout.starts},
-        final=settings.items,
+        final=_compared(settings),
         merges=MERGES,
         enough=settings.tolerance,
     )
@@ -175,7 +159,7 @@ def _beyond(study: Study, settings: SearchSettings, result: Result, family: Fami
 
 
 def _g_search(
-    study: Study, settings: SearchSettings, result: Result, name: str, layout: Layout
+    study: Study, settings: SearchOptions, result: Result, name: str, layout: Layout
 ) -> None:
     study.progress.begin(name)
     how = g_search.GSearch(
@@ -192,7 +176,7 @@ def _g_search(
 
 
 def _p_sigmoid(
-    study: Study, settings: SearchSettings, result: Result, names: Names, layout: Layout
+    study: Study, settings: SearchOptions, result: Result, names: Names, layout: Layout
 ) -> None:
     name = names.p_sigmoid
     study.progress.begin(name)
@@ -202,13 +186,18 @@ def _p_sigmoid(
     starts = [fit]
     for budget in sorted(settings.budgets, reverse=True):
         trials = search_sigmoid(
-            study, name, curves, budget, starts, settings.trials, settings.items, settings.seed
+            study, name, curves, budget, starts, settings.trials, _compared(settings), settings.seed
         )
         best = confirmed(study, name, trials)
         result.trials[name] += trials
         result.found(name, _named(best.schedule, name))
         # what was best at one budget is the place to look first at the next
         starts = [fit, tuple(best.parameters.values())]
+
+
+def _compared(settings: SearchOptions) -> int:
+    """Items that curves are compared on; everything else takes all of the study."""
+    return CURVE_ITEMS if settings.items is None else settings.items
 
 
 def _named(schedule: Schedule, method: str) -> Schedule:
@@ -279,7 +268,7 @@ class HeldOutScores:
 
 
 def plan(
-    settings: SearchSettings,
+    settings: SearchOptions,
     geometry: ModelGeometry,
     n_vision: int,
     items: int,
@@ -301,7 +290,7 @@ def plan(
 
 
 def _plan(
-    settings: SearchSettings,
+    settings: SearchOptions,
     family: Family,
     geometry: ModelGeometry,
     n_vision: int,
@@ -313,7 +302,7 @@ def _plan(
     stages = len(guided_starts(geometry.layers)) if guided else len(local_starts(band_starts)) - 1
     tries = settings.trials if settings.inner == "bayes" else n_vision.bit_length() + 1
     greedy = round(tries * items * _NOT_STOPPED)
-    budgets, compared = len(settings.budgets), min(settings.items, items)
+    budgets, compared = len(settings.budgets), min(_compared(settings), items)
     runs = budgets * (settings.trials * compared + CONFIRMED * (items - compared))
     found: dict[str, int] = {}
     schedules = 0
@@ -326,7 +315,7 @@ def _plan(
         found[paper.p_sigmoid] = runs
         schedules += budgets + 1
     if settings.kind == "all":
-        rough, fine = (min(each, items) for each in settings.rule_items)
+        rough, fine = (min(each, items) for each in RULE_ITEMS)
         both = {*ATTENTION_RULES, *blind_rules(has_cls=True)}
         rules = len(both if guided else local_rules(FIRST_ATTENTION_CUT, has_cls=True))
         heads = geometry.heads + 1 if geometry.heads > 1 else 0

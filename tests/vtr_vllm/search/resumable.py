@@ -1,24 +1,22 @@
 """A whole search on the simulated model, as a process that may be killed at any time."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from tests.vtr_vllm.search.blank_figures import save_blank
-from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
+from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, options
 from vtr_vllm.search import pipeline
 from vtr_vllm.search.answers import Batch, EngineOptions, Task
 from vtr_vllm.search.output import Output
-from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings
+from vtr_vllm.search.pipeline import HeldOutScores
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.session import LEAST_ITEMS, Backend, open_session, split
 
 # one trial more than are quasi-random: the Gaussian process has its say, and no more time
-SETTINGS = SearchSettings(
-    kind="all", budgets=(0.625, 0.5, 0.375), trials=9, items=100, rule_items=(100, 100)
-)
+SETTINGS = options(budgets=[0.625, 0.5, 0.375], trials=9, items=100)
 META = {
     "model": "simulated",
     "fingerprint": "6L",
@@ -65,7 +63,7 @@ def search(folder: Path, pipe: Connection, **changes: Any) -> None:
 
     Figure.savefig = save_blank
     data = items(folder, LEAST_ITEMS)
-    settings = replace(SETTINGS, **changes)
+    settings = SETTINGS.model_copy(update=changes)
     backend = Simulated(EngineOptions("simulated"), engines=1, pipe=pipe)
     with open_session(backend, folder, None, "accuracy", settings.seed, Progress()) as session:
         first, rest = split(data)

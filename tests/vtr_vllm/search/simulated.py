@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -27,7 +28,7 @@ from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.journal import Journal
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.study import Study
-from vtr_vllm.search_options import Objective
+from vtr_vllm.search_options import Kind, Objective, SearchOptions
 
 PLACES = 64
 """Requests that run at once, as in an engine."""
@@ -245,3 +246,8 @@ def _row(number: int) -> dict[str, object]:
         "metric": "exact_match",
         "kind": "plain" if number % len(_ANSWERS) < 3 else "dark",
     }
+
+
+def options(kind: Kind = "all", **given: Any) -> SearchOptions:
+    """What is asked of a search of the simulated model."""
+    return SearchOptions(kind=kind, model="simulated", data="items.jsonl", **given)

@@ -24,12 +24,10 @@ def asked(monkeypatch):
     return seen
 
 
-def test_defaults_are_those_of_the_settings(asked):
+def test_defaults(asked):
     assert cli.main(SEARCH) == 0
     (options,) = asked
     asked = options.asked
-    given, defaults = commands._settings(asked), commands.SearchSettings(kind="all")
-    assert {**vars(given), "budgets": tuple(given.budgets)} == vars(defaults)
     assert (asked.engines, asked.max_tokens, asked.servers) == (1, 32, [])
     assert (asked.objective, asked.engine_args, options.dry_run) == ("accuracy", {}, False)
     assert (asked.items, asked.max_minutes) == (None, None)
@@ -44,19 +42,18 @@ def test_every_flag_arrives(asked):
     engine = '{"dtype": "float16", "max_model_len": 512}'
     assert cli.main(["p-sigmoid", *SEARCH[1:], *flags.split(), "--engine-args", engine]) == 0
     (options,) = asked
-    asked_for = options.asked
-    settings = commands._settings(asked_for)
-    assert (settings.kind, settings.family) == ("p-sigmoid", "both")
-    assert settings.budgets == [0.5, 0.25]
-    assert (settings.tolerance, settings.inner, settings.weight) == (0.02, "bayes", 0.1)
-    assert (settings.trials, settings.items, settings.seed) == (9, 100, 7)
-    backend = commands._backend(asked_for, asked_for.model)
+    given = options.asked
+    assert (given.kind, given.family) == ("p-sigmoid", "both")
+    assert given.budgets == [0.5, 0.25]
+    assert (given.tolerance, given.inner, given.weight) == (0.02, "bayes", 0.1)
+    assert (given.trials, given.items, given.seed) == (9, 100, 7)
+    backend = commands._backend(given, given.model)
     assert backend.options.model == "demo"
     assert backend.options.max_tokens == 5
     assert backend.options.engine_args == {"dtype": "float16", "max_model_len": 512}
     assert (backend.engines, backend.servers) == (2, [])
-    assert (asked_for.objective, options.dry_run) == ("label-free", True)
-    assert (asked_for.heldout, asked_for.max_minutes) == ("held.jsonl", 1.5)
+    assert (given.objective, options.dry_run) == ("label-free", True)
+    assert (given.heldout, given.max_minutes) == ("held.jsonl", 1.5)
     assert (options.journal, options.events) == ("sqlite:///j", Path("e.jsonl"))
     assert options.command_line.startswith("vtr search p-sigmoid --out out")
     assert engine in options.command_line

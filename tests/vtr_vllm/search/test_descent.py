@@ -82,7 +82,7 @@ def test_a_merge_is_taken_where_it_is_worth_its_time(tmp_path, worth, merged):
     searched = study(model, items(tmp_path, 200))
     start = p_sigmoid(searched.geometry, 0.25, 1.0, 3.0, (2, 4, 6))
     everywhere = RULES | {5: RankRule.parse("last")}  # a rule where no stage begins
-    how = Descent(STARTS, everywhere, merges=("scored", "nearest"), rungs=RUNGS)
+    how = Descent(STARTS, everywhere, merges=("scored", "nearest"), portions=(), rungs=RUNGS)
     found = descend(searched, "descent", how, start)
     assert {rule.merge for rule in found.rules if rule.merge} == merged
     assert found.mean_keep == pytest.approx(0.25)

@@ -4,20 +4,18 @@ from dataclasses import replace
 
 import pytest
 
-from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
+from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, options, study
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ScheduleBook, see_no_question
 from vtr_vllm.search import records
 from vtr_vllm.search.families import families, family_of, local_rules, local_starts, paper_layout
 from vtr_vllm.search.frontier import SINGLE_CUT, contenders
-from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings, plan, run
+from vtr_vllm.search.pipeline import HeldOutScores, plan, run
 from vtr_vllm.search_options import KINDS
 
 LAYERS, N_VISION, BANDS = 8, 20, (0, 3, 6)
 BUDGETS = (0.6, 0.4)
-SETTINGS = SearchSettings(
-    "all", BUDGETS, tolerance=0.02, trials=5, items=100, rule_items=(100, 100), family="local"
-)
+SETTINGS = options(budgets=list(BUDGETS), tolerance=0.02, trials=5, items=100, family="local")
 LOCAL = {"g-search-local", "p-sigmoid-local", "descent-local", "lossless-local"}
 METHODS = {
     "g-search": {"g-search-local"},
@@ -46,14 +44,14 @@ def found(data):
     done = {}
     for family in ("guided", "local", "both"):
         ran = new_study(data)
-        done[family] = ran, run(ran, replace(SETTINGS, family=family))
+        done[family] = ran, run(ran, SETTINGS.model_copy(update={"family": family}))
     return done
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_local_schedules_see_no_question_and_cut_at_bands(data, kind):
     done = new_study(data)
-    settings = replace(SETTINGS, kind=kind)
+    settings = SETTINGS.model_copy(update={"kind": kind})
     result = run(done, settings)
     assert set(result.schedules) == METHODS[kind]
     for candidate in {task.candidate for task in done._evaluator.tasks}:
@@ -114,7 +112,7 @@ def test_guided_asks_the_same_whatever_the_bands(data, found):
         def band_starts(self, _): ...
 
     done = study(NoBands(LAYERS, (N_VISION,), has_cls=True), data)
-    assert run(done, replace(SETTINGS, family="guided")) == found["guided"][1]
+    assert run(done, SETTINGS.model_copy(update={"family": "guided"})) == found["guided"][1]
     assert done._evaluator.tasks == found["guided"][0]._evaluator.tasks
 
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 import pytest
 
 from tests.vtr_vllm.search.resumable import META
-from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
+from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, options
 from vtr_vllm.schedules import Schedule, ScheduleBook
 from vtr_vllm.search import pipeline
 from vtr_vllm.search.journal import Journal
 from vtr_vllm.search.output import Output, write_report
-from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings
+from vtr_vllm.search.pipeline import HeldOutScores
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.report_data import read_search
 from vtr_vllm.search.study import Study
 
-SETTINGS = SearchSettings(kind="p-sigmoid", budgets=(0.5, 0.375), trials=4, items=100)
+SETTINGS = options("p-sigmoid", budgets=[0.5, 0.375], trials=4, items=100)
 
 
 class Running:

@@ -1,18 +1,14 @@
-from dataclasses import replace
-
 import pytest
 
-from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
+from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, options, study
 from vtr_vllm.errors import TimeLimitReached
 from vtr_vllm.search.candidates import Candidate
-from vtr_vllm.search.pipeline import HeldOutScores, Result, SearchSettings, plan, run
+from vtr_vllm.search.pipeline import HeldOutScores, Result, plan, run
 from vtr_vllm.search_options import KINDS
 
 LAYERS, N_VISION = 6, 16
 BUDGETS = (0.6, 0.4)
-SETTINGS = SearchSettings(
-    "all", BUDGETS, tolerance=0.02, trials=10, items=100, rule_items=(100, 100), seed=3
-)
+SETTINGS = options(budgets=list(BUDGETS), tolerance=0.02, trials=10, items=100, seed=3)
 METHODS = {
     "g-search": {"g-search"},
     "p-sigmoid": {"g-search", "p-sigmoid"},
@@ -52,7 +48,7 @@ def searched(data):
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_finds_its_schedules(data, searched, kind):
     found = searched[1] if kind == "all" else None
-    result = found or run(new_study(data), replace(SETTINGS, kind=kind))
+    result = found or run(new_study(data), SETTINGS.model_copy(update={"kind": kind}))
     assert set(result.schedules) == METHODS[kind]
     for method, schedules in result.schedules.items():
         if method in OF_A_BUDGET:
@@ -96,7 +92,7 @@ def test_same_seed_same_result(data, searched):
 
 
 def test_another_seed_other_trials(data, searched):
-    settings = replace(SETTINGS, kind="p-sigmoid", seed=4)
+    settings = SETTINGS.model_copy(update={"kind": "p-sigmoid", "seed": 4})
     found = run(new_study(data), settings)
     assert found.schedules["g-search"] == searched[1].schedules["g-search"]
     assert found.trials["p-sigmoid"] != searched[1].trials["p-sigmoid"]
@@ -113,7 +109,9 @@ def test_each_budget_begins_with_the_best_of_the_one_before(searched):
 def test_cls_is_tried_where_the_model_has_it(data, searched):
     others = {"saliency", "random", "grid", "prefix", "orthogonal", "diverse"}
     assert set(searched[1].rules["guided"].values[0]) == {*others, "cls", "cls-rows", "cls-spread"}
-    found = run(new_study(data, has_cls=False), replace(SETTINGS, trials=1, budgets=(0.5,)))
+    found = run(
+        new_study(data, has_cls=False), SETTINGS.model_copy(update={"trials": 1, "budgets": (0.5,)})
+    )
     assert set(found.rules["guided"].values[0]) == others
 
 
@@ -154,7 +152,7 @@ def test_of_equals_the_earlier_method_is_selected(searched, rest):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stages_that_run_are_those_planned(data, kind, searched):
     done = searched[0] if kind == "all" else new_study(data)
-    settings = replace(SETTINGS, kind=kind)
+    settings = SETTINGS.model_copy(update={"kind": kind})
     run(done, settings)
     planned = plan(settings, done.geometry, N_VISION, len(data), rest=10)
     ran = {stage: cost.requests for stage, cost in done.costs.items() if stage != "check"}
@@ -165,7 +163,7 @@ def test_the_stages_that_run_are_those_planned(data, kind, searched):
 
 def test_a_search_without_labels(data, rest):
     done = new_study(data, "label-free")
-    result = run(done, replace(SETTINGS, trials=6))
+    result = run(done, SETTINGS.model_copy(update={"trials": 6}))
     assert set(result.schedules) == METHODS["all"]
     assert done.unreduced().value == 0
     for trials in result.trials.values():
@@ -201,6 +199,6 @@ def test_at_the_time_limit_what_was_found_is_there(data):
         done._until = 0  # from the first schedule on
 
     with pytest.raises(TimeLimitReached, match="the same command goes on"):
-        run(done, replace(SETTINGS, kind="p-sigmoid"), more)
+        run(done, SETTINGS.model_copy(update={"kind": "p-sigmoid"}), more)
     assert told == [["g-search"]]
     assert set(done.costs) == {"unreduced", "g-search", "p-sigmoid"}

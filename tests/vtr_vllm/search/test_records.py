@@ -4,16 +4,16 @@ import json
 
 import pytest
 
-from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items
+from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, options
 from vtr_vllm.schedules import Schedule, ScheduleBook
 from vtr_vllm.search import pipeline, records, report_data
 from vtr_vllm.search.journal import Journal
-from vtr_vllm.search.pipeline import HeldOutScores, SearchSettings
+from vtr_vllm.search.pipeline import HeldOutScores
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.session import split
 from vtr_vllm.search.study import Cost, Study
 
-SETTINGS = SearchSettings(kind="p-sigmoid", budgets=(0.5, 0.375), trials=4, seed=3)
+SETTINGS = options("p-sigmoid", budgets=[0.5, 0.375], trials=4, seed=3)
 META = {
     "model": "simulated",
     "fingerprint": "5L",
