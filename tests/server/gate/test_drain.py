@@ -50,7 +50,8 @@ def stop_while_busy(timeout: float | None, release: bool) -> tuple[Engine, httpx
             while not place.gate.occupancy.in_flight:
                 await asyncio.sleep(0.001)
             stopped = loop.run_in_executor(None, lambda: engine.shutdown(timeout=timeout))
-            await asyncio.sleep(0.05)
+            while not (place.gate.draining or engine.stopped):
+                await asyncio.sleep(0.001)
             if release or not timeout:
                 place.release.set()
             await stopped
@@ -200,7 +201,8 @@ def test_every_stream_finishes_after_sigterm(
 
 def _until_refused(main: str) -> httpx.Response:
     """The first answer that says no; the signal needs a moment to arrive."""
-    for _ in range(50):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         answer = httpx.get(f"{main}/v1/models", timeout=10)
         if answer.status_code == 503:
             return answer

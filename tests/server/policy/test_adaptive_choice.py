@@ -81,6 +81,9 @@ def test_the_prompt_decides_within_policy() -> None:
     assert easy.source == "family"
     assert easy.adaptive is not None
     assert easy.adaptive.promised <= 0.4
+    found = FAMILY.choose(prompt(EASY), 0.4)
+    assert easy.adaptive.probability == found.probability
+    assert easy.adaptive.expected == found.expected != found.probability
     bounded = adapted(CHOOSER, base, Bounds(0.1, 0.5), prompt(EASY))
     assert 0.1 <= bounded.schedule.mean_keep <= 0.5
     with pytest.raises(InvalidBudget, match="for other bounds"):
@@ -184,14 +187,22 @@ def test_what_was_chosen_is_counted(server: Server) -> None:
         found = (line.rpartition(" ") for line in lines if line.startswith("vtr_adaptive_"))
         return {name: float(value) for name, _, value in found}
 
-    before = counts()
-    asked(server, HARD_QUESTION, {"budget": 0.45, "adapt": True})
-    after = counts()
-    gained = {name: value - before.get(name, 0.0) for name, value in after.items()}
+    def gained_by(budget: float) -> tuple[dict[str, float], dict[str, float]]:
+        before = counts()
+        told = asked(server, HARD_QUESTION, {"budget": budget, "adapt": True})
+        after = counts()
+        return {name: n - before.get(name, 0.0) for name, n in after.items()}, told["adaptive"]
+
+    gained, _ = gained_by(0.45)
     assert gained['vtr_adaptive_prompts_total{schedule="family-3"}'] == 1
     assert gained["vtr_adaptive_keep_spent_total"] == pytest.approx(0.75, abs=0.01)
     assert gained["vtr_adaptive_keep_promised_total"] == pytest.approx(0.4375, abs=0.01)
-    assert 0 < gained["vtr_adaptive_right_predicted_total"] <= 1
+    gained, told = gained_by(0.125)  # too little for this question, if not for half of calibration
+    predicted, expected = (
+        gained[f"vtr_adaptive_right_{name}_total"] for name in ("predicted", "expected")
+    )
+    assert (predicted, expected) == pytest.approx((told["probability"], told["expected"]))
+    assert predicted < 0.1 < 0.4 < expected < 0.6
 
 
 @pytest.mark.engine

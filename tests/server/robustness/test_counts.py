@@ -105,7 +105,7 @@ class Counts:
                 if not sample.name.startswith("vtr_") or sample.name.endswith("_created"):
                     continue
                 found[sample.name] += sample.value  # type: ignore[assignment]
-                for label in ("outcome", "reason"):
+                for label in ("outcome", "reason", "state"):
                     if label in sample.labels:
                         found[f"{sample.name} {sample.labels[label]}"] += sample.value  # type: ignore[assignment]
         return found
@@ -114,6 +114,14 @@ class Counts:
         """Of these names alone."""
         after = self._now()
         return {name: after[name] - self._before[name] for name in names}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _seen_before(server: Server) -> None:
+    """The image of every prompt here comes back: the server has had it, at the same place."""
+    with server.client() as client:
+        for path, body in ((CHAT, chat_body(NAME)), (RESPONSES, response_body())):
+            assert client.post(path, json=body).status_code == 200
 
 
 def wanted(outcome: str, vision: dict[str, float], **more: float) -> dict[str, float]:
@@ -133,6 +141,9 @@ def wanted(outcome: str, vision: dict[str, float], **more: float) -> dict[str, f
     vision = vision | {
         "vtr_flops_fraction_count": vision.get("vtr_mean_keep_count", 0),
         "vtr_vision_token_layers_total": vision.get("vtr_vision_tokens_total", 0) * LAYERS,
+        # every image here is the one that ``_seen_before`` sent
+        "vtr_kind_vision_tokens_total seen": vision.get("vtr_vision_tokens_total", 0),
+        "vtr_kind_vision_tokens_total returning": vision.get("vtr_vision_tokens_total", 0),
     }
     return none | counted | vision | more
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+import json
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -96,20 +98,33 @@ def test_no_part_makes_the_server_open_a_path_or_an_address(server: Server) -> N
 def test_two_requests_of_one_id_are_two_requests(server: Server) -> None:
     """The one that leaves takes the other not with it."""
     headers = {"X-Request-Id": "the-same"}
-    long = body(part(A), max_tokens=64, ignore_eos=True, request_id="the-same")
+    all_begun = threading.Barrier(4)
 
-    def ask(leaves: bool) -> str | None:
-        with httpx.Client(base_url=server.url, timeout=0.3 if leaves else 120) as client:
-            try:
-                answer = client.post(CHAT, json=long, headers=headers)
-            except httpx.TimeoutException:
-                return None
-        assert answer.status_code == 200, answer.text
-        return str(answer.json()["choices"][0]["message"]["content"])
+    def ask(leaves: bool) -> str:
+        """The answer's text; of one that leaves, what came before it did."""
+        asked = body(part(A), max_tokens=400, ignore_eos=True, request_id="the-same", stream=True)
+        said: list[str] = []
+        with (
+            server.client() as client,
+            client.stream("POST", CHAT, json=asked, headers=headers) as answer,
+        ):
+            assert answer.status_code == 200
+            for line in answer.iter_lines():
+                if line.startswith("data: {"):
+                    if not said:
+                        all_begun.wait(120)
+                    choices = json.loads(line.removeprefix("data: "))["choices"]
+                    said += [choice["delta"].get("content") or "" for choice in choices]
+                    if leaves:
+                        break
+        return "".join(said)
 
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(ask, [False, True, False, True]))
-    assert answers[0] == answers[2] is not None
+    assert answers[0] == answers[2]
+    for left in (answers[1], answers[3]):
+        assert len(left) < len(answers[0]), "it left before its end"
+        assert answers[0].startswith(left)
 
 
 def test_a_salt_of_another_client_changes_no_answer(server: Server) -> None:

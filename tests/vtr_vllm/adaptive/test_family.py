@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.vtr_vllm.adaptive.families import EASY, GEOMETRY, HARD, family, prompt
-from vtr_vllm.adaptive import ScheduleFamily
+from vtr_vllm.adaptive import Prices, ScheduleFamily
 from vtr_vllm.errors import GeometryMismatch, InvalidBudget, ScheduleError
 from vtr_vllm.schedules import ModelGeometry
 
@@ -34,6 +34,17 @@ def test_bounds_hold_for_each_request_by_itself():
     found = family()
     assert found.choose(prompt(HARD), 0.45, maximum=0.5).schedule.mean_keep <= 0.5
     assert found.choose(prompt(EASY), 0.45, minimum=0.2).schedule.name == "family-2"
+
+
+def test_what_is_expected_is_the_mean_over_calibration_and_not_this_prompt_s():
+    found = family()
+    known = found.calibration
+    prices = Prices(known.predictions, found.costs, known.draws)
+    promised, expected = prices.reached(prices.of(0.125))
+    assert expected == pytest.approx(known.predictions[:, 0].mean())
+    hard, easy = (found.choose(prompt(word), 0.125) for word in (HARD, EASY))
+    assert hard.probability < 0.1 < 0.4 < expected < 0.6 < 0.9 < easy.probability
+    assert (hard.expected, hard.promised) == (easy.expected, easy.promised) == (expected, promised)
 
 
 def test_an_unsure_choice_takes_the_larger_schedule():

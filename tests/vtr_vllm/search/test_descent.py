@@ -88,6 +88,34 @@ def test_a_merge_is_taken_where_it_is_worth_its_time(tmp_path, worth, merged):
     assert found.mean_keep == pytest.approx(0.25)
 
 
+def merged(searched, start, **how):
+    """What a descent that may merge and nothing else makes of ``start``."""
+    how = Descent(STARTS, RULES, merges=("nearest",), portions=(), rungs=RUNGS, **how)
+    return descend(searched, "descent", how, start)
+
+
+def test_a_merge_that_is_worth_less_than_its_time_is_refused(tmp_path):
+    model = Merging(LAYERS, (N_VISION,))
+    model.worth = 0.05
+    searched = study(model, items(tmp_path, 300))
+    start = p_sigmoid(searched.geometry, 0.25, 1.0, 3.0, (2, 4, 6))
+    cheap = merged(searched, start, worth_merging=0.0, sweeps=1)
+    assert {rule.merge for rule in cheap.rules if rule.merge} == {"nearest"}
+    assert 0 < value(searched, cheap) - value(searched, start) < 0.005
+    assert merged(searched, start, sweeps=1) is start
+
+
+def test_nothing_is_tried_on_a_schedule_that_loses_little_enough(searched):
+    start = uniform(searched.geometry, 0.4)
+    lost = searched.unreduced().value - value(searched, start)
+    assert lost > 0
+    how = Descent(STARTS, RULES, rungs=RUNGS, enough=lost)
+    assert descend(searched, "enough", how, start) is start
+    assert searched.costs["enough"].evaluations == 1
+    assert descend(searched, "less", replace(how, enough=0.9 * lost), start) is not start
+    assert descend(searched, "none", replace(how, enough=0.0), start) is not start
+
+
 def test_neighbours_of_a_curve_by_hand():
     """Two layers, then two of one: what one gives another takes, and 0.3 less would rise."""
     found = neighbours((1.0, 0.6, 0.2), (2, 1, 1), 0.2, fixed_first=True)

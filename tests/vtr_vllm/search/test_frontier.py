@@ -1,5 +1,6 @@
 import json
 from dataclasses import replace
+from statistics import mean
 
 import pytest
 
@@ -102,9 +103,11 @@ def test_scores_are_those_of_the_row_s_own_schedule(studies, entries, rows):
         if entry.candidate is None:
             continue
         for name, one in studies.items():
-            scores = [o.score for o in one.evaluate("check", [entry.candidate])[0].outcomes]
+            outcomes = one.evaluate("check", [entry.candidate])[0].outcomes
+            scores = [o.score for o in outcomes]
             full = [o.score for o in one.unreduced().outcomes]
             found = row["splits"][name]
+            assert found["logp"] == pytest.approx(mean(o.logprob for o in outcomes))
             assert found["n"] == len(one.dataset)
             assert found["score"] == pytest.approx(sum(scores) / len(scores))
             assert (found["low"], found["high"]) == bootstrap_interval(scores)

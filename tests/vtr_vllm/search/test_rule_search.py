@@ -4,6 +4,7 @@ import pytest
 
 from tests.vtr_vllm.search.simulated import SimulatedEvaluator, items, study
 from vtr_vllm.schedules import RankRule
+from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.rule_search import (
     ATTENTION_RULES,
     MOST_STAGES,
@@ -79,6 +80,14 @@ def test_a_value_is_the_mean_over_the_keep_rates(data):
     for values in found.values.values():
         assert all(0 <= value <= unreduced for value in values.values())
     assert found.values[2]["instruction-norope"] > found.values[2]["random"]
+    for layer, rule, rates in ((2, "last", (0.2, 0.07)), (0, "saliency", (0.5, 0.25))):
+        cuts = [
+            Candidate((1.0,) * layer + (rate,) * (LAYERS - layer), (RankRule.parse(rule),))
+            for rate in rates
+        ]
+        direct = [each.value for each in searched.evaluate("check", cuts, 100)]
+        assert direct[0] > direct[1]
+        assert found.values[layer][rule] == pytest.approx(sum(direct) / 2)
 
 
 def test_only_the_best_three_meet_all_items(data):
