@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "preflight": {"command_line", "engine", "errors", "schedules"},
     "reduction": {"errors", "ranking", "schedules", "upload"},
     "engine": {"adaptive", "errors", "ranking", "schedules", "reduction", "upload"},
-    "demo": {"errors", "schedules", "reduction"},
+    "demo": set(),
     "own_models": {"errors"},
     "photo": {"errors"},
     "search": _BESIDE_THE_ENGINE | {"own_models", "photo"},
