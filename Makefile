@@ -113,7 +113,7 @@ format: $(READY) ## sort imports, repair what ruff can, format
 
 demo-model: $(READY) ## train the demo model again from nothing (long; its result is in the repository)
 	@echo "demo-model: training the demo model"
-	$(BIN)/python -m vtr_vllm.demo.train $(ARGS)
+	$(BIN)/python -m vtr_vllm.training.demo $(ARGS)
 
 # Two engines whatever the machine has: which requests share a batch, and with it the last digits,
 # depends on their number. The figures go where docs/ shows them.

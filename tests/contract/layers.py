@@ -41,7 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine": {
         *("adaptive", "engine_settings", "errors", "ranking", "reduction", "schedules", "upload"),
     },
-    "demo": {"errors", "schedules", "reduction"},
+    "demo": set(),
     "own_models": {"errors"},
     "photo": {"errors"},
     "search": _BESIDE_THE_ENGINE | {"own_models", "photo"},

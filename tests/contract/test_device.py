@@ -20,6 +20,7 @@ from tests.contract.device import DEVICE, Watched
 from tests.tiny import tiny_llava
 from tests.vtr_vllm.engine.operations import Operations
 from tests.vtr_vllm.reduction.strategies import LAYERS, request_of
+from vtr_vllm.engine.common.config import LayerBands
 from vtr_vllm.engine.worker import decoder as decoder_module
 from vtr_vllm.engine.worker import scoring
 from vtr_vllm.engine.worker.attention import BandTables, Step, build_step
@@ -197,7 +198,7 @@ def test_the_buffers_of_full_graphs_are_filled_with_one_copy(
 ) -> None:
     reduced = request_of([range(6, 60)], 100, CURVE, RULES[0])
     requests = [StepRequest(120, 1, reduced), StepRequest(50, 1, None)]
-    buffers = DecodeBuffers(LAYERS, BANDS, (0, 1), 8, DEVICE)
+    buffers = DecodeBuffers(LayerBands(LAYERS, BANDS), (0, 1), 8, DEVICE)
     with Watched() as watched, Operations(DEVICE) as operations:
         starts = torch.empty(5, dtype=torch.int32, device=DEVICE)
         buffers.fill(tables(4), starts[1:], dropped_tokens(requests, LAYERS))

@@ -23,6 +23,7 @@ FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]+")
 OWN = (
     "vtr_vllm/demo/",
     "vtr_vllm/photo/",
+    "vtr_vllm/training/demo/",
     "vtr_vllm/training/photo/",
     "vtr_vllm/training/registers/demo/",
     "vtr_vllm/engine/torch_companions.py",

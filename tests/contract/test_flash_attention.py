@@ -18,6 +18,7 @@ from tests.contract.band_groups import band_groups
 from tests.contract.flash_attention import attend, signature, write
 from tests.tiny import tiny_llava
 from tests.vtr_vllm.reduction.strategies import LAYERS, drawn_order, request_of
+from vtr_vllm.engine.common.config import LayerBands
 from vtr_vllm.engine.worker.attention import BandTables, build_step
 from vtr_vllm.engine.worker.decode_graphs import DecodeBuffers
 from vtr_vllm.reduction.batch import StepRequest, dropped_tokens, plan_batch
@@ -176,7 +177,7 @@ def test_replays_of_a_captured_step(layers: Layers) -> None:
     count = len(PREFILL) + padding
     longer = [torch.cat([table, table.new_zeros(padding, 16)]) for table in tables.tables]
     tables = BandTables(longer, tables.block_sizes)
-    buffers = DecodeBuffers(LAYERS, BANDS, (0, 1), MOST, CPU)
+    buffers = DecodeBuffers(LayerBands(LAYERS, BANDS), (0, 1), MOST, CPU)
     starts = torch.arange(count + 1, dtype=torch.int32)
     metadata, slots = buffers.capture(tables, starts, 16 * BLOCK, NAMES, layers.groups)
     for after in range(3):

@@ -80,7 +80,7 @@ def test_every_file_belongs_to_a_part_with_a_rule() -> None:
         ("vtr_vllm/engine/worker/model.py", "import vtr_server.admission"),
         ("vtr_vllm/engine/worker/model.py", "import vtr_vllm.search"),
         ("vtr_vllm/engine/worker/model.py", "import vtr_vllm.demo"),
-        ("vtr_vllm/demo/train.py", "import vtr_vllm.engine"),
+        ("vtr_vllm/demo/model.py", "import vtr_vllm.engine"),
         ("vtr_vllm/search/run.py", "import vtr_server"),
         ("server/vtr_server/app.py", "from vtr_vllm.search import run"),
         ("server/vtr_server/app.py", "from vtr_vllm import search"),
@@ -117,7 +117,7 @@ def test_an_import_downwards_passes(path: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("path", "text"),
     [
-        ("vtr_vllm/demo/export.py", "import vllm"),
+        ("vtr_vllm/demo/model.py", "import vllm"),
         ("vtr_vllm/reduction/plan.py", "def late():\n    from vllm.config import VllmConfig"),
         ("server/vtr_server/app.py", "from vllm import LLM"),
         ("server/vtr_server/app.py", "__import__('vllm')"),

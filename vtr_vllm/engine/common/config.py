@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 import vllm.envs as envs
 from vllm.config import CompilationMode, VllmConfig
@@ -35,6 +36,11 @@ class LayerBands:
         return cls(
             layers, band_starts(layers, EngineSettings.of(vllm_config.additional_config).bands)
         )
+
+    @property
+    def ranges(self) -> list[tuple[int, int]]:
+        """First layer of each band, and the one behind its last."""
+        return list(pairwise((*self.starts, self.layers)))
 
 
 def model_geometry(vllm_config: VllmConfig) -> ModelGeometry:

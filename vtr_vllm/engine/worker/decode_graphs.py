@@ -8,7 +8,6 @@ before each replay. Everything else that a captured step reads is vLLM's, and vL
 
 import logging
 from collections.abc import Collection, Sequence
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.worker.utils import AttentionGroup
 
+from vtr_vllm.engine.common.config import LayerBands
 from vtr_vllm.engine.worker.attention import BandTables, groups_by_layer
 from vtr_vllm.engine.worker.decode_slots import DecodeSlots
 from vtr_vllm.errors import ConfigurationError
@@ -60,14 +60,9 @@ class DecodeBuffers:
     """The buffers of one runner, and the metadata that points into them. R requests, padding included."""
 
     def __init__(
-        self,
-        num_layers: int,
-        band_starts: Sequence[int],
-        groups: Sequence[int],
-        max_reqs: int,
-        device: torch.device,
+        self, bands: LayerBands, groups: Sequence[int], max_reqs: int, device: torch.device
     ) -> None:
-        self._bands = list(pairwise((*band_starts, num_layers)))
+        self._bands, num_layers = bands.ranges, bands.layers
         of_layers = np.repeat(groups, [end - first for first, end in self._bands])
         self._groups = upload(of_layers, device)
         """[layers] KV-cache group of each layer, by ``groups`` of the bands."""

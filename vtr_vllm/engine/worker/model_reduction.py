@@ -56,8 +56,7 @@ class Reduction:
         logger.info("VTR: %d layers in %d bands", self.geometry.layers, len(self.bands.starts))
 
     def _put_into_bands(self) -> None:
-        ends = (*self.bands.starts[1:], self.geometry.layers)
-        for band, (first, end) in enumerate(zip(self.bands.starts, ends, strict=True)):
+        for band, (first, end) in enumerate(self.bands.ranges):
             for attention in self.decoder.attentions[first:end]:
                 put_into_band(attention, band, first)
 
@@ -68,11 +67,7 @@ class Reduction:
         """
         groups = band_groups(kv_cache_config)
         grouped = [kv_cache_config.kv_cache_groups[group].layer_names for group in groups]
-        ends = (*self.bands.starts[1:], self.geometry.layers)
-        expected = [
-            self.decoder.layer_names[first:end]
-            for first, end in zip(self.bands.starts, ends, strict=True)
-        ]
+        expected = [self.decoder.layer_names[first:end] for first, end in self.bands.ranges]
         if [sorted(names) for names in grouped] != [sorted(names) for names in expected]:
             raise ConfigurationError(
                 f"vLLM put the decoder layers into the KV-cache groups {grouped}; VTR needs"

@@ -42,11 +42,7 @@ class ReducingModelState(DefaultModelState):
             self._bands = band_groups(kv_cache_config)
             self._block_sizes = [block_tables.block_sizes[group] for group in self._bands]
             self._decode_buffers = DecodeBuffers(
-                self.reduction.geometry.layers,
-                self.reduction.bands.starts,
-                self._bands,
-                self.max_num_reqs,
-                self.device,
+                self.reduction.bands, self._bands, self.max_num_reqs, self.device
             )
             self.reduction.bind_kv_cache(kv_cache_config, self._block_sizes[0])
 

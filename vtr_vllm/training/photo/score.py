@@ -6,18 +6,15 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vtr_vllm.search.statistics import bootstrap_interval
 from vtr_vllm.training.photo.packing import pack
 from vtr_vllm.training.photo.pictures import Features, Picture
 from vtr_vllm.training.photo.train import Trainer
 
 __all__ = ["score"]
-
-_DRAWS = 2000  # of pictures, for an interval
-_LEVEL = 0.95
 
 
 def score(trainer: Trainer, pictures: Sequence[Picture], features: Features) -> dict[str, Any]:
@@ -55,8 +52,7 @@ def _share(of_pictures: Sequence[Sequence[bool]]) -> float:
 
 
 def _interval(of_pictures: Sequence[Sequence[bool]]) -> tuple[float, float]:
-    right, asked = (np.array([f(r) for r in of_pictures]) for f in (sum, len))
-    drawn = np.random.default_rng(0).integers(len(right), size=(_DRAWS, len(right)))
-    shares = right[drawn].sum(1) / asked[drawn].sum(1)
-    low, high = np.quantile(shares, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
-    return round(float(low), 4), round(float(high), 4)
+    values = [float(right) for answers in of_pictures for right in answers]
+    pictures = [number for number, answers in enumerate(of_pictures) for _ in answers]
+    low, high = bootstrap_interval(values, pictures)
+    return round(low, 4), round(high, 4)

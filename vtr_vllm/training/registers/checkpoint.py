@@ -12,10 +12,10 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vtr_vllm.demo.export import use_classic_names
 from vtr_vllm.engine.common.registers import REGISTERS_KEY
 from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule
 from vtr_vllm.schedules.keep_rates import mean
+from vtr_vllm.training.demo.export import use_classic_names
 from vtr_vllm.training.state import save_tensors
 
 __all__ = ["SCHEDULES", "halvings", "schedules", "write"]

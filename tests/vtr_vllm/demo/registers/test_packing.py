@@ -10,10 +10,10 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from vtr_vllm.demo import CHECKPOINT, sample
-from vtr_vllm.demo.evaluate import prepare
 from vtr_vllm.demo.registers import DELTA
 from vtr_vllm.demo.registers.packing import pack, write
 from vtr_vllm.schedules import Schedule
+from vtr_vllm.training.demo.evaluate import prepare
 from vtr_vllm.training.registers.demo.evaluate import with_registers
 from vtr_vllm.training.registers.demo.model import RegisterModel
 

@@ -11,6 +11,7 @@ from vllm.v1.core import kv_cache_utils
 from vtr_vllm.engine.common import config as config_module
 from vtr_vllm.engine.common.band_spec import BandSpec
 from vtr_vllm.engine.common.config import (
+    LayerBands,
     band_starts,
     check_vllm_config,
     is_active,
@@ -385,3 +386,7 @@ def test_geometry_comes_from_the_text_configuration():
         assert of(text_config).layers == 12
     with pytest.raises(UnsupportedModel, match="num_hidden_layers"):
         of(SimpleNamespace(hidden_size=64))
+
+
+def test_bands_reach_to_the_next_or_to_the_last_layer() -> None:
+    assert LayerBands(7, (0, 3, 5)).ranges == [(0, 3), (3, 5), (5, 7)]

@@ -17,6 +17,7 @@ from vllm.v1.worker.utils import AttentionGroup
 from tests.tiny import tiny_llava
 from tests.vtr_vllm.reduction.strategies import LAYERS, band_lists, drawn_order, reduced_requests
 from vtr_vllm.engine.common.band_spec import BandSpec
+from vtr_vllm.engine.common.config import LayerBands
 from vtr_vllm.engine.worker.attention import BandTables
 from vtr_vllm.engine.worker.decode_graphs import DecodeBuffers, limit_graphs
 from vtr_vllm.errors import ConfigurationError
@@ -58,7 +59,7 @@ def captured(buffers: DecodeBuffers, tables: BandTables, count: int):
 @given(decode_steps, decode_steps, band_lists, st.integers(0, 3))
 @settings(deadline=None, max_examples=60)
 def test_a_captured_step_reads_what_is_filled_in(first, second, bands, padding):
-    buffers = DecodeBuffers(LAYERS, bands, range(len(bands)), MOST, torch.device("cpu"))
+    buffers = DecodeBuffers(LayerBands(LAYERS, bands), range(len(bands)), MOST, torch.device("cpu"))
     count = max(len(first), len(second)) + padding
     tables = tables_of(bands, count)
     metadata, slots = captured(buffers, tables, count)
@@ -90,7 +91,8 @@ def test_a_step_in_which_nothing_is_dropped_is_that_of_vllm(padding):
     tables = tables_of(bands, count + padding)
     seq_lens = torch.tensor([1, BLOCK, 3 * BLOCK + 2] + [0] * padding, dtype=torch.int32)
     ours, whole = (
-        DecodeBuffers(LAYERS, bands, groups, MOST, torch.device("cpu")) for _ in range(2)
+        DecodeBuffers(LayerBands(LAYERS, bands), groups, MOST, torch.device("cpu"))
+        for _ in range(2)
     )
     ours.fill(tables, seq_lens, np.zeros((LAYERS, count), np.int64))
     mappings = torch.full((len(groups), MOST), -1)
@@ -104,7 +106,7 @@ def test_a_step_in_which_nothing_is_dropped_is_that_of_vllm(padding):
 
 
 def test_a_captured_step_is_padding():
-    buffers = DecodeBuffers(LAYERS, (0, 3), (0, 1), MOST, torch.device("cpu"))
+    buffers = DecodeBuffers(LayerBands(LAYERS, (0, 3)), (0, 1), MOST, torch.device("cpu"))
     tables = tables_of((0, 3), 2)
     buffers.fill(tables, torch.tensor([5, 9], dtype=torch.int32), np.zeros((LAYERS, 2), np.int64))
     metadata, slots = captured(buffers, tables, 2)
@@ -133,7 +135,10 @@ def test_metadata_of_flash_attention_points_into_the_buffers(version, monkeypatc
         builder = flash_attn.FlashAttentionMetadataBuilder(spec, [], config, device)
     group = AttentionGroup(flash_attn.FlashAttentionBackend, NAMES, spec, 0)
     group.metadata_builders = [builder]
-    buffers, tables = DecodeBuffers(LAYERS, (0,), (0,), MOST, device), tables_of((0,), 2)
+    buffers, tables = (
+        DecodeBuffers(LayerBands(LAYERS, (0,)), (0,), MOST, device),
+        tables_of((0,), 2),
+    )
     query_start = torch.arange(3, dtype=torch.int32)
     metadata, slots = buffers.capture(tables, query_start, 512, NAMES, [[group]])
     for layer, name in enumerate(NAMES):
@@ -147,7 +152,7 @@ def test_metadata_of_flash_attention_points_into_the_buffers(version, monkeypatc
 
 
 def test_blocks_that_a_backend_splits_are_refused():
-    buffers = DecodeBuffers(1, (0,), (0,), MOST, torch.device("cpu"))
+    buffers = DecodeBuffers(LayerBands(1, (0,)), (0,), MOST, torch.device("cpu"))
     group = SimpleNamespace(layer_names=["layer 0"], kernel_block_size=16)
     with pytest.raises(ConfigurationError, match="PIECEWISE"):
         buffers.capture(tables_of((0,), 1), torch.tensor([0, 1]), 64, ["layer 0"], [[group]])

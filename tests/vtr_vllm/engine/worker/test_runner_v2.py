@@ -12,6 +12,7 @@ from vllm.config import CUDAGraphMode
 from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from tests.vtr_vllm.reduction.strategies import LAYERS, request_of
+from vtr_vllm.engine.common.config import LayerBands
 from vtr_vllm.engine.worker.decode_graphs import DecodeBuffers
 from vtr_vllm.engine.worker.runner_v2 import ReducingModelState
 
@@ -28,7 +29,9 @@ def state() -> Any:
     reduction = SimpleNamespace(geometry=geometry, band_starts=BANDS, expect=lambda step: None)
     made.model = SimpleNamespace(reduction=reduction)
     made._bands, made._block_sizes, made._reduced = GROUPS, [BLOCK] * 2, {"a": REDUCED}
-    made._decode_buffers = DecodeBuffers(LAYERS, BANDS, GROUPS, MOST, torch.device("cpu"))
+    made._decode_buffers = DecodeBuffers(
+        LayerBands(LAYERS, BANDS), GROUPS, MOST, torch.device("cpu")
+    )
     return made
 
 

@@ -12,15 +12,15 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.demo.evaluate import Scores, prepare, score
-from vtr_vllm.demo.export import build_processor
 from vtr_vllm.demo.registers import DELTA
 from vtr_vllm.demo.registers.packing import pack
-from vtr_vllm.demo.shards import Crew
 from vtr_vllm.demo.splits import sample
 from vtr_vllm.errors import VTRError
 from vtr_vllm.schedules import ModelGeometry
 from vtr_vllm.search.session import lock
+from vtr_vllm.training.demo.evaluate import Scores, prepare, score
+from vtr_vllm.training.demo.export import build_processor
+from vtr_vllm.training.demo.shards import Crew
 from vtr_vllm.training.registers.checkpoint import schedules, write
 from vtr_vllm.training.registers.demo.evaluate import (
     CONTROLS,

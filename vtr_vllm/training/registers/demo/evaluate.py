@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vtr_vllm.demo.batches import embed_prefix
-from vtr_vllm.demo.evaluate import Group, Scores, summarise
 from vtr_vllm.demo.model import decoder_pass
 from vtr_vllm.demo.tokenizer import FIRST_VISION, PREFIX, VOCABULARY
 from vtr_vllm.demo.world import VISION_TOKENS
+from vtr_vllm.training.demo.batches import embed_prefix
+from vtr_vllm.training.demo.evaluate import Group, Scores, summarise
 from vtr_vllm.training.registers.demo.model import (
     CELL_OF_PATCH,
     END,

@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vtr_vllm.demo.batches import (
+from vtr_vllm.demo.model import Trace, patch_logits, vision_features
+from vtr_vllm.demo.splits import USUAL
+from vtr_vllm.demo.tokenizer import FIRST_VISION
+from vtr_vllm.training.demo.batches import (
     COLOR_NAMES,
     IGNORED,
     PATCH_WORDS,
@@ -23,11 +26,8 @@ from vtr_vllm.demo.batches import (
     pack_talks,
     word_ids,
 )
-from vtr_vllm.demo.losses import answer_loss, collecting_loss
-from vtr_vllm.demo.model import Trace, patch_logits, vision_features
-from vtr_vllm.demo.shards import Stats, answered
-from vtr_vllm.demo.splits import USUAL
-from vtr_vllm.demo.tokenizer import FIRST_VISION
+from vtr_vllm.training.demo.losses import answer_loss, collecting_loss
+from vtr_vllm.training.demo.shards import Stats, answered
 from vtr_vllm.training.registers.demo.model import (
     CELL_COUNT,
     CELL_OF_PATCH,
@@ -125,7 +125,7 @@ def naming_loss(
 def looking_loss(trace: Trace, pack: Pack, kept: int, layer: int) -> Tensor:
     """Return -log of the chance that some head of some layer looks at the target or its register.
 
-    As ``vtr_vllm.demo.losses.looking_loss``, where the register of a target's cell stands for it.
+    As ``vtr_vllm.training.demo.losses.looking_loss``, where the register of a target's cell stands for it.
     """
     owner = functional.one_hot(registers_of_cells(kept)[CELL_OF_PATCH], kept).float()
     total = torch.zeros(())

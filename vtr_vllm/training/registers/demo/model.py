@@ -9,10 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vtr_vllm.demo.batches import COLUMNS, PATCH_COLUMNS, PATCH_ROWS, ROWS, embed_prefix, word_ids
 from vtr_vllm.demo.model import WIDTH, Trace, decoder_pass
 from vtr_vllm.demo.tokenizer import FIRST_VISION
 from vtr_vllm.demo.world import CELLS, VISION_TOKENS
+from vtr_vllm.training.demo.batches import (
+    COLUMNS,
+    PATCH_COLUMNS,
+    PATCH_ROWS,
+    ROWS,
+    embed_prefix,
+    word_ids,
+)
 
 CELL_COUNT = CELLS * CELLS
 END = FIRST_VISION + VISION_TOKENS

@@ -3,9 +3,9 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.demo.evaluate import prepare, score
 from vtr_vllm.demo.splits import sample
 from vtr_vllm.demo.tokenizer import FIRST_VISION
+from vtr_vllm.training.demo.evaluate import prepare, score
 from vtr_vllm.training.registers.demo.evaluate import CONTROLS, control, with_registers
 from vtr_vllm.training.registers.demo.model import CELL_OF_PATCH, END, RegisterModel
 

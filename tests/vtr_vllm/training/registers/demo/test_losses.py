@@ -2,7 +2,10 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.demo.batches import (
+from vtr_vllm.demo.model import Trace
+from vtr_vllm.demo.splits import USUAL
+from vtr_vllm.demo.tokenizer import FIRST_VISION
+from vtr_vllm.training.demo.batches import (
     COLOR_NAMES,
     IGNORED,
     PATCH_WORDS,
@@ -11,9 +14,6 @@ from vtr_vllm.demo.batches import (
     label_patches,
     word_ids,
 )
-from vtr_vllm.demo.model import Trace
-from vtr_vllm.demo.splits import USUAL
-from vtr_vllm.demo.tokenizer import FIRST_VISION
 from vtr_vllm.training.registers.demo.losses import cells, looking_loss, naming_loss
 from vtr_vllm.training.registers.demo.model import (
     END,

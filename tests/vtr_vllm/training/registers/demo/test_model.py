@@ -3,9 +3,9 @@ import torch
 from transformers import LlavaForConditionalGeneration
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.demo.batches import embed_prefix
 from vtr_vllm.demo.model import decoder_pass
 from vtr_vllm.demo.tokenizer import FIRST_VISION, PREFIX
+from vtr_vllm.training.demo.batches import embed_prefix
 from vtr_vllm.training.registers.demo.model import (
     CELL_OF_PATCH,
     END,

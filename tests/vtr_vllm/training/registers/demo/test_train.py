@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.demo.shards import Crew
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.training.demo.shards import Crew
 from vtr_vllm.training.registers.demo.losses import job_loss
 from vtr_vllm.training.registers.demo.train import Recipe, Trainer
 

@@ -2,19 +2,6 @@
 
 import torch
 
-from vtr_vllm.demo.batches import (
-    GROUPS,
-    IGNORED,
-    PATCH_WORDS,
-    alone,
-    draw_questions,
-    draw_scenes,
-    draw_talks,
-    embed_pack,
-    label_patches,
-    pack_mask,
-    pack_talks,
-)
 from vtr_vllm.demo.conversations import TURNS
 from vtr_vllm.demo.splits import USUAL
 from vtr_vllm.demo.tokenizer import (
@@ -27,6 +14,19 @@ from vtr_vllm.demo.tokenizer import (
     question_ids,
 )
 from vtr_vllm.demo.world import VISION_TOKENS
+from vtr_vllm.training.demo.batches import (
+    GROUPS,
+    IGNORED,
+    PATCH_WORDS,
+    alone,
+    draw_questions,
+    draw_scenes,
+    draw_talks,
+    embed_pack,
+    label_patches,
+    pack_mask,
+    pack_talks,
+)
 
 SCENES, RNGS = draw_scenes(0, 2, USUAL)
 QUESTIONS = [draw_questions(r, s, 6) for r, s in zip(RNGS, SCENES, strict=True)]

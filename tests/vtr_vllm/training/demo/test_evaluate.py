@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from vtr_vllm.demo import CHECKPOINT, conversation, prompt, sample
-from vtr_vllm.demo.evaluate import (
+from vtr_vllm.training.demo.evaluate import (
     alike,
     answers,
     asked_turns,

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from vtr_vllm.demo.batches import (
+from vtr_vllm.demo.model import Trace, patch_logits
+from vtr_vllm.demo.tokenizer import FIRST_VISION
+from vtr_vllm.demo.world import VISION_TOKENS
+from vtr_vllm.training.demo.batches import (
     COLOR_NAMES,
     COLUMNS,
     GROUP_IDS,
@@ -19,9 +22,6 @@ from vtr_vllm.demo.batches import (
     Patches,
     word_ids,
 )
-from vtr_vllm.demo.model import Trace, patch_logits
-from vtr_vllm.demo.tokenizer import FIRST_VISION
-from vtr_vllm.demo.world import VISION_TOKENS
 
 EMPTY_WEIGHT = 0.08  # most patches are empty
 PLACE_WEIGHT = 1.0

@@ -1,4 +1,4 @@
-"""Evaluate a demo checkpoint in plain transformers: ``python -m vtr_vllm.demo.evaluate``.
+"""Evaluate a demo checkpoint in plain transformers: ``python -m vtr_vllm.training.demo.evaluate``.
 
 Prints one JSON report: exact match per kind of question and split, what is lost when all
 vision tokens go after a layer, and what a saliency that does not know the question keeps. No vLLM
@@ -30,11 +30,11 @@ from vtr_vllm.demo import (
     prompt,
     sample,
 )
-from vtr_vllm.demo.batches import embed_prefix
 from vtr_vllm.demo.conversations import TURN_NAMES
 from vtr_vllm.demo.model import LAYERS, decoder_pass, normalise, vision_features
 from vtr_vllm.demo.tokenizer import EOS, FIRST_VISION, VOCABULARY, question_ids
 from vtr_vllm.demo.world import KINDS, VISION_TOKENS
+from vtr_vllm.training.demo.batches import embed_prefix
 
 BATCH = 100
 SHARES_KEPT = (0.25, 0.15, 0.10)

@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 from torch.multiprocessing import get_context
 
-from vtr_vllm.demo.batches import (
+from vtr_vllm.demo.conversations import TURN_NAMES
+from vtr_vllm.demo.model import decoder_pass, vision_features
+from vtr_vllm.demo.tokenizer import EOS, IDS, PREFIX
+from vtr_vllm.demo.world import KINDS, Density
+from vtr_vllm.training.demo.batches import (
     IGNORED,
     Pack,
     alone,
@@ -29,11 +33,7 @@ from vtr_vllm.demo.batches import (
     pack_mask,
     pack_talks,
 )
-from vtr_vllm.demo.conversations import TURN_NAMES
-from vtr_vllm.demo.losses import answer_loss, collecting_loss, looking_loss, patch_loss
-from vtr_vllm.demo.model import decoder_pass, vision_features
-from vtr_vllm.demo.tokenizer import EOS, IDS, PREFIX
-from vtr_vllm.demo.world import KINDS, Density
+from vtr_vllm.training.demo.losses import answer_loss, collecting_loss, looking_loss, patch_loss
 
 Stats = dict[str, float]
 Loss = Callable[[Any, Any], tuple[Tensor, Stats]]

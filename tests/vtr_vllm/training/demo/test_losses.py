@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from vtr_vllm.demo.batches import Pack, alone, draw_questions, draw_scenes, pack_talks
-from vtr_vllm.demo.losses import looking_loss
 from vtr_vllm.demo.model import Trace
 from vtr_vllm.demo.splits import USUAL
 from vtr_vllm.demo.tokenizer import FIRST_VISION, PREFIX
+from vtr_vllm.training.demo.batches import Pack, alone, draw_questions, draw_scenes, pack_talks
+from vtr_vllm.training.demo.losses import looking_loss
 
 SCENES, RNGS = draw_scenes(5, 1, USUAL)
 

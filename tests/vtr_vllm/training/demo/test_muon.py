@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from vtr_vllm.demo.muon import Muon, orthogonalise
+from vtr_vllm.training.demo.muon import Muon, orthogonalise
 
 
 @pytest.mark.parametrize("shape", [(3, 8, 8), (2, 8, 20), (2, 20, 8)])

@@ -6,8 +6,8 @@ import torch
 from safetensors import safe_open
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.demo.evaluate import load
-from vtr_vllm.demo.export import export
+from vtr_vllm.training.demo.evaluate import load
+from vtr_vllm.training.demo.export import export
 
 
 def names(folder: Path) -> set[str]:

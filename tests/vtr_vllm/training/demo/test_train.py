@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 from vtr_vllm.demo import CHECKPOINT
-from vtr_vllm.demo.shards import Crew
-from vtr_vllm.demo.train import Recipe, Trainer
 from vtr_vllm.demo.world import Density
+from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.training.demo.shards import Crew
+from vtr_vllm.training.demo.train import Recipe, Trainer
 
 THIN = Density(objects=(4, 6), marks=(1, 2), noise=9)
 TINY = Recipe(
@@ -82,5 +83,5 @@ def test_the_talk_may_begin_with_weights_of_an_earlier_run(tmp_path: Path) -> No
 
 def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
     Trainer(TINY, tmp_path).save()
-    with pytest.raises(ValueError, match="another recipe"):
+    with pytest.raises(ConfigurationError, match="with seed 1 and not 2"):
         Trainer(replace(TINY, seed=2), tmp_path)
