@@ -69,7 +69,7 @@ class Session:
         if kind == "full":
             return None
         if kind == "guided":
-            return self.book.for_budget(budget).schedule.wire()
+            return self.book.for_budget(budget, reuse=False).schedule.wire()
         layers = self.book.geometry.layers
         return to_wire([budget] * layers, [RankRule.parse(self.options.rule)])
 

@@ -69,7 +69,11 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             for number in range(options.rounds + 1):
                 found: Found = {}
                 for case in CASES:
-                    wire = book.for_budget(case.budget).schedule.wire() if case.budget < 1 else None
+                    wire = (
+                        book.for_budget(case.budget, reuse=False).schedule.wire()
+                        if case.budget < 1
+                        else None
+                    )
                     order = [(stock, None), (vtr, wire)]
                     for each, given in order if number % 2 else order[::-1]:
                         made = each.measure({**asdict(case), "wire": given, "steps": options.steps})

@@ -79,7 +79,7 @@ def schedules(geometry: ModelGeometry, form: str | None) -> dict[float, Schedule
     book, found = ScheduleBook(geometry), {}
     for budget in BUDGETS:
         if form is None or budget == 1.0:
-            found[budget] = book.for_budget(budget).schedule
+            found[budget] = book.for_budget(budget, reuse=False).schedule
             continue
         with contextlib.suppress(InvalidBudget):
             found[budget] = book.by_name(f"{form}-{budget}")

@@ -41,7 +41,7 @@ def weights(geometry: ModelGeometry, vocabulary: int) -> int:
 
 def seconds(shape: Shape, load: Load, budget: float) -> float:
     """Return what one arm takes for a load."""
-    schedule = ScheduleBook(shape.geometry).for_budget(budget).schedule
+    schedule = ScheduleBook(shape.geometry).for_budget(budget, reuse=False).schedule
     cost = predict(shape, schedule, TEXT)
     prefill = 2 * (cost.decoder_reduced + cost.tower) / FLOP_PER_S
     counts = schedule.counts(shape.vision_tokens)

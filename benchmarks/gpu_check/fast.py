@@ -90,7 +90,7 @@ class Pair:
 
     def schedule(self, budget: float) -> Schedule:
         """Return what VTR runs at a budget."""
-        return self._book.for_budget(budget).schedule
+        return self._book.for_budget(budget, reuse=False).schedule
 
     def warm_up(self) -> int:
         """Let both arms meet what will run; return a prompt's text tokens."""

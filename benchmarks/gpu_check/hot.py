@@ -51,7 +51,7 @@ class Stepper:
         """Add requests, each with an image of its own."""
         from vllm import SamplingParams
 
-        wire = self.book.for_budget(budget).schedule.wire()
+        wire = self.book.for_budget(budget, reuse=False).schedule.wire()
         params = SamplingParams(
             temperature=0.0, max_tokens=tokens, ignore_eos=True, extra_args=wire
         )

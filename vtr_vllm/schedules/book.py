@@ -9,6 +9,7 @@ from typing import Literal, Self
 
 from vtr_vllm.errors import ScheduleError, UnknownSchedule, show
 from vtr_vllm.schedules.cost import flops_fraction
+from vtr_vllm.schedules.evidence import leads
 from vtr_vllm.schedules.forms import FORMS, form_by_name
 from vtr_vllm.schedules.forms.divprune import divprune
 from vtr_vllm.schedules.forms.full import full
@@ -44,6 +45,12 @@ class _Ladder:
         same = first < len(self.budgets) and self.budgets[first] <= budget + _SAME_BUDGET
         return self.schedules[first] if same else None
 
+    def remove(self, budget: float) -> None:
+        """Forget the schedule of a budget, where there is one."""
+        if (stored := self.of_budget(budget)) is not None:
+            place = self.schedules.index(stored)
+            del self.schedules[place], self.budgets[place]
+
     def add(self, schedule: Schedule, budget: float) -> None:
         rival = self.of_budget(budget)
         if rival is not None:
@@ -75,7 +82,9 @@ class ScheduleBook:
         self.geometry = geometry
         self.band_starts = None if band_starts is None else tuple(sorted(band_starts))
         self._stored: dict[str, Schedule] = {}
-        self._ladders = {reuse: _Ladder() for reuse in (False, True)}
+        self._ladders: dict[bool | None, _Ladder] = {
+            reuse: _Ladder() for reuse in (False, True, None)
+        }
         for schedule in schedules:
             self._add(schedule)
 
@@ -114,14 +123,16 @@ class ScheduleBook:
             )
         return schedule
 
-    def for_budget(self, budget: object, reuse: bool = False) -> Selection:
+    def for_budget(self, budget: object, reuse: bool | None = None) -> Selection:
         """The schedule to run at ``budget``, the mean keep rate; raises InvalidBudget.
 
-        With ``reuse`` of those whose KV a later request can use, else of those that look at the
-        question. 1.0 is ``full``; then a stored schedule of exactly this budget; then the
-        interpolation of the stored schedules next to it, ``full`` standing above the highest; below
-        the lowest a form that meets every budget: the P-Sigmoid with its default parameters, or with
-        ``reuse`` one cut before layer 0.
+        With ``reuse`` of those whose KV a later request can use; False: of those that look at the
+        question; None: of both, and where both have this budget of the latter, unless the search found
+        the other clearly better. 1.0 is ``full``; then
+        a stored schedule of exactly this budget; then the interpolation of the stored schedules next
+        to it, ``full`` standing above the highest; below the lowest a form that meets every budget:
+        one cut before layer 0, or where the question must be looked at the P-Sigmoid with its default
+        parameters.
         """
         value = check_budget(budget)
         if value == 1.0:
@@ -131,10 +142,10 @@ class ScheduleBook:
         if stored is not None:
             return Selection(stored, "searched")
         above = bisect_left(ladder.budgets, value)
-        if above == 0 and reuse:
-            return Selection(divprune(self.geometry, value), "local-default")
-        if above == 0:
+        if above == 0 and reuse is False:
             return Selection(p_sigmoid(self.geometry, value), "p-sigmoid-default")
+        if above == 0:
+            return Selection(divprune(self.geometry, value), "local-default")
         upper = ladder.schedules[above] if above < len(ladder.budgets) else full(self.geometry)
         lower = ladder.schedules[above - 1]
         return Selection(interpolate(lower, upper, value), "interpolated")
@@ -202,8 +213,14 @@ class ScheduleBook:
                 " rules or per-image floor; rename it"
             )
         if schedule.budget is not None:
-            ladder = self._ladders[self.reuses(schedule)]
+            reuse, of_all = self.reuses(schedule), self._ladders[None]
             unknown = self.band_starts is None and schedule.is_local
-            if not (unknown and ladder.of_budget(schedule.budget)):  # bands tell which is reused
-                ladder.add(schedule, schedule.budget)
+            if not (
+                unknown and self._ladders[reuse].of_budget(schedule.budget)
+            ):  # bands tell which
+                self._ladders[reuse].add(schedule, schedule.budget)
+            rival = of_all.of_budget(schedule.budget)
+            if rival is None or (leads(schedule, rival) if reuse else not leads(rival, schedule)):
+                of_all.remove(schedule.budget)
+                of_all.add(schedule, schedule.budget)
         self._stored[schedule.name] = schedule

@@ -89,12 +89,15 @@ def of_a_budget(family: Family) -> tuple[str, str]:
 
 def paper_layout(family: Family, study: Study) -> Layout:
     """Every stage ranked by ``last``; of local schedules every band by ``self``, behind a cut by
-    ``saliency`` before layer 0. Raises ConfigurationError, see ``local_starts``."""
+    ``diverse`` before layer 0: one cut there alone, DivPrune, is then one of them.
+
+    Raises ConfigurationError, see ``local_starts``.
+    """
     if family == "guided":
         return Layout(guided_starts(study.geometry.layers), {})
     first, *later = local_starts(study.band_starts)
     by_attention = dict.fromkeys(later, RankRule.parse("self"))
-    return Layout((first, *later), {first: RankRule.parse("saliency"), **by_attention})
+    return Layout((first, *later), {first: RankRule.parse("diverse"), **by_attention})
 
 
 def places(family: Family, study: Study) -> Places:

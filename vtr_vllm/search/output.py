@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vtr_vllm.schedules import Schedule
+from vtr_vllm.schedules.evidence import of_same_evidence, value
 from vtr_vllm.search import records
 from vtr_vllm.search.journal import Journal
 from vtr_vllm.search.pipeline import HeldOutScores, Result
@@ -94,8 +95,8 @@ class Output:
             before is not None
             and before.budget is not None
             and self.selection.family(before) == self.selection.family(found)
-            and records.of_same_evidence(before, found)
-            and records.value(before) > records.value(found)
+            and of_same_evidence(before, found)
+            and value(before) > value(found)
         )
 
     def _replace_others(self, found: Schedule) -> None:

@@ -1,7 +1,6 @@
 """What a search leaves behind: schedule files to serve, and search.json for the report."""
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -86,32 +85,6 @@ def read_schedules(folder: Path) -> dict[str, Schedule]:
             schedule = Schedule.load(path)
             found[schedule.name] = schedule
     return found
-
-
-def of_same_evidence(one: Schedule, other: Schedule) -> bool:
-    """Whether two schedules were scored by the same on the same: items, objective, model, releases.
-
-    On how many items they were searched does not matter.
-    """
-    first, second = (
-        {**each.provenance, "items": _scored_on(each.provenance)} for each in (one, other)
-    )
-    return all(
-        first.get(name) is not None and first[name] == second.get(name)
-        for name in ("items", "objective", "versions")
-    )
-
-
-def _scored_on(provenance: Mapping[str, Any]) -> Any:
-    items = provenance.get("items")
-    return items.get("scored_on") if isinstance(items, Mapping) else None
-
-
-def value(schedule: Schedule) -> float:
-    """What a schedule of a search came to on items that it had not used; -inf where it does not say."""
-    scored = schedule.provenance.get("scores")
-    found = scored.get("value") if isinstance(scored, Mapping) else None
-    return float(found) if isinstance(found, int | float) else -math.inf
 
 
 def search_record(

@@ -211,11 +211,8 @@ class Study:
         return ranked
 
     def _unreduced_on(self, blocks: Iterable["_Block"]) -> list[Outcome]:
-        """The unreduced model's outcomes, where they are known of all ``blocks``; else none."""
-        key = unreduced(self.geometry)
-        measured = [self._find(key, block) for block in blocks]
-        if None in measured:
-            return []
+        """The unreduced model's outcomes on those of ``blocks`` of which they are known."""
+        measured = [self._find(unreduced(self.geometry), block) for block in blocks]
         return [Outcome(*values) for each in measured if each for values in each.outcomes]
 
     def _evaluation(

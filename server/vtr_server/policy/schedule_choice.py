@@ -137,7 +137,7 @@ class ScheduleChooser:
         self._check_caching(reuse)
         if n_vision == 0:
             return self._of_budget(policy.maximum, reuse)
-        grid = self.grids[reuse.wanted]
+        grid = self.grids[_reuse(reuse)]
         inside = [each for each in grid if policy.minimum < each.budget < policy.maximum]
         ends = {policy.minimum, policy.maximum} - {0.0}
         choices = [*inside, *(self._of_budget(end, reuse) for end in ends)]
@@ -156,14 +156,12 @@ class ScheduleChooser:
         )
 
     @cached_property
-    def grids(self) -> dict[bool, list[ChosenSchedule]]:
-        """The budgets that ``max_flops_fraction`` looks at, without reuse and with; tens of
+    def grids(self) -> dict[bool | None, list[ChosenSchedule]]:
+        """The budgets that ``max_flops_fraction`` looks at, for each ``reuse`` of the book; tens of
         milliseconds, once."""
         steps = [step / _GRID for step in range(1, _GRID + 1)]
-        return {
-            wanted: [self._of_budget(step, Switch(wanted)) for step in steps]
-            for wanted in (False, True)
-        }
+        switches = (UNSAID, Switch(wanted=True), Switch(wanted=False, explicit=True))
+        return {_reuse(each): [self._of_budget(step, each) for step in steps] for each in switches}
 
     def offered_tiers(self) -> dict[str, float]:
         """The tiers that can be asked for now, with the budgets that they come to."""
@@ -191,7 +189,7 @@ class ScheduleChooser:
         """What may stand behind ``MODEL@``: the tiers, the budgets of stored schedules, and both once
         more with ``+reuse``, where that has a meaning."""
         auto = [AUTO] if self.auto else []
-        plain = [*self.offered_tiers(), *self._stored_budgets(reuse=False), *auto]
+        plain = [*self.offered_tiers(), *self._stored_budgets(), *auto]
         if not self.caches_prefixes:
             return [*plain, *self._adapted()]
         wanted = Switch(wanted=True)
@@ -200,18 +198,18 @@ class ScheduleChooser:
             for name in self.offered_tiers()
             if self._of_meaning(self.tiers[name], wanted).reuse
         ]
-        reused = [*tiers, *self._stored_budgets(reuse=True), *auto]
+        reused = [*tiers, *self._stored_budgets(only_reused=True), *auto]
         return [*plain, *(alias + REUSE_SUFFIX for alias in reused), *self._adapted()]
 
     def _adapted(self) -> list[str]:
         if self.family is None:
             return []
         least = self.family.least
-        budgets = [each for each in self._stored_budgets(reuse=False) if float(each) >= least]
+        budgets = [each for each in self._stored_budgets() if float(each) >= least]
         return [each + ADAPT_SUFFIX for each in [*budgets, *([AUTO] if self.auto else [])]]
 
-    def _stored_budgets(self, *, reuse: bool) -> list[str]:
-        entries = [entry for entry in self.book.describe() if entry["reuse"] == reuse]
+    def _stored_budgets(self, *, only_reused: bool = False) -> list[str]:
+        entries = [each for each in self.book.describe() if each["reuse"] or not only_reused]
         budgets = [entry["budget"] for entry in entries if entry["budget"] not in (None, 1.0)]
         return sorted({f"{budget:g}" for budget in budgets}, reverse=True)
 
@@ -266,7 +264,7 @@ class ScheduleChooser:
         return ChosenSchedule(budget, schedule, source, reuse=self.book.reuses(schedule))
 
     def _of_budget(self, budget: float, reuse: Switch) -> ChosenSchedule:
-        selection = self.book.for_budget(budget, reuse.wanted)
+        selection = self.book.for_budget(budget, _reuse(reuse))
         return self._chosen(budget, selection.schedule, selection.source)
 
     def _named(self, name: str) -> ChosenSchedule:
@@ -295,6 +293,11 @@ class ScheduleChooser:
         if isinstance(meaning, str):
             return self._named(meaning)
         return self._of_budget(meaning, reuse)
+
+
+def _reuse(asked: Switch) -> bool | None:
+    """As the book takes it: whoever does not say gets the better schedule of the two kinds."""
+    return True if asked.wanted else False if asked.explicit else None
 
 
 def _between(ask: Ask) -> str:

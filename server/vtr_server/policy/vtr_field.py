@@ -104,7 +104,7 @@ class VTRField(BaseModel):
         description=(
             "true: reduce by what the images show alone, so that later turns and other questions about"
             " them find their KV in the prefix cache. false: by the question. Left out: as the server"
-            " or the key has it."
+            " or the key has it, else the better of what is stored for the budget."
         ),
     )
     adapt: bool | None = Field(
@@ -166,8 +166,8 @@ class VTRAnswer(BaseModel):
     """Name of the schedule that ran."""
     source: str
     """``full``, ``searched``, ``interpolated`` (between two searched schedules),
-    ``p-sigmoid-default`` (no searched schedule has this budget or a lower one), ``local-default`` (the
-    same with ``reuse``), ``family`` (with ``adapt``), ``built-in-form`` or ``inline``."""
+    ``local-default`` (no searched schedule has this budget or a lower one), ``p-sigmoid-default`` (the
+    same where ``reuse`` is false), ``family`` (with ``adapt``), ``built-in-form`` or ``inline``."""
     tier: str | None = None
     """The tier that was asked for."""
     asked_by: str = "default"

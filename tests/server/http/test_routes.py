@@ -48,7 +48,7 @@ def test_without_a_budget_nothing_is_reduced(client: openai.OpenAI) -> None:
 def test_a_budget_reduces_the_deeper_layers(client: openai.OpenAI) -> None:
     answer = ask(client, {"budget": 0.25})
     facts = facts_of(answer)
-    assert facts["source"] == "p-sigmoid-default"
+    assert facts["source"] == "local-default"
     assert facts["kept_per_layer"] == sorted(facts["kept_per_layer"], reverse=True)
     assert facts["mean_keep"] == pytest.approx(0.25, abs=0.02)
     assert 0 < facts["flops_fraction"] < 0.5
@@ -230,7 +230,7 @@ def test_metrics_stand_beside_vllms(server: Server, client: openai.OpenAI) -> No
 
     assert grown("vtr_vision_tokens_total") == facts["vision_tokens"]
     assert grown("vtr_vision_token_layers_kept_total") == sum(facts["kept_per_layer"])
-    labels = 'outcome="ok",source="p-sigmoid-default",tier="economy"'
+    labels = 'outcome="ok",source="local-default",tier="economy"'
     assert grown(f"vtr_requests_total{{{labels}}}") == 1
     assert grown('vtr_refused_requests_total{reason="invalid_budget"}') == 1
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.server.bad_input import INLINE
 from vtr_server.policy.elastic import within
-from vtr_server.policy.requested_budget import Bounds, Switch
+from vtr_server.policy.requested_budget import UNSAID, Bounds, Switch
 from vtr_server.policy.schedule_choice import ChosenSchedule, ScheduleChooser, describe
 from vtr_server.policy.settings import ServerSettings
 from vtr_server.policy.vtr_field import Ask, AutoAnswer
@@ -67,10 +67,10 @@ def stored(form: Schedule, budget: float) -> Schedule:
         (Ask(), "full", "full", 1.0),
         (Ask(budget=1.0), "full", "full", 1.0),
         (Ask(budget=0.5), "searched-half", "searched", 0.5),
-        (Ask(budget=0.25), "p-sigmoid-0.25", "p-sigmoid-default", 0.25),
+        (Ask(budget=0.25), "divprune-0.25", "local-default", 0.25),
         (Ask(budget=0.75), "interpolated-0.75", "interpolated", 0.75),
         (Ask(tier="full"), "full", "full", 1.0),
-        (Ask(tier="economy"), "p-sigmoid-0.25", "p-sigmoid-default", 0.25),
+        (Ask(tier="economy"), "divprune-0.25", "local-default", 0.25),
         (Ask(tier="balanced"), "searched-half", "searched", 0.5),
         (Ask(tier="halved"), "searched-half", "searched", 0.5),
         (Ask(tier="quick"), "fastv-0.5", "built-in-form", 0.5),
@@ -194,7 +194,7 @@ def test_aliases_are_tiers_stored_budgets_and_auto() -> None:
     tiers = TIERS | {"local": "local-quarter"}
     assert ScheduleChooser(stored, tiers).aliases() == [
         *names[:-1],
-        *("local", "0.5", "balanced+reuse", "economy+reuse", "local+reuse", "0.25+reuse"),
+        *("local", "0.5", "0.25", "balanced+reuse", "economy+reuse", "local+reuse", "0.25+reuse"),
     ]
 
 
@@ -235,8 +235,17 @@ def test_reuse_chooses_from_the_ladder_of_local_schedules(ask: Ask, name: str, s
     # a default runs the same, and never refuses a schedule that has a name
     assert TWO.choose(ask, OPEN, reuse=Switch(wanted=True)) == choice
     if ask.budget is not None or ask.tier == "economy":
-        assert not TWO.choose(ask, OPEN).reuse
-        assert TWO.choose(ask, OPEN, reuse=GUIDED) == TWO.choose(ask, OPEN)
+        assert not TWO.choose(ask, OPEN, reuse=GUIDED).reuse
+
+
+def test_whoever_does_not_say_gets_what_is_stored() -> None:
+    """Of either kind, whatever a server's or a key's default is called; below both one cut."""
+    for unsaid in (UNSAID, Switch(wanted=False)):
+        found = [TWO.choose(Ask(budget=each), OPEN, reuse=unsaid) for each in (0.5, 0.4, 0.25, 0.2)]
+        names = ["searched-half", "interpolated-0.4", "local-quarter", "divprune-0.2"]
+        assert [each.schedule.name for each in found] == names
+    asked = TWO.choose(Ask(budget=0.25), OPEN, reuse=GUIDED)
+    assert (asked.schedule.name, asked.source) == ("p-sigmoid-0.25", "p-sigmoid-default")
 
 
 @pytest.mark.parametrize(
@@ -406,7 +415,7 @@ GRID = [step / 128 for step in range(1, 129)]
     st.integers(1, 2000),
     st.integers(1, 300),
     st.booleans(),
-    st.booleans(),
+    st.sampled_from([None, False, True]),
 )
 @example(LADDERS[2], 64 / 128, OPEN, 2000, 10, True, True)
 @example(LADDERS[2], 63 / 128, Bounds(0.48, 0.5), 2000, 10, True, True)
@@ -417,7 +426,7 @@ def test_a_share_of_the_flops_gives_the_largest_budget_on_the_grid_that_meets_it
     n_vision: int,
     n_text: int,
     exact: bool,
-    wanted: bool,
+    wanted: bool | None,
 ) -> None:
     def cost(budget: float) -> float:
         counts = book.for_budget(budget, wanted).schedule.counts(n_vision)
@@ -429,12 +438,16 @@ def test_a_share_of_the_flops_gives_the_largest_budget_on_the_grid_that_meets_it
     enough = [budget for budget, spent in costs.items() if spent <= fraction + 1e-9]
     chooser = ScheduleChooser(book, TIERS)
     if enough:
-        choice = chooser.choose_by_flops(fraction, policy, n_vision, n_text, Switch(wanted))
+        choice = chooser.choose_by_flops(
+            fraction, policy, n_vision, n_text, Switch(bool(wanted), wanted is not None)
+        )
         assert choice.budget == max(enough)
         assert choice.schedule == book.for_budget(choice.budget, wanted).schedule
     else:
         with pytest.raises(InvalidBudget) as caught:
-            chooser.choose_by_flops(fraction, policy, n_vision, n_text, Switch(wanted))
+            chooser.choose_by_flops(
+                fraction, policy, n_vision, n_text, Switch(bool(wanted), wanted is not None)
+            )
         assert f"costs at least {min(costs.values()):.4f}" in str(caught.value)
 
 

@@ -60,7 +60,7 @@ def test_facts_say_whether_the_schedule_is_reused() -> None:
     for ask, kind in (
         ({"schedule": "uniform-0.5"}, "local"),
         ({"schedule": "fastv-0.5"}, "guided"),
-        ({"budget": 0.5}, "guided"),
+        ({"budget": 0.5}, "local"),  # nothing is stored
         ({"budget": 1.0}, "full"),
     ):
         told = facts(choice(**ask), "body", [Prompt(None, 100, 20)], GEOMETRY)

@@ -64,12 +64,18 @@ def test_a_form_beyond_its_reach_says_so(book):
         (0.5, "interpolated-0.5", "interpolated"),  # lossless promises no budget
         (0.2501, "interpolated-0.2501", "interpolated"),
         (1 - 1e-6, "interpolated-0.999999", "interpolated"),
-        (0.2499, "p-sigmoid-0.2499", "p-sigmoid-default"),  # nothing stored is lower
+        (0.2499, "divprune-0.2499", "local-default"),  # nothing stored is lower
     ],
 )
 def test_a_budget_chooses_a_schedule(book, budget, name, source):
     selection = book.for_budget(budget)
     assert (selection.schedule.name, selection.source) == (name, source)
+    guided = book.for_budget(budget, reuse=False)
+    if source == "local-default":
+        assert guided.source == "p-sigmoid-default"
+        assert not guided.schedule.is_local
+    else:
+        assert guided == selection
 
 
 @pytest.mark.parametrize(
@@ -87,10 +93,10 @@ def test_a_budget_between_runs_between_its_two_neighbours(budget, lower, upper):
 
 
 @pytest.mark.parametrize("stored", [[], [SEARCHED, LOSSLESS, uniform(GEOMETRY, 0.7)]])
-@given(budgets)
-@settings(deadline=None, max_examples=50)
-def test_every_budget_is_served_at_its_cost(stored, budget):
-    selection = ScheduleBook(GEOMETRY, stored).for_budget(budget)
+@given(budgets, st.sampled_from([None, False, True]))
+@settings(deadline=None, max_examples=100)
+def test_every_budget_is_served_at_its_cost(stored, budget, reuse):
+    selection = ScheduleBook(GEOMETRY, stored).for_budget(budget, reuse)
     assert abs(selection.schedule.mean_keep - budget) < 1e-9
     assert selection.schedule.geometry == GEOMETRY
 
@@ -225,7 +231,9 @@ def test_what_is_reused_cuts_where_bands_start(schedule, starts, why):
     assert (book.reuses(schedule), row["reuse"]) == (why is None, why is None)
     assert re.search(why, row["why_not_reused"]) if why else row["why_not_reused"] is None
     assert (book.for_budget(schedule.budget, reuse=True).source == "searched") is (why is None)
-    assert (book.for_budget(schedule.budget).source == "searched") is (why is not None)
+    assert book.for_budget(schedule.budget).source == "searched"
+    guided = book.for_budget(schedule.budget, reuse=False)
+    assert (guided.source == "searched") is (why is not None)
 
 
 def test_full_budget_is_neither():
@@ -242,6 +250,7 @@ def test_two_ladders_hold_the_same_budgets():
     assert book.for_budget(0.25, reuse=True).schedule == both[1]
     assert book.for_budget(0.75, reuse=True).schedule == both[2]
     assert book.for_budget(0.75).schedule == both[3]
+    assert book.for_budget(0.75, reuse=False).schedule == both[3]
     with pytest.raises(ScheduleError, match=r"local-0.75 and again both claim budget 0.75"):
         ScheduleBook(GEOMETRY, [*both, local(0.75, (6,), "again")], STARTS)
     # where bands are not known, the one may be reused and the other not: both can be served
@@ -276,3 +285,44 @@ def test_a_folder_is_read_with_the_bands(tmp_path):
     assert ScheduleBook.from_folder(GEOMETRY, tmp_path).for_budget(0.75, True).source == "searched"
     book = ScheduleBook.from_folder(GEOMETRY, tmp_path, STARTS)
     assert book.for_budget(0.75, True).source == "local-default"
+
+
+def scored(schedule, value, **changes):
+    """The same with what a search says of it."""
+    items = {"sha256": "a", "scores": 100, "search": 40}
+    known = {"items": items, "objective": "accuracy", "versions": {"vllm": "1"}} | changes
+    return replace(schedule, provenance={**known, "scores": {"value": value}})
+
+
+@pytest.mark.parametrize(
+    ("guided", "reused", "changes", "takes_the_reused"),
+    [
+        (0.5, 0.6, {}, True),
+        (0.5, 0.515, {}, False),  # luck
+        (0.6, 0.5, {}, False),
+        (0.5, 0.6, {"items": {"sha256": "a", "scores": 100, "search": 60}}, True),
+        (0.5, 0.6, {"items": {"sha256": "b", "scores": 100, "search": 40}}, False),
+        (0.5, 0.6, {"versions": {"vllm": "2"}}, False),
+        (0.5, 0.6, {"items": None}, False),
+    ],
+)
+def test_who_does_not_say_gets_the_clearly_better_of_two(guided, reused, changes, takes_the_reused):
+    """Whichever file is read first; what was scored on something else is not compared."""
+    two = [scored(SEARCHED, guided), scored(local(0.25, (0,)), reused, **changes)]
+    for stored in (two, two[::-1]):
+        book = ScheduleBook(GEOMETRY, stored, STARTS)
+        assert book.for_budget(0.25).schedule == two[takes_the_reused]
+        assert book.for_budget(0.25, reuse=False).schedule == two[0]
+        assert book.for_budget(0.25, reuse=True).schedule == two[1]
+
+
+def test_between_and_below_the_two_kinds():
+    """A folder that holds local schedules alone serves them to everybody."""
+    book = ScheduleBook(GEOMETRY, [local(0.5, (0, 4)), local(0.75)], STARTS)
+    assert book.for_budget(0.5).source == "searched"
+    assert book.for_budget(0.6) == book.for_budget(0.6, reuse=True)
+    assert book.for_budget(0.6, reuse=False).source == "p-sigmoid-default"
+    both = ScheduleBook(GEOMETRY, [SEARCHED, local(0.5, (0, 4))], STARTS)
+    between = both.for_budget(0.4)
+    assert between.source == "interpolated"
+    assert between.schedule == interpolate(SEARCHED, local(0.5, (0, 4)), 0.4)

@@ -84,10 +84,10 @@ def test_every_local_rule_is_tried_where_it_can_rank(found):
     assert without == blind | {"self", "self-max"}
 
 
-def test_the_paper_s_form_is_self_behind_saliency(data):
+def test_the_paper_s_form_is_self_behind_diverse(data):
     layout = paper_layout("local", new_study(data))
     assert layout.starts == BANDS
-    assert {k: str(v) for k, v in layout.rules.items()} == {0: "saliency", 3: "self", 6: "self"}
+    assert {k: str(v) for k, v in layout.rules.items()} == {0: "diverse", 3: "self", 6: "self"}
 
 
 def test_both_is_guided_and_then_local(found):
@@ -133,7 +133,7 @@ def test_a_budget_has_a_schedule_of_each_family(found, rest, tmp_path):
         for reuse, name in ((False, "searched"), (True, "local-searched")):
             chosen = book.for_budget(budget, reuse)
             assert (chosen.source, chosen.schedule.name) == ("searched", f"{name}-{budget}")
-    record = records.search_record({}, done, selection, result, {})
+    record = records.search_record({}, done, selection, result, written, {})
     assert {each["family"] for each in record["schedules"]} == {"guided", "local"}
     entries = list(contenders(record, book, BUDGETS, N_VISION, has_cls=True))
     cuts = [entry.schedule for entry in entries if entry.method == SINGLE_CUT]

@@ -66,7 +66,7 @@ def test_from_data_to_a_family_and_what_it_is_worth(folder, engines, capsys):
     assert {row["chooser"] for row in rows} == {
         *(
             "full",
-            "one schedule (p-sigmoid-default)",
+            "one schedule (local-default)",
             "both",
             "words",
             "images",
@@ -83,7 +83,7 @@ def test_from_data_to_a_family_and_what_it_is_worth(folder, engines, capsys):
     by_name = {(row["chooser"], row["budget"]): row["score"] for row in rows}
     for budget in (0.4, 0.2):  # the law's words tell what is needed, its images nothing
         assert by_name["oracle", budget] >= by_name["both", budget]
-    assert by_name["both", 0.2] > by_name["one schedule (p-sigmoid-default)", 0.2]
+    assert by_name["both", 0.2] > by_name["one schedule (local-default)", 0.2]
     assert by_name["words", 0.2] > by_name["images", 0.2]
     assert "| 0.2 | both |" in capsys.readouterr().out
     # once more: nothing is run twice, and the same is written
