@@ -189,7 +189,7 @@ def _p_sigmoid(
             study, name, curves, budget, starts, settings.trials, _compared(settings), settings.seed
         )
         best = confirmed(study, name, trials)
-        result.trials[name] += trials
+        result.trials[name] += [replace(each, taken=each.order == best.order) for each in trials]
         result.found(name, _named(best.schedule, name))
         # what was best at one budget is the place to look first at the next
         starts = [fit, tuple(best.parameters.values())]

@@ -123,6 +123,7 @@ def search_record(
                 "parameters": dict(trial.parameters),
                 "value": trial.value,
                 "accuracy": trial.accuracy,
+                "taken": trial.taken,
             }
             for method, trials in result.trials.items()
             for trial in trials

@@ -255,12 +255,13 @@ def _cell(row: Mapping[str, Any] | None, split: str, best: float | None) -> Cell
 
 
 def _best_trials(trials: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return, for each search and budget, how many trials it had and the best of them."""
+    """Return, for each search and budget, how many trials it had and the one that was taken."""
     runs: dict[tuple[str, float], list[Mapping[str, Any]]] = {}
     for trial in trials:
         runs.setdefault((trial["search"], trial["budget"]), []).append(trial)
     return [
-        {**max(run, key=lambda trial: trial["value"]), "trials": len(run)} for run in runs.values()
+        {**max(run, key=lambda trial: (trial["taken"], trial["value"])), "trials": len(run)}
+        for run in runs.values()
     ]
 
 

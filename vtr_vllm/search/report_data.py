@@ -86,6 +86,7 @@ class _Trial(_Form):
     parameters: dict[str, Any]
     value: Number
     accuracy: Number
+    taken: bool = False
 
 
 class _Rules(_Form):

@@ -68,6 +68,8 @@ class Trial:
     value: float
     accuracy: float
     schedule: Schedule
+    taken: bool = False
+    """Whether it is the one of its budget that the search went on with; ``confirmed`` chooses it."""
 
 
 def fit_logistic(keep: Sequence[float], first: int) -> Point:
@@ -151,4 +153,4 @@ def best_trial(trials: Sequence[Trial]) -> Trial:
 def _complete(point: Point, dimensions: int) -> list[Point]:
     if len(point) == dimensions:
         return [point]
-    return [(*point, share) for share in (0.3, 0.6, 1.0)]
+    return [(*point, share) for share in (0.0, 0.3, 0.6, 1.0)]  # 0: one cut alone

@@ -14,7 +14,7 @@ from prometheus_client import REGISTRY
 
 from vtr_server.operations.request_observer import RequestObserver, tier_label
 from vtr_server.policy.elastic import Elastic
-from vtr_server.policy.requested_budget import Bounds
+from vtr_server.policy.requested_budget import Bounds, Switch
 from vtr_server.policy.schedule_choice import ScheduleChooser
 from vtr_server.policy.settings import ElasticSettings, KeySettings
 from vtr_server.policy.vtr_answer import facts
@@ -33,7 +33,7 @@ GEOMETRY = ModelGeometry(
 )
 TIERS = {"full": 1.0, "watched": 0.4}
 CHOICE = ScheduleChooser(ScheduleBook(GEOMETRY), TIERS).choose(
-    Ask(tier="watched"), Bounds(0.0, 1.0)
+    Ask(tier="watched"), Bounds(0.0, 1.0), reuse=Switch(wanted=False, explicit=True)
 )
 KEY = KeySettings(name="watch-test", sha256="0" * 64)
 PLAN = make_plan(CHOICE.schedule.keep, CHOICE.schedule.rules, 100)

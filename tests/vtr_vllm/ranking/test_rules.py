@@ -109,7 +109,7 @@ def test_a_file_in_the_folder_is_all_that_a_rule_takes(tmp_path):
     package = tmp_path / "vtr_vllm"
     for part in ("ranking", "schedules"):
         shutil.copytree(ROOT / "vtr_vllm" / part, package / part)
-    for file in ("__init__.py", "errors.py", "upload.py"):
+    for file in ("__init__.py", "errors.py", "upload.py", "whole_file.py"):
         shutil.copy(ROOT / "vtr_vllm" / file, package)
     (package / "ranking" / "rules" / "edge.py").write_text(EDGE)
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])

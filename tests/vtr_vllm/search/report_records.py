@@ -46,6 +46,7 @@ def search_record(seed: int = 0) -> dict[str, Any]:
                 "parameters": {"k": draw.uniform(0, 2), "alpha": draw.random()},
                 "value": 0.4 + 0.5 * budget + 0.1 * draw.random(),
                 "accuracy": 0.9,
+                "taken": order == 17,
             }
             for search in ("p-sigmoid", "p-sigmoid-rules")
             for budget in BUDGETS

@@ -174,14 +174,14 @@ def test_bayes_is_told_nothing_good_of_a_count_that_was_given_up(make, monkeypat
 
         geometry, n_vision = model().geometry, N_VISION
 
-        def evaluate(self, stage, candidates, items, floor):
+        def evaluate(self, stage, candidates, floor):
             (asked,) = candidates
             complete = asked.keep[-1] >= 0.5
             return [
                 SimpleNamespace(value=0.6 if complete else 1.0, accuracy=0.6, complete=complete)
             ]
 
-        def unreduced(self, items):
+        def unreduced(self):
             return SimpleNamespace(value=0.6)
 
         progress = Progress()

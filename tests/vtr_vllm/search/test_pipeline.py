@@ -60,8 +60,13 @@ def test_every_kind_finds_its_schedules(data, searched, kind):
             assert schedule.budget is None
     searches = {"p-sigmoid", "p-sigmoid-rules"} & METHODS[kind]
     assert set(result.trials) == searches
-    for trials in result.trials.values():
+    for name, trials in result.trials.items():
         assert [trial.order for trial in trials] == list(range(10)) * len(BUDGETS)
+        taken = [trial for trial in trials if trial.taken]
+        assert [trial.budget for trial in taken] == sorted(BUDGETS, reverse=True)
+        for trial in taken:
+            (found,) = (s for s in result.schedules[name] if s.budget == trial.budget)
+            assert (found.keep, found.rules) == (trial.schedule.keep, trial.schedule.rules)
     assert set(result.steps) == {"g-search", "g-search-blind"} & METHODS[kind]
     assert set(result.rules) == ({"guided"} if kind == "all" else set())
 

@@ -126,10 +126,11 @@ def test_trials_are_in_order_and_begin_with_the_starts(searched):
 
 def test_a_start_without_the_third_coordinate_is_tried_at_several(searched):
     starts = [(1.0, 4.0), (2.0, 3.0, 0.5)]
-    trials = search_sigmoid(searched, "sigmoid", BLIND, 0.4, starts, 4, None, seed=0)
+    trials = search_sigmoid(searched, "sigmoid", BLIND, 0.4, starts, 5, None, seed=0)
     firsts = [tuple(trial.parameters.values()) for trial in trials]
-    assert firsts[:3] == [(1.0, 4.0, 0.3), (1.0, 4.0, 0.6), (1.0, 4.0, 1.0)]
-    assert firsts[3] == (2.0, 3.0, 0.5)
+    assert firsts[:4] == [(1.0, 4.0, first) for first in (0.0, 0.3, 0.6, 1.0)]
+    assert firsts[4] == (2.0, 3.0, 0.5)
+    assert trials[0].schedule.cuts == (0,)  # the first cut alone is one of the family
     assert [trial.schedule.rules[0] for trial in trials if 0 in trial.schedule.cuts]
 
 

@@ -49,7 +49,8 @@ def made(calibration: Outcomes) -> ScheduleFamily:
         member(f"family-{n}", GEOMETRY, (cost,) * 4, (RankRule.parse("saliency"),))
         for n, cost in enumerate(COSTS, 1)
     )
-    predictor, across = fitting.fit(fitting.matrix(calibration.prompts), calibration.scores, SEED)
+    known = calibration.scores, calibration.groups, SEED
+    predictor, across = fitting.fit(fitting.matrix(calibration.prompts), *known)
     draws = np.array([prompt.draw for prompt in calibration.prompts])
     return ScheduleFamily("family", members, predictor, Calibration(across, draws))
 
