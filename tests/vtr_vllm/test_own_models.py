@@ -20,16 +20,21 @@ def test_one_that_is_not_here_names_the_command_that_makes_it(name: str, tmp_pat
         model.flags()
 
 
-@pytest.mark.parametrize(("name", "band"), [("demo", 2), ("photo", 5)])
-def test_the_schedules_that_come_with_one_are_served_together(name: str, band: int) -> None:
-    """One of each family at a budget, in the KV bands that an engine makes of that many layers."""
+@pytest.mark.parametrize(
+    ("name", "band", "kinds"),
+    [("demo", 2, {False: False, None: False, True: True}), ("photo", 5, {None: True, True: True})],
+)
+def test_the_schedules_that_come_with_one_are_served_together(
+    name: str, band: int, kinds: dict[bool | None, bool]
+) -> None:
+    """At each budget, in the KV bands that an engine makes of that many layers; the photo model's are local."""
     schedules = [Schedule.load(path) for path in OWN_MODELS[name].schedules.glob("*.json")]
     geometry = schedules[0].geometry
     assert band_starts(geometry.layers, None) == tuple(range(0, geometry.layers, band))
     book = ScheduleBook(geometry, schedules, band_starts(geometry.layers, None))
     for budget in (0.5, 0.25, 0.125):
-        for reuse in (False, True):
+        for reuse, is_reused in kinds.items():
             found = book.for_budget(budget, reuse)
             assert found.source == "searched"
-            assert book.reuses(found.schedule) is reuse
+            assert book.reuses(found.schedule) is is_reused
             assert found.schedule.provenance["versions"]["model"] == name
