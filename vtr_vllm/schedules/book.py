@@ -127,12 +127,11 @@ class ScheduleBook:
         """The schedule to run at ``budget``, the mean keep rate; raises InvalidBudget.
 
         With ``reuse`` of those whose KV a later request can use; False: of those that look at the
-        question; None: of both, and where both have this budget of the latter, unless the search found
-        the other clearly better. 1.0 is ``full``; then
-        a stored schedule of exactly this budget; then the interpolation of the stored schedules next
-        to it, ``full`` standing above the highest; below the lowest a form that meets every budget:
-        one cut before layer 0, or where the question must be looked at the P-Sigmoid with its default
-        parameters.
+        question; None: of both, and where both have this budget of the latter, unless the search
+        found the other clearly better. 1.0 is ``full``; then a stored schedule of exactly this
+        budget; then the interpolation of the stored schedules next to it, ``full`` standing above
+        the highest; below the lowest a form that meets every budget: one cut before layer 0, or where
+        the question must be looked at the P-Sigmoid with its default parameters.
         """
         value = check_budget(budget)
         if value == 1.0:
@@ -213,14 +212,17 @@ class ScheduleBook:
                 " rules or per-image floor; rename it"
             )
         if schedule.budget is not None:
-            reuse, of_all = self.reuses(schedule), self._ladders[None]
-            unknown = self.band_starts is None and schedule.is_local
-            if not (
-                unknown and self._ladders[reuse].of_budget(schedule.budget)
-            ):  # bands tell which
-                self._ladders[reuse].add(schedule, schedule.budget)
-            rival = of_all.of_budget(schedule.budget)
-            if rival is None or (leads(schedule, rival) if reuse else not leads(rival, schedule)):
-                of_all.remove(schedule.budget)
-                of_all.add(schedule, schedule.budget)
+            self._offer(schedule, schedule.budget)
         self._stored[schedule.name] = schedule
+
+    def _offer(self, schedule: Schedule, budget: float) -> None:
+        """Put it on the ladder of its kind, and on that of both where it is the better one."""
+        reuse = self.reuses(schedule)
+        own, both = self._ladders[reuse], self._ladders[None]
+        # without bands nobody can tell which of two local ones is reused: the first stands for both
+        if self.band_starts is not None or not schedule.is_local or own.of_budget(budget) is None:
+            own.add(schedule, budget)
+        rival = both.of_budget(budget)
+        if rival is None or (leads(schedule, rival) if reuse else not leads(rival, schedule)):
+            both.remove(budget)
+            both.add(schedule, budget)
