@@ -150,12 +150,11 @@ class _Stage:
             count = round(point[0] * most)
             efficiency = settings.weight * (1 - count / n)
             tried = self._evaluate(count, floor=most_worth - efficiency)
-            # one that was stopped was right of other items: it is known to be no better than the best
-            worth = (
-                tried.value + efficiency
-                if tried.complete
-                else min(tried.value + efficiency, most_worth)
-            )
+            worth = tried.value + efficiency
+            if (
+                not tried.complete
+            ):  # it was right of other items: it is known to be no better than the best
+                worth = min(worth, most_worth)
             proposer.tell([point], [worth])
             if tried.complete and worth > most_worth:
                 best, found, most_worth = count, tried, worth

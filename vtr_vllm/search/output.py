@@ -104,11 +104,16 @@ class Output:
 
         Other bands make another family of a schedule, and a server refuses two of one family and budget.
         """
-        for name, before in self._before.items():
-            named = before.budget is not None and name in records.searched_names(before.budget)
-            same = found.budget is not None and before.budget == found.budget
-            family = self.selection.family
-            if named and same and name != found.name and family(before) == family(found):
+        if found.budget is None:
+            return
+        family = self.selection.family(found)
+        for name in records.searched_names(found.budget):
+            before = self._before.get(name)
+            if (
+                name != found.name
+                and before is not None
+                and self.selection.family(before) == family
+            ):
                 (self.folder / f"{name}.json").unlink(missing_ok=True)
 
 

@@ -119,18 +119,8 @@ class _Decision:
 
         Raises as ``ScheduleChooser`` does, and UnsupportedRequest for beams that would be reduced.
         """
-        asked, fraction = self.asked, self.asked.ask.max_flops_fraction
-        if self.has_beams and self.choice is not None:
-            pass  # every beam of every token comes by: the first has chosen
-        elif fraction is not None:
-            choice = self.chooser.choose_by_flops(
-                fraction, self.policy, prompt.n_vision, prompt.n_text, asked.reuse
-            )
-            self.choice = choice.with_floor(asked.per_image_floor)
-        elif self.base is not None:
-            before = self.choice
-            choice = adapted(self.chooser, self.base, self.policy, prompt.prompt)
-            self.choice = choice.with_floor(asked.per_image_floor).after(before)
+        if self.choice is None or not self.has_beams:  # every beam of every token comes by
+            self._choose(prompt)
         assert self.choice is not None
         if self.has_beams and prompt.n_vision and self.choice.wire:
             raise UnsupportedRequest(
@@ -139,6 +129,18 @@ class _Decision:
                 " use_beam_search"
             )
         return self.choice.wire | ({TRACE_KEY: self.trace} if self.trace else {})
+
+    def _choose(self, prompt: Admitted) -> None:
+        """Where the choice is the prompt's: by its cost, or by what it is predicted to need."""
+        asked, fraction = self.asked, self.asked.ask.max_flops_fraction
+        if fraction is not None:
+            choice = self.chooser.choose_by_flops(
+                fraction, self.policy, prompt.n_vision, prompt.n_text, asked.reuse
+            )
+            self.choice = choice.with_floor(asked.per_image_floor)
+        elif self.base is not None:
+            choice = adapted(self.chooser, self.base, self.policy, prompt.prompt)
+            self.choice = choice.with_floor(asked.per_image_floor).after(self.choice)
 
 
 async def answer(

@@ -1,4 +1,4 @@
-"""Our settings inside vLLM's configuration, and the combinations that we refuse at start-up."""
+"""How layers lie in bands, and the combinations of vLLM's settings that we refuse at start-up."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
