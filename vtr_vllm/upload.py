@@ -1,4 +1,4 @@
-"""Host arrays to the device, without waiting for it."""
+"""Host arrays to the device, without waiting for it; and the one way back, which waits."""
 
 from collections.abc import Sequence
 
@@ -36,6 +36,18 @@ def upload_together(
         part if array.ndim == 1 else part.view(array.shape)
         for part, array in zip(parts, arrays, strict=True)
     ]
+
+
+def wait_for(values: torch.Tensor) -> list[int]:
+    """Whole numbers [n] from the device, once everything is done that it has been given."""
+    if not values.is_cuda:
+        return [int(value) for value in values.tolist()]
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    host.copy_(values, non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+    arrived.synchronize()
+    return [int(value) for value in host.tolist()]
 
 
 def padded_size(size: int) -> int:

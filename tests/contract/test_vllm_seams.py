@@ -116,7 +116,13 @@ from vtr_vllm.engine.worker.runner_v2 import ReducingModelState
 from vtr_vllm.engine.worker.tower import ClsReductionMixin
 from vtr_vllm.engine.worker.worker import Runner, Worker
 
-WORKER_METHODS = {"vtr_status", "vtr_counters", "vtr_take_trace", "_vtr_reduction"}
+WORKER_METHODS = {
+    "vtr_status",
+    "vtr_counters",
+    "vtr_take_trace",
+    "_vtr_reduction",
+    "_with_counts",
+}
 
 # Our class, vLLM's class, and the methods of ours that vLLM does not know.
 OVERRIDES = [
@@ -128,6 +134,7 @@ OVERRIDES = [
             "_run_in_order_of_urgency",
             "_unpin",
             "_admit_nobody_before",
+            "_note_counts",
             "greet",
         },
     ),
@@ -226,6 +233,13 @@ def names_in(code: CodeType) -> set[str]:
 CALLS: list[tuple[Callable, str]] = [
     (StockScheduler.schedule, "_try_schedule_encoder_inputs"),
     (StockScheduler._free_request, "_free_blocks"),
+    (StockScheduler.schedule, "_preempt_request"),
+    (EngineCore.step, "update_from_output"),
+    (EngineCore.step_with_batch_queue, "update_from_output"),
+    (EngineCore.step, "execute_model"),
+    (EngineCore.step, "sample_tokens"),
+    (LLMEngine.step, "process_outputs"),
+    (AsyncLLM._run_output_handler, "process_outputs"),
     (KVCacheCoordinator.get_num_blocks_to_allocate, "get_num_blocks_to_allocate"),
     (KVCacheCoordinator.allocate_new_blocks, "allocate_new_blocks"),
     (KVCacheCoordinator.cache_blocks, "cache_blocks"),

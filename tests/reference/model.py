@@ -27,6 +27,7 @@ from tests.reference.merges import merge_rows, rows_of_tokens
 from tests.reference.scores import (
     Layer,
     attention_scores,
+    fewest_holding,
     floors,
     image_seed,
     median_distance,
@@ -285,8 +286,11 @@ def _cut(
     """
     before = state.positions()
     rule, _, merge = rule.partition("+")
+    rule, _, share = rule.partition("@")
     scores = state.scores(rule)
     ranked = state.alive[scores[state.alive].sort(descending=True, stable=True).indices].tolist()
+    if share:
+        count = min(count, fewest_holding([float(scores[token]) for token in ranked], float(share)))
     per_image = [len(image) for image in state.features]
     image_of = [number for number, size in enumerate(per_image) for _ in range(size)]
     kept: list[int] = []

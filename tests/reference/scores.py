@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import zlib
 from dataclasses import dataclass
 from decimal import Decimal, localcontext
@@ -109,3 +110,13 @@ def floors(share: float, count: int, per_image: list[int]) -> list[int]:
         spare = Decimal(repr(share)) * (count - len(per_image))
         others = sum(per_image) - len(per_image)
         return [1 + int(spare * (size - 1) // others) if others else 1 for size in per_image]
+
+
+def fewest_holding(ranked: list[float], share: float) -> int:
+    """How many of the first of ``ranked``, in falling order, come to ``share`` of their sum."""
+    wanted, held = share * math.fsum(ranked), 0.0
+    for count, score in enumerate(ranked, 1):
+        held += score
+        if held >= wanted:
+            return count
+    return len(ranked)

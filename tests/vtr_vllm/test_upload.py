@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vtr_vllm.upload import upload, upload_together
+from vtr_vllm.upload import upload, upload_together, wait_for
 
 PACKAGE = Path(__file__).parents[2] / "vtr_vllm"
 
@@ -61,3 +61,7 @@ def test_a_step_sends_host_arrays_in_no_other_way():
     ]
     assert len(files) > 20
     assert [path.name for path in files if others.search(path.read_text())] == []
+
+
+def test_whole_numbers_come_back() -> None:
+    assert wait_for(torch.tensor([3, 0, 2**40])) == [3, 0, 2**40]

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from vtr_vllm.errors import ScheduleError
+from vtr_vllm.errors import ScheduleError, show
 from vtr_vllm.ranking.rule import Need, RankRule
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Heads = Literal["mean", "max"]
 
 _DIGITS = re.compile("[0-9]*[1-9][0-9]*")
+_SHARE = re.compile(r"0?\.[0-9]{1,4}")
 
 
 @dataclass(frozen=True)
@@ -26,12 +27,15 @@ class AttentionRule(RankRule):
     ``rope=False`` scores without rotary positions: with them the bottom of the image is favoured
     (FEATHER, arXiv 2412.13180). ``heads`` says how attention heads are merged: ``mean`` as FastV,
     ``max`` as FitPrune (arXiv 2409.10197). ``weights``: a digit for each query head of the model, what
-    it counts in the mean (HAWK, arXiv 2604.07812); none: all alike.
+    it counts in the mean (HAWK, arXiv 2604.07812); none: all alike. ``mass``: the share of the attention on
+    vision tokens that those that stay must hold; the fewest do, and the schedule's count is the most. 0: its
+    count.
     """
 
     rope: bool = True
     heads: Heads = "mean"
     weights: str = ""
+    mass: float = 0.0
 
     needs = frozenset({Need.ATTENTION})
     sees_question = True
@@ -50,6 +54,17 @@ class AttentionRule(RankRule):
             raise ScheduleError(
                 f"rank rule {self} weighs attention heads by {self.weights!r}; write a digit for each"
                 " query head, not all 0, behind a rule that takes their mean: last:90"
+            )
+        if self.mass and not 0 < self.mass < 1:
+            raise ScheduleError(
+                f"rank rule {self.name} keeps what holds {self.mass!r} of the attention; write a share"
+                " above 0 and below 1: last@0.9"
+            )
+        if self.mass and (self.of_one_image or not self.scores_are_weights):
+            raise ScheduleError(
+                f"rank rule {self} keeps a share of the attention, and what {self.name} ranks by is none,"
+                " or is of one image, whose count must be known beforehand; write last@0.9 or"
+                " instruction@0.9"
             )
 
     by_visible: ClassVar[bool] = False
@@ -71,6 +86,18 @@ class AttentionRule(RankRule):
     def weighing(self, heads: str) -> RankRule:
         return replace(self, weights=heads or "0")  # nothing is refused as no weight is
 
+    def holding(self, mass: str) -> RankRule:
+        if not _SHARE.fullmatch(mass) or not float(mass):
+            raise ScheduleError(
+                f"rank rule {self}@{show(mass)} keeps a share of the attention; write a number above 0 and"
+                " below 1, of at most 4 digits: last@0.9"
+            )
+        return replace(self, mass=float(mass))
+
+    @property
+    def is_adaptive(self) -> bool:
+        return bool(self.mass)
+
     def check_heads(self, heads: int) -> None:
         """Raise ScheduleError where the weights are not of a model with ``heads`` query heads."""
         if self.weights and len(self.weights) != heads:
@@ -88,8 +115,9 @@ class AttentionRule(RankRule):
         digits = np.array([int(digit) for digit in self.weights], np.float32)
         return digits / digits.mean()
 
-    def _heads_text(self) -> str:
-        return f":{self.weights}" if self.weights else ""
+    def _suffixes(self) -> str:
+        weights = f":{self.weights}" if self.weights else ""
+        return f"{weights}@{self.mass:g}" if self.mass else weights
 
 
 def check_heads(rules: Iterable[RankRule], heads: int) -> None:

@@ -80,15 +80,17 @@ class RankRule(ABC):
 
     @staticmethod
     def parse(text: object) -> RankRule:
-        """Read the short form, such as ``last-norope-max``, ``last:90`` or ``cls+nearest``; raises
-        ScheduleError."""
+        """Read the short form, such as ``last-norope-max``, ``last:90``, ``last@0.9`` or
+        ``cls+nearest``; raises ScheduleError."""
         if isinstance(text, str) and len(text) <= _MAX_TEXT:
             ranked, plus, merge = text.partition("+")
+            ranked, at, mass = ranked.partition("@")
             ranked, colon, heads = ranked.partition(":")
             kind = RULES.get(ranked.partition("-")[0])
             for rule in kind.forms() if kind else ():
                 if str(rule) == ranked:
                     rule = rule.weighing(heads) if colon else rule
+                    rule = rule.holding(mass) if at else rule
                     return rule.merging(merge) if plus else rule
         known = ", ".join(
             "".join([name, *(f"[-{option}]" for option in RULES[name].options)])
@@ -102,6 +104,18 @@ class RankRule(ABC):
             f"rank rule {self}:{heads} weighs attention heads, and {self} looks at none: leave out"
             " what is behind the colon"
         )
+
+    def holding(self, mass: str) -> RankRule:
+        """The rule with a count that follows from its scores; raises ScheduleError."""
+        raise ScheduleError(
+            f"rank rule {self}@{mass} keeps a share of the attention, and {self} looks at none: leave out"
+            " what is behind the @, or rank by last or instruction"
+        )
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether its scores say how many tokens stay, of those that the schedule lets stay."""
+        return False
 
     @property
     def scores_are_weights(self) -> bool:
@@ -131,8 +145,9 @@ class RankRule(ABC):
         set_ones = [
             s for s, (option, value) in self.options.items() if getattr(self, option) == value
         ]
-        text = "-".join([self.name, *set_ones]) + self._heads_text()
+        text = "-".join([self.name, *set_ones]) + self._suffixes()
         return f"{text}+{self.merge}" if self.merge else text
 
-    def _heads_text(self) -> str:
+    def _suffixes(self) -> str:
+        """What stands between options and merge."""
         return ""

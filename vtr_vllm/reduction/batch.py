@@ -6,11 +6,13 @@ and thrown away. Symbols: R requests in the step, L decoder layers, N rows (toke
 before any cut.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
+from vtr_vllm.ranking import Need
 from vtr_vllm.reduction.request import IntArray, Part, ReducedRequest
 from vtr_vllm.schedules import RankRule
 
@@ -22,6 +24,8 @@ class StepRequest:
     computed: int
     scheduled: int
     reduced: ReducedRequest | None
+    name: str = ""
+    """The engine's id of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,13 +119,31 @@ class BatchPlan:
     """[N] vision-token number within its part, -1 for text; None without cuts."""
     image: IntArray | None
     """[N] image number within its part, -1 for text; None where no cut has floors."""
+    requests: Sequence[StepRequest] = ()
+    band_starts: Sequence[int] = ()
+
+    def with_counts(self, layer: int, counts: Mapping[int, int]) -> "BatchPlan":
+        """The plan once requests are known to keep so many vision tokens before ``layer``.
+
+        ``counts``: by the place of a request in the step, none above what it may keep. Nothing changes before
+        ``layer``.
+        """
+        requests = list(self.requests)
+        for index, count in counts.items():
+            request = requests[index]
+            assert request.reduced is not None
+            known = request.reduced.plan.with_count(layer, count)
+            requests[index] = replace(request, reduced=request.reduced.with_plan(known))
+        plan = plan_batch(requests, self.segments[-1].end_layer, self.band_starts)
+        assert plan is not None, "something is still dropped"
+        return plan
 
     @property
     def num_rows(self) -> int:
         """N."""
         return int(self.scheduled.sum())
 
-    @property
+    @cached_property
     def rank_layers(self) -> frozenset[int]:
         """Layers whose queries and keys are needed: the one before each attention-ranked cut."""
         return frozenset(
@@ -129,6 +151,23 @@ class BatchPlan:
             for layer, members in self.cuts.items()
             if any(member.rule.needs_attention for member in members)
         )
+
+    @cached_property
+    def inside_layers(self) -> frozenset[int]:
+        """The cuts that can be made behind the attention of the layer before.
+
+        All but those before the first layer, and those that look at what comes out of that layer, or
+        change it.
+        """
+        return frozenset(
+            layer
+            for layer, members in self.cuts.items()
+            if layer > 0 and not any(_wants_states(member.rule) for member in members)
+        )
+
+
+def _wants_states(rule: RankRule) -> bool:
+    return Need.STATES in rule.needs or bool(rule.merge)
 
 
 def plan_batch(
@@ -162,7 +201,7 @@ def plan_batch(
             scheduled,
             lambda part: np.repeat(range(len(part.units)), part.image_sizes),
         )
-    return BatchPlan(scheduled, segments, cuts, vision, image)
+    return BatchPlan(scheduled, segments, cuts, vision, image, requests, band_starts)
 
 
 def dropped_tokens(requests: Sequence[StepRequest], num_layers: int) -> IntArray:

@@ -6,7 +6,7 @@ orders every row of it.
 """
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from vtr_vllm.ranking.mass import fewest_holding
 from vtr_vllm.reduction.batch import BatchPlan, RequestCut
 from vtr_vllm.upload import upload, upload_together
 
@@ -44,7 +45,7 @@ class Rows:
     """The rows left of one reduced prefill step, on the device.
 
     Cuts come in the order of their layers. No method waits for the device: every size is known on
-    the host.
+    the host, of an adaptive cut from ``follow`` on.
     """
 
     def __init__(
@@ -57,16 +58,8 @@ class Rows:
         if plan.image is not None:
             numbers.append(plan.image)
         cuts = sorted(plan.cuts.items())
-        tables = [
-            array
-            for layer, members in cuts
-            for array in _host_table(members, _rows_before(plan, layer))
-        ]
-        sent = upload_together([np.stack(numbers), *tables], device)
-        self._tables = deque(
-            _CutTable.of(members, *sent[4 * i + 1 : 4 * i + 5])
-            for i, (_, members) in enumerate(cuts)
-        )
+        sent = upload_together([np.stack(numbers), *_host_tables(plan, cuts)], device)
+        self._tables = _sent_tables(cuts, sent[1:])
         """Of the cuts to come."""
         self._numbers = sent[0].long()
         """[axes of positions + 3 or 4, rows left]: what the properties read."""
@@ -105,6 +98,26 @@ class Rows:
         """[C, L] int32: the rows of each member of the cut that comes next; padding repeats the last."""
         return self._tables[0].rows
 
+    def counts(
+        self, members: Sequence[RequestCut], scores: torch.Tensor, shares: torch.Tensor
+    ) -> torch.Tensor:
+        """[C] int64 vision tokens of each member of the next cut that hold their share of its scores.
+
+        ``scores`` [C, L] float32, ``shares`` [C] float32 above 0 and below 1.
+        """
+        table = self._tables[0]
+        assert table.members == members
+        is_vision = self.vision.index_select(0, table.rows.view(-1)).view(table.rows.shape) >= 0
+        if table.limits is not None:
+            is_vision &= table.limits > 0
+        return fewest_holding(scores.nan_to_num().clamp(min=0) * is_vision, shares)
+
+    def follow(self, plan: BatchPlan, layer: int) -> None:
+        """Go on by ``plan``, which is another one from the cut before ``layer`` on: the next."""
+        cuts = sorted(cut for cut in plan.cuts.items() if cut[0] >= layer)
+        sent = upload_together(list(_host_tables(plan, cuts)), self._numbers.device)
+        self._tables = _sent_tables(cuts, sent)
+
     def cut(
         self,
         members: Sequence[RequestCut],
@@ -136,6 +149,23 @@ class Rows:
                 ranked = order[place, : member.num_rows]
                 ranked.copy_(_floors_first(ranked, image, member.floors))
         return order
+
+
+_Cuts = Sequence[tuple[int, Sequence[RequestCut]]]
+"""(layer, members), by depth."""
+
+
+def _host_tables(plan: BatchPlan, cuts: _Cuts) -> Iterator[npt.NDArray[np.integer]]:
+    """Four of each cut."""
+    for layer, members in cuts:
+        yield from _host_table(members, _rows_before(plan, layer))
+
+
+def _sent_tables(cuts: _Cuts, sent: Sequence[torch.Tensor]) -> deque[_CutTable]:
+    """``sent``: the host's tables, on the device."""
+    return deque(
+        _CutTable.of(members, *sent[4 * i : 4 * i + 4]) for i, (_, members) in enumerate(cuts)
+    )
 
 
 def rows_of(member: RequestCut) -> slice:

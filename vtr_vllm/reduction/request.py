@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -83,6 +83,16 @@ class ReducedRequest:
         }
         cuts = tuple(sorted(rules))
         return Plan(sum(p.n_vision for p in plans), counts, cuts, tuple(rules[cut] for cut in cuts))
+
+    @cached_property
+    def is_adaptive(self) -> bool:
+        """Whether the model says how many tokens stay, of those that the plan lets stay."""
+        return self.plan.is_adaptive
+
+    def with_plan(self, plan: Plan) -> "ReducedRequest":
+        """The same request with other counts; of one part, as every adaptive one is."""
+        (part,) = self.parts
+        return replace(self, parts=(replace(part, plan=plan),))
 
     @cached_property
     def vision(self) -> IntArray:

@@ -26,6 +26,28 @@ class Plan:
         return self.n_vision - self.counts[layer]
 
     @property
+    def is_adaptive(self) -> bool:
+        """Whether the counts are the most that may stay, and the model says how many do."""
+        return any(rule.is_adaptive for rule in self.rules)
+
+    def with_count(self, layer: int, count: int) -> "Plan":
+        """The plan once the cut before ``layer`` is known to keep ``count`` of the tokens that it may.
+
+        A later cut that has nothing left to drop is none.
+        """
+        counts = (*self.counts[:layer], *(min(count, most) for most in self.counts[layer:]))
+        cuts = cut_layers(counts, self.n_vision)
+        rules = dict(zip(self.cuts, self.rules, strict=True))
+        return replace(self, counts=counts, cuts=cuts, rules=_resolve(rules, frozenset(cuts)))
+
+    def with_counts(self, counts: Sequence[int]) -> "Plan":
+        """The plan once all its cuts are known: each layer sees so many, none more than it may."""
+        plan = self
+        for layer in self.cuts:
+            plan = plan.with_count(layer, counts[layer])
+        return plan
+
+    @property
     def reduces(self) -> bool:
         """Whether any layer sees fewer than all vision tokens."""
         return bool(self.cuts)

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -178,13 +179,19 @@ async def _serve(
     geometry = service.engine.geometry
     pictured: list[Admitted] = []
 
+    def found_of(choice: ChosenSchedule | None, *prompts: Admitted) -> VTRAnswer:
+        """The facts with what adaptive cuts found so far: before the first token, the most that may stay."""
+        assert choice is not None
+        ran = [each.with_counts(first_tokens.counts(each.request_id)) for each in prompts]
+        return facts(choice, decide.asked.by, ran, geometry)
+
     def noted(prompt: Admitted) -> None:
-        assert decide.choice is not None
         kept = sum(kept_per_layer(prompt, geometry)) / geometry.layers
         service.gate.charge(RequestContext.of(raw_request.scope), kept)
         if prompt.n_vision:
             pictured.append(prompt)
-        watch.prompt(prompt, facts(decide.choice, decide.asked.by, [prompt], geometry))
+        later = partial(found_of, decide.choice, prompt) if prompt.is_adaptive else None
+        watch.prompt(prompt, found_of(decide.choice, prompt), later)
 
     with (
         collect(decide, noted, has_beams=decide.has_beams) as admitted,
@@ -205,9 +212,10 @@ async def _serve(
         watch.end(_outcome(found))
         body = in_form_of(route_path(raw_request.scope), found.status, found.body)
         return JSONResponse(body, status_code=found.status)
-    assert decide.choice is not None
-    known = facts(decide.choice, decide.asked.by, admitted, geometry)
-    tell = _Tell(service.engine, endpoint, known, decide.trace, admitted, vision_cached)
+    facts_now = partial(found_of, decide.choice, *admitted)
+    known = facts_now()
+    later = facts_now if any(each.is_adaptive for each in admitted) else None
+    tell = _Tell(service.engine, endpoint, known, later, decide.trace, admitted, vision_cached)
     if isinstance(found, Whole):
         await tell(found.body)
         watch.end("ok")
@@ -291,6 +299,8 @@ class _Tell:
     engine: Engine
     endpoint: Endpoint
     known: VTRAnswer
+    later: Callable[[], VTRAnswer] | None
+    """What is known once the first token is there; None: nothing more."""
     trace: str | None
     admitted: Sequence[Admitted]
     vision_cached: Callable[[], int]
@@ -299,6 +309,8 @@ class _Tell:
     async def __call__(self, holder: Any, *, early: bool = False) -> None:
         """Put the facts into ``holder``, and into its usage; ``early``, while there is no trace yet."""
         traced = self.trace is not None and not early
+        if self.later is not None:
+            self.known = self.later().model_copy(update={"trace": self.known.trace})
         if self.trace is not None and traced and self.known.trace is None:
             self.known.trace = await self.engine.trace(self.trace, self.admitted)
         self.known.vision_tokens_cached = self.vision_cached()

@@ -55,18 +55,30 @@ class RequestObserver:
     _tier: str = UNKNOWN
     _source: str = UNKNOWN
     _kind: Kind | None = None
+    _counted_later: list[tuple[Callable[[], VTRAnswer], int]] = field(default_factory=list)
+    """Of the prompts with adaptive cuts: the facts, and how many of its vision tokens came before."""
     _ended: bool = False
 
-    def prompt(self, prompt: AdmittedRequest, known: VTRAnswer) -> None:
-        """The engine is given one of the request's prompts; ``known`` is of this prompt alone."""
+    def prompt(
+        self,
+        prompt: AdmittedRequest,
+        known: VTRAnswer,
+        later: Callable[[], VTRAnswer] | None = None,
+    ) -> None:
+        """The engine is given one of the request's prompts; ``known`` is of this prompt alone.
+
+        ``later``: what is known of it at the end, where it has adaptive cuts.
+        """
         self._prompts += 1
         if self._prompts == 1:
             self._tier = known.tier or tier_label(known.budget, known.schedule, self.tiers)
             self._source = known.source
             self._kind = kind_of(known)
             observe_schedule(known.schedule, known.source)
-        observe_prompt(known, self._key, self.bands, prompt.returning)
-        observe_adaptive(known)
+        if later is None:
+            self._observe_prompt(known, prompt.returning)
+        else:
+            self._counted_later.append((later, prompt.returning))
         if self.elastic is not None:
             work = _work(prompt, known.auto, self.geometry)
             self.elastic.backlog.admitted(f"{self._id}-{self._prompts}", work)
@@ -89,6 +101,8 @@ class RequestObserver:
                 self.elastic.backlog.done(f"{self._id}-{number}", completed=outcome == "ok")
         if not self._first_token_told and (made := self.first_token_made()) is not None:
             self._tell_first_token(made, streamed=False)
+        for later, returning in self._counted_later:
+            self._observe_prompt(later(), returning)
         if self._kind is not None:
             observe_cached(self.vision_cached(), self._kind)
         observe_outcome(
@@ -98,6 +112,10 @@ class RequestObserver:
             key=self._key,
             seconds=time.monotonic() - self.arrived,
         )
+
+    def _observe_prompt(self, known: VTRAnswer, returning: int) -> None:
+        observe_prompt(known, self._key, self.bands, returning)
+        observe_adaptive(known)
 
     @property
     def _key(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -164,6 +164,23 @@ def test_vision_tokens_are_counted_at_admission_also_of_what_never_ends_well() -
     ]
     kept = sum(PLAN.counts) / 12
     assert grown == pytest.approx([200, 200, 2 * kept, 2, 1])
+
+
+def test_a_prompt_with_adaptive_cuts_is_counted_as_it_ran() -> None:
+    series = [
+        "vtr_vision_token_layers_kept_total",
+        "vtr_vision_tokens_total",
+        "vtr_mean_keep_count",
+    ]
+    before = [counted(name) for name in series]
+    fewer = Prompt(replace(PLAN, counts=tuple(count // 2 for count in PLAN.counts)))
+    one = watch()
+    one.prompt(Prompt(), known(), lambda: known(fewer))
+    assert [counted(name) for name in series] == before
+    one.end("ok")
+    one.end("ok")
+    grown_by = [counted(name) - was for name, was in zip(series, before, strict=True)]
+    assert grown_by == [sum(fewer.plan.counts), 100, 1]
 
 
 def first_tokens() -> list[float]:

@@ -55,6 +55,43 @@ def test_weights_are_of_all_heads_and_of_mean_one():
     check_heads([RankRule.parse("last"), RankRule.parse("cls")], 8)
 
 
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("last@.9", "last@0.9"),
+        ("instruction-norope-max@0.95+nearest", "instruction-norope-max@0.95+nearest"),
+        ("last:90@0.0005", "last:90@0.0005"),
+    ],
+)
+def test_a_share_of_the_attention_says_the_count(text, written):
+    rule = RankRule.parse(text)
+    assert rule.is_adaptive
+    assert str(rule) == written
+    assert RankRule.parse(written) == rule
+    assert not RankRule.parse(text.partition("@")[0]).is_adaptive
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        *((f"last@{share}", "write a number above 0") for share in ["", "0", ".0", "1", "1.0"]),
+        *(
+            (f"last@{share}", "write a number above 0")
+            for share in ["-.5", "1e-3", "nan", ".12345"]
+        ),
+        *((f"last@{share}", "write a number above 0") for share in [".5:90", ".5@.5", " .5"]),
+        ("last-prior@.5", "what last ranks by is none"),
+        ("self@.5", "is of one image"),
+        *((f"{rule}@.5", "looks at none") for rule in ["saliency", "cls", "previous"]),
+    ],
+)
+def test_other_shares_are_refused(text, reason):
+    with pytest.raises(ScheduleError, match=reason):
+        RankRule.parse(text)
+    with pytest.raises(ScheduleError, match="write a share above 0 and below 1"):
+        Last(mass=1.5)
+
+
 @pytest.mark.parametrize("text", ["last-prior", "cls-rows", "cls-spread"])
 def test_scores_that_are_no_weights_weigh_nothing(text):
     assert str(RankRule.parse(f"{text}+nearest")) == f"{text}+nearest"

@@ -1,5 +1,6 @@
 """The plan of a step, against a brute force over explicit sets of kept tokens."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -194,6 +195,42 @@ def test_vision_rows_and_numbers_say_where_vision_tokens_stand(step, bands):
     for member in (m for members in plan.cuts.values() for m in members):
         numbers = list(range(member.part.plan.n_vision))
         assert plan.vision[member.vision_rows].tolist() == numbers
+
+
+@given(steps, band_lists, st.data())
+@FEW
+def test_a_plan_with_counts_is_that_of_requests_whose_counts_were_known(step, bands, data):
+    plan = plan_batch(step, LAYERS, bands)
+    guided = [
+        member
+        for members in (plan.cuts.values() if plan is not None else ())
+        for member in members
+        if not member.request.is_local
+    ]
+    if not guided:
+        return
+    layer = data.draw(st.sampled_from(sorted({member.layer for member in guided})))
+    counts = {
+        member.index: data.draw(st.integers(0, member.kept_vision))
+        for member in guided
+        if member.layer == layer and data.draw(st.booleans())
+    }
+    found = plan.with_counts(layer, counts)
+    known = list(step)
+    for index, count in counts.items():
+        of = step[index].reduced
+        known[index] = replace(step[index], reduced=of.with_plan(of.plan.with_count(layer, count)))
+    expected = plan_batch(known, LAYERS, bands)
+    assert [str(segment) for segment in found.segments] == [
+        str(segment) for segment in expected.segments
+    ]
+    assert found.cuts.keys() == expected.cuts.keys()
+    before = [segment for segment in plan.segments if segment.end_layer <= layer]
+    for one, other in zip(before, found.segments, strict=False):
+        assert str(one) == str(other), "what has run is as it was"
+    assert [m.kept_vision for m in found.cuts[layer]] == [
+        counts.get(m.index, m.kept_vision) for m in plan.cuts[layer]
+    ]
 
 
 def test_a_mixed_step_by_hand():

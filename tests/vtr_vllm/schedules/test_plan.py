@@ -60,6 +60,34 @@ def test_previous_after_a_vanished_cut_in_the_middle(rules, expected):
     assert [str(rule) for rule in plan.rules] == expected
 
 
+def test_a_count_that_was_found_bounds_what_follows():
+    plan = plan_of([1, 1, 0.8, 0.5, 0.2], ["last@0.9", "instruction", "previous"], 10)
+    assert plan.is_adaptive
+    assert plan.with_count(2, 8) == plan, "as many as may stay"
+    found = plan.with_count(2, 4)
+    assert found.counts == (10, 10, 4, 4, 2)
+    assert found.cuts == (2, 4)
+    assert [str(rule) for rule in found.rules] == ["last@0.9", "instruction"]
+    assert plan.with_count(2, 1).cuts == (2,), "nothing is left to drop"
+    assert plan.with_counts(found.counts) == found
+    assert not plan_of([1, 1, 0.5, 0.5], ["last"], 9).is_adaptive
+
+
+@given(curves(12), st.integers(1, 700), st.data())
+@settings(deadline=None)
+def test_a_plan_with_a_count_is_the_plan_of_its_counts(curve, n_vision, data):
+    """As if the host had known it: rates that come to these counts, by the same rules."""
+    keep, rules = curve
+    plan = make_plan(keep, rules, n_vision)
+    if not plan.reduces:
+        return
+    layer = data.draw(st.sampled_from(plan.cuts))
+    found = plan.with_count(layer, data.draw(st.integers(0, plan.counts[layer])))
+    rates = [count / n_vision for count in found.counts]
+    assert make_plan(rates, found.rules, n_vision) == found
+    assert found.with_counts(found.counts) == found
+
+
 @given(curves(12), st.integers(0, 700))
 @settings(deadline=None)
 def test_every_cut_of_a_plan_can_be_run(curve, n_vision):

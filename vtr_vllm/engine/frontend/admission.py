@@ -58,6 +58,17 @@ class Admitted:
         """What a chooser among schedules sees of it."""
         return Prompt.of(self.token_ids, self.vision, [image.tokens for image in self.images])
 
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the plan has the most that may stay, and the model says how many do."""
+        return self.plan is not None and self.plan.is_adaptive
+
+    def with_counts(self, counts: Sequence[int] | None) -> "Admitted":
+        """The same with the counts that its adaptive cuts found; None: they are not known."""
+        if self.plan is None or counts is None:
+            return self
+        return replace(self, plan=self.plan.with_counts(counts))
+
     def vision_before(self, position: int) -> int:
         """How many vision tokens stand before a position of the prompt."""
         return int(np.searchsorted(self.vision, position))

@@ -1,4 +1,5 @@
-"""When the engine made the first token of a request, and how much of its prompt was cached before.
+"""When the engine made the first token of a request, how much of its prompt was cached before, and how many
+vision tokens its adaptive cuts kept.
 
 An answer in one piece shows nothing before its end, and what vLLM then hands out carries the
 statistics of one of several choices. So the state of each is held from where vLLM makes it:
@@ -14,13 +15,21 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from vllm.v1.engine import EngineCoreRequest
-from vllm.v1.engine.output_processor import OutputProcessor, RequestState
+from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
+from vllm.v1.engine.output_processor import (
+    OutputProcessor,
+    OutputProcessorOutput,
+    RequestState,
+)
+
+from vtr_vllm.engine.common.adaptive_counts import take_told
 
 __all__ = ["FirstTokens", "collect_first_tokens", "install"]
 
 
 _LOOKED_AT = 32
+_COUNTS = "vtr_counts"
+"""Of vLLM's state of a request, where its adaptive cuts' counts are."""
 
 
 @dataclass
@@ -67,6 +76,16 @@ class FirstTokens:
         ]
         return time.monotonic() - max(0.0, time.time() - min(made)) if made else None
 
+    def counts(self, request_id: str) -> tuple[int, ...] | None:
+        """Vision tokens that each layer sees of a prompt with adaptive cuts; None before its first token.
+
+        ``request_id`` is that of admission. Of several choices, which differ by rounding at most, the first
+        that is known.
+        """
+        of_prompt = (state for state in self._states if state.external_req_id == request_id)
+        found = (getattr(state, _COUNTS, None) for state in of_prompt)
+        return next((counts for counts in found if counts is not None), None)
+
     def cached(self, request_id: str) -> int:
         """How many tokens of a prompt came from the prefix cache; 0 before its first token.
 
@@ -92,7 +111,7 @@ def collect_first_tokens() -> Iterator[FirstTokens]:
 
 def install() -> None:
     """Wrap vLLM's output processor; safe to call again."""
-    stock = OutputProcessor.add_request
+    stock, process = OutputProcessor.add_request, OutputProcessor.process_outputs
     if getattr(stock, "vtr_first_tokens", False):
         return
 
@@ -105,5 +124,21 @@ def install() -> None:
         if collector is not None:
             collector.add(self.request_states[request.request_id])
 
+    @functools.wraps(process)
+    def process_outputs(
+        self: OutputProcessor,
+        engine_core_outputs: list[EngineCoreOutput],
+        *args: Any,
+        **kwargs: Any,
+    ) -> OutputProcessorOutput:
+        for output in engine_core_outputs:
+            if output.kv_transfer_params:
+                counts = take_told(output)
+                state = self.request_states.get(output.request_id)
+                if counts is not None and state is not None:
+                    setattr(state, _COUNTS, counts)
+        return process(self, engine_core_outputs, *args, **kwargs)
+
     add_request.vtr_first_tokens = True
     OutputProcessor.add_request = add_request
+    OutputProcessor.process_outputs = process_outputs

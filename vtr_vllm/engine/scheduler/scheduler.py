@@ -1,6 +1,7 @@
 """The scheduler: keeps each part of a reduced request in one step, and names its KV for the cache."""
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -10,9 +11,12 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
+from vllm.v1.engine import EngineCoreOutputs
+from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from vtr_vllm.engine.common import front_end
+from vtr_vllm.engine.common.adaptive_counts import tell_front_end, told_by_worker
 from vtr_vllm.engine.common.config import LayerBands
 from vtr_vllm.engine.common.request_view import VISION, read_request
 from vtr_vllm.engine.scheduler import utilities
@@ -37,6 +41,8 @@ class Scheduler(AsyncScheduler):
         super().__init__(*args, **kwargs)
         self._layer_bands = LayerBands.of(self.vllm_config)
         self.reduced: dict[str, ReducedRequest] = {}
+        self._as_asked: dict[str, ReducedRequest] = {}
+        """Adaptive ones before their counts were known: if they run again, these are the most."""
         coordinator = self.kv_cache_manager.coordinator
         bands = bind_bands(coordinator, self.reduced)
         follow_local_requests(coordinator, bands)
@@ -89,8 +95,40 @@ class Scheduler(AsyncScheduler):
     def _free_blocks(self, request: Request) -> None:
         super()._free_blocks(request)
         self.reduced.pop(request.request_id, None)
+        self._as_asked.pop(request.request_id, None)
         if isinstance(request.block_hashes, BlockNames):
             request.block_hashes = []  # they know the request: both would wait for the garbage collector
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        """vLLM's; blocks that adaptive cuts left empty are the answer's, and the front end is told."""
+        counts = told_by_worker(model_runner_output)
+        for request_id, found in counts.items():
+            self._note_counts(request_id, found)
+        outputs = super().update_from_output(scheduler_output, model_runner_output)
+        if counts:
+            for client in outputs.values():
+                for output in client.outputs:
+                    if output.request_id in counts:
+                        tell_front_end(output, counts[output.request_id])
+        return outputs
+
+    def _note_counts(self, request_id: str, counts: Sequence[int]) -> None:
+        request = self.requests.get(request_id)
+        # Who was preempted meanwhile, or is over, has no blocks.
+        if request is None or request.status != RequestStatus.RUNNING:
+            return
+        asked = self.reduced[request_id]
+        self._as_asked[request_id] = asked
+        self.reduced[request_id] = asked.with_plan(asked.plan.with_counts(counts))
+
+    def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        """vLLM's; an adaptive request is counted anew when it runs again."""
+        asked = self._as_asked.pop(request.request_id, None)
+        if asked is not None:
+            self.reduced[request.request_id] = asked
+        super()._preempt_request(request, *args, **kwargs)
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
         """vLLM's; where a part waits, nobody is admitted (``_admit_nobody_before``)."""

@@ -59,6 +59,15 @@ class Step:
     """Layer name -> [rows of the layer] int64, device."""
     metadata: dict[str, object] = field(default_factory=dict)
     """Layer name -> the backend's attention metadata."""
+    layer_names: Sequence[str] = ()
+    """By depth."""
+    group_of: Mapping[str, AttentionGroup] = field(default_factory=dict)
+    """Layer name -> the group whose builder makes its metadata."""
+
+    def follow(self, plan: BatchPlan, layer: int) -> None:
+        """Go on by ``plan``, which is another one from ``layer`` on; earlier layers ran."""
+        self.plan = plan
+        _fill(self, [segment for segment in plan.segments if segment.end_layer > layer])
 
 
 def band_groups(kv_cache_config: KVCacheConfig) -> list[int]:
@@ -83,15 +92,21 @@ def build_step(
     attn_groups: Sequence[Sequence[AttentionGroup]],
 ) -> Step:
     """Build slots and metadata, once a segment; one copy to the device for all of them."""
-    group_of = groups_by_layer(attn_groups)
-    step = Step(plan, bands)
-    places = _places(plan.segments, bands)
-    starts = [segment.query_start for segment in plan.segments]
-    lengths = [segment.seq_len for segment in plan.segments]
+    step = Step(plan, bands, layer_names=layer_names, group_of=groups_by_layer(attn_groups))
+    _fill(step, plan.segments)
+    return step
+
+
+def _fill(step: Step, segments: Sequence[Segment]) -> None:
+    """Write slots and metadata of the layers of ``segments``."""
+    bands = step.bands
+    places = _places(segments, bands)
+    starts = [segment.query_start for segment in segments]
+    lengths = [segment.seq_len for segment in segments]
     sent = upload_together([*places.sent, *starts, *lengths], bands.tables[0].device)
     slots = places.slots(bands, *sent[:2])
-    count = len(plan.segments)
-    parts = zip(plan.segments, starts, sent[2 : 2 + count], sent[2 + count :], slots, strict=True)
+    count = len(segments)
+    parts = zip(segments, starts, sent[2 : 2 + count], sent[2 + count :], slots, strict=True)
     for segment, start, query_start, seq_lens, slot_mapping in parts:
         common = CommonAttentionMetadata(
             query_start_loc=query_start,
@@ -106,17 +121,16 @@ def build_step(
             slot_mapping=slot_mapping,
             causal=True,
         )
-        names = layer_names[segment.first_layer : segment.end_layer]
+        names = step.layer_names[segment.first_layer : segment.end_layer]
         built: dict[int, object] = {}
         for name in names:
-            group = group_of[name]
+            group = step.group_of[name]
             if id(group) not in built:
                 # Fast: without a plan of the kernel's work ahead. A builder keeps one such
                 # plan, and the segments of a band, which share it, run after all are built.
                 built[id(group)] = _uncaptured(group.build_metadata(common, fast_build=True))
             step.metadata[name] = built[id(group)]
             step.slots[name] = slot_mapping
-    return step
 
 
 def _longest(query_len: np.ndarray) -> int:

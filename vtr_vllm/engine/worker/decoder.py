@@ -1,7 +1,7 @@
 """The decoder loop with cuts.
 
-Rules of this file: no request state, no schedule, no waiting for the device. What it needs to
-know about a step is in the step's plan.
+Rules of this file: no request state, no schedule, no waiting for the device but for adaptive cuts
+(``adaptive_cuts``). What it needs to know about a step is in the step's plan.
 """
 
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.sequence import IntermediateTensors
 
 from vtr_vllm.engine.common.supported_models import SUPPORTED_DECODERS
+from vtr_vllm.engine.worker.adaptive_cuts import AdaptiveCounts, counts_of
 from vtr_vllm.engine.worker.attention import Step, padded
 from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.layer_halves import halves_of
@@ -27,9 +28,7 @@ from vtr_vllm.engine.worker.scoring import Scorer, chosen_by_first_rank
 from vtr_vllm.engine.worker.timing import Timing
 from vtr_vllm.engine.worker.trace import Traces
 from vtr_vllm.errors import UnsupportedModel
-from vtr_vllm.ranking import Need, RankRule
 from vtr_vllm.ranking.pairs import compile_kernels
-from vtr_vllm.reduction.batch import BatchPlan, RequestCut
 from vtr_vllm.reduction.gather import Rows, restore
 
 
@@ -50,6 +49,7 @@ class ReducibleDecoder:
         self._names = LayerNames(self.layer_names)
         self.timing = Timing()
         self.traces = Traces()
+        self.adaptive_counts = AdaptiveCounts()
         self._halves: list[tuple[nn.Module, nn.Module]] = []
         """By layer: up to attention, and behind it."""
         self._prefix_keys: PrefixKeys | None = None
@@ -114,19 +114,18 @@ class ReducibleDecoder:
         )
         self.timing.begin_step(hidden.device)
         self._lora_rows.begin_step(plan)
-        rank_layers, inside = plan.rank_layers, cuts_inside_layers(plan)
         for index, layer in enumerate(self.layers):
-            self._names.enter(index, step)
-            if index in plan.cuts and index not in inside:
-                self._cut(index, plan.cuts[index], rows, scorer, stream)
+            if index in step.plan.cuts and index not in step.plan.inside_layers:
+                self._cut(index, step, rows, scorer, stream)
             if stream.is_empty:
                 break
-            halves = self._halves[index] if index + 1 in inside else (layer,)
-            watched = self._watched(index, scorer) if index in rank_layers else nullcontext()
-            with watched:
+            self._names.enter(index, step)
+            halves = self._halves[index] if index + 1 in step.plan.inside_layers else (layer,)
+            is_watched = index in step.plan.rank_layers
+            with self._watched(index, scorer) if is_watched else nullcontext():
                 stream.run(self._run_layer, halves[0])
             for rest in halves[1:]:
-                self._cut(index + 1, plan.cuts[index + 1], rows, scorer, stream)
+                self._cut(index + 1, step, rows, scorer, stream)
                 if not stream.is_empty:
                     stream.run(self._run_layer, rest)
             if index < len(deepstack):
@@ -134,6 +133,7 @@ class ReducibleDecoder:
                 stream.hidden = stream.hidden + more[rows.original]
         self.traces.end_step()
         self._lora_rows.end_step()
+        self.adaptive_counts.note(step.plan)
         if stream.is_empty:
             return torch.zeros_like(embeddings)
         hidden, _ = self._decoder.norm(stream.hidden, stream.residual)
@@ -143,14 +143,18 @@ class ReducibleDecoder:
     def _cut(
         self,
         index: int,
-        members: tuple[RequestCut, ...],
+        step: Step,
         rows: Rows,
         scorer: Scorer,
         stream: "_Stream",
     ) -> None:
         """The cut before layer ``index``: at its beginning, or behind the attention of the one before."""
+        members = step.plan.cuts[index]
         with self.timing.spent("rank"):
             scores = scorer.score_all(members, rows, index - 1, stream.at)
+            if any(member.rule.is_adaptive for member in members):
+                self._count(index, step, scores, rows, scorer)
+                members = step.plan.cuts[index]
         with self.timing.spent("gather"):
             vision = rows.vision
             chosen = rows.cut(members, scores, chosen_by_first_rank)
@@ -162,6 +166,21 @@ class ReducibleDecoder:
                 merged.put_into(stream)
             self._lora_rows.cut(index)
         self.traces.note(members, rows.vision)
+
+    def _count(
+        self, index: int, step: Step, scores: torch.Tensor, rows: Rows, scorer: Scorer
+    ) -> None:
+        """Find how many tokens stay at the cut before layer ``index``, and plan the rest of the step."""
+        members = step.plan.cuts[index]
+        most = {member.index: member.kept_vision for member in members}
+        counts = counts_of(members, scores, rows)
+        fewer = {place: count for place, count in counts.items() if count < most[place]}
+        if fewer:
+            plan = step.plan.with_counts(index, fewer)
+            step.follow(plan, index)
+            rows.follow(plan, index)
+            scorer.follow()
+            self._lora_rows.follow(plan)
 
     @contextmanager
     def _watched(self, layer: int, scorer: Scorer) -> Iterator[None]:
@@ -219,23 +238,6 @@ class _Stream:
         if self.residual is None:
             return self.hidden[rows]
         return self.hidden[rows] + self.residual[rows]
-
-
-def cuts_inside_layers(plan: BatchPlan) -> frozenset[int]:
-    """The cuts that can be made behind the attention of the layer before.
-
-    All but those before the first layer, and those that look at what comes out of that layer, or change
-    it.
-    """
-    return frozenset(
-        layer
-        for layer, members in plan.cuts.items()
-        if layer > 0 and not any(_wants_states(member.rule) for member in members)
-    )
-
-
-def _wants_states(rule: RankRule) -> bool:
-    return Need.STATES in rule.needs or bool(rule.merge)
 
 
 def unquantised(query: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor) -> torch.Tensor:

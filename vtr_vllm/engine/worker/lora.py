@@ -43,6 +43,10 @@ class LoRARows:
         rows = plan.scheduled
         self._whole = self._wrapper.token_lora_indices.to("cpu", copy=True)
         self._of_request = self._whole[torch.from_numpy(np.cumsum(rows) - rows)]
+        self.follow(plan)
+
+    def follow(self, plan: BatchPlan) -> None:
+        """Go on by ``plan``, which has other counts from the next cut on."""
         self._rows_of = {segment.first_layer: segment.query_len for segment in plan.segments}
 
     def cut(self, layer: int) -> None:

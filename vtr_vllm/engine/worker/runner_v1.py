@@ -39,6 +39,8 @@ class ReducingRunner:
     def _on_request_state_removed(self, req_id: str, *args: Any, **kwargs: Any) -> None:
         super()._on_request_state_removed(req_id, *args, **kwargs)
         self._reduced.pop(req_id, None)
+        if self.reduction is not None:
+            self.reduction.decoder.adaptive_counts.forget(req_id)
 
     def _build_attention_metadata(
         self, *args: Any, num_scheduled_tokens: dict[str, int] | None = None, **kwargs: Any
@@ -47,7 +49,7 @@ class ReducingRunner:
         if reduction is not None and num_scheduled_tokens is not None:
             plan = plan_batch(
                 [
-                    self._step_request(i, num_scheduled_tokens)
+                    self._step_request(i, num_scheduled_tokens, reduction)
                     for i in range(self.input_batch.num_reqs)
                 ],
                 reduction.geometry.layers,
@@ -63,20 +65,19 @@ class ReducingRunner:
             *args, num_scheduled_tokens=num_scheduled_tokens, **kwargs
         )
 
-    def _step_request(self, index: int, num_scheduled_tokens: dict[str, int]) -> StepRequest:
+    def _step_request(
+        self, index: int, num_scheduled_tokens: dict[str, int], reduction: Reduction
+    ) -> StepRequest:
         batch = self.input_batch
         req_id = batch.req_ids[index]
-        return StepRequest(
-            computed=int(batch.num_computed_tokens_cpu[index]),
-            scheduled=num_scheduled_tokens[req_id],
-            reduced=self._reduced_request(req_id),
-        )
+        computed = int(batch.num_computed_tokens_cpu[index])
+        asked = self._reduced_request(req_id, reduction)
+        reduced = reduction.decoder.adaptive_counts.known(req_id, computed, asked)
+        return StepRequest(computed, num_scheduled_tokens[req_id], reduced, req_id)
 
-    def _reduced_request(self, req_id: str) -> ReducedRequest | None:
+    def _reduced_request(self, req_id: str, reduction: Reduction) -> ReducedRequest | None:
         if req_id not in self._reduced:
             state = self.requests[req_id]
-            reduction = self.reduction
-            assert reduction is not None
             params = state.sampling_params
             self._reduced[req_id] = read_request(
                 params.extra_args if params is not None else None,

@@ -62,6 +62,8 @@ class ReducingModelState(DefaultModelState):
     def remove_request(self, req_id: str) -> None:
         super().remove_request(req_id)
         self._reduced.pop(req_id, None)
+        if self.reduction is not None:
+            self.reduction.decoder.adaptive_counts.forget(req_id)
 
     def prepare_attn(
         self,
@@ -81,7 +83,7 @@ class ReducingModelState(DefaultModelState):
             tables = BandTables([block_tables[band] for band in self._bands], self._block_sizes)
             if for_capture and cudagraph_mode != CUDAGraphMode.FULL:
                 return self._capture(reduction, tables, input_batch, attn_groups)
-            requests = self._step_requests(input_batch)
+            requests = self._step_requests(input_batch, reduction)
             if cudagraph_mode == CUDAGraphMode.FULL:
                 # A replay, which reads the metadata that was captured.
                 if for_capture:  # of a data-parallel rank that has no request
@@ -132,12 +134,18 @@ class ReducingModelState(DefaultModelState):
         reduction.expect(Step(plan, tables, slots, metadata))
         return metadata
 
-    def _step_requests(self, batch: InputBatch) -> list[StepRequest]:
+    def _step_requests(self, batch: InputBatch, reduction: Reduction) -> list[StepRequest]:
         """Those of the batch, in its order; none where none of them is reduced."""
         if self._reduced.keys().isdisjoint(batch.req_ids):
             return []
+        known = reduction.decoder.adaptive_counts.known
         return [
-            StepRequest(int(computed), int(scheduled), self._reduced.get(req_id))
+            StepRequest(
+                int(computed),
+                int(scheduled),
+                known(req_id, int(computed), self._reduced.get(req_id)),
+                req_id,
+            )
             for req_id, computed, scheduled in zip(
                 batch.req_ids,
                 batch.num_computed_tokens_np[: batch.num_reqs],

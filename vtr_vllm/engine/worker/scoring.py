@@ -65,13 +65,14 @@ class Scorer:
         and keys [kv_heads, C * L, head_dim] unless they are read back."""
         self._rounds = prefix_keys is not None and prefix_keys.rounds
         self._groups: Mapping[int, Sequence[RankGroup]] = {}
-        if prefix_keys is not None:
-            self._groups = rank_groups(
-                step.plan,
-                prefix_keys.block_size,
-                prefix_keys.rounds,
-                embeddings.device,
-            )
+        self.follow()
+
+    def follow(self) -> None:
+        """Go on by the step's plan, which may have other counts from the next cut on."""
+        keys, plan = self._prefix_keys, self._step.plan
+        if keys is not None:
+            device = self._embeddings.device
+            self._groups = rank_groups(plan, keys.block_size, keys.rounds, device)
 
     def look(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
         """Take what the cut behind ``layer`` needs of what its attention gets.

@@ -6,8 +6,11 @@ Start with ``--worker-cls vtr_vllm.engine.worker.Worker``; it fits the platform 
 from typing import Any
 
 from vllm.platforms import current_platform
+from vllm.v1.core.sched.output import GrammarOutput, SchedulerOutput
+from vllm.v1.outputs import AsyncModelRunnerOutput, ModelRunnerOutput
 
 from vtr_vllm.engine.common import front_end
+from vtr_vllm.engine.common.adaptive_counts import tell_scheduler
 from vtr_vllm.engine.common.request_view import TraceCuts
 from vtr_vllm.engine.worker.model_reduction import Reduction
 from vtr_vllm.engine.worker.runner_v1 import ReducingRunner
@@ -39,6 +42,26 @@ class Worker(_StockWorker):
             super().init_device()
         finally:
             setattr(_looked_up_in, name, _StockRunner)
+
+    def execute_model(
+        self, scheduler_output: SchedulerOutput
+    ) -> ModelRunnerOutput | AsyncModelRunnerOutput | None:
+        """vLLM's; what adaptive cuts found goes along to the scheduler."""
+        output = super().execute_model(scheduler_output)
+        return None if output is None else self._with_counts(output)
+
+    def sample_tokens(
+        self, grammar_output: GrammarOutput | None
+    ) -> ModelRunnerOutput | AsyncModelRunnerOutput:
+        """Likewise."""
+        return self._with_counts(super().sample_tokens(grammar_output))
+
+    def _with_counts(
+        self, output: ModelRunnerOutput | AsyncModelRunnerOutput
+    ) -> ModelRunnerOutput | AsyncModelRunnerOutput:
+        reduction = self._vtr_reduction()
+        counts = {} if reduction is None else reduction.decoder.adaptive_counts.take_untold()
+        return tell_scheduler(output, counts) if counts else output
 
     def vtr_status(self) -> dict[str, Any]:
         """What a health check asks every worker (``collective_rpc("vtr_status")``)."""

@@ -9,6 +9,7 @@ from vllm.v1.engine.output_processor import OutputProcessor
 from vllm.v1.engine.parallel_sampling import ParentRequest
 from vllm.v1.metrics.stats import IterationStats, PrefillStats
 
+from vtr_vllm.engine.common.adaptive_counts import tell_front_end
 from vtr_vllm.engine.frontend import first_tokens
 from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
 
@@ -169,3 +170,19 @@ def test_installing_again_changes_nothing() -> None:
     wrapped = OutputProcessor.add_request
     first_tokens.install()
     assert OutputProcessor.add_request is wrapped
+
+
+def test_what_adaptive_cuts_kept_is_known_with_the_first_token() -> None:
+    engine = processor()
+    with collect_first_tokens() as found:
+        engine.add_request(request("a", time.time()), None)
+        engine.add_request(request("b", time.time()), None)
+    assert found.counts("a") is None
+    output = EngineCoreOutput("a", [7])
+    tell_front_end(output, (9, 9, 3))
+    engine.process_outputs([output, EngineCoreOutput("b", [7])], 1.0, IterationStats())
+    step(engine, "a", time.time(), end=True)
+    assert found.counts("a") == (9, 9, 3)
+    assert found.counts("b") is None
+    assert found.counts("c") is None
+    assert output.kv_transfer_params is None, "no client sees it"
