@@ -47,17 +47,24 @@ class KvWatch:
             group.kv_cache_spec.page_size_bytes * len(group.layer_names)
             for group in config.kv_cache_groups
         )
-        self.peak_blocks = self.peak_running = 0
+        self.begin()
         inner = scheduler.schedule
 
         def schedule(*args: object, **kwargs: object) -> object:
             output = inner(*args, **kwargs)
             used = self.pool.num_gpu_blocks - 1 - self.pool.get_num_free_blocks()  # 1: null block
             self.peak_blocks = max(self.peak_blocks, used)
+            self.block_steps += used
             self.peak_running = max(self.peak_running, len(scheduler.running))
             return output
 
         scheduler.schedule = schedule
+
+    def begin(self) -> None:
+        """Forget what was seen."""
+        self.peak_blocks = self.peak_running = 0
+        self.block_steps = 0
+        """Blocks in use, summed over the steps: what is held over time."""
 
 
 class Stages:
@@ -159,44 +166,41 @@ class Worker:
         """Run ``spec['requests']`` requests, at most ``spec['concurrency']`` at once.
 
         With ``spec['render_first']`` prompts and images are rendered before the clock starts, as
-        they are in a process of their own in a server.
+        they are in a process of their own in a server. ``spec['wires']`` has one for each request.
         """
-        from vllm import SamplingParams
-
-        params = SamplingParams(
-            temperature=0.0,
-            max_tokens=spec["output_tokens"],
-            ignore_eos=True,
-            extra_args=spec["wire"],
-        )
-        first = spec["first"]
+        first, wires = spec["first"], spec.get("wires") or [spec["wire"]] * spec["requests"]
         waiting = deque(
-            (f"r{i}", make_request(self.shape, i)) for i in range(first, first + spec["requests"])
+            (f"r{i}", make_request(self.shape, i), sampling(wire, spec["output_tokens"]))
+            for i, wire in enumerate(wires, first)
         )
         if spec.get("render_first"):
-            waiting = deque((name, rendered(self.engine, name, at, params)) for name, at in waiting)
-        self.watch.peak_blocks = self.watch.peak_running = 0
+            waiting = deque(
+                (name, rendered(self.engine, name, at, params), params)
+                for name, at, params in waiting
+            )
+        self.watch.begin()
         self.stages.take()
         machine, begun = Machine(), time.perf_counter()
-        flights = self._fly(waiting, params, spec["concurrency"])
+        flights = self._fly(waiting, spec["concurrency"])
         wall = time.perf_counter() - begun
         result = summary(list(flights.values()), wall)
         result |= machine.facts() | self.stages.take()
         result |= {
             "kv_peak_blocks": self.watch.peak_blocks,
             "kv_peak_bytes": self.watch.peak_blocks * self.watch.bytes_per_block,
+            "kv_block_steps": self.watch.block_steps,
             "peak_running": self.watch.peak_running,
             "prompt_tokens": self.prompt_tokens,
             "tokens": [flights[name].tokens for name in sorted(flights)],
         }
         return result
 
-    def _fly(self, waiting: deque, params: Any, concurrency: int) -> dict[str, Flight]:
+    def _fly(self, waiting: deque, concurrency: int) -> dict[str, Flight]:
         flights: dict[str, Flight] = {}
         open_requests = 0
         while waiting or open_requests:
             while waiting and open_requests < concurrency:
-                name, request = waiting.popleft()
+                name, request, params = waiting.popleft()
                 flights[name] = Flight(time.perf_counter())
                 self.engine.add_request(name, request, params)
                 open_requests += 1
@@ -210,6 +214,13 @@ class Worker:
                 self.prompt_tokens = len(output.prompt_token_ids)
                 open_requests -= output.finished
         return flights
+
+
+def sampling(wire: dict[str, Any], tokens: int) -> Any:
+    """Return the parameters of an answer of exactly so many tokens."""
+    from vllm import SamplingParams
+
+    return SamplingParams(temperature=0.0, max_tokens=tokens, ignore_eos=True, extra_args=wire)
 
 
 def rendered(engine: Any, name: str, request: Any, params: Any) -> Any:

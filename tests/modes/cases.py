@@ -26,7 +26,7 @@ def full() -> list[Case]:
 
 
 def reduced(attention: Sequence[str] = ATTENTION, blind: Sequence[str] = BLIND) -> list[Case]:
-    """One request a rank rule, a text longer than a small step, and cuts that rank once."""
+    """One request a rank rule, a text longer than a small step, cuts that rank once, and adaptive ones."""
     cases = [
         Case(f"{words(i, 30)}<image>{words(i + 9, 12)}", (picture(i),), QUARTER, (rule,) * 3)
         for i, rule in enumerate(attention)
@@ -35,7 +35,9 @@ def reduced(attention: Sequence[str] = ATTENTION, blind: Sequence[str] = BLIND) 
         text = f"{words(i, 20)}<image>{words(i + 9, 12)}<image>{words(50 + i, 7)}"
         cases.append(Case(text, (picture(10 + i), picture(20 + i)), HALF, (rule,)))
     text = f"{words(3, 300)}<image>{words(4, 9)}"
-    return [*cases, Case(text, (picture(3),), STEPS, (attention[0], "previous"))]
+    cases.append(Case(text, (picture(3),), STEPS, (attention[0], "previous")))
+    share = f"{attention[0]}@0.6"
+    return [*cases, Case(f"<image>{words(60, 12)}", (picture(6),), STEPS, (share, share))]
 
 
 def mixed() -> list[Case]:

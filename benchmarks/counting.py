@@ -1,0 +1,47 @@
+"""An arm that runs requests whose counts the model finds, and then the same with these counts known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from benchmarks.worker import Worker, main
+from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
+from vtr_vllm.schedules import KEEP_KEY, RULES_KEY
+
+
+class Counting(Worker):
+    """``measure`` learns the counts of each request; with ``spec['known']`` these are given beforehand."""
+
+    def __init__(self, setup: dict[str, Any]) -> None:
+        super().__init__(setup)
+        self.counts: dict[int, tuple[int, ...]] = {}
+
+    def measure(self, spec: dict[str, Any]) -> dict[str, object]:
+        """Those of ``Worker``, and ``counts`` of each request."""
+        own = range(spec["first"], spec["first"] + spec["requests"])
+        if spec.pop("known"):
+            spec["wires"] = [known(spec["wire"], self.counts[index]) for index in own]
+            return super().measure(spec)
+        with collect_first_tokens() as first:
+            result = super().measure(spec)
+        for index in own:
+            found = first.counts(f"r{index}")
+            assert found is not None, "every request has an adaptive cut"
+            self.counts[index] = found
+        return result | {"counts": [self.counts[index] for index in own]}
+
+
+def known(wire: dict[str, Any], counts: tuple[int, ...]) -> dict[str, Any]:
+    """``wire`` with the counts that its adaptive cuts found."""
+    rules = [rule.partition("@")[0] for rule in wire[RULES_KEY]]
+    keep = [count / counts[0] for count in counts]
+    falls = [b < a for a, b in zip([1.0, *wire[KEEP_KEY]], wire[KEEP_KEY], strict=False)]
+    layers = [layer for layer, falls_here in enumerate(falls) if falls_here]
+    used = [
+        rule for layer, rule in zip(layers, rules, strict=True) if keep[layer] < keep[layer - 1]
+    ]
+    return {KEEP_KEY: keep, RULES_KEY: used}
+
+
+if __name__ == "__main__":
+    main(Counting)
