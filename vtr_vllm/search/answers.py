@@ -32,6 +32,8 @@ class Answer:
     """Vision tokens in the prompt."""
     n_text: int
     """Prompt tokens that are no vision tokens."""
+    found: tuple[int, ...] | None = None
+    """Vision tokens that each layer saw, where adaptive cuts found how many; None: as asked."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ happened to batch together.
 """
 
 import json
+import operator
 from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
 from importlib.metadata import version
@@ -186,7 +187,8 @@ def _answer(name: str, task: Task, response: httpx.Response) -> Answer:
             " for; start that server with `vtr serve` of this release, and let nothing in between"
             " change requests"
         )
-    return Answer(text, steps, n_vision, n_text)
+    found = tuple(kept) if _is_adaptive(task.candidate) else None
+    return Answer(text, steps, n_vision, n_text, found)
 
 
 def _kept(candidate: Candidate, n_vision: int) -> list[int]:
@@ -194,8 +196,15 @@ def _kept(candidate: Candidate, n_vision: int) -> list[int]:
     return list(make_plan(candidate.keep, candidate.rules, n_vision).counts)
 
 
+def _is_adaptive(candidate: Candidate) -> bool:
+    return any(rule.is_adaptive for rule in candidate.rules)
+
+
 def _as_asked(kept: Sequence[int], asked: Sequence[int], task: Task) -> bool:
-    """Whether these ran; images that are each cut by themselves may each round by a half."""
+    """Whether these ran: of adaptive cuts no more; images that are each cut by themselves may each round
+    by a half."""
+    if _is_adaptive(task.candidate):
+        return len(kept) == len(asked) and all(map(operator.le, kept, asked))
     images = len(task.item.image_hashes)
     by_image = images > 1 and see_no_question(task.candidate.rules)
     most = (images + 1) // 2 if by_image else 0

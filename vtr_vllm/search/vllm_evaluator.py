@@ -25,6 +25,7 @@ from vtr_vllm.checkpoint_digest import checkpoint_digest
 from vtr_vllm.engine.common.config import LayerBands
 from vtr_vllm.engine.common.registers import registers_of
 from vtr_vllm.engine.frontend.admission import Admitted, collect
+from vtr_vllm.engine.frontend.first_tokens import FirstTokens, collect_first_tokens
 from vtr_vllm.engine.scheduler.encoder_room import keep_encoded
 from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
 from vtr_vllm.errors import EvaluationFailed, VTRError
@@ -153,21 +154,23 @@ class VLLMEvaluator:
         waiting = deque(enumerate(tasks))
         admitted: dict[int, Admitted] = {}
         answers: dict[int, Answer] = {}
+        firsts: dict[int, FirstTokens] = {}
         busy = steps = 0
         while len(answers) < len(tasks):
             # as many again as can run, so that the scheduler never lacks one
             while waiting and engine.get_num_unfinished_requests() < 2 * room:
                 index, task = waiting.popleft()
-                with _naming(task.item), collect() as each:
+                with _naming(task.item), collect() as each, collect_first_tokens() as first:
                     sampling = _sampling(task.candidate, max_tokens)
                     engine.add_request(str(index), self._prompt(task), sampling)
-                admitted[index] = each[0]
+                admitted[index], firsts[index] = each[0], first
             busy += min(engine.get_num_unfinished_requests(), room)
             steps += 1
             for output in engine.step():
                 if output.finished:
                     index = int(output.request_id)
-                    answers[index] = _answer(output, admitted[index].n_vision)
+                    found = firsts.pop(index).counts(str(index))
+                    answers[index] = _answer(output, admitted[index].n_vision, found)
         batch = Batch(tuple(answers[i] for i in range(len(tasks))), busy, steps * room)
         return batch, admitted
 
@@ -229,7 +232,7 @@ def _sampling(candidate: Candidate, max_tokens: int) -> Any:
     )
 
 
-def _answer(output: Any, n_vision: int) -> Answer:
+def _answer(output: Any, n_vision: int, found: tuple[int, ...] | None) -> Answer:
     completion = output.outputs[0]
     steps = tuple(
         GeneratedToken(
@@ -240,4 +243,4 @@ def _answer(output: Any, n_vision: int) -> Answer:
         for token, step in zip(completion.token_ids, completion.logprobs, strict=True)
     )
     n_prompt = len(output.prompt_token_ids)
-    return Answer(completion.text, steps, n_vision, n_prompt - n_vision)
+    return Answer(completion.text, steps, n_vision, n_prompt - n_vision, found)

@@ -45,13 +45,14 @@ def items(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def tasks_of(evaluator: Evaluator, items: Dataset) -> list[Task]:
-    """Every item: in full, reduced in two ways, and on a smaller image."""
+    """Every item: in full, reduced in two ways, by counts that the model finds, on a smaller image."""
     geometry = evaluator.geometry
     whole = unreduced(geometry)
     candidates = [
         whole,
         Candidate.of(p_sigmoid(geometry, 0.5)),
         Candidate.of(fastv(geometry, 0.25)),
+        Candidate((1.0, 1.0, *whole.keep[2:-1], 0.5), (RankRule.parse("last@0.5"),)),
         Candidate(whole.keep, image_scale=0.25),
     ]
     return [Task(candidate, item) for item in items.items for candidate in candidates]
@@ -153,6 +154,8 @@ def check_alike(tasks: list[Task], found: Batch, expected: Batch) -> None:
             theirs.n_text,
         )
         assert [step.token for step in ours.steps] == [step.token for step in theirs.steps]
+        assert ours.found == theirs.found
+        assert (ours.found is not None) == any(r.is_adaptive for r in task.candidate.rules)
         reference = unreduced_steps[task.item.id]
         one, other = (outcome(task.item, answer, reference) for answer in (ours, theirs))
         assert one.score == other.score

@@ -7,7 +7,7 @@ import pytest
 
 from tests.vtr_vllm.search.conftest import MAX_TOKENS
 from vtr_vllm.errors import EvaluationFailed
-from vtr_vllm.schedules import fastv, random, uniform
+from vtr_vllm.schedules import RankRule, fastv, random, uniform
 from vtr_vllm.search.answer_metrics import score
 from vtr_vllm.search.answers import TOP_LOGPROBS, EngineOptions, Task
 from vtr_vllm.search.calibration import Dataset
@@ -98,6 +98,20 @@ def test_what_is_left_of_the_image_matters(engine, demo, kinds):
     assert asked(whole) > 0.9  # what the demo model can do
     assert asked(small) < asked(whole)
     assert asked(half) < asked(whole)
+
+
+def test_counts_that_cuts_found_are_told(engine, demo):
+    keep = (1.0, 1.0, *[0.9] * 10)
+    shares = [Candidate(keep, (RankRule.parse(f"last@{share}"),)) for share in (0.3, 0.9)]
+    items = demo.items[:8]
+    few, many = (engine.run([Task(each, item) for item in items]).answers for each in shares)
+    assert len({answer.found for answer in few}) > 1, "prompts differ"
+    for less, more in zip(few, many, strict=True):
+        assert less.found[:2] == more.found[:2] == (VISION, VISION)
+        assert 1 <= less.found[2] <= more.found[2] <= round(0.9 * VISION)
+        assert len(set(less.found[2:])) == 1
+    (plain,) = engine.run([Task(Candidate.of(fastv(engine.geometry, 0.5)), items[0])]).answers
+    assert plain.found is None
 
 
 def test_the_mean_keep_of_equal_counts_is_one_candidate(engine, demo):

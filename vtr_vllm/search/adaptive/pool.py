@@ -24,8 +24,12 @@ def pool(study: Study, made: Iterable[Schedule], budgets: Sequence[float]) -> li
 
 def movable(study: Study, made: Iterable[Schedule]) -> list[Candidate]:
     """``made`` as candidates, each once, but for those with a rule of one image: what is next to them
-    would cut where such a rule cannot."""
-    left = [schedule for schedule in made if not of_one_image(schedule.rules)]
+    would cut where such a rule cannot; and for those with adaptive cuts: nobody knows what they cost."""
+    left = [
+        schedule
+        for schedule in made
+        if not of_one_image(schedule.rules) and not any(rule.is_adaptive for rule in schedule.rules)
+    ]
     return _each_once([Candidate.of(schedule, study.n_vision) for schedule in left])
 
 

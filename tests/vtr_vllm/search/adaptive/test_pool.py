@@ -16,10 +16,11 @@ def two_cuts(searching, second):
     return explicit(searching.geometry, (0.5, 0.5, 0.5, 0.5, 0.25, 0.25), rules)
 
 
-def test_what_was_made_is_there_but_for_rules_of_one_image(searching):
-    blind, alone = (two_cuts(searching, rule) for rule in ("grid", "self"))
-    found = pool(searching, [blind, alone], [0.5])
+def test_what_was_made_is_there_but_for_rules_of_one_image_and_of_unknown_cost(searching):
+    blind, alone, unknown = (two_cuts(searching, rule) for rule in ("grid", "self", "last@0.5"))
+    found = pool(searching, [blind, alone, unknown], [0.5])
     assert Candidate.of(blind, 16) in found
+    assert not any(rule.is_adaptive for candidate in found for rule in candidate.rules)
     assert not any(rule.of_one_image for candidate in found for rule in candidate.rules)
     assert len(set(found)) == len(found)
 
