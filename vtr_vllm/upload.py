@@ -44,7 +44,7 @@ def wait_for(values: torch.Tensor) -> list[int]:
         return [int(value) for value in values.tolist()]
     host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     host.copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
+    arrived = torch.cuda.Event(blocking=True)  # spinning would hold the driver's lock
     arrived.record()
     arrived.synchronize()
     return [int(value) for value in host.tolist()]

@@ -344,7 +344,7 @@ def test_a_pause_set_while_the_running_are_scheduled_keeps_the_queue_out() -> No
         (LLMEngine, ["engine_core"]),
         (IterationStats, ["time_to_first_tokens_iter", "prompt_token_stats"]),
         (Request, ["block_hashes", "_block_hasher", "mm_features", "prompt_token_ids"]),
-        (Request, ["num_computed_tokens"]),
+        (Request, ["num_computed_tokens", "num_stale_output_tokens", "status"]),
         (GPUModelRunner, ["requests", "input_batch", "attn_groups"]),
         (InputBatch, ["block_table", "num_computed_tokens_cpu"]),
         (BlockTable, ["block_size"]),

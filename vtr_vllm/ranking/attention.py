@@ -94,6 +94,9 @@ class AttentionRule(RankRule):
             )
         return replace(self, mass=float(mass))
 
+    def with_fixed_count(self) -> RankRule:
+        return replace(self, mass=0.0)
+
     @property
     def is_adaptive(self) -> bool:
         return bool(self.mass)

@@ -112,6 +112,10 @@ class RankRule(ABC):
             " what is behind the @, or rank by last or instruction"
         )
 
+    def with_fixed_count(self) -> RankRule:
+        """The same order, of which the schedule says how many stay."""
+        return self
+
     @property
     def is_adaptive(self) -> bool:
         """Whether its scores say how many tokens stay, of those that the schedule lets stay."""

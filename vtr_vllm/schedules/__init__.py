@@ -20,6 +20,7 @@ from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.interpolation import interpolate
 from vtr_vllm.schedules.keep_rates import (
     FIRST_ATTENTION_CUT,
+    adaptive_rules,
     check_budget,
     cut_layers,
     cuts_inside_bands,
@@ -55,6 +56,7 @@ __all__ = [
     "RankRule",
     "Schedule",
     "ScheduleBook",
+    "adaptive_rules",
     "Selection",
     "check_budget",
     "check_floor",

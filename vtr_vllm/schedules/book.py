@@ -192,6 +192,7 @@ class ScheduleBook:
             "mean_keep": schedule.mean_keep,
             "keep": list(schedule.keep),
             "rules": [str(rule) for rule in schedule.rules],
+            "adaptive_cuts": schedule.is_adaptive,
             "per_image_floor": schedule.per_image_floor,
             "reuse": self.reuses(schedule),
             "why_not_reused": self.why_not_reused(schedule),

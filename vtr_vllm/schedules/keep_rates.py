@@ -15,6 +15,9 @@ FIRST_ATTENTION_CUT = 2
 """Least layer index of a cut ranked by attention: the ranking of vision tokens is alike in every
 layer but the first (arXiv 2412.00556, abstract and figure 1), so layers 0 and 1 run in full."""
 
+MOST_ADAPTIVE_CUTS = 4
+"""Of a schedule: each waits for the device, and everybody else in the step with it."""
+
 BUDGET_TOLERANCE = 1e-6
 """How far a schedule's mean keep may lie from the budget it states."""
 
@@ -59,6 +62,11 @@ def see_no_question(rules: Iterable[RankRule]) -> bool:
 def of_one_image(rules: Iterable[RankRule]) -> RankRule | None:
     """The first rule that has a place in local schedules alone."""
     return next((rule for rule in rules if rule.of_one_image), None)
+
+
+def adaptive_rules(rules: Iterable[RankRule]) -> list[RankRule]:
+    """Those of which the model says how many tokens stay."""
+    return [rule for rule in rules if rule.is_adaptive]
 
 
 def cuts_inside_bands(cuts: Iterable[int], band_starts: Iterable[int]) -> list[int]:
@@ -112,6 +120,11 @@ def check_keep_and_rules(
                 f"the first cut (before layer {layer}) is ranked by {rule}; there is no order"
                 " to reuse: name another rule"
             )
+    if len(waiting := adaptive_rules(parsed)) > MOST_ADAPTIVE_CUTS:
+        raise ScheduleError(
+            f"{len(waiting)} cuts are adaptive ({', '.join(map(str, waiting))}), and each has its step wait"
+            f" for the device; {MOST_ADAPTIVE_CUTS} may be: leave out the share at others"
+        )
     if (alone := of_one_image(parsed)) and not see_no_question(parsed):
         raise ScheduleError(
             f"rule {alone} ranks the tokens of one image by themselves, and stands beside a rule that"

@@ -81,7 +81,7 @@ def _resolve(scheduled: dict[int, RankRule], cuts: frozenset[int]) -> tuple[Rank
             inherited = inherited if isinstance(rule, Previous) else rule
             continue
         if isinstance(rule, Previous) and inherited:
-            rule = replace(inherited, merge=rule.merge)
+            rule = replace(inherited.with_fixed_count(), merge=rule.merge)
         resolved.append(rule)
         inherited = None
     return tuple(resolved)

@@ -14,6 +14,7 @@ from vtr_vllm.schedules.floors import check_floor
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.keep_rates import (
     BUDGET_TOLERANCE,
+    adaptive_rules,
     check_keep_and_rules,
     cut_layers,
     cuts_inside_bands,
@@ -88,8 +89,23 @@ class Schedule:
         object.__setattr__(self, "parameters", copy_object(self.parameters, "parameters"))
         object.__setattr__(self, "provenance", copy_object(self.provenance, "provenance"))
         object.__setattr__(self, "per_image_floor", check_floor(self.per_image_floor))
+        if self.is_adaptive:
+            self._check_adaptive()
         if self.budget is not None:
             object.__setattr__(self, "budget", self._check_budget(self.budget))
+
+    def _check_adaptive(self) -> None:
+        """What it spends is known once it ran: it promises no budget, and no share of it to an image."""
+        for name, value in (
+            ("budget", self.budget),
+            ("per_image_floor", self.per_image_floor or None),
+        ):
+            if value is not None:
+                raise ScheduleError(
+                    f"schedule {self.name} has {name} {show(value)} and adaptive cuts"
+                    f" ({', '.join(map(str, adaptive_rules(self.rules)))}), of which nobody knows beforehand what"
+                    f" they keep; leave {name} out, or the shares behind the @"
+                )
 
     def _check_budget(self, budget: object) -> float:
         if isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget <= 1:
@@ -105,6 +121,11 @@ class Schedule:
     def mean_keep(self) -> float:
         """The mean keep rate over all layers: the budget that this schedule spends."""
         return mean(self.keep)
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether its keep rates are the most that may stay, and the model says how many tokens do."""
+        return bool(adaptive_rules(self.rules))
 
     @property
     def cuts(self) -> tuple[int, ...]:

@@ -18,7 +18,14 @@ from PIL import Image
 from vtr_vllm.adaptive import Prompt
 from vtr_vllm.errors import ConfigurationError, EvaluationFailed
 from vtr_vllm.image_files import encode_png
-from vtr_vllm.schedules import ModelGeometry, RankRule, make_plan, see_no_question
+from vtr_vllm.schedules import (
+    ModelGeometry,
+    Plan,
+    RankRule,
+    adaptive_rules,
+    make_plan,
+    see_no_question,
+)
 from vtr_vllm.search.answers import TOP_LOGPROBS, Answer, Batch, GeneratedToken, Task, messages
 from vtr_vllm.search.calibration import Item, data_uri
 from vtr_vllm.search.candidates import Candidate, scaled
@@ -174,7 +181,7 @@ def _answer(name: str, task: Task, response: httpx.Response) -> Answer:
         text = choice["message"]["content"]
         if not isinstance(text, str):
             raise TypeError(f"content is {text}")
-        asked = _kept(task.candidate, n_vision)
+        asked = list(_plan(task.candidate, n_vision).counts)
     except (ValueError, KeyError, IndexError, TypeError) as err:
         raise EvaluationFailed(
             f"{response.url} answered {name} without text, log-probabilities or vtr facts"
@@ -187,23 +194,19 @@ def _answer(name: str, task: Task, response: httpx.Response) -> Answer:
             " for; start that server with `vtr serve` of this release, and let nothing in between"
             " change requests"
         )
-    found = tuple(kept) if _is_adaptive(task.candidate) else None
+    found = tuple(kept) if _plan(task.candidate, n_vision).is_adaptive else None
     return Answer(text, steps, n_vision, n_text, found)
 
 
-def _kept(candidate: Candidate, n_vision: int) -> list[int]:
-    """Vision tokens that each layer sees of a prompt with ``n_vision``, ranked together."""
-    return list(make_plan(candidate.keep, candidate.rules, n_vision).counts)
-
-
-def _is_adaptive(candidate: Candidate) -> bool:
-    return any(rule.is_adaptive for rule in candidate.rules)
+def _plan(candidate: Candidate, n_vision: int) -> Plan:
+    """That of a prompt with ``n_vision`` vision tokens, ranked together."""
+    return make_plan(candidate.keep, candidate.rules, n_vision)
 
 
 def _as_asked(kept: Sequence[int], asked: Sequence[int], task: Task) -> bool:
     """Whether these ran: of adaptive cuts no more; images that are each cut by themselves may each round
     by a half."""
-    if _is_adaptive(task.candidate):
+    if adaptive_rules(task.candidate.rules):
         return len(kept) == len(asked) and all(map(operator.le, kept, asked))
     images = len(task.item.image_hashes)
     by_image = images > 1 and see_no_question(task.candidate.rules)

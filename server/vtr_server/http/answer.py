@@ -182,7 +182,10 @@ async def _serve(
     def found_of(choice: ChosenSchedule | None, *prompts: Admitted) -> VTRAnswer:
         """The facts with what adaptive cuts found so far: before the first token, the most that may stay."""
         assert choice is not None
-        ran = [each.with_counts(first_tokens.counts(each.request_id)) for each in prompts]
+        ran = [
+            each.with_counts(first_tokens.counts(each.request_id)) if each.is_adaptive else each
+            for each in prompts
+        ]
         return facts(choice, decide.asked.by, ran, geometry)
 
     def noted(prompt: Admitted) -> None:

@@ -38,6 +38,7 @@ __all__ = [
     "observe_refusal",
     "observe_reload",
     "observe_schedule",
+    "observe_vision_work",
     "observe_schedules",
     "observe_settings_reload",
     "observe_workers",
@@ -221,18 +222,23 @@ def observe_schedule(name: str, source: str) -> None:
     _SCHEDULES_ASKED.labels(name if stored else shared).inc()
 
 
-def observe_prompt(
-    facts: VTRAnswer, key: str = UNKNOWN, bands: Sequence[int] = (), returning: int = 0
-) -> None:
-    """Count one prompt that was admitted; ``bands``: first layers, ``returning``: tokens seen before."""
-    seen, layers, kept = facts.vision_tokens, len(facts.kept_per_layer), sum(facts.kept_per_layer)
+def observe_prompt(facts: VTRAnswer, key: str = UNKNOWN, returning: int = 0) -> None:
+    """Count one prompt that was admitted; ``returning``: tokens seen before."""
+    seen, kept = facts.vision_tokens, facts.kept_per_layer
     if not seen:
         return  # text alone has nothing to keep: it would hide what is done to images
     _VISION_TOKENS.inc(seen)
     _KIND_VISION_TOKENS.labels(kind_of(facts), "seen").inc(seen)
     _KIND_VISION_TOKENS.labels(kind_of(facts), "returning").inc(returning)
     _KEY_VISION_TOKENS.labels(key, "seen").inc(seen)
-    _KEY_VISION_TOKENS.labels(key, "kept").inc(kept / layers)
+    _KEY_VISION_TOKENS.labels(key, "kept").inc(sum(kept) / len(kept))
+
+
+def observe_vision_work(facts: VTRAnswer, bands: Sequence[int] = ()) -> None:
+    """Count what the layers saw of one prompt; ``bands``: first layers."""
+    seen, layers, kept = facts.vision_tokens, len(facts.kept_per_layer), sum(facts.kept_per_layer)
+    if not seen:
+        return
     _LAYER_TOKENS.inc(seen * layers)
     _LAYER_TOKENS_KEPT.inc(kept)
     for band, first_layer in enumerate(bands):

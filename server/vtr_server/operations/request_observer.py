@@ -16,6 +16,7 @@ from vtr_server.operations.metrics import (
     observe_outcome,
     observe_prompt,
     observe_schedule,
+    observe_vision_work,
 )
 from vtr_server.operations.outcomes import Outcome, outcome_of
 from vtr_server.policy.elastic import Elastic, Work
@@ -55,8 +56,8 @@ class RequestObserver:
     _tier: str = UNKNOWN
     _source: str = UNKNOWN
     _kind: Kind | None = None
-    _counted_later: list[tuple[Callable[[], VTRAnswer], int]] = field(default_factory=list)
-    """Of the prompts with adaptive cuts: the facts, and how many of its vision tokens came before."""
+    _counted_later: list[Callable[[], VTRAnswer]] = field(default_factory=list)
+    """The facts of each prompt with adaptive cuts."""
     _ended: bool = False
 
     def prompt(
@@ -75,10 +76,11 @@ class RequestObserver:
             self._source = known.source
             self._kind = kind_of(known)
             observe_schedule(known.schedule, known.source)
+        observe_prompt(known, self._key, prompt.returning)
         if later is None:
-            self._observe_prompt(known, prompt.returning)
+            self._observe_work(known)
         else:
-            self._counted_later.append((later, prompt.returning))
+            self._counted_later.append(later)
         if self.elastic is not None:
             work = _work(prompt, known.auto, self.geometry)
             self.elastic.backlog.admitted(f"{self._id}-{self._prompts}", work)
@@ -101,8 +103,8 @@ class RequestObserver:
                 self.elastic.backlog.done(f"{self._id}-{number}", completed=outcome == "ok")
         if not self._first_token_told and (made := self.first_token_made()) is not None:
             self._tell_first_token(made, streamed=False)
-        for later, returning in self._counted_later:
-            self._observe_prompt(later(), returning)
+        for later in self._counted_later:
+            self._observe_work(later())
         if self._kind is not None:
             observe_cached(self.vision_cached(), self._kind)
         observe_outcome(
@@ -113,8 +115,8 @@ class RequestObserver:
             seconds=time.monotonic() - self.arrived,
         )
 
-    def _observe_prompt(self, known: VTRAnswer, returning: int) -> None:
-        observe_prompt(known, self._key, self.bands, returning)
+    def _observe_work(self, known: VTRAnswer) -> None:
+        observe_vision_work(known, self.bands)
         observe_adaptive(known)
 
     @property

@@ -18,8 +18,8 @@ export function stopsOf(offer) {
   const stored = offer.data ?? [];
   const stated = stored.filter((schedule) => typeof schedule.budget === "number");
   for (const { budget, name } of stated) add(budget, "", name === "full" ? { budget: 1 } : { budget });
-  for (const { mean_keep, name, budget } of stored) {
-    if (budget === null) add(mean_keep, name, { schedule: name });
+  for (const { mean_keep, name, budget, adaptive_cuts } of stored) {
+    if (budget === null) add(mean_keep, adaptive_cuts ? `${name}, at most` : name, { schedule: name });
   }
   if (maximum < 1) add(maximum, "", { budget: maximum });
   if (minimum > 0) add(minimum, "", { budget: minimum });

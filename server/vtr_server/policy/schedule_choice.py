@@ -112,11 +112,14 @@ class ScheduleChooser:
             return self._by_load(ask, policy, reuse)
         choice = self._of_ask(ask, reuse)
         self._check_reuse(choice, reuse)
-        if policy.holds(choice.budget):
+        may_keep_less = policy.minimum > 0 and choice.schedule.is_adaptive
+        if policy.holds(choice.budget) and not may_keep_less:
             return choice
         if not movable:
+            least = f"schedule {choice.schedule.name} has adaptive cuts, which may keep less than"
+            outside = f"budget {choice.budget:g} lies outside"
             raise BudgetNotAllowed(
-                f"budget {choice.budget:g} lies outside {_range(policy)}; ask for one inside"
+                f"{least if may_keep_less else outside} {_range(policy)}; ask for one inside"
             )
         return self._of_budget(policy.moved(choice.budget), reuse)
 

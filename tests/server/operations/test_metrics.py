@@ -30,6 +30,11 @@ from vtr_vllm.errors import InvalidBudget, Overloaded
 DOCS = ROOT / "docs" / "metrics.md"
 
 
+def observe(known: VTRAnswer, bands: tuple[int, ...] = ()) -> None:
+    metrics.observe_prompt(known)
+    metrics.observe_vision_work(known, bands)
+
+
 def value(name: str, **labels: str) -> float:
     return REGISTRY.get_sample_value(name, labels) or 0.0
 
@@ -54,7 +59,7 @@ def test_a_prompt_counts_tokens_and_their_layers() -> None:
         for part in ("sum", "count")
     ]
     before = [value(name) for name in names]
-    metrics.observe_prompt(told(0.6))
+    observe(told(0.6))
     grown = [value(name) - old for name, old in zip(names, before, strict=True)]
     assert grown == pytest.approx([100, 400, 240, 0.6, 1, 0.5, 1])
 
@@ -62,7 +67,7 @@ def test_a_prompt_counts_tokens_and_their_layers() -> None:
 def test_a_band_counts_what_its_first_layer_sees() -> None:
     states = [{"band": band, "state": state} for band in "01" for state in ("seen", "kept")]
     before = [value("vtr_band_vision_tokens_total", **labels) for labels in states]
-    metrics.observe_prompt(told(0.6), bands=(0, 2))
+    observe(told(0.6), (0, 2))
     after = [value("vtr_band_vision_tokens_total", **labels) for labels in states]
     assert [new - old for new, old in zip(after, before, strict=True)] == [100, 100, 100, 20]
 
@@ -85,7 +90,7 @@ def test_tokens_count_by_the_kind_of_their_schedule(budget: float, reuse: bool, 
 
 def test_text_alone_does_not_count_as_kept_in_full() -> None:
     before = value("vtr_mean_keep_count")
-    metrics.observe_prompt(told(1.0, "full", vision_tokens=0), bands=(0, 2))
+    observe(told(1.0, "full", vision_tokens=0), (0, 2))
     assert value("vtr_mean_keep_count") == before
 
 
@@ -256,7 +261,7 @@ def test_states_are_told_as_they_are() -> None:
 
 
 def test_no_label_takes_a_client_string() -> None:
-    metrics.observe_prompt(told(0.123456789))
+    observe(told(0.123456789))
     metrics.observe_schedule("p-sigmoid-0.123456789", "p-sigmoid-default")
     samples = [sample for family in REGISTRY.collect() for sample in family.samples]
     ours = [sample for sample in samples if sample.name.startswith("vtr_")]

@@ -167,20 +167,22 @@ def test_vision_tokens_are_counted_at_admission_also_of_what_never_ends_well() -
 
 
 def test_a_prompt_with_adaptive_cuts_is_counted_as_it_ran() -> None:
-    series = [
-        "vtr_vision_token_layers_kept_total",
-        "vtr_vision_tokens_total",
-        "vtr_mean_keep_count",
-    ]
+    """What its key is charged for is known at admission: the most that may stay."""
+    series = ["vtr_vision_token_layers_kept_total", "vtr_mean_keep_count"]
+    charged = {"key": "watch-test", "state": "kept"}
     before = [counted(name) for name in series]
-    fewer = Prompt(replace(PLAN, counts=tuple(count // 2 for count in PLAN.counts)))
+    kept = counted("vtr_key_vision_tokens_total", **charged)
+    fewer = replace(PLAN, counts=tuple(count // 2 for count in PLAN.counts))
     one = watch()
-    one.prompt(Prompt(), known(), lambda: known(fewer))
+    one.prompt(Prompt(), known(), lambda: known(Prompt(fewer)))
     assert [counted(name) for name in series] == before
+    most = sum(PLAN.counts) / len(PLAN.counts)
+    assert counted("vtr_key_vision_tokens_total", **charged) == pytest.approx(kept + most)
     one.end("ok")
     one.end("ok")
     grown_by = [counted(name) - was for name, was in zip(series, before, strict=True)]
-    assert grown_by == [sum(fewer.plan.counts), 100, 1]
+    assert grown_by == [sum(fewer.counts), 1]
+    assert counted("vtr_key_vision_tokens_total", **charged) == pytest.approx(kept + most)
 
 
 def first_tokens() -> list[float]:

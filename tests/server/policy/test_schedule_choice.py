@@ -358,6 +358,16 @@ def test_what_lies_outside_is_refused_with_the_range(ask: Ask) -> None:
         choose(ask, Bounds(0.5, 0.75))
 
 
+def test_what_may_keep_less_than_a_minimum_is_refused() -> None:
+    """Of adaptive cuts only the most is known that they keep."""
+    ask = Ask(keep=[1.0] * 6 + [0.9] * 6, rules=["last@0.5"])
+    assert choose(ask, Bounds(0.0, 1.0)).schedule.is_adaptive
+    with pytest.raises(BudgetNotAllowed, match=r"inline has adaptive cuts, which may keep less"):
+        choose(ask, Bounds(0.5, 1.0))
+    chooser = ScheduleChooser(BOOK, TIERS)
+    assert chooser.choose(ask, Bounds(0.5, 1.0), movable=True).budget == pytest.approx(0.95)
+
+
 @given(ASKS, POLICIES)
 def test_a_default_or_a_detail_is_moved_to_the_next_bound(ask: Ask, policy: Bounds) -> None:
     """One rule for both: what the client did not ask for itself never gets it a refusal."""

@@ -15,8 +15,8 @@ def test_by_hand() -> None:
     assert fewest_holding(scores, torch.tensor([0.71, 0.01, 0.01])).tolist() == [3, 1, 1]
 
 
-def test_one_stays_where_nothing_was_looked_at() -> None:
-    assert fewest_holding(torch.zeros(1, 4), torch.tensor([0.9])).tolist() == [1]
+def test_all_stay_where_nothing_was_looked_at() -> None:
+    assert fewest_holding(torch.zeros(1, 4), torch.tensor([0.9])).tolist() == [4]
 
 
 @given(
@@ -28,6 +28,9 @@ def test_one_stays_where_nothing_was_looked_at() -> None:
 def test_one_fewer_would_hold_less(weights: list[int], percent: int, padding: int) -> None:
     scores = torch.tensor([weights + [0] * padding], dtype=torch.float32)
     count = fewest_holding(scores, torch.tensor([percent / 100])).item()
+    if not any(weights):
+        assert count == len(weights) + padding
+        return
     best = sorted(weights, reverse=True)
     wanted = torch.tensor(percent / 100).double().item() * sum(weights)
     assert 1 <= count <= len(weights)

@@ -69,6 +69,10 @@ def test_a_count_that_was_found_bounds_what_follows():
     assert found.cuts == (2, 4)
     assert [str(rule) for rule in found.rules] == ["last@0.9", "instruction"]
     assert plan.with_count(2, 1).cuts == (2,), "nothing is left to drop"
+    again = plan_of([1, 1, 0.8, 0.5, 0.3], ["last@0.9", "instruction@0.9", "previous"], 100)
+    vanished = again.with_count(2, 50)
+    assert [str(rule) for rule in vanished.rules] == ["last@0.9", "instruction"]
+    assert vanished.counts == (100, 100, 50, 50, 30), "an order is repeated, and no count"
     assert plan.with_counts(found.counts) == found
     assert not plan_of([1, 1, 0.5, 0.5], ["last"], 9).is_adaptive
 

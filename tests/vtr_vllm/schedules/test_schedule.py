@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.vtr_vllm.schedules.strategies import json_values, schedules
 from vtr_vllm.errors import GeometryMismatch, ScheduleError
-from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule
+from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule, explicit
 
 GEOMETRY = ModelGeometry(4, 128, 320, 2, 2, 64)
 SCHEDULE = Schedule(
@@ -76,6 +76,11 @@ def test_the_callers_mapping_is_copied():
         ({"budget": 0}, r"null or in \(0, 1\]"),
         ({"budget": True}, r"null or in \(0, 1\]"),
         ({"budget": float("nan")}, r"null or in \(0, 1\]"),
+        ({"rules": ("last@0.5",)}, r"has budget 0.625 and adaptive cuts \(last@0.5\)"),
+        (
+            {"rules": ("last@0.5",), "budget": None, "per_image_floor": 0.5},
+            "has per_image_floor 0.5 and adaptive cuts",
+        ),
         ({"parameters": {"a": float("inf")}}, r"parameters\.a holds inf"),
         ({"provenance": []}, "provenance must be an object"),
     ],
@@ -83,6 +88,18 @@ def test_the_callers_mapping_is_copied():
 def test_malformed_is_refused(change, reason):
     with pytest.raises(ScheduleError, match=reason):
         replace(SCHEDULE, **change)
+
+
+def test_an_adaptive_schedule_promises_no_budget():
+    made = replace(SCHEDULE, rules=("last@0.5",), budget=None)
+    assert made.is_adaptive
+    assert not made.is_local
+    assert not SCHEDULE.is_adaptive
+    assert Schedule.from_json(made.to_json()) == made
+    layers = tuple(1 - layer / 10 for layer in (0, 0, 1, 2, 3, 4, 5))
+    shape = ModelGeometry(7, 128, 320, 2, 2, 64)
+    with pytest.raises(ScheduleError, match="5 cuts are adaptive .* 4 may be"):
+        explicit(shape, layers, ["last@0.5"] * 5)
 
 
 def test_fits_one_geometry_only():

@@ -20,18 +20,22 @@ def tell_scheduler(
     output: ModelRunnerOutput | AsyncModelRunnerOutput, counts: Counts
 ) -> ModelRunnerOutput | AsyncModelRunnerOutput:
     """Give ``output``, of a step that found ``counts``, these to carry."""
-    if not isinstance(output, AsyncModelRunnerOutput):
-        setattr(output, _NAME, counts)
-        return output
-    stock = output.get_output
-
-    def get_output() -> ModelRunnerOutput:
-        found = stock()
-        setattr(found, _NAME, counts)
-        return found
-
-    setattr(output, "get_output", get_output)  # noqa: B010  (of this one alone)
+    if isinstance(output, AsyncModelRunnerOutput):
+        return _Carrying(output, counts)
+    setattr(output, _NAME, counts)
     return output
+
+
+class _Carrying(AsyncModelRunnerOutput):
+    """An output that is not ready yet, and what goes along."""
+
+    def __init__(self, stock: AsyncModelRunnerOutput, counts: Counts) -> None:
+        self._stock, self._counts = stock, counts
+
+    def get_output(self) -> ModelRunnerOutput:
+        found = self._stock.get_output()
+        setattr(found, _NAME, self._counts)
+        return found
 
 
 def told_by_worker(output: ModelRunnerOutput) -> Counts:

@@ -16,6 +16,7 @@ from vtr_vllm.reduction.request import (
     local_request,
 )
 from vtr_vllm.schedules import (
+    adaptive_rules,
     cut_layers,
     cuts_inside_bands,
     make_plan,
@@ -88,6 +89,11 @@ def read_request(
             f"rule {alone} ranks images one by one, and the cuts before layers {inside} are not"
             f" before the first layer of a KV band ({list(bands.starts)}); move the cuts there, or"
             " name another rule"
+        )
+    if floor and (found := adaptive_rules(rules)):
+        raise RequestError(
+            f"rule {found[0]} keeps what holds its share of the attention, and a per-image floor of {floor}"
+            " would have some images keep more; leave the floor out, or the share"
         )
     plan = make_plan(keep, rules, sum(len(unit.vision) for unit in units))
     if not plan.reduces:

@@ -36,6 +36,7 @@ _COUNTS = "vtr_counts"
 class _Choices:
     """The choices of one prompt."""
 
+    all: list[RequestState] = field(default_factory=list)
     waiting: list[RequestState] = field(default_factory=list)
     """Not yet seen with a first token, in the order in which they were begun."""
     least: int | None = None
@@ -61,7 +62,9 @@ class FirstTokens:
     def add(self, state: RequestState) -> None:
         """Hold what vLLM knows of one more prompt or choice."""
         self._states.append(state)
-        self._choices[state.external_req_id].waiting.append(state)
+        choices = self._choices[state.external_req_id]
+        choices.all.append(state)
+        choices.waiting.append(state)
 
     def earliest(self) -> float | None:
         """When the first of them was made, in seconds of ``time.monotonic``; None if none was yet.
@@ -82,8 +85,9 @@ class FirstTokens:
         ``request_id`` is that of admission. Of several choices, which differ by rounding at most, the first
         that is known.
         """
-        of_prompt = (state for state in self._states if state.external_req_id == request_id)
-        found = (getattr(state, _COUNTS, None) for state in of_prompt)
+        if request_id not in self._choices:
+            return None
+        found = (getattr(state, _COUNTS, None) for state in self._choices[request_id].all)
         return next((counts for counts in found if counts is not None), None)
 
     def cached(self, request_id: str) -> int:

@@ -116,11 +116,14 @@ class Scheduler(AsyncScheduler):
 
     def _note_counts(self, request_id: str, counts: Sequence[int]) -> None:
         request = self.requests.get(request_id)
-        # Who was preempted meanwhile, or is over, has no blocks.
-        if request is None or request.status != RequestStatus.RUNNING:
+        # Who was preempted meanwhile, or is over, has no blocks; who runs again by now has others.
+        if (
+            request is None
+            or request.status != RequestStatus.RUNNING
+            or request.num_stale_output_tokens
+        ):
             return
-        asked = self.reduced[request_id]
-        self._as_asked[request_id] = asked
+        asked = self._as_asked.setdefault(request_id, self.reduced[request_id])
         self.reduced[request_id] = asked.with_plan(asked.plan.with_counts(counts))
 
     def _preempt_request(self, request: Request, *args: Any, **kwargs: Any) -> None:

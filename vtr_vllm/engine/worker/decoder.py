@@ -179,7 +179,7 @@ class ReducibleDecoder:
             plan = step.plan.with_counts(index, fewer)
             step.follow(plan, index)
             rows.follow(plan, index)
-            scorer.follow()
+            scorer.follow(index)
             self._lora_rows.follow(plan)
 
     @contextmanager

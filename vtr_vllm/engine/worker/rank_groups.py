@@ -14,7 +14,7 @@ import torch
 
 from vtr_vllm.ranking.attention import AttentionRule
 from vtr_vllm.ranking.probabilities import CHUNK
-from vtr_vllm.reduction.batch import BatchPlan, RequestCut
+from vtr_vllm.reduction.batch import RequestCut
 from vtr_vllm.reduction.request import IntArray
 from vtr_vllm.upload import upload_together
 
@@ -56,30 +56,34 @@ class RankGroup:
 
 
 def rank_groups(
-    plan: BatchPlan, block_size: int, rounds: bool, device: torch.device
+    cuts: Mapping[int, Sequence[RequestCut]],
+    rows: int,
+    block_size: int,
+    rounds: bool,
+    device: torch.device,
 ) -> Mapping[int, Sequence[RankGroup]]:
-    """Cut layer -> groups, of a plan's requests with an ``AttentionRule``.
+    """Cut layer -> groups, of the requests with an ``AttentionRule`` in a step of ``rows``.
 
     ``rounds``: the rows' own keys are read back too. A group has no more than ``most_keys``, padding
     included, or one request.
     """
     groups: list[tuple[int, list[int]]] = []
-    for layer, members in plan.cuts.items():
+    for layer, members in cuts.items():
         by_rule: dict[AttentionRule, list[int]] = defaultdict(list)
         for place, cut in enumerate(members):
             if isinstance(cut.rule, AttentionRule):
                 by_rule[cut.rule].append(place)
         for rule, places in by_rule.items():
-            most = most_keys(plan.num_rows, rule.rope)
+            most = most_keys(rows, rule.rope)
             groups += [(layer, alike) for alike in _of_like_length(members, places, most)]
     if not groups:
         return {}
-    hosts = [_arrays(plan.cuts[layer], places, block_size, rounds) for layer, places in groups]
+    hosts = [_arrays(cuts[layer], places, block_size, rounds) for layer, places in groups]
     arrays = [array for host, _ in hosts for array in host.values()]
     sent = iter(upload_together(arrays, device))
     made = defaultdict(list)
     for (layer, places), (host, blocks) in zip(groups, hosts, strict=True):
-        ranked_by = plan.cuts[layer][places[0]].rule
+        ranked_by = cuts[layer][places[0]].rule
         assert isinstance(ranked_by, AttentionRule)
         there = {name: next(sent) for name in host}
         for name in ("share", "of_each", "weights", "bias"):

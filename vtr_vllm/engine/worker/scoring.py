@@ -65,14 +65,15 @@ class Scorer:
         and keys [kv_heads, C * L, head_dim] unless they are read back."""
         self._rounds = prefix_keys is not None and prefix_keys.rounds
         self._groups: Mapping[int, Sequence[RankGroup]] = {}
-        self.follow()
+        self.follow(-1)
 
-    def follow(self) -> None:
-        """Go on by the step's plan, which may have other counts from the next cut on."""
-        keys, plan = self._prefix_keys, self._step.plan
+    def follow(self, layer: int) -> None:
+        """Go on by the step's plan, which may have other counts behind the cut before ``layer``."""
+        keys = self._prefix_keys
+        cuts = {at: members for at, members in self._step.plan.cuts.items() if at > layer}
         if keys is not None:
-            device = self._embeddings.device
-            self._groups = rank_groups(plan, keys.block_size, keys.rounds, device)
+            rows, device = self._step.plan.num_rows, self._embeddings.device
+            self._groups = rank_groups(cuts, rows, keys.block_size, keys.rounds, device)
 
     def look(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
         """Take what the cut behind ``layer`` needs of what its attention gets.

@@ -28,7 +28,7 @@ def movable(study: Study, made: Iterable[Schedule]) -> list[Candidate]:
     left = [
         schedule
         for schedule in made
-        if not of_one_image(schedule.rules) and not any(rule.is_adaptive for rule in schedule.rules)
+        if not of_one_image(schedule.rules) and not schedule.is_adaptive
     ]
     return _each_once([Candidate.of(schedule, study.n_vision) for schedule in left])
 

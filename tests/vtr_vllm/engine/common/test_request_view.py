@@ -96,12 +96,22 @@ def test_what_runs_unreduced(extra_args, features, prompt):
         ({"vtr_budget": 0.5}, "vtr_budget"),
         ({"vtr_trace": ""}, "vtr_trace"),
         ({"vtr_floor": 2}, "vtr_floor"),
+        ({"vtr_rules": ["last@2", "previous"]}, "share"),
     ],
 )
 def test_what_is_malformed_is_refused_with_images_and_without(change, said):
     for features in ([image(2, 4)], None):
         with pytest.raises(RequestError, match=said):
             read_request(ASKED | change, features, PROMPT, BANDS)
+
+
+def test_a_floor_beside_an_adaptive_cut_is_refused():
+    asked = ASKED | {"vtr_rules": ["last@0.5", "previous"]}
+    found = read_request(asked, [image(2, 4)], PROMPT, BANDS)
+    assert found.is_adaptive
+    assert not found.is_local
+    with pytest.raises(RequestError, match=r"last@0.5 keeps what holds .* leave the floor out"):
+        read_request(asked | {"vtr_floor": 0.5}, [image(2, 4)], PROMPT, BANDS)
 
 
 def test_half_of_the_pair_is_refused():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from vllm.v1.request import RequestStatus
 
 from tests.vtr_vllm.engine.conftest import LAYERS, SHAPE, Engines
 from tests.vtr_vllm.engine.support import (
@@ -20,7 +22,9 @@ from tests.vtr_vllm.engine.support import (
     tokens,
     words,
 )
+from tests.vtr_vllm.reduction.strategies import request_of
 from vtr_vllm.engine.frontend.engine_queries import greet
+from vtr_vllm.engine.scheduler.scheduler import Scheduler
 from vtr_vllm.errors import ConfigurationError
 
 pytestmark = pytest.mark.engine
@@ -277,3 +281,23 @@ def test_tokens_do_not_depend_on_neighbours_or_preemption(
         picks = rng.integers(0, len(pool), 12)
         assert generate(llm, [pool[i] for i in picks], 24) == [alone[i] for i in picks]
     assert preempted
+
+
+def test_counts_of_a_run_that_is_over_are_not_taken() -> None:
+    """A request that was preempted and runs again, as after a reset of the prefix cache, is not yet counted."""
+    asked = request_of([range(2, 12)], 14, [1, 1, 0.8, 0.8], ["last@0.5"])
+    request = SimpleNamespace(status=RequestStatus.RUNNING, num_stale_output_tokens=1)
+    ours: Any = Scheduler.__new__(Scheduler)
+    ours.requests, ours.reduced, ours._as_asked = {"a": request}, {"a": asked}, {}
+    ours._note_counts("a", (10, 10, 3, 3))
+    assert ours.reduced == {"a": asked}
+    request.num_stale_output_tokens = 0
+    for count in (3, 5):
+        ours._note_counts("a", (10, 10, count, count))
+        assert ours.reduced["a"].plan.counts == (10, 10, count, count)
+        assert ours._as_asked == {"a": asked}, "the most that may stay is not forgotten"
+    ours._note_counts("gone", (10, 10, 3, 3))
+    request.status = RequestStatus.PREEMPTED
+    ours.reduced["a"] = asked
+    ours._note_counts("a", (10, 10, 3, 3))
+    assert ours.reduced == {"a": asked}

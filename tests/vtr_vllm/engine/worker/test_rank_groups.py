@@ -197,7 +197,7 @@ def test_groups_are_of_like_length(lengths, groups):
         for n in lengths
     ]
     plan = plan_batch(requests, LAYERS, (0,))
-    made = rank_groups.rank_groups(plan, BLOCK, False, CPU)[2]
+    made = rank_groups.rank_groups(plan.cuts, plan.num_rows, BLOCK, False, CPU)[2]
     assert sorted(place for group in made for place in group.places) == list(range(len(lengths)))
     assert sum(len(group.rows) for group in made) <= 2 * plan.num_rows
     assert len(made) <= groups
@@ -207,6 +207,6 @@ def test_a_group_has_no_more_keys_than_are_held_at_a_time(monkeypatch):
     request = request_of([range(1, 61)], 63, (1, 1, 0, 0, 0, 0, 0), ["last"])
     plan = plan_batch([StepRequest(0, 63, request)] * 8, LAYERS, (0,))
     monkeypatch.setattr(rank_groups, "CHUNK", 63 * 3)
-    made = rank_groups.rank_groups(plan, BLOCK, False, CPU)[2]
+    made = rank_groups.rank_groups(plan.cuts, plan.num_rows, BLOCK, False, CPU)[2]
     assert [len(group.places) for group in made] == [3, 3, 2]
     assert np.concatenate([group.places for group in made]).tolist() == list(range(8))
