@@ -18,7 +18,7 @@ from vtr_server.gate.shared_names import refuse_shared_names
 from vtr_server.http.answer import GenerationService
 from vtr_server.http.error_handlers import install_error_handlers
 from vtr_server.http.message_limits import install_protocol
-from vtr_server.http.routes import invocations, json_object, refuse_engine_error, router
+from vtr_server.http.routes import check_json_object, invocations, refuse_engine_error, router
 from vtr_server.jobs.app import JobService, JobServiceSettings, start_service
 from vtr_server.jobs.app import router as jobs_router
 from vtr_server.jobs.sources import SETTINGS, Sources
@@ -76,7 +76,7 @@ class VTREndpoints:
         install_error_handlers(app)
         app.add_exception_handler(EngineDeadError, refuse_engine_error)
         app.add_exception_handler(EngineGenerateError, refuse_engine_error)
-        own_invocations(invocations, json_object)
+        own_invocations(invocations, check_json_object)
         install_protocol()
         if settings.page.enabled:
             app.include_router(page_router)

@@ -6,6 +6,7 @@ look; the engine tests say whether it still works.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import inspect
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pytest
 import torch
 import vllm.envs as envs
 from cachetools import Cache
-from vllm import lora
+from vllm import connections, lora
 from vllm.compilation.breakable_cudagraph import is_breakable_cudagraph_enabled
 from vllm.config import CacheConfig, SchedulerConfig, VllmConfig
 from vllm.distributed.parallel_state import GroupCoordinator
@@ -48,6 +49,7 @@ from vllm.model_executor.models import (
 from vllm.model_executor.models.interfaces import SupportsMultiModal, supports_multimodal
 from vllm.multimodal.hasher import MultiModalHasher
 from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+from vllm.multimodal.media import MediaConnector
 from vllm.multimodal.registry import MultiModalRegistry
 from vllm.multimodal.utils import get_mm_features_in_window
 from vllm.plugins.endpoint_plugins import interface as endpoint_plugins
@@ -294,6 +296,8 @@ CALLS: list[tuple[Callable, str]] = [
     (BaseRenderer._process_multimodal, "_process_mm_uuids"),
     (ServingTokens.serve_tokens, "mm_kwargs_from_features"),
     (embed_utils.safe_load_prompt_embeds, "torch"),
+    (MediaConnector.load_from_url_async, "async_get_bytes"),
+    (connections.HTTPConnection.get_async_response, "get_async_client"),
 ]
 
 
@@ -502,6 +506,28 @@ def test_names_that_we_look_up_are_there() -> None:
     assert layer._k_scale.numel() == layer._q_scale.numel() == 1
     wrapper = Path(lora.__file__).with_name("punica_wrapper") / "punica_gpu.py"
     assert "self.token_mapping_meta" in wrapper.read_text(), "it does not import without a GPU"
+
+
+def test_a_fetch_of_ours_is_tried_again_as_vllms_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM has no public way to that: its private decorator calls what has a ``timeout`` by keyword."""
+    timeouts: list[float] = []
+
+    @connections._async_retry
+    async def fetch(url: str, *, timeout: float) -> bytes:
+        timeouts.append(timeout)
+        raise TimeoutError
+
+    async def at_once(seconds: float) -> None:
+        assert seconds > 0
+
+    monkeypatch.setattr(asyncio, "sleep", at_once)
+    monkeypatch.setenv("VLLM_MEDIA_FETCH_MAX_RETRIES", "2")
+    with pytest.raises(TimeoutError):
+        asyncio.run(fetch("http://h/", timeout=4.0))
+    first, second = timeouts
+    assert first == 4.0 < second
+    decorated = connections.HTTPConnection.async_get_bytes
+    assert decorated.__code__ is fetch.__code__, "vLLM's own fetch is no more tried again by it"
 
 
 def test_an_engine_core_is_asked_by_name() -> None:

@@ -9,7 +9,7 @@ import yaml
 from tests.contract.source import ROOT
 from tests.deploy import dashboards
 from tests.deploy.tools import DEPLOY, RULES, rules, run, tool
-from vtr_server.operations import adaptive_metrics, metrics
+from vtr_server.operations import adaptive_metrics, limit_metrics, metrics
 
 FOLDER = DEPLOY / "prometheus"
 
@@ -17,7 +17,8 @@ FOLDER = DEPLOY / "prometheus"
 def our_metrics() -> set[str]:
     """Every sample name that the server can serve under ``vtr_``."""
     names = set()
-    for metric in [*vars(metrics).values(), *vars(adaptive_metrics).values()]:
+    modules = (metrics, adaptive_metrics, limit_metrics)
+    for metric in (value for module in modules for value in vars(module).values()):
         name, kind = getattr(metric, "_name", ""), getattr(metric, "_type", "")
         ends = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""]}
         names |= {name + end for end in ends.get(kind, [])}

@@ -115,7 +115,10 @@ class Fleet:
         return httpx.AsyncClient(
             headers=self._headers,
             timeout=httpx.Timeout(self._patience, connect=_CONNECT_SECONDS),
-            limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS),
+            # A transport of one's own takes no proxy of the environment, and SSL_CERT_FILE still.
+            transport=httpx.AsyncHTTPTransport(
+                limits=httpx.Limits(keepalive_expiry=_KEEP_ALIVE_SECONDS)
+            ),
         )
 
 

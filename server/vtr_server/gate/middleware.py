@@ -24,10 +24,10 @@ from vtr_server.gate.rate import Buckets
 from vtr_server.gate.scopes import BUDGETED, is_for_admin_port, needed_scope, route_path
 from vtr_server.media.pixel_budget import PixelBudget
 from vtr_server.media.request_media import begin_media
+from vtr_server.operations.limit_metrics import observe_decoded_pixels
 from vtr_server.operations.metrics import (
     UNKNOWN,
     begin_keys,
-    observe_decoded_pixels,
     observe_draining,
     observe_outcome,
     observe_refusal,

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from vtr_server.callers import count
-from vtr_server.operations.metrics import observe_in_flight
+from vtr_server.operations.limit_metrics import observe_in_flight, observe_uploads
 from vtr_server.policy.settings import LimitSettings
 from vtr_vllm.errors import CallerBusy, Overloaded
 
@@ -96,6 +96,7 @@ class Occupancy:
 
     def _count_upload(self, caller: str, change: int) -> None:
         self.uploads += change
+        observe_uploads(change)
         count(self._uploads_of, caller, change)
 
     def _count_in_flight(self, change: int) -> None:

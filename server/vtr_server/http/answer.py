@@ -81,6 +81,8 @@ class Endpoint:
     """Of an event as it is sent, whether it can end something: the others are not parsed."""
     early: str = "\n"
     """How an event begins that has the facts before the end, and so no trace; no event does by default."""
+    has_images: Callable[[Any], bool] = lambda _: False
+    """Of a request that can have beams, whether a part of its messages is an image or a video."""
 
 
 @dataclass
@@ -123,13 +125,18 @@ class _Decision:
         if self.choice is None or not self.has_beams:  # every beam of every token comes by
             self._choose(prompt)
         assert self.choice is not None
-        if self.has_beams and prompt.n_vision and self.choice.wire:
+        if prompt.n_vision:
+            self.refuse_reduced_beams()
+        return self.choice.wire | ({TRACE_KEY: self.trace} if self.trace else {})
+
+    def refuse_reduced_beams(self) -> None:
+        """Raise UnsupportedRequest for beams of images, where the choice is known and reduces."""
+        if self.has_beams and self.choice is not None and self.choice.wire:
             raise UnsupportedRequest(
                 f"use_beam_search is true, and the request would run at budget {self.choice.budget:g};"
                 " beam search of images runs at full budget only: ask for budget 1.0, or leave out"
                 " use_beam_search"
             )
-        return self.choice.wire | ({TRACE_KEY: self.trace} if self.trace else {})
 
     def _choose(self, prompt: Admitted) -> None:
         """Where the choice is the prompt's: by its cost, or by what it is predicted to need."""
@@ -261,6 +268,8 @@ def _decide(
     if has_beams or _asks_of_the_prompt(request):
         asked = unreduced(asked, policy)
     decision = _Decision(chooser, asked, policy, trace, has_beams)
+    if has_beams and endpoint.has_images(request):
+        decision.refuse_reduced_beams()
     if getattr(request, "background", False):
         raise UnsupportedRequest(
             "background is true, and a response in the background has no answer that could say"

@@ -70,9 +70,22 @@ def _details(parts: Iterable[Mapping[str, Any]], place: str) -> list[str]:
     return found
 
 
+_VISION = ("image_embeds", "image_pil", "image_url", "input_image", "video_embeds", "video_url")
+"""Types of the parts that become vision tokens, and the keys that say so where a part has no type."""
+
+
+def _has_images(parts: Iterable[Mapping[str, Any]]) -> bool:
+    return any(
+        part.get("type") == name or ("type" not in part and name in part)
+        for part in parts
+        for name in _VISION
+    )
+
+
 CHAT = Endpoint(
     serve=Engine.chat,
     details=lambda request: _details(_parts(request.messages), "image_url"),
+    has_images=lambda request: _has_images(_parts(request.messages)),
     usage="prompt_tokens_details",
     closes=_closing_chunk,
     may_close=_may_close_chunk,

@@ -41,7 +41,7 @@ from vtr_server.vllm_api.sagemaker import ADAPTER
 from vtr_vllm.errors import RequestError, UnknownModel, VTRError, show
 from vtr_vllm.faults import first_fault
 
-__all__ = ["invocations", "json_object", "refuse_engine_error", "router"]
+__all__ = ["check_json_object", "invocations", "refuse_engine_error", "router"]
 
 logger = logging.getLogger("vllm.vtr")
 
@@ -128,10 +128,21 @@ async def count_tokens(request: CountTokensRequest, raw_request: Request) -> Res
 router.include_router(_anthropics)
 
 
-@router.post("/invocations")
+async def check_json_object(raw_request: Request) -> None:
+    """Check the body of a request that nothing has read yet; raises RequestError where it is no object."""
+    await validate_json_request(raw_request)
+    try:
+        body = await raw_request.json()
+    except (ValueError, RecursionError) as err:
+        raise RequestError(f"the body is no JSON that can be read: {err}") from err
+    if not isinstance(body, dict):
+        raise RequestError(f"the body is {show(body)}; send an object")
+
+
+@router.post("/invocations", dependencies=[Depends(check_json_object)])
 async def invocations(raw_request: Request) -> Response:
     """SageMaker's route: the body of a chat or of a completion, as on its own route."""
-    body = await json_object(raw_request)
+    body = await raw_request.json()  # checked, and kept by the request
     kind = next((kind for name, kind in _INVOKED.items() if name in body), None)
     if kind is None:
         raise RequestError(
@@ -147,18 +158,6 @@ async def invocations(raw_request: Request) -> Response:
     create = create_chat_completion if kind is ChatRequest else create_completion
     response: Response = await create(request, raw_request=raw_request)
     return response
-
-
-async def json_object(raw_request: Request) -> dict[str, Any]:
-    """The body of a request that nothing has read yet; raises RequestError where it is no object."""
-    await validate_json_request(raw_request)
-    try:
-        body = await raw_request.json()
-    except (ValueError, RecursionError) as err:
-        raise RequestError(f"the body is no JSON that can be read: {err}") from err
-    if not isinstance(body, dict):
-        raise RequestError(f"the body is {show(body)}; send an object")
-    return body
 
 
 _INVOKED: dict[str, type[ChatRequest] | type[CompletionRequest]] = {

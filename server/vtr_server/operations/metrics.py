@@ -22,12 +22,10 @@ __all__ = [
     "begin_keys",
     "observe_background",
     "observe_cached",
-    "observe_decoded_pixels",
     "observe_draining",
     "observe_elastic",
     "observe_elastic_step",
     "observe_first_token",
-    "observe_in_flight",
     "observe_info",
     "observe_job_end",
     "observe_jobs",
@@ -67,18 +65,6 @@ _SCHEDULES_ASKED = Counter(
 _REFUSALS = Counter(
     "vtr_refused_requests", "Requests that were refused, by the code of the error.", ["reason"]
 )
-_IN_FLIGHT = Gauge(
-    "vtr_in_flight_requests",
-    "Requests inside the server now, waiting in the engine or running.",
-    multiprocess_mode="livesum",
-)
-observe_in_flight = _IN_FLIGHT.inc
-"""So many requests came in or, below 0, are done with, however they ended."""
-_DECODED_PIXELS = Gauge(
-    "vtr_decoded_pixels", "Pixels decoded and not yet processed.", multiprocess_mode="livesum"
-)
-observe_decoded_pixels = _DECODED_PIXELS.inc
-"""So many more pixels are held by requests, or fewer."""
 
 _VISION_TOKENS = Counter("vtr_vision_tokens", "Vision tokens in the prompts that were admitted.")
 _KEY_VISION_TOKENS = Counter(

@@ -7,6 +7,7 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.server.operations.test_metrics import value
 from vtr_server.gate.occupancy import Occupancy, Place
 from vtr_server.policy.settings import LimitSettings
 from vtr_vllm.errors import CallerBusy, Overloaded
@@ -25,6 +26,7 @@ def test_the_counts_are_those_of_who_is_inside(
     steps: list[tuple[str, str, int]], most: int, has_body: bool
 ) -> None:
     occupancy, inside = Occupancy(LIMITS), list[Place]()
+    before = value("vtr_uploads"), value("vtr_in_flight_requests")
     for what, caller, which in steps:
         if what == "arrive":
             try:
@@ -51,6 +53,8 @@ def test_the_counts_are_those_of_who_is_inside(
         assert occupancy.uploads == uploads.total() <= LIMITS.uploads
         assert occupancy.in_flight == len(inside) - uploads.total() <= LIMITS.in_flight
         assert max(uploads.values(), default=0) <= LIMITS.uploads_per_caller
+        told = value("vtr_uploads") - before[0], value("vtr_in_flight_requests") - before[1]
+        assert told == (occupancy.uploads, occupancy.in_flight)
     for place in inside:
         occupancy.leave(place)
     assert (occupancy.uploads, occupancy.in_flight) == (0, 0)

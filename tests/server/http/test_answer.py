@@ -347,6 +347,18 @@ def test_beams_run_at_full_budget_or_not_at_all(server: Server, stream: bool) ->
         assert client.post(COMPLETION, json=text).status_code == 200
 
 
+def test_beams_that_would_be_reduced_are_refused_before_an_image_is_decoded(server: Server) -> None:
+    """This one cannot be; a choice by FLOPs waits for the prompt, so there it is what is at fault."""
+    found = {}
+    for name, field in {"budget": 0.5, "schedule": "fastv-0.4", "max_flops_fraction": 0.5}.items():
+        body = body_of(CHAT, vtr={name: field}) | BEAMS
+        body["messages"][0]["content"][0]["image_url"]["url"] = data_url(b"no image")
+        with server.client() as client:
+            found[name] = client.post(CHAT, json=body).json()["error"]["code"]
+    refused = "unsupported_request"
+    assert found == {"budget": refused, "schedule": refused, "max_flops_fraction": "invalid_media"}
+
+
 def test_the_first_of_many_beams_chooses_for_all() -> None:
     """Each beam of each token is a request of its own: a choice each would be told in the answer."""
     chosen: list[int] = []

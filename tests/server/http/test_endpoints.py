@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from vtr_server.http.answer import Endpoint
-from vtr_server.http.endpoints import CHAT, MESSAGES, RESPONSE
+from vtr_server.http.endpoints import CHAT, COMPLETION, MESSAGES, RESPONSE
 
 
 def holder(endpoint: Endpoint, event: str) -> Any:
@@ -59,3 +60,23 @@ def test_a_finish_reason_and_usage_end_a_chat() -> None:
     finished = chunk(choices=[{"delta": {}, "finish_reason": "stop"}])
     assert holder(CHAT, finished) == {"choices": [{"delta": {}, "finish_reason": "stop"}]}
     assert holder(CHAT, chunk(choices=[], usage={})) == {"choices": [], "usage": {}}
+
+
+@pytest.mark.parametrize(
+    ("part", "is_image"),
+    [
+        ({"type": "image_url", "image_url": {"url": "data:"}}, True),
+        ({"type": "image_url", "image_url": None, "uuid": "sent before"}, True),
+        ({"image_url": "data:"}, True),
+        ({"type": "video_url", "video_url": {"url": "data:"}}, True),
+        ({"type": "image_embeds", "image_embeds": ""}, True),
+        ({"type": "text", "text": "image_url"}, False),
+        ({"type": "text", "text": "what", "image_url": "data:"}, False),
+        ({"type": ["image_url"]}, False),
+        ("image_url", False),
+    ],
+)
+def test_a_request_has_images_where_a_part_of_a_message_is_one(part: Any, is_image: bool) -> None:
+    said = {"role": "user", "content": [{"type": "text", "text": "what"}, part]}
+    assert CHAT.has_images(SimpleNamespace(messages=[{"content": "hm"}, said])) == is_image
+    assert not COMPLETION.has_images(SimpleNamespace(prompt="image_url"))

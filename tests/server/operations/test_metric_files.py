@@ -13,9 +13,9 @@ from vtr_server.operations.metric_files import begin_metric_files, forget_the_de
 
 KILLED = """
 import os, signal
-from vtr_server.operations import metrics
+from vtr_server.operations import limit_metrics, metrics
 for _ in range(3):
-    metrics.observe_in_flight(1)
+    limit_metrics.observe_in_flight(1)
 metrics.observe_outcome("ok", tier="full", source="full")
 metrics.observe_ready(True)
 print(os.getpid(), flush=True)
@@ -23,8 +23,8 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 WAITS = """
 import sys
-from vtr_server.operations import metrics
-metrics.observe_in_flight(1)
+from vtr_server.operations import limit_metrics, metrics
+limit_metrics.observe_in_flight(1)
 metrics.observe_outcome("ok", tier="full", source="full")
 print("told", flush=True)
 sys.stdin.read()

@@ -21,7 +21,7 @@ from tests.deploy import dashboards
 from tests.deploy.tools import prometheus, rules, values
 from tests.server.bad_input import chat_body
 from tests.server.conftest import NAME, Server
-from vtr_server.operations import adaptive_metrics, metrics
+from vtr_server.operations import adaptive_metrics, limit_metrics, metrics
 from vtr_server.operations.outcomes import Outcome
 from vtr_server.policy.vtr_answer import kind_of
 from vtr_server.policy.vtr_field import VTRAnswer
@@ -209,13 +209,6 @@ def test_every_refusal_has_a_series_before_it_happens() -> None:
     assert REGISTRY.get_sample_value(name, {"reason": Overloaded.code}) is not None
 
 
-def test_requests_inside_go_up_and_down() -> None:
-    before = value("vtr_in_flight_requests")
-    for change in (1, 1, -1):
-        metrics.observe_in_flight(change)  # type: ignore[arg-type]
-    assert value("vtr_in_flight_requests") == before + 1
-
-
 def test_a_rejected_reload_is_not_a_load() -> None:
     metrics.observe_schedules(4)
     loaded = value("vtr_schedules_loaded_timestamp_seconds")
@@ -271,11 +264,12 @@ def test_no_label_takes_a_client_string() -> None:
 
 WRITE = """
 import sys
-from vtr_server.operations import adaptive_metrics, metrics
+from vtr_server.operations import adaptive_metrics, limit_metrics, metrics
 n = int(sys.argv[1])
 metrics.observe_outcome("ok", tier="full", source="full", key="-", seconds=1.0)
 metrics.observe_first_token(n, "full", streamed=True)
-metrics.observe_in_flight(1)
+limit_metrics.observe_in_flight(1)
+limit_metrics.observe_uploads(1)
 metrics.observe_kv(total=100, free=100 - n, held=n, saved=0)
 if n == 1:  # the first API server alone asks the engine
     metrics.observe_ready(True)
@@ -315,7 +309,7 @@ def test_two_processes_add_up(tmp_path: Path) -> None:
     ok = 'vtr_requests_total{outcome="ok",source="full",tier="full"}'
     assert float(served[ok]) == 2
     assert float(served['vtr_time_to_first_token_seconds_sum{tier="full"}']) == 3
-    assert float(served["vtr_in_flight_requests"]) == 2
+    assert float(served["vtr_in_flight_requests"]) == float(served["vtr_uploads"]) == 2
     assert float(served['vtr_kv_blocks{state="held"}']) == 2
     assert float(served["vtr_elastic_level"]) == 0.2
     assert float(served["vtr_ready"]) == 1, "one that never told must not hide what was told"
@@ -331,7 +325,8 @@ def documented() -> dict[str, tuple[str, set[str]]]:
 
 def test_the_docs_list_exactly_what_is_served() -> None:
     served = {}
-    for metric in [*vars(metrics).values(), *vars(adaptive_metrics).values()]:
+    modules = (metrics, adaptive_metrics, limit_metrics)
+    for metric in (value for module in modules for value in vars(module).values()):
         if isinstance(metric, MetricWrapperBase):
             name = metric._name + ("_total" if metric._type == "counter" else "")
             served[name] = (metric._type, set(metric._labelnames))

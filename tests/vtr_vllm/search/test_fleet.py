@@ -88,6 +88,17 @@ def test_answers_come_in_the_order_asked_and_both_servers_work(start: Any) -> No
     assert 0 < replies.busy <= replies.room
 
 
+def test_servers_are_reached_whatever_proxy_the_environment_names(
+    start: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    replies, _ = ask([start(echo)], 2)
+    assert replies.answers == (0, 1)
+
+
 def test_nothing_asked_is_nothing_answered(start: Any) -> None:
     replies, _ = ask([start(echo)], 0)
     assert replies.answers == ()
