@@ -21,8 +21,9 @@ from tests.tiny import tiny_llava
 from tests.vtr_vllm.engine.operations import Operations
 from tests.vtr_vllm.reduction.strategies import LAYERS, request_of
 from vtr_vllm.engine.common.config import LayerBands
+from vtr_vllm.engine.worker import adaptive_cuts, scoring
 from vtr_vllm.engine.worker import decoder as decoder_module
-from vtr_vllm.engine.worker import scoring
+from vtr_vllm.engine.worker.adaptive_cuts import AdaptiveCounts
 from vtr_vllm.engine.worker.attention import BandTables, Step, build_step
 from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.decode_graphs import DecodeBuffers
@@ -99,6 +100,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> ReducibleDecoder:
     """Ours, around layers on the device."""
     monkeypatch.setattr(scoring, "get_tensor_model_parallel_world_size", lambda: 1)
     monkeypatch.setattr(decoder_module, "chosen_by_first_rank", lambda rows: rows)
+    monkeypatch.setattr(adaptive_cuts, "chosen_by_first_rank", lambda counts: counts)
     # The copy to the host, which a GPU makes on its own time.
     monkeypatch.setattr(Traces, "end_step", lambda traces: traces._step.clear())
     made = ReducibleDecoder.__new__(ReducibleDecoder)
@@ -112,6 +114,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> ReducibleDecoder:
     made.attentions = [layer.attn for layer in layers]
     made._names, made._lora_rows = LayerNames(NAMES), LoRARows(None)
     made.timing, made.traces = Timing(), Traces()
+    made.adaptive_counts = AdaptiveCounts()
     keys = PrefixKeys.__new__(PrefixKeys)
     keys._shape, keys.block_size = (BLOCK, KV_HEADS, HEAD_DIM), BLOCK
     keys._fp8, keys.rounds = None, False
@@ -183,6 +186,44 @@ def test_a_step_with_cuts_waits_for_nothing(
     most = COPIES_OF_A_STEP + COPIES_OF_A_CUT * cuts + numbers
     assert COPIES_OF_A_STEP < len(watched.copies) <= most
     assert sum(watched.copies) < 64 * rows * len(step.plan.segments)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_a_step_with_adaptive_cuts_waits_once_a_cut(
+    decoder: ReducibleDecoder,
+    groups: list[list[AttentionGroup]],
+    monkeypatch: pytest.MonkeyPatch,
+    count: int,
+) -> None:
+    """However many requests there are, and for nothing else."""
+    waits: list[int] = []
+
+    def found(counts: torch.Tensor) -> list[int]:
+        assert counts.device == DEVICE
+        waits.append(len(counts))
+        return [20 - 5 * len(waits)] * len(counts)
+
+    monkeypatch.setattr(adaptive_cuts, "wait_for", found)
+    curve, rules = (1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.1), ("last@0.5", "last@0.5", "last")
+    names = [f"r{number}" for number in range(count)]
+    requests = [
+        StepRequest(0, 100, request_of([range(6, 60)], 100, curve, rules), name) for name in names
+    ]
+    requests.append(StepRequest(7, 9, None, "other"))
+    rows = sum(request.scheduled for request in requests)
+    context = ForwardContext(no_compile_layers={}, attn_metadata={}, slot_mapping={})
+    with Watched(), override_forward_context(context):
+        hidden = decoder.forward(
+            step_of(requests, groups),
+            torch.empty(rows, dtype=torch.int64, device=DEVICE),
+            torch.empty(rows, HIDDEN, device=DEVICE),
+            None,
+        )
+    assert hidden.shape == (rows, HIDDEN)
+    assert waits == [count, count]
+    assert decoder.adaptive_counts.take_untold() == dict.fromkeys(
+        names, (54, 54, 54, 15, 15, 10, 5)
+    )
 
 
 def test_a_decode_step_waits_for_nothing(groups: list[list[AttentionGroup]]) -> None:
