@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.running import wait_until_listening, wait_until_up
+from tests.running import free_port, wait_until_up
 from vtr_vllm.own_models import CHECKPOINT
 
 START_SECONDS = 480  # a loaded machine of two cores
@@ -104,8 +104,9 @@ def serve(schedules: Path, folder: Path, *more: str, policy: str = SETTINGS) -> 
 
     ``more`` are further flags; ``policy`` is its settings file.
     """
+    port = free_port()
     log = folder / "server.log"
-    flags = ["--host", "127.0.0.1", "--port", "0", "--served-model-name", NAME]
+    flags = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", NAME]
     flags += ["--enforce-eager", "--block-size", "32", "--schedules", str(schedules)]
     flags += ["--max-num-batched-tokens", str(STEP_TOKENS), "--max-num-seqs", "16"]
     settings = log.with_name("settings.toml")
@@ -117,8 +118,8 @@ def serve(schedules: Path, folder: Path, *more: str, policy: str = SETTINGS) -> 
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
+    url = f"http://127.0.0.1:{port}"
     try:
-        url = wait_until_listening(process, log, START_SECONDS)
         wait_until_up(process, f"{url}/health", log, START_SECONDS)
         yield Server(url, log, schedules, process.pid)
     finally:

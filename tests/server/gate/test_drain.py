@@ -15,13 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.running import (
-    WAIT_SECONDS,
-    free_port,
-    wait_until,
-    wait_until_listening,
-    wait_until_up,
-)
+from tests.running import free_port, wait_until, wait_until_up
 from tests.server.conftest import START_SECONDS
 from tests.server.gate.apps import Place
 from vtr_server.gate.drain import drain_first
@@ -122,20 +116,19 @@ def test_an_engine_that_was_stopped_is_not_taken_for_one_that_died() -> None:
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, str, Path]]:
     """A server that a test may kill: process, address, address of its admin port, log."""
-    port = free_port()
+    ports = free_port(), free_port()
     settings = tmp_path / "settings.toml"
-    settings.write_text(f"[admin]\nport = {port}\n")
+    settings.write_text(f"[admin]\nport = {ports[1]}\n")
     log = tmp_path / "server.log"
-    flags = ["--port", "0", "--settings", str(settings), "--max-num-seqs", "8"]
+    flags = ["--port", str(ports[0]), "--settings", str(settings), "--max-num-seqs", "8"]
     command = [sys.executable, "-m", "vtr_vllm.cli", "serve", "demo", *flags]
     with log.open("wb") as out:
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
         )
-    admin = f"http://127.0.0.1:{port}"
+    main, admin = (f"http://127.0.0.1:{port}" for port in ports)
     try:
-        main = wait_until_listening(process, log, START_SECONDS)
-        wait_until_up(process, f"{admin}/ready", log, WAIT_SECONDS)
+        wait_until_up(process, f"{admin}/ready", log, START_SECONDS)
         yield process, main, admin, log
     finally:
         if process.poll() is None:

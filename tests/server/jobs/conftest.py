@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from tests.running import WAIT_SECONDS, wait_until, wait_until_listening
+from tests.running import WAIT_SECONDS, wait_until
 from vtr_server.jobs.app import JobServiceSettings, create_app
 from vtr_server.jobs.protocol import JobSpec
 from vtr_server.jobs.sources import Sources
@@ -87,12 +88,24 @@ class Place:
         with log.open("wb") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
-            url = wait_until_listening(process, log, WAIT_SECONDS)
+            url = _address(process, log)
             with httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client:
                 yield process, client
         finally:
             process.kill()
             process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Where a service that took any port listens, from what uvicorn says once it serves."""
+
+    def look() -> re.Match[str] | None:
+        assert process.poll() is None, log.read_text()
+        return re.search(r"Uvicorn running on (http://[\w.]+:\d+) ", log.read_text())
+
+    found = wait_until(look, told=log.read_text)
+    assert found is not None
+    return found[1]
 
 
 def client_of(app: FastAPI) -> TestClient:

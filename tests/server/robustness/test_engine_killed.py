@@ -62,6 +62,7 @@ class Supervised:
             lambda: answers(f"{self.url}/health"),
             START_SECONDS,
             lambda: self._log.read_text(errors="replace")[-4000:],
+            every=0.5,
         )
 
     def kill_engine(self) -> None:
