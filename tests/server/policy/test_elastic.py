@@ -383,7 +383,7 @@ def test_each_step_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -
         logger.removeHandler(caplog.handler)
     said = {record.getMessage() for record in caplog.records}
     assert said == {
-        "VTR answers budget auto with 0.75, before with 1 (prediction: 1.55 s to a first token,"
+        "VTR answers budget auto with 0.75, before with 1 (prediction: 1.56 s to a first token,"
         " 2000 token-layers wait)"
     }
 
