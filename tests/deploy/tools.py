@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +16,7 @@ import pytest
 import yaml
 
 from tests.contract.source import ROOT
+from tests.running import WAIT_SECONDS, free_port, wait_until_up
 
 DEPLOY = ROOT / "deploy"
 RULES = sorted((DEPLOY / "prometheus" / "rules").glob("*.yml"))
@@ -65,9 +64,7 @@ def prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
     config["global"] = {"scrape_interval": "1s", "evaluation_interval": "1s"}
     config["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     flags = [f"--web.listen-address={address}", f"--storage.tsdb.path={folder / 'data'}"]
     log = folder / "prometheus.log"
     with log.open("wb") as out:
@@ -76,7 +73,7 @@ def prometheus(target: str, folder: Path) -> Iterator[httpx.Client]:
         )
     try:
         with httpx.Client(base_url=f"http://{address}", timeout=30) as client:
-            _wait_until_ready(process, client, log)
+            wait_until_up(process, f"http://{address}/-/ready", log, WAIT_SECONDS)
             yield client
     finally:
         process.terminate()
@@ -88,15 +85,3 @@ def values(client: httpx.Client, query: str) -> list[float]:
     answer = client.get("/api/v1/query", params={"query": query}).json()
     assert answer["status"] == "success", (query, answer)
     return [float(series["value"][1]) for series in answer["data"]["result"]]
-
-
-def _wait_until_ready(process: subprocess.Popen[bytes], client: httpx.Client, log: Path) -> None:
-    end = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            if client.get("/-/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"Prometheus did not start:\n{log.read_text()[-3000:]}")

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import pytest
 
+from tests.running import free_port, wait_until_up
 from vtr_vllm.own_models import CHECKPOINT
 
 START_SECONDS = 480  # a loaded machine of two cores
@@ -101,14 +99,6 @@ def store_schedules(folder: Path) -> None:
     family(form.geometry, keeps, hard=IDS["color"]).save(folder / FILE)
 
 
-def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port: int = free.getsockname()[1]
-    return port
-
-
 def serve(schedules: Path, folder: Path, *more: str, policy: str = SETTINGS) -> Iterator[Server]:
     """A server process on a free port, until it is asked for the next; ``folder`` is its own.
 
@@ -128,30 +118,13 @@ def serve(schedules: Path, folder: Path, *more: str, policy: str = SETTINGS) -> 
         process = subprocess.Popen(
             command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
+    url = f"http://127.0.0.1:{port}"
     try:
-        _wait_until_healthy(process, f"http://127.0.0.1:{port}", log)
-        yield Server(f"http://127.0.0.1:{port}", log, schedules, process.pid)
+        wait_until_up(process, f"{url}/health", log, START_SECONDS)
+        yield Server(url, log, schedules, process.pid)
     finally:
         process.send_signal(signal.SIGTERM)
         try:
             process.wait(30)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-
-
-def _wait_until_healthy(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    """Return once /health answers 200; fails with the end of the log otherwise."""
-    end = time.monotonic() + START_SECONDS
-    last = "no answer"
-    while process.poll() is None and time.monotonic() < end:
-        try:
-            answer = httpx.get(f"{url}/health", timeout=10)
-        except httpx.TransportError:
-            time.sleep(0.5)
-            continue
-        if answer.status_code == 200:
-            return
-        last = answer.text
-        break
-    tail = log.read_text(errors="replace")[-6000:]
-    pytest.fail(f"the server did not get healthy ({last}, exit {process.poll()}):\n{tail}")

@@ -7,6 +7,7 @@ servers each controls for itself, over the requests that came through it.
 """
 
 import asyncio
+import logging
 import math
 import time
 from collections import deque
@@ -16,7 +17,9 @@ from typing import Literal, Protocol
 
 from vtr_server.policy.settings import ElasticSettings
 
-__all__ = ["Backlog", "Controller", "Elastic", "Load", "Signals", "State", "Work", "within"]
+__all__ = ["Backlog", "Controller", "Elastic", "Load", "Signals", "Work", "within"]
+
+logger = logging.getLogger("vllm.vtr")
 
 Clock = Callable[[], float]
 
@@ -98,22 +101,6 @@ class Signals:
     """First tokens of the interval: when (on the controller's clock) and after how many seconds."""
 
 
-@dataclass(frozen=True)
-class State:
-    """What there is to see of a controller."""
-
-    level: float
-    predicted_ttft: float | None
-    """Seconds, for a request that arrives now; None until the first work was finished."""
-    backlog: float
-    rate: float | None
-    """Token-layers a second."""
-    steps_up: int
-    steps_down: int
-    reason: str
-    """Of the last step."""
-
-
 class _Ratio:
     """A sum over a sum, both halved whenever ``half_life`` of the second went by."""
 
@@ -148,8 +135,8 @@ class Controller:
         self._costs = [_Ratio(REQUESTS_REMEMBERED) for _ in settings.levels]
         self._ttfts: deque[tuple[float, float]] = deque(maxlen=512)  # arrival, seconds
         self._observed = self._stepped = self._uneasy = self._active = clock()
-        self._up = self._down = 0
-        self._reason = "start"
+        self.reason = "start"
+        """Of the last step."""
 
     @property
     def level(self) -> float:
@@ -157,17 +144,14 @@ class Controller:
         return self._settings.levels[self._index]
 
     @property
-    def state(self) -> State:
-        """What the last decision left."""
-        return State(
-            level=self.level,
-            predicted_ttft=self.predicted(self._index),
-            backlog=self._now.backlog,
-            rate=self._rate.value,
-            steps_up=self._up,
-            steps_down=self._down,
-            reason=self._reason,
-        )
+    def backlog(self) -> float:
+        """Token-layers, as last observed."""
+        return self._now.backlog
+
+    @property
+    def predicted_ttft(self) -> float | None:
+        """Seconds, for a request that arrives now; None until the first work was finished."""
+        return self.predicted(self._index)
 
     def observe(self, signals: Signals) -> None:
         """Take in what the interval since the last call saw."""
@@ -251,9 +235,7 @@ class Controller:
 
     def _step(self, now: float, direction: int, reason: str) -> None:
         self._index += direction
-        self._stepped, self._reason = now, reason
-        self._down += direction > 0
-        self._up += direction < 0
+        self._stepped, self.reason = now, reason
 
 
 class Backlog:
@@ -385,8 +367,17 @@ class Elastic:
         before = self.controller.level
         self.controller.observe(self.backlog.signals(self.load, ttfts))
         level = self.controller.decide()
+        known, backlog = self.controller.predicted_ttft, self.controller.backlog
+        predicted = math.nan if known is None else known
         if level != before:
             self.report_step("up" if level > before else "down")
-        state = self.controller.state
-        predicted = math.nan if state.predicted_ttft is None else state.predicted_ttft
-        self.report(level, predicted, state.backlog, self.settings.ttft_seconds)
+            logger.info(
+                "VTR answers budget auto with %g, before with %g (%s: %.2f s to a first token,"
+                " %.0f token-layers wait)",
+                level,
+                before,
+                self.controller.reason,
+                predicted,
+                backlog,
+            )
+        self.report(level, predicted, backlog, self.settings.ttft_seconds)

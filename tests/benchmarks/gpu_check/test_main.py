@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from benchmarks.gpu_check import __main__ as main
 from benchmarks.gpu_check import fast, page, right
 from benchmarks.gpu_check.stages import STAGES, Stage
+from tests.running import wait_until
 
 META = {"gpu": None, "date": "a day", "commit": "new", "dry_run": False, "fast_start": True}
 FINDING = {"stage": "s", "name": "n", "ok": True, "text": "t", "numbers": {}, "at_s": 0.0}
@@ -57,11 +60,27 @@ def test_a_stage_that_breaks_off_keeps_its_findings_and_its_log(stage) -> None:
     assert "out of memory" in entry["log"]
 
 
-def test_a_stage_is_ended_when_its_time_is_over(stage) -> None:
-    entry, good = stage("print(json.dumps(FINDING), flush=True)\ntime.sleep(600)", seconds=3)
+def test_a_stage_is_ended_when_its_time_is_over(stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+    add = main.Results.add
+
+    def add_last(*given) -> None:
+        add(*given)
+        clock.now = 601.0
+
+    monkeypatch.setattr(main, "time", clock)
+    monkeypatch.setattr(main.Results, "add", add_last)
+    entry, good = stage("print(json.dumps(FINDING), flush=True)\ntime.sleep(600)", seconds=300)
     assert not good
     assert entry["outcome"] == "time over"
     assert entry["findings"] == [FINDING]
+
+
+def test_a_stage_that_says_nothing_is_waited_for_no_longer_than_its_time() -> None:
+    command = [sys.executable, "-c", "import time; time.sleep(600)"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert list(main.lines_of(process, 0.1)) == []
+        process.kill()
 
 
 @pytest.mark.parametrize("end", [SystemExit(143), KeyboardInterrupt(), OSError("disk full")])
@@ -104,7 +123,12 @@ def test_an_interrupt_ends_stages_that_run_beside_each_other(
     path.write_text("import time\ntime.sleep(600)")
     monkeypatch.setattr(Stage, "command", lambda *_: [sys.executable, str(path)])
     monkeypatch.setattr(main.stop, "__defaults__", (0,))
-    threading.Timer(2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+
+    def interrupt() -> None:
+        wait_until(lambda: main.RUNNING)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     before = signal.getsignal(signal.SIGTERM)
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -89,15 +89,13 @@ class Place:
 
     @with_cancellation
     async def _slow(self, raw_request: Request) -> JSONResponse:
-        try:
-            await self.release.wait()
-        except asyncio.CancelledError:
-            self.seen.append("aborted")
-            raise
-        return JSONResponse({"fine": True})
+        return await self._released()
 
     async def deaf(self) -> JSONResponse:
         """Does not listen whether its client is still there."""
+        return await self._released()
+
+    async def _released(self) -> JSONResponse:
         try:
             await self.release.wait()
         except asyncio.CancelledError:

@@ -6,17 +6,16 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.running import free_port, wait_until, wait_until_up
 from tests.server.conftest import START_SECONDS
 from tests.server.gate.apps import Place
 from vtr_server.gate.drain import drain_first
@@ -117,11 +116,7 @@ def test_an_engine_that_was_stopped_is_not_taken_for_one_that_died() -> None:
 @pytest.fixture
 def own_server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, str, Path]]:
     """A server that a test may kill: process, address, address of its admin port, log."""
-    ports = []
-    for _ in range(2):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            ports.append(free.getsockname()[1])
+    ports = free_port(), free_port()
     settings = tmp_path / "settings.toml"
     settings.write_text(f"[admin]\nport = {ports[1]}\n")
     log = tmp_path / "server.log"
@@ -133,23 +128,12 @@ def own_server(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, s
         )
     main, admin = (f"http://127.0.0.1:{port}" for port in ports)
     try:
-        end = time.monotonic() + START_SECONDS
-        while not _is_up(admin):
-            assert process.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < end, log.read_text()[-4000:]
-            time.sleep(0.5)
+        wait_until_up(process, f"{admin}/ready", log, START_SECONDS)
         yield process, main, admin, log
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
         process.wait(30)
-
-
-def _is_up(admin: str) -> bool:
-    try:
-        return httpx.get(f"{admin}/ready", timeout=10).status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 @pytest.mark.engine
@@ -201,10 +185,9 @@ def test_every_stream_finishes_after_sigterm(
 
 def _until_refused(main: str) -> httpx.Response:
     """The first answer that says no; the signal needs a moment to arrive."""
-    end = time.monotonic() + 60
-    while time.monotonic() < end:
-        answer = httpx.get(f"{main}/v1/models", timeout=10)
-        if answer.status_code == 503:
-            return answer
-        time.sleep(0.01)
-    pytest.fail("the server goes on taking requests")
+
+    def ask() -> httpx.Response | None:
+        answer = httpx.get(f"{main}/v1/models", timeout=60)
+        return answer if answer.status_code == 503 else None
+
+    return wait_until(ask)

@@ -123,7 +123,7 @@ def test_an_answer_that_takes_too_long_is_aborted(path: str) -> None:
 
 
 def test_a_stream_that_takes_too_long_ends_with_an_error() -> None:
-    place = limited(request_seconds=1.0)  # enough for its first event
+    place = limited(request_seconds=3.0)  # enough for its first event
     answer = post(place, "/v1/stream", content=b"x")
     assert answer.status_code == 200
     events = [event for event in answer.text.split("\n\n") if event]

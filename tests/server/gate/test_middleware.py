@@ -481,7 +481,9 @@ def test_a_key_may_have_a_bound_of_its_own() -> None:
             asked = [
                 asyncio.create_task(client.post("/v1/slow", headers=bearer(who))) for _ in range(4)
             ]
-            await asyncio.sleep(0.05)
+            # each is inside, or refused
+            while place.gate.occupancy.in_flight - before + sum(a.done() for a in asked) < 4:
+                await asyncio.sleep(0.001)
             inside = place.gate.occupancy.in_flight - before
             place.release.set()
             answers = await asyncio.gather(*asked)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-import time
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -65,12 +65,19 @@ def test_what_never_ends_is_cut_off(port: int, begun: bytes, piece: bytes) -> No
     assert taken < 32 << 20
 
 
-def test_it_is_said_why(port: int) -> None:
+def test_it_is_said_why(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    received, read = HTTPProtocol.data_received, threading.Event()
+
+    def data_received(self: HTTPProtocol, data: bytes) -> None:
+        received(self, data)
+        read.set()
+
+    monkeypatch.setattr(HTTPProtocol, "data_received", data_received)
     long = BEGUN + b"A: " + b"x" * (HEAD_BYTES // 2)
     said = b""
     with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
         connection.sendall(long)
-        time.sleep(0.2)  # apart from the first, whose length no read of the socket tells
+        assert read.wait(60)  # apart from the first, whose length no read of the socket tells
         connection.sendall(b"x" * (HEAD_BYTES + 1))
         while got := connection.recv(4096):
             said += got
@@ -147,7 +154,7 @@ def is_left(port: int, begun: bytes, piece: bytes) -> bool:
     with socket.create_connection(("127.0.0.1", port), timeout=0.1) as connection:
         try:
             connection.sendall(begun)
-            for _ in range(50):
+            for _ in range(300):
                 with contextlib.suppress(TimeoutError):
                     if not connection.recv(4096):
                         return True

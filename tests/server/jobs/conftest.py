@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,13 +19,13 @@ import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
+from tests.running import WAIT_SECONDS, wait_until
 from vtr_server.jobs.app import JobServiceSettings, create_app
 from vtr_server.jobs.protocol import JobSpec
 from vtr_server.jobs.sources import Sources
 from vtr_server.jobs.store import try_lock
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("fake_search.py")))
-WAIT_SECONDS = 120  # a loaded machine of two cores
 SERVE = "import sys; from vtr_server.jobs.cli import main; main(sys.argv[3:], sys.argv[1:3])"
 
 
@@ -82,20 +81,31 @@ class Place:
     @contextmanager
     def serving(self, *flags: str) -> Iterator[tuple[subprocess.Popen[bytes], httpx.Client]]:
         """A service in a process of its own, on a free port; killed at the end if it still runs."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        log = self.folder / "service.log"
         command = [sys.executable, "-c", SERVE, *COMMAND, "--root", str(self.jobs)]
         command += ["--data-root", str(self.folder / "data"), "--publish", str(self.published)]
-        command += ["--port", str(port), *flags]
-        process = subprocess.Popen(command)
+        command += ["--port", "0", *flags]
+        with log.open("wb") as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT)
         try:
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=WAIT_SECONDS) as client:
-                wait_until(lambda: _answers(client) or process.poll() is not None)
+            url = _address(process, log)
+            with httpx.Client(base_url=url, timeout=WAIT_SECONDS) as client:
                 yield process, client
         finally:
             process.kill()
             process.wait()
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Where a service that took any port listens, from what uvicorn says once it serves."""
+
+    def look() -> re.Match[str] | None:
+        assert process.poll() is None, log.read_text()
+        return re.search(r"Uvicorn running on (http://[\w.]+:\d+) ", log.read_text())
+
+    found = wait_until(look, told=log.read_text)
+    assert found is not None
+    return found[1]
 
 
 def client_of(app: FastAPI) -> TestClient:
@@ -177,16 +187,6 @@ def error(answer: Any, status: int, code: str | int) -> str:
     return message
 
 
-def wait_until(fact: Callable[[], Any]) -> Any:
-    """The first true value; fails after a time that says that it will not come."""
-    end = time.monotonic() + WAIT_SECONDS
-    while time.monotonic() < end:
-        if value := fact():
-            return value
-        time.sleep(0.05)
-    pytest.fail("what the test waited for did not come")
-
-
 def wait_for(client: Any, job_id: str, *states: str) -> dict[str, Any]:
     """The job, once it is in one of the states."""
 
@@ -194,8 +194,7 @@ def wait_for(client: Any, job_id: str, *states: str) -> dict[str, Any]:
         job: dict[str, Any] = client.get(f"/v1/jobs/{job_id}").json()
         return job if job["state"] in states else None
 
-    job: dict[str, Any] = wait_until(look)
-    return job
+    return wait_until(look)
 
 
 def is_alive(pid: int) -> bool:
@@ -216,10 +215,3 @@ def read_events(lines: Iterator[str]) -> Iterator[tuple[str | None, str, dict[st
         elif "data" in fields:
             yield fields.get("id"), fields["event"], json.loads(fields["data"])
             fields = {}
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/health").status_code == 200
-    except httpx.TransportError:
-        return False

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.server.jobs.conftest import is_alive, wait_until
+from tests.running import wait_until
+from tests.server.jobs.conftest import is_alive
 from vtr_server.jobs import guard
 
 SLEEP = "import time; time.sleep(600)"

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.server.jobs.conftest import Place, client_of, error, is_alive, wait_for, wait_until
+from tests.running import wait_until
+from tests.server.jobs.conftest import Place, client_of, error, is_alive, wait_for
 from vtr_server.gate.drain import drain_first
 from vtr_server.gate.middleware import Gate
 from vtr_server.http import routes

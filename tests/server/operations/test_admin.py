@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 from fastapi import FastAPI
 from prometheus_client import REGISTRY
 
+from tests.running import free_port
 from tests.server.gate.apps import bearer, key
 from vtr_server.gate.middleware import install
 from vtr_server.http.routes import refuse
@@ -164,19 +164,18 @@ def test_a_listener_that_fails_listens_again(monkeypatch: pytest.MonkeyPatch) ->
     async def listens() -> None:
         app = FastAPI()
         app.include_router(router)
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = free_port()  # the same for both listeners
         settings = ServerSettings(admin=AdminSettings(port=port))
         install(app, settings)
         assert await start_admin(app, settings) == port
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-            for _ in range(200):
-                try:
-                    assert (await client.get("/live")).status_code == 200
-                    return
-                except httpx.TransportError:
-                    await asyncio.sleep(0.05)
-        pytest.fail("nobody listens")
+            async with asyncio.timeout(60):
+                while True:
+                    try:
+                        assert (await client.get("/live")).status_code == 200
+                        return
+                    except httpx.TransportError:
+                        await asyncio.sleep(0.05)
 
     asyncio.run(listens())
     assert len(begun) == 2

@@ -180,7 +180,7 @@ def test_an_engine_that_answers_nothing_is_not_ready_until_it_does(
     monkeypatch.setattr(background, "SILENT_SECONDS", 0.05)
     engine = Hanging([KVReport(9, 9, 0, 0), KVReport(8, 8, 0, 0)])
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(asyncio.wait_for(poll_engine(engine), 20))  # type: ignore[arg-type]
+        asyncio.run(asyncio.wait_for(poll_engine(engine), 60))  # type: ignore[arg-type]
     assert seen == [(0.05, 0)]
     assert engine.silent_seconds is None
     assert value("vtr_ready") == 1

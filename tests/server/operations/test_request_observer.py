@@ -254,7 +254,7 @@ def test_the_first_token_of_an_answer_in_one_piece_is_the_engines_to_report() ->
     one.prompt(Prompt(), known())
     load.first_tokens = ((time.monotonic(), 0.1),)
     controller.tick()
-    assert controller.controller.state.backlog == 0
+    assert controller.controller.backlog == 0
     one.end("ok")
     assert backlog(controller).finished == 0, "not twice"
 

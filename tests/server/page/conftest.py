@@ -7,7 +7,6 @@ import os
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -17,6 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tests.running import wait_until
 from tests.server.jobs.conftest import Place
 from tests.server.jobs.conftest import place as place  # the fixture
 from vtr_server.gate.middleware import install
@@ -78,9 +78,7 @@ def listening(app: FastAPI) -> Iterator[str]:
         thread = threading.Thread(target=server.run, args=([bound],))
         thread.start()
         try:
-            end = time.monotonic() + 60
-            while not server.started and time.monotonic() < end:
-                time.sleep(0.02)
+            wait_until(lambda: server.started)
             yield f"http://127.0.0.1:{bound.getsockname()[1]}"
         finally:
             server.should_exit = True

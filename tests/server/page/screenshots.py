@@ -6,7 +6,6 @@ Give it the address of a server with the demo model, or nothing, and it starts o
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,9 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 from playwright.sync_api import Browser, expect, sync_playwright
 
+from tests.running import answers, free_port
 from tests.server.page.conftest import FLAGS, WAIT_MS, chromium
 
 FOLDER = Path(__file__).parents[3] / "docs" / "assets"
@@ -34,14 +33,12 @@ SHOTS: dict[str, tuple[int, str | None, dict[str, Any]]] = {
 @contextmanager
 def served() -> Iterator[str]:
     """``vtr serve demo`` on a free port, until it is no longer wanted."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "vtr_vllm.cli", "serve", "demo", "--port", str(port)]
     process = subprocess.Popen(command, env=os.environ | {"VLLM_LOGGING_LEVEL": "WARNING"})
     url = f"http://127.0.0.1:{port}"
     try:
-        while not healthy(url):
+        while not answers(f"{url}/health"):
             if process.poll() is not None:
                 raise SystemExit(f"the server ended with {process.returncode}")
             time.sleep(1)
@@ -49,13 +46,6 @@ def served() -> Iterator[str]:
     finally:
         process.terminate()
         process.wait()
-
-
-def healthy(url: str) -> bool:
-    try:
-        return httpx.get(f"{url}/health").status_code == 200
-    except httpx.TransportError:
-        return False
 
 
 def shoot(browser: Browser, url: str, name: str) -> None:

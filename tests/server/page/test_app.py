@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import time
 from collections.abc import Iterator
 
 import pytest
 from playwright.sync_api import expect
 
+from tests.running import wait_until
 from tests.server.conftest import STEP_TOKENS, Server
 from tests.server.page.asking import PATCHES, UNCHANGED, ask, numbers, png, upload
 from tests.server.page.conftest import OpenPage
@@ -26,11 +26,8 @@ def searched(server: Server) -> Iterator[None]:
     """The schedule that was searched for the demo model, published while these tests run."""
 
     def until(listed: bool) -> None:
-        end = time.monotonic() + 60
         with server.client() as client:
-            while (SEARCHED in client.get("/v1/schedules").text) != listed:
-                assert time.monotonic() < end, "the server does not look at its schedules"
-                time.sleep(0.2)
+            wait_until(lambda: (SEARCHED in client.get("/v1/schedules").text) == listed)
 
     source = CHECKPOINT.with_name("schedules") / f"{SEARCHED}.json"
     copied = shutil.copy(source, server.schedules)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import httpx
 import pytest
 from prometheus_client import REGISTRY
 
+from tests.running import wait_until
 from tests.server.bad_input import CHAT, chat_body
 from tests.server.conftest import NAME, Server
 from tests.vtr_vllm.adaptive.families import family
@@ -354,14 +354,7 @@ def client_and_file(server: Server) -> Iterator[tuple[httpx.Client, Path]]:
             yield client, file
         finally:
             file.unlink(missing_ok=True)
-            wait(lambda: client.get("/v1/schedules").json() == offered)
-
-
-def wait(what: Callable[[], bool], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "the server did not notice"
-        time.sleep(0.1)
+            wait_until(lambda: client.get("/v1/schedules").json() == offered)
 
 
 @pytest.mark.engine
@@ -375,7 +368,7 @@ def test_a_running_server_takes_what_is_added_and_keeps_what_is_broken(server: S
         stored = client.get("/v1/schedules").json()
         geometry = ModelGeometry(**stored["geometry"])
         schedule("hot", 0.25, geometry).save(file)
-        wait(lambda: asked(client).status_code == 200)
+        wait_until(lambda: asked(client).status_code == 200)
         facts = asked(client).json()["vtr"]
         assert (facts["schedule"], facts["source"], facts["budget"]) == ("hot", "searched", 0.25)
         assert f"{NAME}@0.25" in {each["id"] for each in client.get("/v1/models").json()["data"]}
@@ -388,10 +381,10 @@ def test_a_running_server_takes_what_is_added_and_keeps_what_is_broken(server: S
 
         before = count()
         file.write_text('{"name": "hot", ')
-        wait(lambda: count() > before)
+        wait_until(lambda: count() > before)
         assert asked(client).json()["vtr"] == facts
         file.unlink()
-        wait(lambda: asked(client).status_code == 400)
+        wait_until(lambda: asked(client).status_code == 400)
 
 
 def test_a_family_is_read_and_read_again(folder: Path, folded: ScheduleFolder) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from functools import partial
 from pathlib import Path
 
 import pytest
 from prometheus_client import REGISTRY
 
+from tests.running import wait_until
 from tests.server.bad_input import CHAT, chat_body
 from tests.server.conftest import NAME, SETTINGS, Server
 from tests.server.gate.apps import key
-from tests.server.policy.test_schedule_folder import wait
 from vtr_server.policy.settings import ServerSettings, check_reuse
 from vtr_server.policy.settings_file import FIXED, SettingsFile
 from vtr_vllm.errors import InvalidBudget
@@ -40,7 +41,11 @@ class Watched:
 
     def write(self, text: str) -> list[str]:
         """What was rejected once the new text has been looked at twice."""
+        before = self.path.stat().st_mtime_ns if self.path.exists() else 0
         self.path.write_text(text)
+        status = self.path.stat()
+        # A file system's clock may tick rarely: what is written comes later than what was there.
+        os.utime(self.path, ns=(status.st_atime_ns, max(status.st_mtime_ns, before + 1)))
         return self.look()
 
     def look(self, times: int = 2) -> list[str]:
@@ -208,11 +213,11 @@ def test_a_running_server_follows_its_settings(server: Server) -> None:
         try:
             assert status() == 400
             path.write_text(SETTINGS.replace("[tiers]", "[tiers]\nbrief = 0.3"))
-            wait(lambda: status() == 200)
+            wait_until(lambda: status() == 200)
             assert "brief" in client.get("/v1/schedules").json()["tiers"]
             path.write_text("[tiers")
-            wait(lambda: "VTR keeps the settings that it had" in server.log.read_text())
+            wait_until(lambda: "VTR keeps the settings that it had" in server.log.read_text())
             assert status() == 200
         finally:
             path.write_text(SETTINGS)
-            wait(lambda: status() == 400)
+            wait_until(lambda: status() == 400)

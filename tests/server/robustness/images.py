@@ -6,13 +6,13 @@ told from a leak must not grow with the number of requests.
 
 from __future__ import annotations
 
-import base64
 from io import BytesIO
 from typing import Any
 
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.server.bad_input import data_url
 from tests.server.pictures import image, png_of_size
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA")
@@ -73,11 +73,6 @@ def damaged(data: bytes, seed: int) -> bytes:
     )[seed % 6]
 
 
-def as_url(data: bytes, mime: str = "image/png") -> str:
-    """``data`` as clients send it."""
-    return f"data:{mime};base64,{base64.b64encode(data).decode()}"
-
-
 _whole = st.one_of(
     st.builds(image, st.sampled_from(FORMATS), st.sampled_from(SIZES)),
     st.builds(of_mode, st.sampled_from(MODES), st.sampled_from(SIZES)),
@@ -94,11 +89,11 @@ _broken = st.one_of(
     st.binary(max_size=60),
 )
 urls = st.one_of(
-    st.builds(as_url, _whole),
+    st.builds(data_url, _whole),
     st.builds(
-        as_url, _whole, st.sampled_from(("image/jpeg", "text/plain", "", "image/*", "video/mp4"))
+        data_url, _whole, st.sampled_from(("image/jpeg", "text/plain", "", "image/*", "video/mp4"))
     ),
-    st.builds(as_url, _broken),
+    st.builds(data_url, _broken),
     st.sampled_from(URLS),
     st.builds("{}://{}/x.png".format, st.sampled_from(("http", "https")), st.sampled_from(HOSTS)),
     st.builds("{}://{}".format, st.sampled_from(SCHEMES), st.sampled_from(HOSTS)),

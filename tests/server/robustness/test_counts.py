@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_open
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from tests.running import wait_until
 from tests.server.bad_input import CHAT, COMPLETION, chat_body, data_url, picture
 from tests.server.conftest import NAME, Server
 from tests.server.robustness.bodies import RESPONSES
@@ -200,13 +200,12 @@ def test_what_was_begun_for_a_client_that_left_counts_too(server: Server, stream
         counts = Counts(client)
 
         def until_it_generates(sock: socket.socket) -> None:
-            end = time.monotonic() + 60
-            running = r"vllm:num_requests_running"
-            while time.monotonic() < end:
-                text = client.get("/metrics").text
-                lines = [line for line in text.splitlines() if line.startswith(running)]
-                if any(float(line.split()[-1]) for line in lines):
-                    return
+            def running() -> bool:
+                lines = client.get("/metrics").text.splitlines()
+                found = [line for line in lines if line.startswith("vllm:num_requests_running")]
+                return any(float(line.split()[-1]) for line in found)
+
+            wait_until(running)
 
         def until_it_streams(sock: socket.socket) -> None:
             while b"data: " not in sock.recv(65536):

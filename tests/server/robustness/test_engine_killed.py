@@ -17,8 +17,9 @@ import httpx
 import psutil
 import pytest
 
+from tests.running import answers, free_port, wait_until
 from tests.server.bad_input import CHAT, COMPLETION
-from tests.server.conftest import START_SECONDS, free_port
+from tests.server.conftest import START_SECONDS
 from tests.server.robustness.bodies import RESPONSES
 
 LIVENESS_SECONDS = 60
@@ -31,7 +32,7 @@ class Supervised:
     """``vtr serve demo``, started again whenever it ends, as systemd does with ``Restart=always``."""
 
     def __init__(self, log: Path) -> None:
-        port = str(free_port())
+        port = str(free_port())  # one for all of its starts
         self.url = f"http://127.0.0.1:{port}"
         self.statuses: list[int] = []
         self._log = log
@@ -57,10 +58,12 @@ class Supervised:
             self._thread.join()
 
     def wait_until_healthy(self) -> None:
-        end = time.monotonic() + START_SECONDS
-        while status(self.url) != 200:
-            assert time.monotonic() < end, self._log.read_text(errors="replace")[-4000:]
-            time.sleep(0.5)
+        wait_until(
+            lambda: answers(f"{self.url}/health"),
+            START_SECONDS,
+            lambda: self._log.read_text(errors="replace")[-4000:],
+            every=0.5,
+        )
 
     def kill_engine(self) -> None:
         children = psutil.Process(self.process.pid).children(recursive=True)
@@ -76,14 +79,6 @@ def supervised(tmp_path: Path) -> Iterator[Supervised]:
         yield found
     finally:
         found.stop()
-
-
-def status(url: str) -> int | None:
-    """Of /health; None if nobody answers."""
-    try:
-        return httpx.get(f"{url}/health", timeout=10).status_code
-    except httpx.TransportError:
-        return None
 
 
 QUESTION = "What color is the B?"
@@ -142,13 +137,10 @@ def test_a_killed_engine_is_told_of_and_replaced(supervised: Supervised) -> None
     wait_until_running(url, len(asked))
     supervised.kill_engine()
     killed = time.monotonic()
-    while status(url) == 200:
-        assert time.monotonic() < killed + LIVENESS_SECONDS
+    wait_until(lambda: not answers(f"{url}/health"), LIVENESS_SECONDS)
     red = time.monotonic() - killed
     refused = refused_after_death(url)
-    while not supervised.statuses:
-        assert time.monotonic() < killed + LIVENESS_SECONDS
-        time.sleep(0.01)
+    wait_until(lambda: supervised.statuses, LIVENESS_SECONDS)
     ended = time.monotonic() - killed
     for thread in threads:
         thread.join(LIVENESS_SECONDS)
@@ -181,11 +173,10 @@ def refused_after_death(url: str) -> list[httpx.Response]:
 
 def wait_until_running(url: str, count: int) -> None:
     """Until the engine has all the requests."""
-    end = time.monotonic() + LIVENESS_SECONDS
-    while True:
-        text = httpx.get(f"{url}/metrics").text
+
+    def running() -> float:
+        text = httpx.get(f"{url}/metrics", timeout=LIVENESS_SECONDS).text
         lines = [line for line in text.splitlines() if line.startswith("vllm:num_requests_running")]
-        if sum(float(line.split()[-1]) for line in lines) >= count:
-            return
-        assert time.monotonic() < end, lines
-        time.sleep(0.02)
+        return sum(float(line.split()[-1]) for line in lines)
+
+    wait_until(lambda: running() >= count, LIVENESS_SECONDS)

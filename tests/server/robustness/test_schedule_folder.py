@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +12,12 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.running import wait_until
 from tests.server.bad_input import CHAT, chat_body
 from tests.server.conftest import NAME, Server
 from vtr_vllm.schedules import ModelGeometry, fastv
 
 CLIENTS = 8
-NOTICED_SECONDS = 60
 ASKS: tuple[dict[str, Any], ...] = (
     {"schedule": "hot"},
     {"schedule": "stored-half"},
@@ -104,7 +103,7 @@ def test_no_request_fails_for_a_folder_that_changes(server: Server) -> None:
         try:
             for names in steps(server.schedules, geometry):
                 _wait_until_all_asked(seen, wrong)
-                _wait_until(lambda names=names: offered(client) == names)
+                wait_until(lambda names=names: offered(client) == names)
         finally:
             done.set()
             for each in clients:
@@ -112,7 +111,7 @@ def test_no_request_fails_for_a_folder_that_changes(server: Server) -> None:
             for file in server.schedules.glob("*.json"):
                 if file.name != "stored-half.json":
                     file.unlink()
-            _wait_until(lambda: offered(client) == before)
+            wait_until(lambda: offered(client) == before)
     assert wrong == []
     assert {number for number, what in seen if what == "fine"} == set(range(CLIENTS))
     assert seen[0, "unknown"], "nobody asked while it was deleted"
@@ -121,7 +120,7 @@ def test_no_request_fails_for_a_folder_that_changes(server: Server) -> None:
 def _wait_until_all_asked(seen: Counter[tuple[int, str]], wrong: list[str]) -> None:
     """Every client got an answer since."""
     before = [sum(n for (who, _), n in list(seen.items()) if who == c) for c in range(CLIENTS)]
-    _wait_until(
+    wait_until(
         lambda: (
             bool(wrong)
             or all(
@@ -130,10 +129,3 @@ def _wait_until_all_asked(seen: Counter[tuple[int, str]], wrong: list[str]) -> N
             )
         )
     )
-
-
-def _wait_until(what: Any) -> None:
-    end = time.monotonic() + NOTICED_SECONDS
-    while not what():
-        assert time.monotonic() < end, "that never came"
-        time.sleep(0.1)

@@ -22,15 +22,12 @@ from starlette.types import ASGIApp
 
 from tests.server.bad_input import CHAT, COMPLETION, chat_body
 from tests.server.conftest import NAME, Server, checkpoint
+from tests.server.vllm_api.lines import line
 from vtr_server.jobs.store import JobStore
 from vtr_server.vllm_api import batch
 from vtr_server.vllm_api.batch import answer_lines, main
 from vtr_server.vllm_api.batch_files import BatchInput, BatchOutput
 from vtr_vllm.errors import ConfigurationError, EngineNotReady
-
-
-def line(custom_id: str, url: str = CHAT, **body: Any) -> str:
-    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.server.bad_input import CHAT, COMPLETION
+from tests.server.bad_input import COMPLETION
+from tests.server.vllm_api.lines import line
 from vtr_server.vllm_api.batch_files import BatchInput, BatchOutput, Line
 from vtr_vllm.errors import ConfigurationError
-
-
-def line(custom_id: str, url: str = CHAT, **body: Any) -> str:
-    return json.dumps({"custom_id": custom_id, "method": "POST", "url": url, "body": body})
 
 
 def read(text: str | bytes) -> list[Line]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
-import pytest
+
+from tests.running import free_port, wait_until_up
 
 START_SECONDS = 540  # two at a time, on a loaded machine of two cores
 
@@ -50,7 +50,8 @@ def demo_servers(count: int, folder: Path, settings: str = "") -> Iterator[list[
     try:
         end = time.monotonic() + START_SECONDS
         for server in servers:
-            _wait_until_healthy(server, end)
+            left = end - time.monotonic()
+            wait_until_up(server.process, f"{server.url}/health", server.log, left)
         yield servers
     finally:
         for server in servers:
@@ -59,9 +60,7 @@ def demo_servers(count: int, folder: Path, settings: str = "") -> Iterator[list[
 
 
 def _start(log: Path, settings: Path) -> DemoServer:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()  # two start at once, and each is known by its address before it serves
     command = [sys.executable, "-m", "vtr_vllm.cli", "serve", "demo", "--port", str(port)]
     command += ["--settings", str(settings)]
     # The engine need not import all again; the server of all tests starts it as vLLM does.
@@ -71,15 +70,3 @@ def _start(log: Path, settings: Path) -> DemoServer:
             command, stdout=out, stderr=subprocess.STDOUT, env=environment, start_new_session=True
         )
     return DemoServer(f"http://127.0.0.1:{port}", process, log)
-
-
-def _wait_until_healthy(server: DemoServer, end: float) -> None:
-    while server.process.poll() is None and time.monotonic() < end:
-        try:
-            if httpx.get(f"{server.url}/health", timeout=30).status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.5)
-    tail = server.log.read_text(errors="replace")[-6000:]
-    pytest.fail(f"the server did not get healthy (exit {server.process.poll()}):\n{tail}")

@@ -7,6 +7,7 @@ function of the prompt up to it, or up to the end of its image, and of the sched
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,9 +27,10 @@ from vllm.v1.request import Request
 from vtr_vllm.engine.common.band_spec import BandSpec
 from vtr_vllm.engine.common.config import LayerBands
 from vtr_vllm.engine.common.request_view import read_request
-from vtr_vllm.engine.scheduler.block_names import BlockNames, signature
+from vtr_vllm.engine.scheduler.block_names import BlockNames
 from vtr_vllm.engine.scheduler.kv_bands import bind_bands, register_band_spec
 from vtr_vllm.engine.scheduler.local_hits import follow_local_requests
+from vtr_vllm.engine.scheduler.scheduler import Scheduler
 from vtr_vllm.reduction.request import ReducedRequest
 
 BLOCK = 4
@@ -85,6 +87,7 @@ class Blocks:
         keep: list[float] | None,
         trace: str | None = None,
         forms: list[int] | None = None,
+        rule: str = "saliency",
         **options: Any,
     ) -> Request:
         self.made += 1
@@ -102,7 +105,7 @@ class Blocks:
         wire: dict[str, Any] = {}
         if keep is not None:
             cuts = sum(b < a for a, b in zip([1.0, *keep], keep, strict=False))
-            wire = {"vtr_keep": keep, "vtr_rules": ["saliency"] * cuts}
+            wire = {"vtr_keep": keep, "vtr_rules": [rule] * cuts}
             wire |= {"vtr_trace": trace} if trace else {}
             wire |= {"vtr_units": forms} if forms else {}
         params = SamplingParams(max_tokens=99, extra_args=wire or None)
@@ -112,8 +115,8 @@ class Blocks:
         reduced = read_request(wire, features, ids, BANDS)
         if reduced is not None:
             self.reduced[name] = reduced
-            named_by = signature(wire)
-            request.block_hashes = BlockNames(request, reduced, named_by, BLOCK, sha256)
+            scheduler = SimpleNamespace(kv_cache_manager=self.manager, _hash_function=sha256)
+            Scheduler._set_block_hashes(scheduler, request, reduced)  # type: ignore[arg-type]
         return request
 
     def stream(self, request: Request, layer: int, end: int) -> list[Any]:
@@ -133,8 +136,9 @@ class Blocks:
         parts = {part.start: part for part in reduced.parts} if reduced else {}
         while position < end:
             part = parts.get(position)
-            kept = 1 if part is None else part.plan.counts[layer]
             length = 1 if part is None else part.end - part.start
+            vision = 0 if part is None else sum(len(unit.vision) for unit in part.units)
+            kept = length if part is None else part.plan.counts[layer] + length - vision
             position += length
             before = tuple(p for p in pictures if p[0] < position)
             forms = wire.get("vtr_units", [])[: 3 * len(before)]
@@ -285,13 +289,23 @@ def test_what_a_step_computes_is_shared_whole_and_never_copied() -> None:
         assert cache.start(cache.request(TURN, keep)) >= 9 + CAT[1]
 
 
-def test_the_blocks_of_a_guided_request_are_never_found() -> None:
+@pytest.mark.parametrize("keep", [KEEPS[1], KEEPS[4]])  # attention ranks nothing before layer 2
+def test_a_guided_request_and_others_share_the_words_before_the_image(keep: list[float]) -> None:
+    """Whatever runs first: of what is behind them nobody finds its blocks, and it finds nobody's."""
     cache = Blocks()
-    request = cache.request(TURN, KEEPS[1])
-    wire = {"vtr_keep": KEEPS[1], "vtr_rules": ["last", "last"]}
-    guided = read_request(wire, request.mm_features, request.prompt_token_ids, BANDS)
-    assert guided is not None
-    assert not guided.is_local
+    guided = {"rule": "last"}
+    before = 9 // BLOCK * BLOCK
+    assert cache.run(TURN, keep, **guided) == 0
+    request = cache.request(TURN, keep, **guided)
+    assert not cache.reduced[request.request_id].is_local
+    assert cache.start(request) == before
+    cache.answer(request, [*range(50, 60)])
+    cache.finish(request)
+    for others in (None, keep):
+        assert cache.run(TURN, others) == before
+        assert cache.run(TURN, others) > 20, "stored by now"
+        assert cache.run(TURN, keep, **guided) == before
+    assert cache.run([*TURN, *range(50, 60)], keep, **guided) == before, "not what it answered"
 
 
 pieces = st.lists(

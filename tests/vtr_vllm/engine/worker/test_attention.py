@@ -19,6 +19,7 @@ from vllm.v1.attention.backends.triton_attn import TritonAttentionBackend
 from vllm.v1.worker.utils import AttentionGroup
 
 from tests.tiny import tiny_llava
+from tests.vtr_vllm.engine.worker.tables import tables_of
 from tests.vtr_vllm.reduction.strategies import (
     LAYERS,
     band_lists,
@@ -30,7 +31,6 @@ from tests.vtr_vllm.reduction.strategies import (
 from vtr_vllm.engine.common.band_spec import BandSpec
 from vtr_vllm.engine.worker.attention import (
     BACKENDS,
-    BandTables,
     build_step,
     check_backends,
     padded,
@@ -95,13 +95,6 @@ def group_of(backend, config, names, band=0, first_layer=0) -> AttentionGroup:
     return group
 
 
-def tables_of(bands, count: int) -> BandTables:
-    """Of every band other blocks for every request, in no order."""
-    ids = np.random.default_rng(0).permutation(len(bands) * count * 64).astype(np.int32)
-    tables = torch.from_numpy(ids.reshape(len(bands), count, 64))
-    return BandTables([*tables], [BLOCK] * len(bands))
-
-
 class Watched:
     """A group that keeps what each metadata held when it was made."""
 
@@ -124,7 +117,7 @@ def check(requests, bands, backend, config):
     plan = plan_batch(requests, LAYERS, bands)
     if plan is None:
         return
-    tables = tables_of(bands, len(requests))
+    tables = tables_of(bands, len(requests), BLOCK)
     groups = [
         Watched(group_of(backend, config, NAMES[first:end], band, first))
         for band, (first, end) in enumerate(pairwise((*bands, LAYERS)))
@@ -197,7 +190,7 @@ def test_no_request_without_rows_is_told_to_have_one(config):
             starts = common.query_start_loc_cpu.diff().tolist()
             made.append((starts, common.max_query_len))
 
-    build_step(plan, tables_of((0,), len(requests)), NAMES, [[Group]])
+    build_step(plan, tables_of((0,), len(requests), BLOCK), NAMES, [[Group]])
     assert made == [([8, 1], 8), ([0, 1], 2)]
 
 
@@ -218,7 +211,9 @@ def test_flash_attention_3_keeps_one_plan_a_builder(config, monkeypatch):
             segments.append((common, made.scheduler_metadata.clone(), made.scheduler_metadata))
             return made
 
-    build_step(plan_batch(MIXED, LAYERS, (0,)), tables_of((0,), len(MIXED)), NAMES, [[Planned]])
+    build_step(
+        plan_batch(MIXED, LAYERS, (0,)), tables_of((0,), len(MIXED), BLOCK), NAMES, [[Planned]]
+    )
     assert len(segments) > 3
     assert len({plan.data_ptr() for _, _, plan in segments}) == 1
     assert not torch.equal(segments[0][1], segments[0][2])

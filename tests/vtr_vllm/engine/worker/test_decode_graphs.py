@@ -15,6 +15,7 @@ from vllm.v1.attention.backends import flash_attn
 from vllm.v1.worker.utils import AttentionGroup
 
 from tests.tiny import tiny_llava
+from tests.vtr_vllm.engine.worker.tables import tables_of
 from tests.vtr_vllm.reduction.strategies import LAYERS, band_lists, drawn_order, reduced_requests
 from vtr_vllm.engine.common.band_spec import BandSpec
 from vtr_vllm.engine.common.config import LayerBands
@@ -40,13 +41,6 @@ def decode_requests(draw):
 decode_steps = st.lists(decode_requests(), min_size=1, max_size=4)
 
 
-def tables_of(bands, count: int) -> BandTables:
-    """Of every band other blocks for every request, in no order."""
-    ids = np.random.default_rng(0).permutation(len(bands) * count * 64).astype(np.int32)
-    tables = torch.from_numpy(ids.reshape(len(bands), count, 64))
-    return BandTables([*tables], [BLOCK] * len(bands))
-
-
 def captured(buffers: DecodeBuffers, tables: BandTables, count: int):
     """What a captured step of ``count`` requests holds on to, the backend's metadata as it is asked for."""
     group = SimpleNamespace(
@@ -61,7 +55,7 @@ def captured(buffers: DecodeBuffers, tables: BandTables, count: int):
 def test_a_captured_step_reads_what_is_filled_in(first, second, bands, padding):
     buffers = DecodeBuffers(LayerBands(LAYERS, bands), range(len(bands)), MOST, torch.device("cpu"))
     count = max(len(first), len(second)) + padding
-    tables = tables_of(bands, count)
+    tables = tables_of(bands, count, BLOCK)
     metadata, slots = captured(buffers, tables, count)
     for step in (first, second):
         seq_lens = torch.zeros(count, dtype=torch.int32)
@@ -88,7 +82,7 @@ def test_a_captured_step_reads_what_is_filled_in(first, second, bands, padding):
 def test_a_step_in_which_nothing_is_dropped_is_that_of_vllm(padding):
     """The slots that vLLM computed, of each band's own group: the same as ours."""
     bands, groups, count = (0, 3, 5), (2, 0, 1), 3
-    tables = tables_of(bands, count + padding)
+    tables = tables_of(bands, count + padding, BLOCK)
     seq_lens = torch.tensor([1, BLOCK, 3 * BLOCK + 2] + [0] * padding, dtype=torch.int32)
     ours, whole = (
         DecodeBuffers(LayerBands(LAYERS, bands), groups, MOST, torch.device("cpu"))
@@ -107,7 +101,7 @@ def test_a_step_in_which_nothing_is_dropped_is_that_of_vllm(padding):
 
 def test_a_captured_step_is_padding():
     buffers = DecodeBuffers(LayerBands(LAYERS, (0, 3)), (0, 1), MOST, torch.device("cpu"))
-    tables = tables_of((0, 3), 2)
+    tables = tables_of((0, 3), 2, BLOCK)
     buffers.fill(tables, torch.tensor([5, 9], dtype=torch.int32), np.zeros((LAYERS, 2), np.int64))
     metadata, slots = captured(buffers, tables, 2)
     for name in NAMES:
@@ -137,7 +131,7 @@ def test_metadata_of_flash_attention_points_into_the_buffers(version, monkeypatc
     group.metadata_builders = [builder]
     buffers, tables = (
         DecodeBuffers(LayerBands(LAYERS, (0,)), (0,), MOST, device),
-        tables_of((0,), 2),
+        tables_of((0,), 2, BLOCK),
     )
     query_start = torch.arange(3, dtype=torch.int32)
     metadata, slots = buffers.capture(tables, query_start, 512, NAMES, [[group]])
@@ -155,7 +149,7 @@ def test_blocks_that_a_backend_splits_are_refused():
     buffers = DecodeBuffers(LayerBands(1, (0,)), (0,), MOST, torch.device("cpu"))
     group = SimpleNamespace(layer_names=["layer 0"], kernel_block_size=16)
     with pytest.raises(ConfigurationError, match="PIECEWISE"):
-        buffers.capture(tables_of((0,), 1), torch.tensor([0, 1]), 64, ["layer 0"], [[group]])
+        buffers.capture(tables_of((0,), 1, BLOCK), torch.tensor([0, 1]), 64, ["layer 0"], [[group]])
 
 
 FULL, PIECEWISE, NONE = CUDAGraphMode.FULL, CUDAGraphMode.PIECEWISE, CUDAGraphMode.NONE

@@ -95,6 +95,31 @@ def test_words_that_tell_are_worth_as_much_as_the_oracle(by_chooser: dict[str, R
     assert images["score"] < by_chooser["both"]["score"] - 0.05
 
 
+def test_the_oracle_pays_the_price_at_which_right_answers_meet_the_budget_here() -> None:
+    """By hand: of each five prompts two are right with either schedule, two with the dear one alone, one
+    with neither.
+
+    The oracle has the dear one for these two alone: a mean of (3 * 0.25 + 2 * 0.75) / 5 = 0.45. A budget of
+    0.35 has it for half of them, told by their draws, and one of 0.25 for none.
+    """
+    scores = np.array([[1.0, 1.0], [1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]] * 20)
+    prompts = [Prompt((20, 7, 5000 + n), (144,)) for n in range(len(scores))]
+    own = Outcomes(prompts, [None] * 100, scores, [1.0] * 100, range(100))
+    told = {
+        each["budget"]: each
+        for each in rows(FAMILY, CALIBRATION, own, (0.25, 0.35, 0.45, 0.75), SEED)
+        if each["chooser"] == "oracle"
+    }
+    assert {budget: each["spent"] for budget, each in told.items()} == pytest.approx(
+        {0.25: 0.25, 0.35: 0.35, 0.45: 0.45, 0.75: 0.45}
+    )
+    assert {budget: each["score"] for budget, each in told.items()} == pytest.approx(
+        {0.25: 0.4, 0.35: 0.6, 0.45: 0.8, 0.75: 0.8}
+    )
+    assert [told[0.35]["mix"], told[0.45]["mix"]] == [[0.8, 0.2], [0.6, 0.4]]
+    assert all(each["promised"] == budget for budget, each in told.items())
+
+
 def test_a_kind_that_was_not_seen_is_judged_by_what_the_other_taught(
     by_chooser: dict[str, Row],
 ) -> None:
