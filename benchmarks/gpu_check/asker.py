@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.arms import ENVIRONMENT, PLUGINS, classes
 from vtr_vllm import demo
-from vtr_vllm.schedules import ModelGeometry, ScheduleBook
+from vtr_vllm.schedules import ModelGeometry, RankRule, ScheduleBook, explicit
 
 Asked = tuple[int, str | None]
 """A question's number, and the schedule it is asked under; None says nothing of one."""
@@ -25,10 +25,17 @@ def prompt(question: int) -> dict[str, Any]:
     return {"prompt": demo.prompt(sample.question), "multi_modal_data": {"image": sample.image}}
 
 
+ADAPTIVE = "adaptive-cuts"
+"""Name of a schedule whose counts the model finds."""
+
+
 def book() -> ScheduleBook:
-    """Return the demo model's schedules."""
+    """Return the demo model's schedules: the built-in forms, and one with adaptive cuts."""
     config = json.loads((demo.CHECKPOINT / "config.json").read_text())
-    return ScheduleBook(ModelGeometry.from_config(config["text_config"]))
+    geometry = ModelGeometry.from_config(config["text_config"])
+    keep = [1.0] * 2 + [0.9] * 4 + [0.6] * (geometry.layers - 6)
+    rules = [RankRule.parse("instruction@0.9"), RankRule.parse("last@0.9")]
+    return ScheduleBook(geometry, [explicit(geometry, keep, rules, ADAPTIVE)])
 
 
 def start(setup: dict[str, Any]) -> Any:
@@ -51,8 +58,11 @@ def start(setup: dict[str, Any]) -> Any:
 
 
 def ask(llm: Any, setup: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return tokens and margins of every request, in the order of ``setup["asked"]``."""
+    """Return tokens, margins and what adaptive cuts found of every request, in the order of
+    ``setup["asked"]``."""
     from vllm import SamplingParams
+
+    from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
 
     schedules, params = book(), []
     for _, name in setup["asked"]:
@@ -66,10 +76,13 @@ def ask(llm: Any, setup: dict[str, Any]) -> list[dict[str, Any]]:
                 extra_args=wire,
             )
         )
-    outputs = llm.generate(
-        [prompt(question) for question, _ in setup["asked"]], params, use_tqdm=False
-    )
-    return [answer(output.outputs[0]) for output in outputs]
+    with collect_first_tokens() as first:
+        outputs = llm.generate(
+            [prompt(question) for question, _ in setup["asked"]], params, use_tqdm=False
+        )
+    return [
+        answer(output.outputs[0]) | {"found": first.counts(output.request_id)} for output in outputs
+    ]
 
 
 def answer(output: Any) -> dict[str, Any]:

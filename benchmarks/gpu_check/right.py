@@ -29,7 +29,10 @@ from tests.reference.model import ReferenceLlava
 from vtr_vllm import demo
 from vtr_vllm.schedules import make_plan
 
-SCHEDULES = ("p-sigmoid-0.5", "p-sigmoid-0.25", "fastv-0.25", "pdrop-0.5", "random-0.25", "vtw-0.5")
+SCHEDULES = (
+    *("p-sigmoid-0.5", "p-sigmoid-0.25", "fastv-0.25", "pdrop-0.5", "random-0.25", "vtw-0.5"),
+    asker.ADAPTIVE,
+)
 TOLERANCE = {"bfloat16": 0.1, "float32": 1e-3}
 """Nats by which a token may lead and still differ: what rounding can turn around."""
 AS_STOCK = "full budget as stock"
@@ -217,7 +220,7 @@ class Judge:
     def _reduced(self, way: Way, answers: list[dict[str, Any]]) -> None:
         for schedule in sorted({name for _, name in self._asked if name and not is_full(name)}):
             lost = [
-                self._reference.lost(question, schedule, answer["tokens"])
+                self._reference.lost(question, schedule, answer["tokens"], answer["found"])
                 for (question, name), answer in zip(self._asked, answers, strict=True)
                 if name == schedule
             ]
@@ -243,14 +246,24 @@ class ReducedReference:
     def __init__(self) -> None:
         self._model, self._book = ReferenceLlava(demo.CHECKPOINT), asker.book()
 
-    def lost(self, question: int, schedule: str, tokens: list[int]) -> float:
-        """Return by how much the reference prefers its own words, at worst; nats."""
+    def lost(
+        self, question: int, schedule: str, tokens: list[int], counts: list[int] | None
+    ) -> float:
+        """Return by how much the reference prefers its own words, at worst; nats.
+
+        ``counts``: what adaptive cuts found, which the reference takes as given.
+        """
         asked = asker.prompt(question)
         ids = self._model.prompt_token_ids(asked["prompt"])
         vision = sum(token == self._model.config.image_token_id for token in ids)
         found = self._book.by_name(schedule)
         plan = make_plan(found.keep, found.rules, vision)
-        rules = {layer: str(rule) for layer, rule in zip(plan.cuts, plan.rules, strict=True)}
+        assert plan.is_adaptive == (counts is not None), "counts are told of adaptive cuts alone"
+        plan = plan if counts is None else plan.with_counts(counts)
+        rules = {
+            layer: str(rule.with_fixed_count())
+            for layer, rule in zip(plan.cuts, plan.rules, strict=True)
+        }
         image = asked["multi_modal_data"]["image"]
         logits = self._model.forward(ids, [image], list(plan.counts), rules, tokens[:-1])
         return lead_lost(logits.log_softmax(-1), tokens)
@@ -270,7 +283,7 @@ def plan(options: argparse.Namespace) -> tuple[tuple[Way, ...], dict[str, Any], 
         ways = (Way("cpu eager", EAGER, dtype="float32"),)
         setup = {
             "tokens": 2,
-            "asked": asked([None, "full", "p-sigmoid-0.25", "fastv-0.25"], 1),
+            "asked": asked([None, "full", "p-sigmoid-0.25", "fastv-0.25", asker.ADAPTIVE], 1),
             "engine": {"max_num_batched_tokens": 1024, "max_num_seqs": 8},
         }
         return ways, setup, 1
