@@ -13,6 +13,7 @@ from vllm.v1.worker.gpu.input_batch import InputBatch
 
 from tests.vtr_vllm.reduction.strategies import LAYERS, request_of
 from vtr_vllm.engine.common.config import LayerBands
+from vtr_vllm.engine.worker.adaptive_cuts import AdaptiveCounts
 from vtr_vllm.engine.worker.decode_graphs import DecodeBuffers
 from vtr_vllm.engine.worker.runner_v2 import ReducingModelState
 
@@ -27,6 +28,7 @@ def state() -> Any:
     made: Any = ReducingModelState.__new__(ReducingModelState)
     geometry = SimpleNamespace(layers=LAYERS)
     reduction = SimpleNamespace(geometry=geometry, band_starts=BANDS, expect=lambda step: None)
+    reduction.decoder = SimpleNamespace(adaptive_counts=AdaptiveCounts())
     made.model = SimpleNamespace(reduction=reduction)
     made._bands, made._block_sizes, made._reduced = GROUPS, [BLOCK] * 2, {"a": REDUCED}
     made._decode_buffers = DecodeBuffers(
