@@ -50,8 +50,8 @@ class LoRARows:
         self._rows_of = {segment.first_layer: segment.query_len for segment in plan.segments}
 
     def cut(self, layer: int) -> None:
-        """The cut before ``layer`` is done."""
-        if self._whole is not None:
+        """The cut before ``layer`` is done; where no row is left nothing runs that would read the table."""
+        if self._whole is not None and self._rows_of[layer].any():
             rows = torch.from_numpy(self._rows_of[layer])
             self._write(self._of_request.repeat_interleave(rows))
 

@@ -11,9 +11,15 @@ from vllm.lora.layers import BaseLayerWithLoRA, LoRAMapping
 from vllm.lora.ops.triton_ops.lora_kernel_metadata import LoRAKernelMeta
 from vllm.lora.punica_wrapper.punica_cpu import PunicaWrapperCPU
 
-from tests.vtr_vllm.reduction.strategies import LAYERS, band_lists, drawn_order, steps
+from tests.vtr_vllm.reduction.strategies import (
+    LAYERS,
+    band_lists,
+    drawn_order,
+    request_of,
+    steps,
+)
 from vtr_vllm.engine.worker.lora import LoRARows
-from vtr_vllm.reduction.batch import plan_batch
+from vtr_vllm.reduction.batch import StepRequest, plan_batch
 
 ADAPTERS = 3
 ROWS = 256
@@ -72,9 +78,25 @@ def test_each_row_that_is_left_keeps_its_adapter(kind, data, requests, band_star
             if layer in plan.cuts:
                 rows.cut(layer)
             left = [len(one.rows(layer)) for one in kept]
-            assert table.seen(sum(left)) == np.repeat(np.array(adapters) - 1, left).tolist()
+            if any(left):
+                assert table.seen(sum(left)) == np.repeat(np.array(adapters) - 1, left).tolist()
         rows.end_step()
         assert table.seen(plan.num_rows) == whole
+
+
+@pytest.mark.parametrize("kind", [OfCPU, OfGPU])
+def test_a_step_of_which_no_row_is_left_has_its_table_again(kind) -> None:
+    """An image between two others, of which deep layers keep nothing, alone in a step."""
+    request = request_of([range(4)], 9, [0.5, 0.0], ["grid", "grid"], local=True)
+    plan = plan_batch([StepRequest(0, 4, request)], 2, [0, 1])
+    table = kind([1], [4])
+    rows = LoRARows(table.wrapper)
+    rows.begin_step(plan)
+    rows.cut(0)
+    assert table.seen(2) == [0, 0]
+    rows.cut(1)
+    rows.end_step()
+    assert table.seen(4) == [0] * 4
 
 
 class Wrapped(BaseLayerWithLoRA):
