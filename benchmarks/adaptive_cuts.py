@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.arms import Arm, in_turn, log_folder
-from benchmarks.record import measured_with, say, write
+from benchmarks.one_engine import add_engine_options, of_one_engine
+from benchmarks.record import say, write
 from benchmarks.report import measured
-from benchmarks.shapes import NAMES, Shape, UnsupportedDevice, make_shape
+from benchmarks.shapes import NAMES, Shape
 from vtr_vllm.schedules import RankRule, Schedule, explicit
 
 SETTINGS = ("shape", "cuts", "share", "most", "rounds", "tokens", "eager", "threads", "dtype")
@@ -104,11 +101,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--share", type=float, default=0.5, help="of the attention that stays at each")
     add("--most", type=float, default=0.8, help="share of the tokens that may stay at each")
     add("--tokens", type=int, default=64, help="of an answer")
-    add("--concurrency", type=int, nargs="+", default=[1, 8])
-    add("--rounds", type=int, default=5)
-    add("--eager", action=argparse.BooleanOptionalAction, default=True)
-    add("--threads", type=int, help="CPU threads of the engine; default all cores")
-    add("--dtype", help="default bfloat16; float32 on a CPU without AVX-512 BF16")
+    add_engine_options(parser)
     add("--out", type=Path, default=Path("benchmarks/results/adaptive-cuts.json"))
     return parser.parse_args(arguments)
 
@@ -116,15 +109,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     options = parse(arguments)
-    with tempfile.TemporaryDirectory(prefix="vtr-adaptive-cuts-models-") as scratch:
-        try:
-            gpu = torch.cuda.is_available()
-            shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
-        except (UnsupportedDevice, FileNotFoundError) as error:
-            sys.exit(f"benchmarks.adaptive_cuts: {error}")
-        meta = measured_with(options)
-        meta["options"] |= {"dtype": shape.dtype}
-        found = pairs(shape, options)
+    meta, found = of_one_engine("adaptive-cuts", options, pairs)
     write(options.out, {"meta": meta, "pairs": found})
     print(f"{measured(meta, *SETTINGS)}\n\n{table(found, options)}")
 

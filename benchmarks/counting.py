@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.worker import Worker, main
 from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
-from vtr_vllm.schedules import KEEP_KEY, RULES_KEY
+from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, RankRule, make_plan, to_wire
 
 
 class Counting(Worker):
@@ -33,14 +33,11 @@ class Counting(Worker):
 
 def known(wire: dict[str, Any], counts: tuple[int, ...]) -> dict[str, Any]:
     """``wire`` with the counts that its adaptive cuts found."""
-    rules = [rule.partition("@")[0] for rule in wire[RULES_KEY]]
-    keep = [count / counts[0] for count in counts]
-    falls = [b < a for a, b in zip([1.0, *wire[KEEP_KEY]], wire[KEEP_KEY], strict=False)]
-    layers = [layer for layer, falls_here in enumerate(falls) if falls_here]
-    used = [
-        rule for layer, rule in zip(layers, rules, strict=True) if keep[layer] < keep[layer - 1]
-    ]
-    return {KEEP_KEY: keep, RULES_KEY: used}
+    rules = [RankRule.parse(rule) for rule in wire[RULES_KEY]]
+    n_vision = counts[0]  # no adaptive cut lies before layer 0
+    plan = make_plan(wire[KEEP_KEY], rules, n_vision).with_counts(counts)
+    keep = [count / n_vision for count in counts]
+    return to_wire(keep, [rule.with_fixed_count() for rule in plan.rules])
 
 
 if __name__ == "__main__":

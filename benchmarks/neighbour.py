@@ -35,7 +35,7 @@ class Neighbourhood(Worker):
         times: list[float] = []
         while len(times) < SETTLE:
             self._step(times)
-        self.watch.peak_blocks = 0
+        self.watch.begin()
         del times[:-1]
         machine, begun = Machine(), time.perf_counter()
         self.engine.add_request("long", prompt, long)

@@ -9,18 +9,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import statistics
-import sys
-import tempfile
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.arms import Arm, log_folder
-from benchmarks.record import measured_with, say, write
+from benchmarks.one_engine import add_engine_options, of_one_engine
+from benchmarks.record import say, write
 from benchmarks.report import measured
-from benchmarks.shapes import NAMES, Shape, UnsupportedDevice, make_shape
+from benchmarks.shapes import NAMES, Shape
 from vtr_vllm.schedules import RankRule, Schedule, explicit
 
 RULES = (
@@ -97,11 +94,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--beside", default="last", help="what each rule is measured with")
     add("--layer", type=int, default=2, help="of the cut")
     add("--rate", type=float, default=0.25, help="kept from there on")
-    add("--concurrency", type=int, nargs="+", default=[1, 8])
-    add("--rounds", type=int, default=5)
-    add("--eager", action=argparse.BooleanOptionalAction, default=True)
-    add("--threads", type=int, help="CPU threads of the engine; default all cores")
-    add("--dtype", help="default bfloat16; float32 on a CPU without AVX-512 BF16")
+    add_engine_options(parser)
     add("--out", type=Path, default=Path("benchmarks/results/rules.json"))
     return parser.parse_args(arguments)
 
@@ -109,15 +102,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     options = parse(arguments)
-    with tempfile.TemporaryDirectory(prefix="vtr-rules-models-") as scratch:
-        try:
-            gpu = torch.cuda.is_available()
-            shape = make_shape(options.shape, Path(scratch), None, gpu, options.dtype)
-        except (UnsupportedDevice, FileNotFoundError) as error:
-            sys.exit(f"benchmarks.rules: {error}")
-        meta = measured_with(options)
-        meta["options"] |= {"dtype": shape.dtype}
-        found = pairs(shape, options)
+    meta, found = of_one_engine("rules", options, pairs)
     write(options.out, {"meta": meta, "pairs": found})
     print(f"{measured(meta, *SETTINGS)}\n\n{table(found, options)}")
 

@@ -43,7 +43,7 @@ class Talker(Worker):
         letters = tokenizer.encode(string.ascii_letters, add_special_tokens=False)
         first = spec["first"]
         waiting = range(first, first + spec["requests"])
-        self.watch.peak_blocks = 0
+        self.watch.begin()
         machine, begun = Machine(), time.perf_counter()
         talks = self._talk(waiting, spec, letters)
         wall = time.perf_counter() - begun

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from vtr_vllm.ranking import RankRule
 from vtr_vllm.ranking.rules.previous import Previous
-from vtr_vllm.schedules.keep_rates import cut_layers, keep_counts, mean
+from vtr_vllm.schedules.keep_rates import adaptive_rules, cut_layers, keep_counts, mean
 
 
 @dataclass(frozen=True)
@@ -28,24 +28,22 @@ class Plan:
     @property
     def is_adaptive(self) -> bool:
         """Whether the counts are the most that may stay, and the model says how many do."""
-        return any(rule.is_adaptive for rule in self.rules)
+        return bool(adaptive_rules(self.rules))
 
     def with_count(self, layer: int, count: int) -> "Plan":
         """The plan once the cut before ``layer`` is known to keep ``count`` of the tokens that it may.
 
         A later cut that has nothing left to drop is none.
         """
-        counts = (*self.counts[:layer], *(min(count, most) for most in self.counts[layer:]))
-        cuts = cut_layers(counts, self.n_vision)
-        rules = dict(zip(self.cuts, self.rules, strict=True))
-        return replace(self, counts=counts, cuts=cuts, rules=_resolve(rules, frozenset(cuts)))
+        behind = [min(count, most) for most in self.counts[layer:]]
+        return self.with_counts([*self.counts[:layer], *behind])
 
     def with_counts(self, counts: Sequence[int]) -> "Plan":
         """The plan once all its cuts are known: each layer sees so many, none more than it may."""
-        plan = self
-        for layer in self.cuts:
-            plan = plan.with_count(layer, counts[layer])
-        return plan
+        cuts = cut_layers(counts, self.n_vision)
+        rules = dict(zip(self.cuts, self.rules, strict=True))
+        resolved = _resolve(rules, frozenset(cuts))
+        return replace(self, counts=tuple(counts), cuts=cuts, rules=resolved)
 
     @property
     def reduces(self) -> bool:

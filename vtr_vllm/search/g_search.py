@@ -151,9 +151,8 @@ class _Stage:
             efficiency = settings.weight * (1 - count / n)
             tried = self._evaluate(count, floor=most_worth - efficiency)
             worth = tried.value + efficiency
-            if (
-                not tried.complete
-            ):  # it was right of other items: it is known to be no better than the best
+            if not tried.complete:
+                # it was right of other items: it is known to be no better than the best
                 worth = min(worth, most_worth)
             proposer.tell([point], [worth])
             if tried.complete and worth > most_worth:

@@ -18,7 +18,7 @@ from vtr_vllm.upload import upload, wait_for
 
 
 def counts_of(members: Sequence[RequestCut], scores: torch.Tensor, rows: Rows) -> Mapping[int, int]:
-    """Place in the step -> vision tokens that stay, of the members of a cut that are adaptive.
+    """Place in the step -> vision tokens that stay, of the members of a cut that keep fewer than they may.
 
     ``scores`` [C, L] float32. One wait, whatever the number of members; the first tensor-parallel rank's
     counts are all ranks'.
@@ -27,9 +27,9 @@ def counts_of(members: Sequence[RequestCut], scores: torch.Tensor, rows: Rows) -
     found = rows.counts(members, scores, upload(shares, scores.device))
     counts = wait_for(chosen_by_first_rank(found))
     return {
-        member.index: min(count, member.kept_vision)
+        member.index: count
         for member, count in zip(members, counts, strict=True)
-        if member.rule.is_adaptive
+        if member.rule.is_adaptive and count < member.kept_vision
     }
 
 

@@ -171,10 +171,7 @@ class ReducibleDecoder:
         self, index: int, step: Step, scores: torch.Tensor, rows: Rows, scorer: Scorer
     ) -> None:
         """Find how many tokens stay at the cut before layer ``index``, and plan the rest of the step."""
-        members = step.plan.cuts[index]
-        most = {member.index: member.kept_vision for member in members}
-        counts = counts_of(members, scores, rows)
-        fewer = {place: count for place, count in counts.items() if count < most[place]}
+        fewer = counts_of(step.plan.cuts[index], scores, rows)
         if fewer:
             plan = step.plan.with_counts(index, fewer)
             step.follow(plan, index)

@@ -120,7 +120,7 @@ def test_counts_known_beforehand_give_the_same(engines: Engines, checkpoint: Pat
     for each, counts in zip(adaptive, told, strict=True):
         assert counts is not None
         keep = tuple(count / SHAPE.vision_tokens for count in counts)
-        rules = [str(rule).partition("@")[0] for rule in bound_of(each).with_counts(counts).rules]
+        rules = [str(rule.with_fixed_count()) for rule in bound_of(each).with_counts(counts).rules]
         plain.append(Case(each.text, each.images, keep, tuple(rules)))
     expected, nothing = run(llm, plain, TOKENS, logprobs=-1)
     assert nothing == [None, None]
