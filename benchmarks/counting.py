@@ -35,9 +35,8 @@ def known(wire: dict[str, Any], counts: tuple[int, ...]) -> dict[str, Any]:
     """``wire`` with the counts that its adaptive cuts found."""
     rules = [RankRule.parse(rule) for rule in wire[RULES_KEY]]
     n_vision = counts[0]  # no adaptive cut lies before layer 0
-    plan = make_plan(wire[KEEP_KEY], rules, n_vision).with_counts(counts)
-    keep = [count / n_vision for count in counts]
-    return to_wire(keep, [rule.with_fixed_count() for rule in plan.rules])
+    plan = make_plan(wire[KEEP_KEY], rules, n_vision).settled(counts)
+    return to_wire([count / n_vision for count in counts], plan.rules)
 
 
 if __name__ == "__main__":

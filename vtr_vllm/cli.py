@@ -134,7 +134,7 @@ def _read_config(options: argparse.Namespace) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ConfigurationError(f"--config {path} must hold one mapping of flags to values")
     config = {str(key).replace("_", "-"): value for key, value in found.items()}
-    if ours := sorted(config.keys() & {"schedules", "settings", "config"}):
+    if ours := sorted(config.keys() & {"schedules", "settings", "atp", "config"}):
         raise ConfigurationError(
             f"--config {path} holds {', '.join(ours)}; give that on the command line"
         )
@@ -161,11 +161,9 @@ def _check(options: argparse.Namespace, launch: Launch) -> None:
         preflight.check_batch_files(options.input_file, options.output_file)
     preflight.check_front_end(flags, environ)
     preflight.check_model(model, flags, environ)
-    preflight.check_schedules(
-        ours.schedules,
-        preflight.known_geometry(model, flags),
-        may_be_empty=settings.jobs is not None,
-    )
+    geometry = preflight.known_geometry(model, flags)
+    preflight.check_schedules(ours.schedules, geometry, may_be_empty=settings.jobs is not None)
+    preflight.check_modules(ours.atp, geometry)
     if options.command == "serve" and not is_on("--headless", flags):
         local = value_of("--uds", flags) is not None
         check_exposure(settings, "localhost" if local else value_of("--host", flags))
@@ -192,7 +190,7 @@ def _add_serve(commands: Any) -> None:
         description=_SERVE_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,  # an abbreviation may be a flag of vLLM's
-        usage="vtr serve MODEL [--schedules FOLDER] [--settings FILE] [flags of vLLM's]",
+        usage="vtr serve MODEL [--schedules FOLDER] [--settings FILE] [--atp FOLDER] [flags of vLLM's]",
         epilog="Example: vtr serve demo --port 8080",
     )
     _add_shared(serve)
@@ -229,6 +227,9 @@ def _add_shared(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--settings", metavar="FILE", type=Path, help="TOML file of policy, limits, keys and tiers"
+    )
+    command.add_argument(
+        "--atp", metavar="FOLDER", type=Path, help="modules of `vtr train atp`, for rank rule atp"
     )
     command.add_argument("--additional-config", metavar="JSON", help=argparse.SUPPRESS)
 
@@ -270,7 +271,8 @@ def _plan(
         if value_of(flag, rest) is None and flag.removeprefix("--") not in options.config:
             arguments += [flag, value] if value else [flag]
     given = options.config.get("additional-config", options.additional_config)
-    config = _additional_config(given, schedules, options.settings)
+    paths = {"schedules": schedules, "settings": options.settings, "atp": options.atp}
+    config = _additional_config(given, paths)
     if config:
         arguments += ["--additional-config", json.dumps(config)]
     if options.config_file is not None:
@@ -289,9 +291,9 @@ def _plugins(environ: Mapping[str, str]) -> str:
 
 
 def _additional_config(
-    given: str | dict[str, Any] | None, schedules: Path | None, settings: Path | None
+    given: str | dict[str, Any] | None, paths: Mapping[str, Path | None]
 ) -> dict[str, Any]:
-    """vLLM's ``--additional-config`` with the schedule folder and the settings under ``vtr``."""
+    """vLLM's ``--additional-config`` with ``paths``, those that were given, under ``vtr``."""
     try:
         config = json.loads(given) if isinstance(given, str) else given or {}
     except ValueError as err:
@@ -300,7 +302,6 @@ def _additional_config(
         ) from err
     if not isinstance(config, dict) or not isinstance(config.get("vtr", {}), dict):
         raise ConfigurationError("--additional-config and its vtr must be JSON objects")
-    paths = {"schedules": schedules, "settings": settings}
     ours = {name: str(path.resolve()) for name, path in paths.items() if path is not None}
     return config | {"vtr": config.get("vtr", {}) | ours} if ours else config
 

@@ -29,6 +29,8 @@ class EngineSettings:
     at every step."""
     schedules: Path | None = None
     """Folder of schedule files that the server offers."""
+    atp: Path | None = None
+    """Folder of trained modules, by which rule ``atp`` decides what stays."""
     settings: Path | None = None
     """The server's settings file. The engine does not read it; it runs only behind a front end that
     does: see ``engine.common.front_end``."""
@@ -57,7 +59,8 @@ class EngineSettings:
                 f"additional-config vtr bands is {bands!r}; it must be a whole number from 1 to the"
                 " number of layers"
             )
-        return cls(bands, _path(given, "schedules"), _path(given, "settings"))
+        folders = (_path(given, name) for name in ("schedules", "atp", "settings"))
+        return cls(bands, *folders)
 
 
 def _path(given: Mapping[str, object], name: str) -> Path | None:

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vtr_vllm.atp.facts import Facts
 from vtr_vllm.command_line import is_on, value_of
 from vtr_vllm.errors import ConfigurationError, UnsupportedModel
 from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook
@@ -22,6 +23,7 @@ __all__ = [
     "check_batch_files",
     "check_front_end",
     "check_model",
+    "check_modules",
     "check_schedules",
     "known_geometry",
 ]
@@ -101,6 +103,16 @@ def check_schedules(
             f"--schedules {folder} has no schedule (*.json) in it; put some there, or leave it out:"
             " budgets then run the built-in forms"
         )
+
+
+def check_modules(folder: Path | None, geometry: ModelGeometry | None) -> None:
+    """Refuse trained modules that no engine of this model would take; raises VTRError."""
+    if folder is None:
+        return
+    facts = Facts.load(folder)
+    facts.check_served()
+    if geometry is not None:
+        facts.check_geometry(geometry)
 
 
 def check_address(flags: Sequence[str], admin: tuple[str, int] | None) -> None:

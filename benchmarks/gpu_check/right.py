@@ -259,11 +259,8 @@ class ReducedReference:
         found = self._book.by_name(schedule)
         plan = make_plan(found.keep, found.rules, vision)
         assert plan.is_adaptive == (counts is not None), "counts are told of adaptive cuts alone"
-        plan = plan if counts is None else plan.with_counts(counts)
-        rules = {
-            layer: str(rule.with_fixed_count())
-            for layer, rule in zip(plan.cuts, plan.rules, strict=True)
-        }
+        plan = plan if counts is None else plan.settled(counts)
+        rules = {cut: str(rule) for cut, rule in zip(plan.cuts, plan.rules, strict=True)}
         image = asked["multi_modal_data"]["image"]
         logits = self._model.forward(ids, [image], list(plan.counts), rules, tokens[:-1])
         return lead_lost(logits.log_softmax(-1), tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,10 +19,12 @@ from vllm.v1.worker.utils import AttentionGroup
 from tests.contract.band_groups import band_groups
 from tests.contract.device import DEVICE, Watched
 from tests.tiny import tiny_llava
+from tests.vtr_vllm.atp.made import made
 from tests.vtr_vllm.engine.operations import Operations
 from tests.vtr_vllm.reduction.strategies import LAYERS, request_of
+from vtr_vllm.atp.module import AtpModules, Shape
 from vtr_vllm.engine.common.config import LayerBands
-from vtr_vllm.engine.worker import adaptive_cuts, scoring
+from vtr_vllm.engine.worker import adaptive_cuts, modules, scoring
 from vtr_vllm.engine.worker import decoder as decoder_module
 from vtr_vllm.engine.worker.adaptive_cuts import AdaptiveCounts
 from vtr_vllm.engine.worker.attention import BandTables, Step, build_step
@@ -120,7 +123,7 @@ def decoder(monkeypatch: pytest.MonkeyPatch) -> ReducibleDecoder:
     keys._fp8, keys.rounds = None, False
     keys._offsets = torch.empty(BLOCK * KV_HEADS * HEAD_DIM, dtype=torch.int64, device=DEVICE)
     made._prefix_keys = keys
-    made._registers = 0
+    made._registers, made._modules = 0, None
     return made
 
 
@@ -189,13 +192,19 @@ def test_a_step_with_cuts_waits_for_nothing(
 
 
 @pytest.mark.parametrize("count", [1, 8])
+@pytest.mark.parametrize("rule", ["last@0.5", "atp"])
 def test_a_step_with_adaptive_cuts_waits_once_a_cut(
     decoder: ReducibleDecoder,
     groups: list[list[AttentionGroup]],
     monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    rule: str,
     count: int,
 ) -> None:
     """However many requests there are, and for nothing else."""
+    monkeypatch.setattr(modules, "get_tensor_model_parallel_world_size", lambda: 1)
+    trained = made(tmp_path, AtpModules((3, 5), Shape(state=KV_HEADS * HEAD_DIM)), grid=(6, 9))
+    decoder._modules = modules.Modules(trained, DEVICE)
     waits: list[int] = []
 
     def found(counts: torch.Tensor) -> list[int]:
@@ -204,7 +213,7 @@ def test_a_step_with_adaptive_cuts_waits_once_a_cut(
         return [20 - 5 * len(waits)] * len(counts)
 
     monkeypatch.setattr(adaptive_cuts, "wait_for", found)
-    curve, rules = (1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.1), ("last@0.5", "last@0.5", "last")
+    curve, rules = (1.0, 1.0, 1.0, 0.5, 0.5, 0.25, 0.1), (rule, rule, "last")
     names = [f"r{number}" for number in range(count)]
     requests = [
         StepRequest(0, 100, request_of([range(6, 60)], 100, curve, rules), name) for name in names

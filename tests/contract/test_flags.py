@@ -68,6 +68,7 @@ def commands() -> dict[str, set[str]]:
     return {
         "vtr_vllm/": serve,
         "server/": serve,
+        "vtr_vllm/atp/": trained,
         "vtr_vllm/training/": trained,
         "vtr_vllm/search/": found,
         "vtr_vllm/search_options.py": found,

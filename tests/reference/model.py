@@ -131,9 +131,11 @@ class ReferenceLlava:
         state = _State(ids, prompt, vision, features, cls, floor, seeds, len(self.registers))
         result = Run(torch.empty(0))
         for index in range(self.text.num_hidden_layers):
-            if counts[index] < len(state.alive):
+            rule = (rules or {}).get(index, "")
+            count = min(counts[index], len(state.alive))
+            if count < len(state.alive) or "@" in rule:
                 shares = None if local is None else [image[index] for image in local]
-                rows, cut = _cut(state, rows, counts[index], (rules or {})[index], shares)
+                rows, cut = _cut(state, rows, count, rule, shares)
                 result.cuts[index] = cut
             rows, state.layer = self._layer(index, rows, state.positions())
         rows = _rms_norm(rows[-1 - len(ids) + prompt :], self.hf.model.language_model.norm)

@@ -80,6 +80,12 @@ def test_schedules_travel_in_the_additional_config(launched: list[Launch], tmp_p
     assert config == {"vtr": {"schedules": str(tmp_path.resolve())}}
 
 
+def test_so_do_modules(launched: list[Launch], tmp_path: Path) -> None:
+    cli.main(["serve", "some/model", "--atp", str(tmp_path)])
+    config = json.loads(value_of(launched[0], "--additional-config"))
+    assert config == {"vtr": {"atp": str(tmp_path.resolve())}}
+
+
 @pytest.mark.parametrize("joined", [False, True])
 def test_an_additional_config_of_the_user_is_kept(
     launched: list[Launch], tmp_path: Path, joined: bool
@@ -309,6 +315,7 @@ def test_vllm_reads_what_we_made_of_a_config_file(tmp_path: Path) -> None:
         additional_config=None,
         schedules=None,
         settings=None,
+        atp=None,
     )
     launch = cli.plan_serve(options, ["--port", "80"], {})
     parser = FlexibleArgumentParser()

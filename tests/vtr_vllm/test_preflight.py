@@ -75,6 +75,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "mixed").mkdir()
     for name in ("good", "other"):
         shutil.copy(tmp_path / name / "a.json", tmp_path / "mixed" / f"{name}.json")
+    modules(tmp_path / "modules", replace(GEOMETRY, layers=8))
+    modules(tmp_path / "adapted", GEOMETRY, lora=8)
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.json").write_text("{")
     (tmp_path / "grpc.yaml").write_text("grpc: true\n")
@@ -85,6 +87,15 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "text.model").mkdir()
     (tmp_path / "text.model" / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')
     return tmp_path
+
+
+def modules(path: Path, geometry: ModelGeometry, **other: object) -> None:
+    """What ``vtr train atp`` leaves, as far as it is looked at without torch."""
+    names = ("n_min", "target", "lora", "data", "options", "losses", "scores", "shape")
+    facts = {"schema_version": 1, "checkpoint": "c0ffee", "fingerprint": geometry.fingerprint}
+    facts |= {"geometry": geometry.to_dict(), "grid": [12, 12], "layers": [2, 5]}
+    path.mkdir()
+    (path / "atp.json").write_text(json.dumps(dict.fromkeys(names) | facts | other))
 
 
 CASES = {
@@ -100,6 +111,9 @@ CASES = {
     "schedules of another model": (["demo", "--schedules", "other"], "made for 8L-"),
     "schedules of two models": (["demo", "--schedules", "mixed"], "other.json"),
     "a broken schedule": (["demo", "--schedules", "broken"], "broken/a.json"),
+    "modules that are not there": (["demo", "--atp", "empty"], "empty/atp.json cannot be read"),
+    "modules of another model": (["demo", "--atp", "modules"], "was trained for 8L-"),
+    "modules of an adapted model": (["demo", "--atp", "adapted"], "was trained with --lora"),
     "no such settings": (["demo", "--settings", "none.toml"], "none.toml cannot be read"),
     "settings with a typing error": (["demo", "--settings", "typo.toml"], "budgit"),
     "settings that are no TOML": (["demo", "--settings", "broken.toml"], "broken.toml is no TOML"),

@@ -69,13 +69,15 @@ class AttentionRule(RankRule):
 
     by_visible: ClassVar[bool] = False
     """Whether what a row gets is divided by the number of asking rows that see it."""
+    sees_itself: ClassVar[bool] = True
+    """Whether what an asking row gives itself counts."""
 
     @abstractmethod
-    def asking(self, rows: int, instruction_rows: int) -> np.ndarray:
+    def asking(self, rows: int, instruction_rows: int, vision_rows: int) -> np.ndarray:
         """Places, ascending, of the rows that ask among ``rows`` of a prompt or an image.
 
         Rows behind them are generated tokens and never ask. ``instruction_rows``: the last of them,
-        text behind the last vision token.
+        text behind the last vision token. ``vision_rows``: how many are of vision tokens.
         """
 
     def shares(self, asking: np.ndarray) -> np.ndarray | None:

@@ -31,6 +31,7 @@ def received_together(
     *,
     first: torch.Tensor | None = None,
     last: torch.Tensor | None = None,
+    itself: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     share: torch.Tensor | None = None,
     weights: torch.Tensor | None = None,
@@ -43,8 +44,9 @@ def received_together(
 
     ``query`` [kv_heads, C, Q, heads of each, head_dim] and ``key`` [kv_heads, C, K, head_dim] of C
     requests. Query q of request c sees its keys from ``first`` [C] to ``last`` [C, Q], and counts as
-    ``share`` [C, Q] of them; None: all keys, and all queries alike. ``bias`` [C, K] is added for all queries:
-    minus infinity where no key is seen. The two ``in_float`` get neighbours among Q or K.
+    ``share`` [C, Q] of them; None: all keys, and all queries alike. What it gives the key ``itself`` [C, Q]
+    does not count; None: it does. ``bias`` [C, K] is added for all queries: minus infinity where no key is
+    seen. The two ``in_float`` get neighbours among Q or K.
 
     The true probabilities: softmax over every key that a query sees, text, cached prefix and
     vision alike. Normalising over vision tokens alone would let heads that look elsewhere vote as
@@ -69,18 +71,30 @@ def received_together(
                 part = _turned(keys_in_float(key[:, :, place : place + chunk], place))
                 logits[..., place : place + chunk] = _products(asked, part, scale)
         logits = logits.view(kv_heads, requests, -1, each, keys)
-        if bias is not None:
-            logits += bias[:, None, None]
-        if first is not None or last is not None:
-            own = None if last is None else last[:, begin : begin + tile]
-            logits.masked_fill_(_hidden(keys, first, own)[:, :, None], -torch.inf)
+        _hide(logits, bias, first, None if last is None else last[:, begin : begin + tile])
         merged = combine(_of_heads(logits.softmax(-1), heads, weights), heads)
+        if itself is not None:
+            merged = merged.scatter(-1, itself[:, begin : begin + tile, None].long(), 0.0)
         if share is not None:
             merged = merged * share[:, begin : begin + tile, None]
         part = merged.sum(1) if queries > 1 else merged[:, 0]
         received = part if received is None else received + part
     assert received is not None
     return received / queries if share is None and queries > 1 else received
+
+
+def _hide(
+    logits: torch.Tensor,
+    bias: torch.Tensor | None,
+    first: torch.Tensor | None,
+    last: torch.Tensor | None,
+) -> None:
+    """Take from [kv_heads, C, q, heads of each, K] what is not seen."""
+    if bias is not None:
+        logits += bias[:, None, None]
+    if first is not None or last is not None:
+        hidden = _hidden(logits.shape[-1], first, last)
+        logits.masked_fill_(hidden[:, :, None], -torch.inf)
 
 
 def _of_heads(probability: torch.Tensor, heads: str, weights: torch.Tensor | None) -> torch.Tensor:

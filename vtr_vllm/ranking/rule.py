@@ -31,6 +31,8 @@ class Need(enum.Enum):
     """Learned registers behind an image's tokens: some checkpoints have them."""
     PREVIOUS = "previous"
     """Scores of the cut before; such a rule is never a schedule's first."""
+    MODULES = "modules"
+    """Trained modules that the engine was started with: what it looks at, they judge."""
 
 
 RULES: dict[str, type[RankRule]] = {}
@@ -41,8 +43,8 @@ RULES: dict[str, type[RankRule]] = {}
 class RankRule(ABC):
     """One way to order the vision tokens at a cut; the best-ranked are kept.
 
-    A rule is one class in one file of ``vtr_vllm.ranking.rules``, of one of three kinds, by what the
-    engine gives it: ``ImageRule``, ``AttentionRule``, ``RequestRule``. Options are fields with defaults:
+    A rule is one class in one file of ``vtr_vllm.ranking.rules``, of one of four kinds, by what the
+    engine gives it: ``ImageRule``, ``AttentionRule``, ``RequestRule``, ``JudgedRule``. Options are fields with defaults:
     a subclass that has some is a frozen dataclass. torch is imported where a rule scores.
     Raises ScheduleError for an option out of range.
     """

@@ -103,14 +103,15 @@ class Rows:
     ) -> torch.Tensor:
         """[C] int64 vision tokens of each member of the next cut that hold their share of its scores.
 
-        ``scores`` [C, L] float32, ``shares`` [C] float32 above 0 and below 1.
+        ``scores`` [C, L] float32, ``shares`` [C] float32 below 1; 0: those that score above 0.
         """
         table = self._tables[0]
         assert table.members == members
         is_vision = self.vision.index_select(0, table.rows.view(-1)).view(table.rows.shape) >= 0
         if table.limits is not None:
             is_vision &= table.limits > 0
-        return fewest_holding(scores.nan_to_num().clamp(min=0) * is_vision, shares)
+        of_tokens = scores.nan_to_num().clamp(min=0) * is_vision
+        return torch.where(shares > 0, fewest_holding(of_tokens, shares), (of_tokens > 0).sum(-1))
 
     def follow(self, plan: BatchPlan, layer: int) -> None:
         """Go on by ``plan``, which is another one from the cut before ``layer`` on: the next."""

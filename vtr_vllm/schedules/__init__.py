@@ -20,6 +20,7 @@ from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.interpolation import interpolate
 from vtr_vllm.schedules.keep_rates import (
     FIRST_ATTENTION_CUT,
+    MOST_ADAPTIVE_CUTS,
     adaptive_rules,
     check_budget,
     cut_layers,
@@ -44,6 +45,7 @@ from vtr_vllm.schedules.wire import (
 
 __all__ = [
     "FIRST_ATTENTION_CUT",
+    "MOST_ADAPTIVE_CUTS",
     "FLOOR_KEY",
     "FORMS",
     "KEEP_KEY",

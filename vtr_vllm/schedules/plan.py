@@ -17,7 +17,7 @@ class Plan:
     counts: tuple[int, ...]
     """Kept vision tokens per layer, ``[layers]``, never rising."""
     cuts: tuple[int, ...]
-    """Layer indices before which the count falls, ascending."""
+    """Layer indices before which the count falls, ascending, or the model may have it fall."""
     rules: tuple[RankRule, ...]
     """The rank rule of each cut, in the order of ``cuts``; the first is never ``previous``."""
 
@@ -39,11 +39,16 @@ class Plan:
         return self.with_counts([*self.counts[:layer], *behind])
 
     def with_counts(self, counts: Sequence[int]) -> "Plan":
-        """The plan once all its cuts are known: each layer sees so many, none more than it may."""
-        cuts = cut_layers(counts, self.n_vision)
-        rules = dict(zip(self.cuts, self.rules, strict=True))
-        resolved = _resolve(rules, frozenset(cuts))
-        return replace(self, counts=tuple(counts), cuts=cuts, rules=resolved)
+        """The plan where each layer sees so many, none more than it may."""
+        scheduled = dict(zip(self.cuts, self.rules, strict=True))
+        return _plan(self.n_vision, counts, scheduled)
+
+    def settled(self, counts: Sequence[int]) -> "Plan":
+        """The plan of a schedule that would have stated ``counts``, which this plan's adaptive cuts found."""
+        scheduled = {
+            cut: rule.with_fixed_count() for cut, rule in zip(self.cuts, self.rules, strict=True)
+        }
+        return _plan(self.n_vision, counts, scheduled)
 
     @property
     def reduces(self) -> bool:
@@ -60,14 +65,23 @@ def make_plan(keep: Sequence[float], rules: Sequence[RankRule], n_vision: int) -
     """Apply a valid keep curve and its rules to ``n_vision`` tokens; a pure function.
 
     ``keep`` and ``rules`` are what ``Schedule`` holds and ``parse_wire`` returns. A scheduled
-    cut whose count does not fall for this prompt is no cut of the plan. A ``previous`` that
-    would have reused the order of such a cut takes over its rule instead, and merges as before. Raises ValueError
-    on a negative ``n_vision`` and when ``rules`` are not one per cut.
+    cut whose count does not fall for this prompt is no cut of the plan, unless it is adaptive and more than one
+    token is there. A ``previous`` that would have reused the order of such a cut takes over its rule instead,
+    and merges as before. Raises ValueError on a negative ``n_vision`` and when ``rules`` are not one per cut.
     """
-    counts = keep_counts(keep, n_vision)
-    cuts = cut_layers(counts, n_vision)
     scheduled = dict(zip(cut_layers(keep, 1.0), rules, strict=True))
-    return Plan(n_vision, counts, cuts, _resolve(scheduled, frozenset(cuts)))
+    return _plan(n_vision, keep_counts(keep, n_vision), scheduled)
+
+
+def _plan(n_vision: int, counts: Sequence[int], scheduled: dict[int, RankRule]) -> Plan:
+    """``scheduled``: the rules of all cuts that may happen, in depth order."""
+    before = (n_vision, *counts)
+    cuts = tuple(
+        layer
+        for layer, rule in scheduled.items()
+        if counts[layer] < before[layer] or (rule.is_adaptive and before[layer] > 1)
+    )
+    return Plan(n_vision, tuple(counts), cuts, _resolve(scheduled, frozenset(cuts)))
 
 
 def _resolve(scheduled: dict[int, RankRule], cuts: frozenset[int]) -> tuple[RankRule, ...]:

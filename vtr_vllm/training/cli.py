@@ -228,7 +228,7 @@ def _outcomes(options: argparse.Namespace, data: "Dataset") -> "tuple[Reference,
     from vtr_vllm.training.atp.score import outcomes
 
     trained = Reference.load(options.model, options.atp)
-    modules, n_min = trained.artefact.modules, trained.artefact.n_min
+    modules, n_min = trained.artefact.modules, trained.artefact.facts.n_min
     examples = trained.llava.examples(data)
     return trained, list(outcomes(trained.llava, modules, examples, n_min, options.batch))
 
@@ -253,11 +253,11 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _distil(options: argparse.Namespace) -> int:
+    from vtr_vllm.atp.facts import Facts
     from vtr_vllm.search.calibration import Dataset
-    from vtr_vllm.training.atp.artefact import Artefact
-    from vtr_vllm.training.atp.distil import check_served, distil
+    from vtr_vllm.training.atp.distil import distil
 
-    check_served(Artefact.load(options.atp))
+    Facts.load(options.atp).check_served()
     data = Dataset.load(options.data)
     trained, found = _outcomes(options, data)
     made = distil(
@@ -266,7 +266,7 @@ def _distil(options: argparse.Namespace) -> int:
         trained.artefact.modules.layers,
         trained.llava.geometry,
         trained.llava.tokens,
-        {"target": trained.artefact.facts["target"], "data": data.facts()},
+        {"target": trained.artefact.facts.values["target"], "data": data.facts()},
     )
     options.out.mkdir(parents=True, exist_ok=True)
     for schedule in made:

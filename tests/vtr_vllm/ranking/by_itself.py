@@ -59,7 +59,7 @@ def score(rule: RankRule, given: Given) -> torch.Tensor:
     if not rule.rope:
         attention = attention.unrotated()
     if not rule.by_visible:
-        asking = rule.asking(given.prompt_rows, given.instruction_rows)
+        asking = rule.asking(given.prompt_rows, given.instruction_rows, given.vision_rows)
         return attention_received(
             given,
             attention,
@@ -67,9 +67,10 @@ def score(rule: RankRule, given: Given) -> torch.Tensor:
             rule.heads,
             weights=rule.head_weights(),
             share=rule.shares(asking),
+            sees_itself=rule.sees_itself,
         )
     places = given.vision_places()
-    asking = places[rule.asking(given.vision_rows, 0)]
+    asking = places[rule.asking(given.vision_rows, 0, given.vision_rows)]
     received = attention_received(given, attention, asking, rule.heads, weights=rule.head_weights())
     rows = torch.arange(len(received))
     return received * len(asking) / (asking[None] >= rows[:, None]).sum(1).clamp(min=1)
@@ -84,10 +85,11 @@ def attention_received(
     chunk: int = CHUNK,
     weights: np.ndarray | None = None,
     share: np.ndarray | None = None,
+    sees_itself: bool = True,
 ) -> torch.Tensor:
     """Mean attention that each row gets from the rows ``asking``, ascending; [rows] float32.
 
-    ``weights`` [heads], ``share`` [asking]: as in ``received_together``.
+    ``weights`` [heads], ``share`` [asking]: as in ``received_together``; ``sees_itself``: as a rule says.
     """
     end, prefix = inputs.prompt_rows, attention.prefix
     device = attention.key.device
@@ -102,6 +104,7 @@ def attention_received(
         heads,
         attention.combine,
         last=last,
+        itself=None if sees_itself else last,
         weights=None if weights is None else upload(torch.from_numpy(weights), device),
         share=None if share is None else upload(torch.from_numpy(share), device)[None],
         keys_in_float=lambda part, place: attention.floats(part[:, 0].transpose(0, 1), place)[

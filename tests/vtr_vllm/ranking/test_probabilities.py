@@ -13,10 +13,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from tests.vtr_vllm.ranking.by_itself import attention_received, score
-from tests.vtr_vllm.ranking.given import HEADS, KV_HEADS, PREFIX, ROWS, VISION, at_rows, inputs
+from tests.vtr_vllm.ranking.given import (
+    HEADS,
+    KV_HEADS,
+    PREFIX,
+    ROWS,
+    VISION,
+    alone,
+    at_rows,
+    inputs,
+)
 from vtr_vllm.ranking import RankRule
 from vtr_vllm.ranking.attention import Heads
-from vtr_vllm.ranking.probabilities import TILE_BYTES
+from vtr_vllm.ranking.probabilities import TILE_BYTES, received_together
 
 ASKING = [("last", 1), ("instruction", 4)]
 OPTIONS = ["", "-norope", "-max", "-norope-max"]
@@ -220,3 +229,20 @@ def test_a_long_instruction_holds_no_more_than_two_tiles(monkeypatch):
         assert max(seen) <= max(tile_bytes, 4 * HEADS * ROWS)
         per_tile = min(10, max(1, tile_bytes // (4 * HEADS * ROWS)))
         assert len(seen) == -(-10 // per_tile)
+
+
+def test_what_a_query_gives_its_own_key_does_not_count():
+    """One head, three keys, the last two ask: what is left is what they give to others."""
+    query = torch.tensor([[0.0], [1.0], [2.0]]).view(1, 1, 3, 1, 1)
+    key = torch.tensor([[1.0], [2.0], [0.5]]).view(1, 1, 3, 1)
+    own = torch.tensor([[1, 2]])
+    given = {"last": own, "share": torch.ones(1, 2)}
+    asked = query[:, :, 1:]
+    whole = received_together(asked, key, 1.0, "mean", alone, **given)
+    others = received_together(asked, key, 1.0, "mean", alone, itself=own, **given)
+    second = torch.tensor([1.0, 2.0]).softmax(0)
+    third = torch.tensor([2.0, 4.0, 1.0]).softmax(0)
+    torch.testing.assert_close(whole[0], torch.tensor([*second, 0.0]) + third)
+    torch.testing.assert_close(others[0], torch.tensor([second[0] + third[0], third[1], 0.0]))
+    tiled = received_together(asked, key, 1.0, "mean", alone, itself=own, tile_bytes=1, **given)
+    torch.testing.assert_close(tiled, others)

@@ -69,12 +69,33 @@ def test_a_count_that_was_found_bounds_what_follows():
     assert found.cuts == (2, 4)
     assert [str(rule) for rule in found.rules] == ["last@0.9", "instruction"]
     assert plan.with_count(2, 1).cuts == (2,), "nothing is left to drop"
-    again = plan_of([1, 1, 0.8, 0.5, 0.3], ["last@0.9", "instruction@0.9", "previous"], 100)
+    again = plan_of([1, 1, 0.8, 0.5, 0.3], ["last@0.9", "instruction", "previous"], 100)
     vanished = again.with_count(2, 50)
     assert [str(rule) for rule in vanished.rules] == ["last@0.9", "instruction"]
-    assert vanished.counts == (100, 100, 50, 50, 30), "an order is repeated, and no count"
+    assert vanished.counts == (100, 100, 50, 50, 30), "what did not happen is not repeated"
     assert plan.with_counts(found.counts) == found
     assert not plan_of([1, 1, 0.5, 0.5], ["last"], 9).is_adaptive
+
+
+def test_an_adaptive_cut_happens_whatever_stays_before_it():
+    plan = plan_of([1, 1, 0.8, 0.5, 0.5], ["last@0.9", "instruction@0.9"], 10)
+    found = plan.with_count(2, 4)
+    assert found.counts == (10, 10, 4, 4, 4), "fewer than the second may keep"
+    assert found.cuts == (2, 3)
+    assert found.with_count(3, 2).counts == (10, 10, 4, 2, 2)
+    assert plan.with_count(2, 1).cuts == (2,), "one token is left, which stays"
+    unbounded = plan_of([1, 1, 0.999, 0.998], ["last@0.9", "last@0.9"], 10)
+    assert unbounded.counts == (10, 10, 10, 10)
+    assert unbounded.cuts == (2, 3)
+    assert unbounded.reduces
+    assert unbounded.with_counts([10, 10, 10, 10]) == unbounded
+    assert not plan_of([1, 1, 0.999, 0.998], ["last@0.9", "last@0.9"], 1).reduces
+
+
+def test_a_settled_plan_is_that_of_a_schedule_which_states_what_was_found():
+    plan = plan_of([1, 1, 0.8, 0.5, 0.2], ["last@0.9", "instruction@0.9", "last"], 10)
+    assert plan.settled([10, 10, 4, 4, 2]) == plan_of([1, 1, 0.4, 0.4, 0.2], ["last", "last"], 10)
+    assert not plan.settled([10] * 5).reduces
 
 
 @given(curves(12), st.integers(1, 700), st.data())
@@ -88,7 +109,7 @@ def test_a_plan_with_a_count_is_the_plan_of_its_counts(curve, n_vision, data):
     layer = data.draw(st.sampled_from(plan.cuts))
     found = plan.with_count(layer, data.draw(st.integers(0, plan.counts[layer])))
     rates = [count / n_vision for count in found.counts]
-    assert make_plan(rates, found.rules, n_vision) == found
+    assert make_plan(rates, found.rules, n_vision) == found == plan.settled(found.counts)
     assert found.with_counts(found.counts) == found
 
 

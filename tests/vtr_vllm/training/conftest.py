@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from tests.tiny import TinyShape, random_image, tiny_llava
+from vtr_vllm.atp.module import AtpModules, Shape
 from vtr_vllm.search.calibration import Dataset
-from vtr_vllm.training.atp.module import AtpModules, Shape
 from vtr_vllm.training.llava import Llava
 
 LAYERS = 6

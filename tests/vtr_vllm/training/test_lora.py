@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from vtr_vllm.atp.artefact import LORA, Artefact
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.training import lora
-from vtr_vllm.training.atp.artefact import LORA, Artefact
 from vtr_vllm.training.atp.options import AtpOptions
 from vtr_vllm.training.atp.reference import Reference
 from vtr_vllm.training.atp.train import AtpTraining

@@ -21,16 +21,15 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.input_processor import InputProcessor
 
 from vtr_vllm.adaptive import Prompt
-from vtr_vllm.engine.common.config import LayerBands, is_active, model_geometry
-from vtr_vllm.engine.common.registers import REGISTERS_KEY, registers_of
+from vtr_vllm.engine.common.config import LayerBands, is_active
 from vtr_vllm.engine.common.request_view import read_request, vision_items, vision_span
-from vtr_vllm.engine.common.supported_models import CLS_ARCHITECTURES, SUPPORTED_ARCHITECTURES
+from vtr_vllm.engine.common.supported_models import SUPPORTED_ARCHITECTURES
 from vtr_vllm.engine.frontend.image_tokens import ImageTokens, image_tokens
 from vtr_vllm.engine.frontend.returning_images import ReturningImages, prefixes_of
+from vtr_vllm.engine.frontend.rule_checks import check_rules
 from vtr_vllm.engine.frontend.sender_cache import about_to_send
 from vtr_vllm.engine_settings import SCHEDULER_CLS, WORKER_CLS
-from vtr_vllm.errors import PromptTooLong, RequestError, ScheduleError, UnsupportedRequest
-from vtr_vllm.ranking import Need, check_heads
+from vtr_vllm.errors import PromptTooLong, RequestError, UnsupportedRequest
 from vtr_vllm.reduction.request import IntArray, ReducedRequest
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, TRACE_KEY, UNITS_KEY, Plan
 
@@ -225,7 +224,7 @@ def admit(
         if reduced is not None:
             _check_features(request, params)
             _check_trace(reduced, params)
-            _check_rules(reduced, vllm_config)
+            check_rules(reduced, vllm_config)
             _check_length(reduced, vllm_config)
             return replace(admitted, plan=reduced.plan)
     return admitted
@@ -295,53 +294,6 @@ def _check_trace(reduced: ReducedRequest, params: SamplingParams) -> None:
         raise UnsupportedRequest(
             f"{TRACE_KEY} does not work with n = {params.n}: the answers would leave their traces under"
             " one name; ask for one answer at a time, or leave the trace out"
-        )
-
-
-def _check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
-    _check_registers(reduced, vllm_config)
-    _check_tower(reduced, vllm_config)
-    try:
-        check_heads(reduced.plan.rules, model_geometry(vllm_config).heads)
-    except ScheduleError as err:
-        raise RequestError(str(err)) from err
-
-
-def _check_registers(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
-    """Registers are worth nothing without the rule that keeps them, and it nothing without them."""
-    count = registers_of(vllm_config.model_config.hf_config)
-    for rule in reduced.plan.rules:
-        if count and Need.REGISTERS not in rule.needs:
-            raise UnsupportedRequest(
-                f"rank rule {rule} would drop the model's {count} registers, which it was trained to"
-                " look at instead of an image; choose a schedule with rule registers"
-            )
-        if not count and Need.REGISTERS in rule.needs:
-            raise UnsupportedRequest(
-                f"rank rule {rule} keeps learned registers, and the model has none"
-                f" ({REGISTERS_KEY} of its config.json); choose a schedule with another rule, or train"
-                " some with vtr train registers"
-            )
-
-
-def _check_tower(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
-    rule = next((rule for rule in reduced.plan.rules if Need.TOWER in rule.needs), None)
-    if rule is None:
-        return
-    model = vllm_config.model_config
-    tower = getattr(model.hf_config, "vision_config", None)
-    tower_type = getattr(tower, "model_type", None)
-    multimodal = model.multimodal_config
-    if model.architecture not in CLS_ARCHITECTURES or tower_type != "clip_vision_model":
-        raise UnsupportedRequest(
-            f"rank rule {rule} needs vision tokens that are the patches of a tower with a CLS token"
-            f" (CLIP in {', '.join(CLS_ARCHITECTURES)}), and this is {model.architecture} with"
-            f" {tower_type}; choose a schedule with another rule, such as saliency"
-        )
-    if multimodal is not None and multimodal.enable_mm_embeds:
-        raise UnsupportedRequest(
-            f"rank rule {rule} needs images that the tower sees, and this server takes ready-made"
-            " embeddings (--enable-mm-embeds); choose a schedule with another rule"
         )
 
 

@@ -34,8 +34,8 @@ def counts_of(members: Sequence[RequestCut], scores: torch.Tensor, rows: Rows) -
 
 
 def _share(member: RequestCut) -> float:
-    rule = member.rule
-    return rule.mass if isinstance(rule, AttentionRule) and rule.is_adaptive else 0.5
+    """Of the attention, by which the count is found; 0: by what scores above 0."""
+    return member.rule.mass if isinstance(member.rule, AttentionRule) else 0.0
 
 
 class AdaptiveCounts:

@@ -23,6 +23,7 @@ from vtr_vllm.engine.worker.layer_halves import halves_of
 from vtr_vllm.engine.worker.layer_names import LayerNames
 from vtr_vllm.engine.worker.lora import LoRARows
 from vtr_vllm.engine.worker.merging import Merged
+from vtr_vllm.engine.worker.modules import Modules
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
 from vtr_vllm.engine.worker.scoring import Scorer, chosen_by_first_rank
 from vtr_vllm.engine.worker.timing import Timing
@@ -36,11 +37,17 @@ class ReducibleDecoder:
     """The decoder of one vLLM model, which can be run layer by layer with cuts in between."""
 
     def __init__(
-        self, decoder: nn.Module, num_layers: int, run_layer: LayerRunner, registers: int = 0
+        self,
+        decoder: nn.Module,
+        num_layers: int,
+        run_layer: LayerRunner,
+        registers: int = 0,
+        modules: Modules | None = None,
     ) -> None:
         """``registers``: how many of each image's tokens are learned ones, its last."""
         self._decoder = decoder
         self._registers = registers
+        self._modules = modules
         self._run_layer = run_layer
         self.layers = checked_layers(decoder, num_layers)
         self._attention_blocks = [_attention_block(layer) for layer in self.layers]
@@ -111,6 +118,7 @@ class ReducibleDecoder:
             embeddings,
             cls_attention,
             self._registers,
+            self._modules,
         )
         self.timing.begin_step(hidden.device)
         self._lora_rows.begin_step(plan)
@@ -188,13 +196,18 @@ class ReducibleDecoder:
         # Inside vLLM's attention operator, which compiled code calls as it is. What it is given,
         # compiled code writes over once it has no more use for it.
         def look(
-            attention: Attention, query: torch.Tensor, key: torch.Tensor, *rest: Any, **named: Any
+            attention: Attention,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            *rest: Any,
+            **named: Any,
         ) -> torch.Tensor:
             exact = query
             if query.dtype != key.dtype:
                 exact = unquantised(query, key.dtype, attention._q_scale)
-            scorer.look(layer, exact, key)
-            return attend(attention, query, key, *rest, **named)
+            scorer.look(layer, exact, key, value)
+            return attend(attention, query, key, value, *rest, **named)
 
         backend.forward = look
         try:

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 from vllm.config import VllmConfig
 
+from vtr_vllm.engine.common.atp import check_modules
 from vtr_vllm.engine.common.config import check_vllm_config, is_active
 from vtr_vllm.engine.worker.model_reduction import Reduction
 from vtr_vllm.engine.worker.runner_v2 import ReducingModelState
@@ -28,6 +29,7 @@ class ReductionMixin:
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         if is_active(vllm_config):
             check_vllm_config(vllm_config)
+            check_modules(vllm_config)
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
         self.reduction = None
         if is_active(vllm_config):

@@ -17,6 +17,7 @@ from vtr_vllm.engine.worker.compiled import LayerRunner
 from vtr_vllm.engine.worker.decode_graphs import limit_graphs
 from vtr_vllm.engine.worker.decoder import ReducibleDecoder
 from vtr_vllm.engine.worker.memory import StepMemory, reserve
+from vtr_vllm.engine.worker.modules import Modules
 from vtr_vllm.engine.worker.scoring import chosen_by_first_rank
 from vtr_vllm.errors import ConfigurationError
 
@@ -34,6 +35,7 @@ class Reduction:
             self.geometry.layers,
             LayerRunner(vllm_config),
             registers_of(vllm_config.model_config.hf_config),
+            Modules.of(vllm_config, torch.device(current_platform.device_type)),
         )
         backends = {layer.attn_backend.get_name() for layer in self.decoder.attentions}
         check_backends(backends)

@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from vtr_vllm.ranking.attention import AttentionRule
+from vtr_vllm.ranking.judged_rule import looks_of
 from vtr_vllm.ranking.probabilities import CHUNK
 from vtr_vllm.reduction.batch import RequestCut
 from vtr_vllm.reduction.request import IntArray
+from vtr_vllm.schedules import RankRule
 from vtr_vllm.upload import upload_together
 
 
@@ -24,6 +27,8 @@ class RankGroup:
     """C requests of one cut, with one rule, Q queries, L rows and a prefix of P at most."""
 
     rule: AttentionRule
+    look: int
+    """Which of the ``looks`` of its members' rule."""
     places: Sequence[int]
     """[C] which members of the cut, ascending."""
     rows: torch.Tensor
@@ -34,6 +39,8 @@ class RankGroup:
     """[C] int32: ``places``."""
     last: torch.Tensor | None = None
     """[C, Q] int32: the last key that a query sees; None: all see all, or there is ``bias``."""
+    itself: torch.Tensor | None = None
+    """[C, Q] int32: the key of a query's own row, where what it gives that does not count; None: it does."""
     bias: torch.Tensor | None = None
     """[C, K] float32, where Q is 1: minus infinity at keys that are not seen, else 0; None: all are."""
     share: torch.Tensor | None = None
@@ -62,34 +69,38 @@ def rank_groups(
     rounds: bool,
     device: torch.device,
 ) -> Mapping[int, Sequence[RankGroup]]:
-    """Cut layer -> groups, of the requests with an ``AttentionRule`` in a step of ``rows``.
+    """Cut layer -> groups, of the requests whose rule looks at attention in a step of ``rows``.
 
     ``rounds``: the rows' own keys are read back too. A group has no more than ``most_keys``, padding
     included, or one request.
     """
-    groups: list[tuple[int, list[int]]] = []
+    groups: list[tuple[int, int, list[int]]] = []
     for layer, members in cuts.items():
-        by_rule: dict[AttentionRule, list[int]] = defaultdict(list)
+        by_rule: dict[RankRule, list[int]] = defaultdict(list)
         for place, cut in enumerate(members):
-            if isinstance(cut.rule, AttentionRule):
+            if looks_of(cut.rule):
                 by_rule[cut.rule].append(place)
         for rule, places in by_rule.items():
-            most = most_keys(rows, rule.rope)
-            groups += [(layer, alike) for alike in _of_like_length(members, places, most)]
+            for number, look in enumerate(looks_of(rule)):
+                most = most_keys(rows, look.rope)
+                alike = _of_like_length(look, members, places, most)
+                groups += [(layer, number, own) for own in alike]
     if not groups:
         return {}
-    hosts = [_arrays(cuts[layer], places, block_size, rounds) for layer, places in groups]
+    looks = [looks_of(cuts[layer][places[0]].rule)[number] for layer, number, places in groups]
+    hosts = [
+        _arrays(look, cuts[layer], places, block_size, rounds)
+        for look, (layer, _, places) in zip(looks, groups, strict=True)
+    ]
     arrays = [array for host, _ in hosts for array in host.values()]
     sent = iter(upload_together(arrays, device))
     made = defaultdict(list)
-    for (layer, places), (host, blocks) in zip(groups, hosts, strict=True):
-        ranked_by = cuts[layer][places[0]].rule
-        assert isinstance(ranked_by, AttentionRule)
+    for look, (layer, number, places), (host, blocks) in zip(looks, groups, hosts, strict=True):
         there = {name: next(sent) for name in host}
         for name in ("share", "of_each", "weights", "bias"):
             if name in there:
                 there[name] = there[name].view(torch.float32)
-        made[layer].append(RankGroup(ranked_by, places, blocks=blocks, **there))
+        made[layer].append(RankGroup(look, number, places, blocks=blocks, **there))
     return made
 
 
@@ -100,17 +111,17 @@ def most_keys(rows: int, rope: bool = True) -> int:
 
 
 def _of_like_length(
-    members: Sequence[RequestCut], places: Sequence[int], most: int
+    look: AttentionRule, members: Sequence[RequestCut], places: Sequence[int], most: int
 ) -> list[list[int]]:
     """``places`` in groups whose padding is less than what is padded, with ``most`` keys."""
 
     def sizes(place: int) -> tuple[int, int]:
         cut = members[place]
-        return _queries(cut), cut.stored + cut.num_rows
+        return len(_asking(look, cut)), cut.stored + cut.num_rows
 
     groups: list[list[int]] = []
     largest = (0, 0)
-    for place in sorted(places, key=lambda p: (_queries(members[p]).bit_length(), sizes(p))):
+    for place in sorted(places, key=lambda p: (sizes(p)[0].bit_length(), sizes(p))):
         own = sizes(place)
         grown = (max(own[0], largest[0]), max(own[1], largest[1]))
         if groups:
@@ -126,21 +137,20 @@ def _of_like_length(
     return [sorted(group) for group in groups]
 
 
-def _asking(cut: RequestCut) -> IntArray:
-    assert isinstance(cut.rule, AttentionRule)
-    return cut.rule.asking(cut.prompt_rows, cut.request.instruction_len)
-
-
-def _queries(cut: RequestCut) -> int:
-    return len(_asking(cut))
+def _asking(look: AttentionRule, cut: RequestCut) -> IntArray:
+    return look.asking(cut.prompt_rows, cut.request.instruction_len, cut.vision_before)
 
 
 def _arrays(
-    members: Sequence[RequestCut], places: Sequence[int], block_size: int, rounds: bool
+    look: AttentionRule,
+    members: Sequence[RequestCut],
+    places: Sequence[int],
+    block_size: int,
+    rounds: bool,
 ) -> tuple[dict[str, IntArray], int]:
     """What is sent of a group, by field, and its blocks."""
     cuts = [members[place] for place in places]
-    asking = [_asking(cut) for cut in cuts]
+    asking = [_asking(look, cut) for cut in cuts]
     table = np.array(
         [
             (cut.first_row, cut.num_rows, cut.stored, cut.index, len(own))
@@ -149,24 +159,20 @@ def _arrays(
     )
     first_row, num_rows, computed, requests, queries = table.T[:, :, None]
     _, longest, prefix, _, most = table.max(axis=0).tolist()
-    place, query = np.arange(longest), np.arange(most)
+    place = np.arange(longest)
     asks = np.stack([np.pad(own, (0, most - len(own)), mode="edge") for own in asking])
     arrays = {
         "rows": first_row + np.minimum(place, num_rows - 1),
         "asking": first_row + asks,
         "index": np.array(places),
     }
-    rule = cuts[0].rule
-    assert isinstance(rule, AttentionRule)
-    shares = [own for own in map(rule.shares, asking) if own is not None]
-    if shares:
-        share = np.stack([np.pad(own, (0, most - len(own))) for own in shares])
+    if (share := _shares(look, asking)) is not None:
         arrays["share"] = share.view(np.int32)
-    elif most > 1 and (queries < most).any():
-        arrays["share"] = ((queries > query) / queries).astype(np.float32).view(np.int32)
-    if (weights := rule.head_weights()) is not None:
+    if (weights := look.head_weights()) is not None:
         arrays["weights"] = weights.view(np.int32)
-    if rule.by_visible:
+    if not look.sees_itself:
+        arrays["itself"] = prefix + asks
+    if look.by_visible:
         seeing = [len(own) - np.searchsorted(own, place) for own in asking]
         each = (place < num_rows) * queries / np.maximum(np.stack(seeing), 1)
         arrays["of_each"] = each.astype(np.float32).view(np.int32)
@@ -184,6 +190,18 @@ def _arrays(
         arrays["requests"] = requests.ravel()
     flat = {"rows", "asking", "before", "stored"}
     return {name: a.ravel() if name in flat else a for name, a in arrays.items()}, blocks
+
+
+def _shares(look: AttentionRule, asking: Sequence[IntArray]) -> npt.NDArray[np.float32] | None:
+    """[C, Q] what each query counts, nothing behind a request's last; None: all alike."""
+    queries = np.array([len(own) for own in asking])[:, None]
+    most = int(queries.max())
+    stated = [own for own in map(look.shares, asking) if own is not None]
+    if stated:
+        return np.stack([np.pad(own, (0, most - len(own))) for own in stated])
+    if (queries == most).all():
+        return None
+    return ((queries > np.arange(most)) / queries).astype(np.float32)
 
 
 def _seen(last: IntArray, first: IntArray, keys: int) -> dict[str, IntArray]:

@@ -1,6 +1,7 @@
 """Gives the rank rules what they look at: queries and keys of a rank layer, embeddings."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from vllm.distributed import (
 
 from vtr_vllm.engine.worker.attention import Step
 from vtr_vllm.engine.worker.image_rows import ImageRows, images_alike, is_image
+from vtr_vllm.engine.worker.modules import Modules
 from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
 from vtr_vllm.engine.worker.rank_groups import RankGroup, rank_groups
 from vtr_vllm.engine.worker.rope import unrotate
 from vtr_vllm.ranking import Need, RankInputs
 from vtr_vllm.ranking.images import ImageInputs
+from vtr_vllm.ranking.judged_rule import JudgedRule
 from vtr_vllm.ranking.probabilities import (
     BATCH_TILE_BYTES,
     TILE_BYTES,
@@ -36,6 +39,19 @@ States = Callable[[torch.Tensor | slice], torch.Tensor]
 """Rows before the cut -> [rows, hidden] of the residual stream there."""
 
 
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """What a group's rank layer was given."""
+
+    group: RankGroup
+    query: torch.Tensor
+    """[kv_heads, C * Q, heads of each * head_dim]"""
+    key: torch.Tensor | None
+    """[kv_heads, C * L, head_dim]; None: all are read back."""
+    value: torch.Tensor | None
+    """[C, kv_heads, head_dim] of each request's last query, for modules; None: they do not look here."""
+
+
 class Scorer:
     """Scores the requests of one step, from cut to cut."""
 
@@ -47,6 +63,7 @@ class Scorer:
         embeddings: torch.Tensor,
         cls_attention: torch.Tensor | None,
         registers: int = 0,
+        modules: Modules | None = None,
     ) -> None:
         self._step = step
         self._blocks = blocks
@@ -57,12 +74,12 @@ class Scorer:
         self._cls_attention = cls_attention
         """[N] attention of the vision tower's CLS token, read at vision rows."""
         self._registers = registers
+        self._modules = modules
         """How many of each image's tokens are registers; they are its last ones."""
         self._previous: dict[tuple[int, int], torch.Tensor] = {}
         """Request of the step, first vision token of its part -> [n_vision] scores of its last cut."""
-        self._seen: list[tuple[RankGroup, torch.Tensor, torch.Tensor | None]] = []
-        """Of the rank layer that ran last: queries [kv_heads, C * Q, heads of each * head_dim] of each group,
-        and keys [kv_heads, C * L, head_dim] unless they are read back."""
+        self._seen: list[_Seen] = []
+        """Of the rank layer that ran last."""
         self._rounds = prefix_keys is not None and prefix_keys.rounds
         self._groups: Mapping[int, Sequence[RankGroup]] = {}
         self.follow(-1)
@@ -75,11 +92,11 @@ class Scorer:
             rows, device = self._step.plan.num_rows, self._embeddings.device
             self._groups = rank_groups(cuts, rows, keys.block_size, keys.rounds, device)
 
-    def look(self, layer: int, query: torch.Tensor, key: torch.Tensor) -> None:
+    def look(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
         """Take what the cut behind ``layer`` needs of what its attention gets.
 
-        ``query`` [rows, heads, head_dim] and ``key`` [rows, kv_heads, head_dim], before attention may
-        write over them.
+        ``query`` [rows, heads, head_dim], ``key`` and ``value`` [rows, kv_heads, head_dim], before attention
+        may write over them.
         """
         assert self._prefix_keys is not None, "ranked before the cache is bound"
         self._seen.clear()
@@ -88,7 +105,10 @@ class Scorer:
             queries = query.view(len(query), len(keys), -1).transpose(0, 1)
             asked = queries.index_select(1, group.asking)
             own = None if self._rounds else keys.index_select(1, group.rows)
-            self._seen.append((group, asked, own))
+            last = None
+            if group.look:  # the text's, whose last row is the prompt's
+                last = value.index_select(0, group.asking.view(len(group.places), -1)[:, -1])
+            self._seen.append(_Seen(group, asked, own, last))
 
     def score_all(
         self, members: Sequence[RequestCut], rows: Rows, layer: int, states: States
@@ -99,9 +119,14 @@ class Scorer:
         for alike in images_alike(members):
             images = ImageRows.of(members, alike, rows)
             parts.append((images.index, self._score_images(images, states)))
-        for group, asked, own in seen:
-            index = None if len(group.places) == len(members) else group.index.long()
-            parts.append((index, self._received(group, asked, own, layer, rows)))
+        judged = [place for place, cut in enumerate(members) if isinstance(cut.rule, JudgedRule)]
+        if judged:
+            parts.append(self._judge(members, judged, seen, layer, rows))
+        for each in seen:
+            if each.group.places[0] in judged:
+                continue
+            index = None if len(each.group.places) == len(members) else each.group.index.long()
+            parts.append((index, self._received(each, layer, rows)))
         if len(parts) == 1 and parts[0][0] is None:
             return self._keep(members, rows, parts[0][1])
         singles = {
@@ -127,16 +152,40 @@ class Scorer:
                 self._previous[_key(cut)] = _by_token(own, vision, plan.n_vision)
         return scores
 
-    def _received(
+    def _judge(
         self,
-        group: RankGroup,
-        query: torch.Tensor,
-        key: torch.Tensor | None,
+        members: Sequence[RequestCut],
+        judged: Sequence[int],
+        seen: Sequence[_Seen],
         layer: int,
         rows: Rows,
-    ) -> torch.Tensor:
-        """Scores [C, L] of a group; ``query`` [kv_heads, C * Q, heads of each * head_dim], ``key``
-        [kv_heads, C * L, head_dim], None: all are read back."""
+    ) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Places of the members that modules score, None: all; and their scores [A, L]."""
+        assert self._modules is not None, "admitted without modules"
+        length = rows.of_members.shape[1]
+        looks = torch.zeros(2, len(members), length, device=rows.vision.device)
+        values: torch.Tensor | None = None
+        for each in seen:
+            group = each.group
+            if group.places[0] not in judged:
+                continue
+            index, received = group.index.long(), self._received(each, layer, rows)
+            looks[group.look, :, : received.shape[1]].index_copy_(0, index, received)
+            if each.value is not None:
+                if values is None:
+                    values = each.value.new_zeros(len(members), *each.value.shape[1:])
+                values.index_copy_(0, index, each.value)
+        assert values is not None, "text stands behind every image"
+        tokens = rows.vision[rows.of_members]
+        if len(judged) == len(members):
+            return None, self._modules.score(layer + 1, tokens, looks, values)
+        own = upload(torch.tensor(judged), tokens.device)
+        found = self._modules.score(layer + 1, tokens[own], looks[:, own], values[own])
+        return own, found
+
+    def _received(self, seen: _Seen, layer: int, rows: Rows) -> torch.Tensor:
+        """Scores [C, L] of a group."""
+        group, query, key = seen.group, seen.query, seen.key
         requests = len(group.places)
         kept = None if key is None else key.unflatten(1, (requests, -1))
         if group.stored is not None:
@@ -160,6 +209,7 @@ class Scorer:
             combine_heads,
             first=group.first,
             last=group.last,
+            itself=group.itself,
             bias=group.bias,
             share=group.share,
             weights=_own_heads(group.weights, heads),

@@ -15,7 +15,7 @@ class Instruction(AttentionRule):
 
     name = "instruction"
 
-    def asking(self, rows: int, instruction_rows: int) -> np.ndarray:
+    def asking(self, rows: int, instruction_rows: int, vision_rows: int) -> np.ndarray:
         import numpy as np
 
         return np.arange(rows - instruction_rows, rows)

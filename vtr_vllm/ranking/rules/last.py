@@ -39,7 +39,7 @@ class Last(AttentionRule):
     def scores_are_weights(self) -> bool:
         return not self.prior  # differences may be negative
 
-    def asking(self, rows: int, instruction_rows: int) -> np.ndarray:
+    def asking(self, rows: int, instruction_rows: int, vision_rows: int) -> np.ndarray:
         import numpy as np
 
         if self.prior and instruction_rows > 1:

@@ -28,7 +28,7 @@ class Self(AttentionRule):
     of_one_image: ClassVar[bool] = True
     by_visible: ClassVar[bool] = True
 
-    def asking(self, rows: int, instruction_rows: int) -> np.ndarray:
+    def asking(self, rows: int, instruction_rows: int, vision_rows: int) -> np.ndarray:
         import numpy as np
 
         count = min(MOST, rows)

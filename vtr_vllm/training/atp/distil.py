@@ -11,30 +11,14 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from vtr_vllm.errors import ConfigurationError
-from vtr_vllm.schedules import FIRST_ATTENTION_CUT, ModelGeometry, RankRule, Schedule
+from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule
 from vtr_vllm.schedules.keep_rates import cut_layers
 from vtr_vllm.schedules.strict_json import JSON
-from vtr_vllm.training.atp.artefact import Artefact
 
-__all__ = ["RULE", "check_served", "distil"]
+__all__ = ["RULE", "distil"]
 
 RULE = RankRule.parse("instruction")
 """The part of ATP's order that a rule has: attention from the text behind the image (eq. 4)."""
-
-
-def check_served(artefact: Artefact) -> None:
-    """Raise ConfigurationError for modules whose counts no schedule of the model can have."""
-    first = artefact.modules.layers[0]
-    if first < FIRST_ATTENTION_CUT:
-        raise ConfigurationError(
-            f"{artefact.folder} has a module before layer {first}, and no rule ranks by attention before"
-            f" layer {FIRST_ATTENTION_CUT}: train with --layers from there on"
-        )
-    if artefact.facts["lora"] is not None:
-        raise ConfigurationError(
-            f"{artefact.folder} was trained with --lora, and an engine has the model as it was: train"
-            " without"
-        )
 
 
 def distil(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vtr_vllm.training.atp.module import (
+from vtr_vllm.atp.module import (
     AtpModules,
     Kept,
     Masking,

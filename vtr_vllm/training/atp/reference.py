@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from vtr_vllm.atp.artefact import LORA, Artefact
+from vtr_vllm.atp.module import AtpModules, Kept, Masking, all_kept, grid_scores
 from vtr_vllm.search.calibration import Item
 from vtr_vllm.training import lora
-from vtr_vllm.training.atp.artefact import LORA, Artefact
 from vtr_vllm.training.atp.masked_attention import look
-from vtr_vllm.training.atp.module import AtpModules, Kept, Masking, all_kept, grid_scores
 from vtr_vllm.training.attention import Rows, causal_bias
 from vtr_vllm.training.llava import Example, Llava
 
@@ -85,9 +85,12 @@ class Reference:
 
     def __init__(self, llava: Llava, artefact: Artefact) -> None:
         """Raises GeometryMismatch and ConfigurationError for modules of another model, or without their LoRA."""
-        artefact.check_fits(llava.geometry, llava.grid, llava.checkpoint)
-        if artefact.facts["lora"] is not None:
-            lora.load(llava.decoder, int(artefact.facts["lora"]), artefact.folder / LORA)
+        facts = artefact.facts
+        facts.check_geometry(llava.geometry)
+        facts.check_grid(llava.grid)
+        facts.check_checkpoint(llava.checkpoint)
+        if facts.lora is not None:
+            lora.load(llava.decoder, facts.lora, facts.folder / LORA)
         self.llava, self.artefact = llava, artefact
         self._modules = artefact.modules.to(llava.device)
         self._grid = grid_scores(*llava.grid).to(llava.device)
@@ -122,7 +125,7 @@ class Reference:
         """Prompt and answer in one pass: logits from the prompt's last row on, ``[1 + said, vocabulary]``."""
         llava = self.llava
         batch = llava.batch([Example(example.item, example.prompt, [*said])])
-        masking = Masking("hard", n_min=self.artefact.n_min)
+        masking = Masking("hard", n_min=self.artefact.facts.n_min)
         shrinking = _ShrinkingPass(self._modules, self._grid, batch.rows, masking)
         hidden = llava.decoder.embed_tokens(batch.ids)
         features = llava.model.model.get_image_features(

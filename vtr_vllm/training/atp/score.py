@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
+from vtr_vllm.atp.module import AtpModules, Masking, grid_scores
 from vtr_vllm.training.atp.loss import mean_keep
 from vtr_vllm.training.atp.masked_attention import MaskedPass
-from vtr_vllm.training.atp.module import AtpModules, Masking, grid_scores
 from vtr_vllm.training.llava import Example, Llava
 
 __all__ = ["Outcome", "outcomes", "summary"]

@@ -8,13 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
+from vtr_vllm.atp.artefact import LORA, Artefact, describe
+from vtr_vllm.atp.facts import Facts
+from vtr_vllm.atp.module import AtpModules, Masking, Shape, grid_scores
 from vtr_vllm.training import lora
-from vtr_vllm.training.atp.artefact import LORA, Artefact, describe
 from vtr_vllm.training.atp.loss import Weights, training_loss
 from vtr_vllm.training.atp.masked_attention import MaskedPass
-from vtr_vllm.training.atp.module import AtpModules, Masking, Shape, grid_scores
 from vtr_vllm.training.atp.options import AtpOptions, cut_layers
 from vtr_vllm.training.atp.score import outcomes, summary
+from vtr_vllm.training.atp.writing import served, write
 from vtr_vllm.training.llava import Example
 from vtr_vllm.training.loop import Training
 from vtr_vllm.training.state import save_tensors
@@ -94,6 +96,6 @@ class AtpTraining(Training[AtpOptions, Artefact]):
         if options.lora is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_tensors(self.folder / LORA, lora.tensors(self.llava.decoder))
-        artefact = Artefact(self.modules, facts, self.folder)
-        artefact.save()
+        artefact = Artefact(self.modules, Facts(facts, self.folder))
+        write(artefact, served(artefact, [each.counts for each in found]))
         return artefact

@@ -32,6 +32,7 @@ V2 = os.environ.get("VTR_TEST_RUNNER") == "v2"
 TOKENS = 4 if V2 else 16
 TOLERANCE = 1e-3
 MOST = (1.0, 1.0, *[0.9] * 3, *[0.6] * 3)
+NO_BOUND = (1.0, 1.0, *[0.9999] * 3, *[0.9998] * 3)
 
 
 def case(seed: int, *rules: str, keep: tuple[float, ...] = MOST, images: int = 1) -> Case:
@@ -51,6 +52,8 @@ def batch() -> list[Case]:
         case(6, "last@0.9999", "last@0.5"),  # the first keeps all that it may
         case(7, "last@0.1", "last"),  # the second has nothing left to drop
         case(8, "last", "last"),
+        case(9, "last@0.3", "last@0.3"),  # the second may keep more than there is
+        case(10, "last@0.5", "instruction@0.5", keep=NO_BOUND),
         Case(f"<image>{words(6, 9)}", (picture(3),), (1.0,) * LAYERS),
         Case(words(9, 30)),
     ]
@@ -120,8 +123,8 @@ def test_counts_known_beforehand_give_the_same(engines: Engines, checkpoint: Pat
     for each, counts in zip(adaptive, told, strict=True):
         assert counts is not None
         keep = tuple(count / SHAPE.vision_tokens for count in counts)
-        rules = [str(rule.with_fixed_count()) for rule in bound_of(each).with_counts(counts).rules]
-        plain.append(Case(each.text, each.images, keep, tuple(rules)))
+        rules = tuple(str(rule) for rule in bound_of(each).settled(counts).rules)
+        plain.append(Case(each.text, each.images, keep, rules))
     expected, nothing = run(llm, plain, TOKENS, logprobs=-1)
     assert nothing == [None, None]
     assert tokens(outputs) == tokens(expected)
@@ -165,7 +168,7 @@ def test_the_answer_fills_what_the_cut_left_empty(engines: Engines, checkpoint: 
 @pytest.mark.skipif(V2, reason="many long answers take long in Triton's interpreter")
 def test_preempted_requests_are_counted_anew(engines: Engines, checkpoint: Path) -> None:
     llm = engines.get(model=checkpoint)
-    cases = [case(seed, "last@0.4", "last@0.2") for seed in range(1, 9)]
+    cases = [case(seed, "last@0.4", "last@0.4") for seed in range(1, 9)]
     alone = [run(llm, [each], 60) for each in cases]
     small = engines.get(model=checkpoint, num_gpu_blocks_override=90, **SMALL_CACHE)
     preempted = note_preemptions(small)

@@ -21,6 +21,7 @@ from vtr_vllm.engine.worker.prefix_keys import PrefixKeys
 from vtr_vllm.engine.worker.rope import unrotate
 from vtr_vllm.engine.worker.scoring import Scorer
 from vtr_vllm.ranking import probabilities
+from vtr_vllm.ranking.judged_rule import JudgedRule
 from vtr_vllm.ranking.probabilities import received_together
 from vtr_vllm.reduction.batch import StepRequest, plan_batch
 from vtr_vllm.reduction.gather import Rows, rows_of
@@ -29,6 +30,7 @@ QUERY_HEADS, LAYERS, BLOCKS = 4, 7, 3
 RULES = [
     *["last", "last-max", "instruction", "last-norope", "instruction-norope-max", "random"],
     *["last-prior", "last-norope-prior", "instruction:0119", "last-prior:9130"],
+    *["atp", "atp-fixed"],
 ]
 LOCAL = ["self", "self-max", "self:5009", "random"]
 CPU = torch.device("cpu")
@@ -111,6 +113,14 @@ def test_together_as_alone(kind, requests, chunk, seed):
         check(plan, requests, kind, torch.Generator().manual_seed(seed))
 
 
+class Judge:
+    """What stands for trained modules: it tells everything that they are shown."""
+
+    def score(self, layer, tokens, looks, values):
+        of_rows = 2 * looks[0] + looks[1] + values.sum((1, 2))[:, None]
+        return torch.where(tokens >= 0, of_rows, layer)
+
+
 def no_states(rows):
     raise AssertionError("none of these rules looks at states")
 
@@ -124,7 +134,8 @@ def check(plan, requests, kind, draw):
     )
     block = SimpleNamespace(attn=cache.layer, rotary_emb=rotary)
     step = Step(plan, BandTables([cache.tables] * 2, [BLOCK] * 2))
-    scorer = Scorer(step, [block] * LAYERS, cache.keys, torch.zeros(plan.num_rows, 4), None)
+    nothing = torch.zeros(plan.num_rows, 4)
+    scorer = Scorer(step, [block] * LAYERS, cache.keys, nothing, None, modules=Judge())
     positions = torch.cat(
         [torch.arange(one.computed, one.computed + one.scheduled) for one in requests]
     )
@@ -133,18 +144,18 @@ def check(plan, requests, kind, draw):
     for layer, members in sorted(plan.cuts.items()):
         count = len(rows.original)
         query = torch.randn(count, QUERY_HEADS, WIDTH, generator=draw)
-        key = torch.randn(count, HEADS, WIDTH, generator=draw)
+        key, value = torch.randn(2, count, HEADS, WIDTH, generator=draw)
         before = next(s for s in plan.segments if s.first_layer < layer <= s.end_layer)
         own = key.split(before.query_len.tolist())
         for index, (keys, length) in enumerate(zip(own, before.seq_len, strict=True)):
             if requests[index].reduced is not None:
                 prefix = torch.randn(length - len(keys), HEADS, WIDTH, generator=draw)
                 cache.write(index, torch.cat([prefix, keys]), 0)
-        scorer.look(layer - 1, query, key)
+        scorer.look(layer - 1, query, key, value)
         scores = scorer.score_all(members, rows, layer - 1, no_states)
         assert scores.shape == (len(members), max(cut.num_rows for cut in members))
         for own, cut in zip(scores, members, strict=True):
-            expected = by_itself(cut, rows, query, key, cache, rotary, previous)
+            expected = by_itself(cut, rows, (query, key, value), cache, rotary, previous)
             vision = rows.vision[rows_of(cut)] >= 0
             got = own[: cut.num_rows]
             torch.testing.assert_close(got[vision], expected[vision], rtol=1e-4, atol=1e-6)
@@ -157,33 +168,35 @@ def check(plan, requests, kind, draw):
         assert torch.equal(rows.positions, places[chosen])
 
 
-def by_itself(cut, rows, query, key, cache, rotary, previous):
+def by_itself(cut, rows, given, cache, rotary, previous):
+    query, key, value = given
     stored = cache.read(cut.index, cut.stored + cut.num_rows)
     own = stored[cut.stored :] if cache.keys.rounds else key[rows_of(cut)]
     keys = torch.cat([stored[: cut.stored], own])
     where = rows.positions[rows_of(cut)]
-    given = {"prefix": cut.stored, "scale": 0.3, "combine": alone}
+    common = {"prefix": cut.stored, "scale": 0.3, "combine": alone}
     plain = Attention(
         query=unrotate(rotary, where, query[rows_of(cut)]),
         key=unrotate(rotary, torch.cat([torch.arange(cut.stored), where]), keys),
         unrotated=lambda: plain,
-        **given,
+        **common,
     )
-    rotated = Attention(query=query[rows_of(cut)], key=keys, unrotated=lambda: plain, **given)
-    return score(
-        cut.rule,
-        Given(
-            vision=rows.vision[rows_of(cut)],
-            prompt_rows=cut.prompt_rows,
-            instruction_rows=cut.request.instruction_len,
-            image_sizes=cut.part.image_sizes,
-            vision_rows=cut.vision_before,
-            seeds=[unit.seed for unit in cut.part.units],
-            grids=[unit.grid for unit in cut.part.units],
-            attention=rotated,
-            previous=previous.get((cut.index, cut.part.first)),
-        ),
+    rotated = Attention(query=query[rows_of(cut)], key=keys, unrotated=lambda: plain, **common)
+    of_request = Given(
+        vision=rows.vision[rows_of(cut)],
+        prompt_rows=cut.prompt_rows,
+        instruction_rows=cut.request.instruction_len,
+        image_sizes=cut.part.image_sizes,
+        vision_rows=cut.vision_before,
+        seeds=[unit.seed for unit in cut.part.units],
+        grids=[unit.grid for unit in cut.part.units],
+        attention=rotated,
+        previous=previous.get((cut.index, cut.part.first)),
     )
+    if not isinstance(cut.rule, JudgedRule):
+        return score(cut.rule, of_request)
+    later, text = (score(look, of_request) for look in cut.rule.looks)
+    return 2 * later + text + value[cut.first_row + cut.prompt_rows - 1].sum()
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ def test_each_token_gets_the_mean_of_those_that_see_it(tokens):
 
 def test_of_a_large_image_some_rows_ask():
     tokens = 3 * MOST - 1
-    asking = Self().asking(tokens, 0)
+    asking = Self().asking(tokens, 0, tokens)
     assert len(asking) == MOST
     assert asking[-1] == tokens - 1
     assert set(np.diff(asking)) <= {2, 3}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +11,7 @@ from hypothesis import strategies as st
 
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ModelGeometry
-from vtr_vllm.training.atp.artefact import Artefact
-from vtr_vllm.training.atp.distil import RULE, check_served, distil
-from vtr_vllm.training.atp.module import AtpModules, Shape
+from vtr_vllm.training.atp.distil import RULE, distil
 
 GEOMETRY = ModelGeometry(6, 128, 320, 2, 2, 64)
 
@@ -63,15 +58,3 @@ def test_schedules_fall_in_cost_and_are_within_what_was_decided(
 def test_fewer_items_than_schedules_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="1 items are fewer than 2 schedules"):
         distil([(2, 0)], 2, (2, 4), GEOMETRY, 16, {})
-
-
-def test_what_no_schedule_can_have_is_refused() -> None:
-    def trained(*layers: int, lora: int | None = None) -> Artefact:
-        facts: dict[str, Any] = {"lora": lora}
-        return Artefact(AtpModules(layers, Shape(state=0)), facts, Path("atp"))
-
-    check_served(trained(2, 4))
-    with pytest.raises(ConfigurationError, match="a module before layer 1"):
-        check_served(trained(1, 4))
-    with pytest.raises(ConfigurationError, match="--lora"):
-        check_served(replace(trained(2, 4), facts={"lora": 8}))

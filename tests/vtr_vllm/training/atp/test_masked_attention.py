@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from vtr_vllm.atp.module import AtpModules, Masking, grid_scores
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.training.atp.masked_attention import MaskedPass
-from vtr_vllm.training.atp.module import AtpModules, Masking, grid_scores
 from vtr_vllm.training.llava import Llava
 
 

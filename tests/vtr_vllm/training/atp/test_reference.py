@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from vtr_vllm.atp.artefact import Artefact, describe
+from vtr_vllm.atp.facts import Facts
+from vtr_vllm.atp.module import AtpModules, Masking, Shape, grid_scores
 from vtr_vllm.errors import GeometryMismatch
 from vtr_vllm.search.calibration import Dataset
-from vtr_vllm.training.atp.artefact import Artefact, describe
 from vtr_vllm.training.atp.masked_attention import MaskedPass
-from vtr_vllm.training.atp.module import AtpModules, Masking, Shape, grid_scores
 from vtr_vllm.training.atp.reference import Reference
+from vtr_vllm.training.atp.writing import write
 from vtr_vllm.training.llava import Llava
 
 
@@ -23,7 +25,7 @@ def trained(llava: Llava, modules: AtpModules, folder: Path, n_min: int = 1) -> 
     facts = describe(
         llava.checkpoint, llava.geometry, llava.grid, modules, n_min=n_min, target=0.5, **none
     )
-    Artefact(modules, facts, folder).save()
+    write(Artefact(modules, Facts(facts, folder)))
     return Artefact.load(folder)
 
 
@@ -86,6 +88,6 @@ def test_modules_of_another_model_are_refused(
     llava: Llava, modules: AtpModules, tmp_path: Path
 ) -> None:
     artefact = trained(llava, modules, tmp_path)
-    other = dict(artefact.facts, grid=[5, 5])
+    other = Facts(artefact.facts.values | {"grid": [5, 5]}, tmp_path)
     with pytest.raises(GeometryMismatch, match="5 x 5"):
         Reference(llava, dataclasses.replace(artefact, facts=other))

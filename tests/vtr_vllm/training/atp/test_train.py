@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from vtr_vllm.atp.artefact import Artefact
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.search.calibration import Dataset
-from vtr_vllm.training.atp.artefact import Artefact
 from vtr_vllm.training.atp.options import AtpOptions
 from vtr_vllm.training.atp.reference import Reference
 from vtr_vllm.training.atp.train import AtpTraining
@@ -45,8 +45,8 @@ def test_three_steps_and_inference(llava: Llava, data: Dataset, tmp_path: Path) 
     artefact, said = run(training)
     assert artefact is not None
     assert [line.split("  ")[0] for line in said] == ["step 1/3", "step 2/3", "step 3/3"]
-    facts = Artefact.load(tmp_path).facts
-    assert facts == artefact.facts
+    facts = Artefact.load(tmp_path).facts.values
+    assert facts == artefact.facts.values
     assert [row["step"] for row in facts["losses"]] == [1, 2, 3]
     assert facts["scores"]["n"] == len(training.heldout)
     assert set(facts["scores"]["kinds"]) <= {"What", "And", "How"}
@@ -67,7 +67,7 @@ def test_a_stopped_training_ends_with_the_same_weights(
     assert len(said) == 1
     assert whole is not None
     assert parts is not None
-    assert parts.facts["losses"] == whole.facts["losses"]
+    assert parts.facts.values["losses"] == whole.facts.values["losses"]
     for name, tensor in whole.modules.state_dict().items():
         assert torch.equal(parts.modules.state_dict()[name], tensor), name
     with pytest.raises(ConfigurationError, match="seed 0 and not 1"):

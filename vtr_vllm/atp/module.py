@@ -25,6 +25,7 @@ __all__ = [
     "all_kept",
     "cross_scores",
     "grid_scores",
+    "mean_received",
     "normalised",
     "pooled",
     "self_scores",
@@ -49,13 +50,21 @@ def self_scores(attention: Tensor, weight: Tensor) -> Tensor:
     """Eq. 3: the attention that a vision token receives of later ones, ``[B, N]``.
 
     ``attention``: ``[B, N, N]``, softmax, mean over heads, queries first. ``weight``: ``[B, N]``, in
-    [0, 1], how much of a token is still there. The mean over those that see a token, since under the
-    causal mask an early one is seen by more. A token that nobody sees gets the mean of the others.
+    [0, 1], how much of a token is still there.
     """
     size = attention.shape[-1]
     later = torch.ones(size, size, dtype=torch.bool, device=attention.device).tril(-1)
-    looks = weight[:, :, None] * later
-    received, seen = (attention * looks).sum(1), looks.sum(1)
+    return mean_received((attention * (weight[:, :, None] * later)).sum(1), weight)
+
+
+def mean_received(received: Tensor, weight: Tensor) -> Tensor:
+    """Eq. 3 of what a vision token receives of all later ones together, ``[B, N]``.
+
+    The mean over those that see a token, since under the causal mask an early one is seen by more. A token
+    that nobody sees gets the mean of the others.
+    """
+    behind = functional.pad(weight.flip(-1)[:, :-1], (1, 0))
+    seen = behind.cumsum(-1).flip(-1)
     is_seen = seen > _SEEN
     scores = torch.where(is_seen, received / seen.clamp(min=_SEEN), 0.0)
     there = is_seen * weight
@@ -206,9 +215,7 @@ class AtpCut(nn.Module):
         ``received``, ``asked``: ``[B, N]`` out of ``self_scores`` and ``cross_scores``; ``grid``:
         ``[N]`` out of ``grid_scores``.
         """
-        own, cross = normalised(received, before.alive), normalised(asked, before.alive)
-        scores = (own + cross) / 2
-        thresholds = self.thresholds(own, cross, before.weight, state)
+        scores, thresholds = self._judge(received, asked, state, before.alive, before.weight)
         redundant, spatial = thresholds.unsqueeze(-2).unbind(-1)  # [B, 1] each
         alive = before.alive & ((scores > redundant) | (grid > spatial))
         alive = _at_least(alive, before.alive, scores, masking.n_min)
@@ -228,6 +235,35 @@ class AtpCut(nn.Module):
         decided = alive.to(scores.dtype)
         floored = decided * (1 - _FLOOR) + _FLOOR
         return Kept(decided + through, (floored + through).log(), alive, scores, thresholds)
+
+    def margins(
+        self,
+        received: Tensor,
+        asked: Tensor,
+        state: Tensor | None,
+        grid: Tensor,
+        alive: Tensor,
+        n_min: int,
+    ) -> Tensor:
+        """The hard decision as an order, ``[B, N]``: what is above 0 stays, the highest first.
+
+        By how much a token passes the threshold that it passes best; where too few pass, the best ``n_min``
+        stay by S. Of those ``alive`` alone.
+        """
+        scores, thresholds = self._judge(received, asked, state, alive, alive.to(received.dtype))
+        redundant, spatial = thresholds.unsqueeze(-2).unbind(-1)
+        margin = torch.maximum(scores - redundant, grid - spatial)
+        passes = alive & (margin > 0)
+        stays = _at_least(passes, alive, scores, n_min)
+        by_score = torch.where(stays, 1 + scores, scores - 2)
+        return torch.where(passes.sum(-1, keepdim=True) < n_min, by_score, margin)
+
+    def _judge(
+        self, received: Tensor, asked: Tensor, state: Tensor | None, alive: Tensor, weight: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """S ``[B, N]``, and the two thresholds ``[B, 2]``."""
+        own, cross = normalised(received, alive), normalised(asked, alive)
+        return (own + cross) / 2, self.thresholds(own, cross, weight, state)
 
 
 class AtpModules(nn.Module):

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vtr_vllm.training.atp.module import (
+from vtr_vllm.atp.module import (
     MARGIN,
     OFF_GRID,
     AtpCut,
@@ -132,6 +132,20 @@ def test_the_earlier_of_equals_fills_up_to_n_min() -> None:
     assert found.alive[0].nonzero()[:, 0].tolist() == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("redundant", "n_min", "order"),
+    [(0.3, 1, [1, 3, 2, 0]), (1.2, 2, [1, 2, 3, 0]), (1.2, 1, [1, 2, 3, 0])],
+)
+def test_margins_are_an_order_too(redundant: float, n_min: int, order: list[int]) -> None:
+    """By the threshold that a token passes best; by S where too few pass."""
+    cut = Fixed(redundant, 0.5)
+    alive = torch.tensor([[True] * 4])
+    grid = GRID if redundant < 1 else torch.full((4,), OFF_GRID)
+    margins = cut.margins(RECEIVED, ASKED, None, grid, alive, n_min)[0]
+    assert margins.sort(descending=True, stable=True).indices.tolist() == order
+    assert int((margins > 0).sum()) == (3 if redundant < 1 else n_min)
+
+
 def test_a_dropped_token_never_comes_back() -> None:
     before = decide(0.5, 2.0, Masking("hard"))
     after = decide(-0.4, -0.4, Masking("hard", n_min=3), before)
@@ -199,6 +213,8 @@ def test_invariants_over_three_cuts(seed: int, n_min: int, high: float) -> None:
             low, top = kept[mode].thresholds.aminmax()
             assert -MARGIN <= float(low) <= float(top) <= 1 + MARGIN
         assert torch.equal(kept["hard"].alive, kept["straight-through"].alive)
+        margins = cut.margins(received, asked, None, grid, before["hard"].alive, n_min)
+        assert torch.equal((margins > 0) & before["hard"].alive, kept["hard"].alive)
         # where n_min did not decide and nothing lies at a threshold, the limit of soft is hard
         sharp = cut(received, asked, None, grid, before["hard"], Masking("soft", 1e6))
         clear = _clear(sharp, grid)

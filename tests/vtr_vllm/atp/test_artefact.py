@@ -1,0 +1,48 @@
+"""What a training leaves is read back exactly, or refused with the reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.vtr_vllm.atp.made import made
+from vtr_vllm.atp.artefact import WEIGHTS, Artefact
+from vtr_vllm.atp.facts import FACTS
+from vtr_vllm.errors import ConfigurationError
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    artefact = made(tmp_path)
+    found = Artefact.load(tmp_path)
+    assert found.facts == artefact.facts
+    assert found.modules.layers == (2, 5)
+    for name, tensor in artefact.modules.state_dict().items():
+        assert torch.equal(found.modules.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": [2]},
+        {"shape": {"bins": 8, "state": 8, "width": 32}},
+        {"shape": {"depth": 1}},
+    ],
+)
+def test_facts_of_other_weights_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    values = made(tmp_path).facts.values
+    (tmp_path / FACTS).write_text(json.dumps(values | change))
+    with pytest.raises(ConfigurationError, match="do not belong together"):
+        Artefact.load(tmp_path)
+
+
+def test_missing_or_broken_weights_are_refused(tmp_path: Path) -> None:
+    made(tmp_path)
+    (tmp_path / WEIGHTS).write_text("no")
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        Artefact.load(tmp_path)
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(ConfigurationError, match="has finished"):
+        Artefact.load(tmp_path)

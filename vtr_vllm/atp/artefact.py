@@ -1,0 +1,72 @@
+"""What a training of ATP modules leaves: weights, and the facts that they are bound to."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from vtr_vllm.atp.facts import FACTS, SCHEMA_VERSION, Facts, check
+from vtr_vllm.atp.module import AtpModules, Shape
+from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.schedules import ModelGeometry
+
+__all__ = ["LORA", "WEIGHTS", "Artefact", "describe"]
+
+WEIGHTS, LORA = "atp.safetensors", "lora.safetensors"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """The trained modules of one model."""
+
+    modules: AtpModules
+    facts: Facts
+
+    @property
+    def scores(self) -> dict[str, Any] | None:
+        """Of the held-out items."""
+        found: dict[str, Any] | None = self.facts.values["scores"]
+        return found
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read both; raises ConfigurationError with the file and the reason."""
+        facts = Facts.load(folder)
+        try:
+            modules = AtpModules(facts.layers, Shape(**facts.values["shape"]))
+            modules.load_state_dict(load_file(folder / WEIGHTS))
+        except (OSError, SafetensorError) as err:
+            raise ConfigurationError(
+                f"{folder / WEIGHTS} cannot be read ({err}); name a folder that `vtr train atp` has finished"
+            ) from err
+        except (RuntimeError, TypeError, ValueError) as err:
+            raise ConfigurationError(
+                f"{folder / WEIGHTS} and {FACTS} do not belong together ({err}); train again"
+            ) from err
+        return cls(modules.eval().requires_grad_(False), facts)
+
+
+def describe(
+    checkpoint: str | None,
+    geometry: ModelGeometry,
+    grid: tuple[int, int],
+    modules: AtpModules,
+    **more: Any,
+) -> dict[str, Any]:
+    """What atp.json holds."""
+    values = {
+        "schema_version": SCHEMA_VERSION,
+        "checkpoint": checkpoint,
+        "fingerprint": geometry.fingerprint,
+        "geometry": geometry.to_dict(),
+        "grid": list(grid),
+        "layers": list(modules.layers),
+        "shape": asdict(modules.shape),
+        **more,
+    }
+    check(values)
+    return values

@@ -1,0 +1,66 @@
+"""What a training of ATP modules leaves on disk: what an engine serves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from vtr_vllm.atp.artefact import WEIGHTS, Artefact
+from vtr_vllm.atp.facts import FACTS
+from vtr_vllm.schedules import (
+    FIRST_ATTENTION_CUT,
+    MOST_ADAPTIVE_CUTS,
+    ModelGeometry,
+    RankRule,
+    Schedule,
+)
+from vtr_vllm.training.state import save_tensors
+from vtr_vllm.whole_file import whole_file
+
+__all__ = ["SCHEDULES", "served", "write"]
+
+SCHEDULES = "schedules"
+"""Folder beside the modules."""
+RULE = RankRule.parse("atp")
+_FALL = 1e-6  # of a keep rate, where a cut lies: it is no token of any prompt
+
+
+def write(artefact: Artefact, schedule: Schedule | None = None) -> None:
+    """Write all files, each at once; what the modules are last. OSError passes through."""
+    folder = artefact.facts.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    save_tensors(folder / WEIGHTS, dict(artefact.modules.state_dict()))
+    if schedule is not None:
+        (folder / SCHEDULES).mkdir(exist_ok=True)
+        schedule.save(folder / SCHEDULES / f"{schedule.name}.json")
+    with whole_file(folder / FACTS) as file:
+        file.write(json.dumps(artefact.facts.values, indent=2, allow_nan=False) + "\n")
+
+
+def served(artefact: Artefact, counts: Sequence[Sequence[int]]) -> Schedule | None:
+    """The schedule by which an engine runs the modules' own decisions; None where no schedule can.
+
+    ``counts``: of each held-out item what stayed behind each cut. The most of them is what the schedule lets
+    stay, so that blocks are allocated for no more; without items, everything.
+    """
+    facts = artefact.facts
+    if facts.lora is not None or facts.layers[0] < FIRST_ATTENTION_CUT:
+        return None
+    if len(facts.layers) > MOST_ADAPTIVE_CUTS:
+        return None
+    geometry = ModelGeometry.from_dict(facts.values["geometry"])
+    tokens = facts.grid[0] * facts.grid[1]
+    keep, rate = [1.0] * facts.layers[0], 1.0
+    ends = [*facts.layers[1:], geometry.layers]
+    for number, (first, end) in enumerate(zip(facts.layers, ends, strict=True)):
+        most = max((behind[number] for behind in counts), default=tokens)
+        rate = min(most / tokens, rate) - _FALL
+        keep += [rate] * (end - first)
+    return Schedule(
+        name="atp",
+        geometry=geometry,
+        keep=tuple(keep),
+        rules=(RULE,) * len(facts.layers),
+        method="atp",
+        provenance={"target": facts.values["target"], "items": len(counts)},
+    )
