@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.families.cases import FamilyCase, picture, requests
+from tests.families.cases import FamilyCase, requests
+from tests.families.cases import picture as family_picture
 from tests.families.table import FAMILIES
 from tests.modes.cases import BLIND, HALF, QUARTER, STEPS, TOKENS, full, mixed, reduced
 from tests.modes.run import Job, Tokens, run
 from tests.modes.table import WORKS, Works
 from tests.reference.model import ReferenceLlava
-from tests.vtr_vllm.engine.support import Case, words
+from tests.vtr_vllm.atp.made import made_for
+from tests.vtr_vllm.engine.support import Case, picture, words
+from vtr_vllm.training.llava import Llava
 
 pytestmark = pytest.mark.modes
 
@@ -48,6 +51,29 @@ def test_async_scheduling(checkpoint: Path, runner: str) -> None:
     (plain,) = run(Job(checkpoint, [requests]), max_tokens)
     environment = {"VTR_TEST_RUNNER": runner}
     (answers,) = run(Job(checkpoint, [requests], overlapping, environment), max_tokens)
+    assert answers == plain
+
+
+@pytest.mark.parametrize("how", ["two ranks", "async", "v2"])
+def test_trained_modules(checkpoint: Path, tmp_path: Path, how: str) -> None:
+    """One rank decides; in a KV cache that forces preemption where steps overlap."""
+    made_for(Llava.load(str(checkpoint)), tmp_path, (2, 5))
+    with_modules = {"additional_config": {"vtr": {"atp": str(tmp_path)}}}
+    keep = (1.0, 1.0, *[0.9999] * 3, *[0.9998] * 3)
+    judged = [
+        Case(f"{words(i, 9)}<image>{words(i + 9, 9 + i)}", (picture(i),), keep, ("atp", "atp"))
+        for i in range(8)
+    ]
+    requests = [*judged, *full()]
+    (plain,) = run(Job(checkpoint, [requests], with_modules), 40)
+    two = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
+    overlapping = {"async_scheduling": True, "num_gpu_blocks_override": 90, "max_model_len": 448}
+    engine, environment = {
+        "two ranks": (two, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
+        "async": (overlapping, {}),
+        "v2": ({}, {"VTR_TEST_RUNNER": "v2"}),
+    }[how]
+    (answers,) = run(Job(checkpoint, [requests], with_modules | engine, environment), 40)
     assert answers == plain
 
 
@@ -92,7 +118,7 @@ def test_m_rope(tmp_path: Path) -> None:
         for case in requests(family, seed)
     ]
     long = f"{words(1, STEP + 50)}{family.image}{words(2, 9)}"
-    cases.append(FamilyCase(long, (picture(family.sizes[0], 1),), QUARTER, ("last",) * 3))
+    cases.append(FamilyCase(long, (family_picture(family.sizes[0], 1),), QUARTER, ("last",) * 3))
     cases += requests(family, 9)
     (plain,) = run(Job(tmp_path, [cases], family.engine), TOKENS)
     engine = {

@@ -37,7 +37,8 @@ class Artefact:
         """Read both; raises ConfigurationError with the file and the reason."""
         facts = Facts.load(folder)
         try:
-            modules = AtpModules(facts.layers, Shape(**facts.values["shape"]))
+            # Where an engine loads its own weights, another type is torch's default.
+            modules = AtpModules(facts.layers, Shape(**facts.values["shape"])).float()
             modules.load_state_dict(load_file(folder / WEIGHTS))
         except (OSError, SafetensorError) as err:
             raise ConfigurationError(

@@ -102,7 +102,7 @@ def grid_scores(rows: int, columns: int) -> Tensor:
     threshold chooses the densest grid that stays; cells on none have ``OFF_GRID``. The grid of stride
     4 lies inside that of stride 2, that of stride 3 in neither.
     """
-    scores = torch.full((rows, columns), OFF_GRID)
+    scores = torch.full((rows, columns), OFF_GRID, dtype=torch.float32)
     for stride in reversed(STRIDES):  # coarser ones write last
         first = 1 if stride > 1 and min(rows, columns) > 1 else 0
         scores[first::stride, first::stride] = 1 - SAMPLING / stride**2

@@ -11,6 +11,7 @@ import torch
 from tests.vtr_vllm.atp.made import made
 from vtr_vllm.atp.artefact import WEIGHTS, Artefact
 from vtr_vllm.atp.facts import FACTS
+from vtr_vllm.atp.module import grid_scores
 from vtr_vllm.errors import ConfigurationError
 
 
@@ -21,6 +22,18 @@ def test_round_trip(tmp_path: Path) -> None:
     assert found.modules.layers == (2, 5)
     for name, tensor in artefact.modules.state_dict().items():
         assert torch.equal(found.modules.state_dict()[name], tensor), name
+
+
+def test_it_is_read_in_float32_where_a_model_of_another_type_is_loaded(tmp_path: Path) -> None:
+    expected = made(tmp_path).modules.state_dict()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        found, grid = Artefact.load(tmp_path).modules.state_dict(), grid_scores(12, 12)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert grid.dtype == torch.float32
 
 
 @pytest.mark.parametrize(

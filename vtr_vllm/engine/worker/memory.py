@@ -32,10 +32,18 @@ class StepMemory:
     longest: int
     """Most tokens of a request."""
     layers: int
+    looks: int = 1
+    """How many rules by attention may look at one cut of a request."""
 
     @classmethod
     def of(
-        cls, attention: Attention, hidden: int, dtype: torch.dtype, longest: int, layers: int
+        cls,
+        attention: Attention,
+        hidden: int,
+        dtype: torch.dtype,
+        longest: int,
+        layers: int,
+        looks: int = 1,
     ) -> "StepMemory":
         """That of a model with such layers."""
         return cls(
@@ -46,13 +54,14 @@ class StepMemory:
             element=dtype.itemsize,
             longest=longest,
             layers=layers,
+            looks=looks,
         )
 
     def peak(self, rows: int, layer: int) -> int:
         """At most, with cuts, in a step of ``rows`` of which a layer takes ``layer`` bytes while it runs."""
         hidden = 2 * rows * self.hidden * self.element  # and the residual
         # Of queries those that ask; keys of several requests are padded by as much as they are.
-        seen = rows * (self.query + 2 * self.key) * self.element
+        seen = rows * (self.query + 2 * self.looks * self.key) * self.element
         plan = rows * 8 * (self.layers + 8)  # slots of each segment, numbers of the rows
         # A cut has them before and behind it; a restored step has as many rows as at its beginning.
         work = max(layer, hidden, self._ranking(rows), self._merging(rows))

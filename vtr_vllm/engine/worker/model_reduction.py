@@ -30,12 +30,13 @@ class Reduction:
     def __init__(self, vllm_config: VllmConfig, decoder: nn.Module) -> None:
         self.geometry = model_geometry(vllm_config)
         self.bands = LayerBands.of(vllm_config)
+        modules = Modules.of(vllm_config, torch.device(current_platform.device_type))
         self.decoder = ReducibleDecoder(
             decoder,
             self.geometry.layers,
             LayerRunner(vllm_config),
             registers_of(vllm_config.model_config.hf_config),
-            Modules.of(vllm_config, torch.device(current_platform.device_type)),
+            modules,
         )
         backends = {layer.attn_backend.get_name() for layer in self.decoder.attentions}
         check_backends(backends)
@@ -48,6 +49,7 @@ class Reduction:
             vllm_config.model_config.dtype,
             vllm_config.model_config.max_model_len,
             self.geometry.layers,
+            looks=1 if modules is None else Modules.LOOKS,
         )
         self.ready = False
         self.cls_rows: torch.Tensor | None = None

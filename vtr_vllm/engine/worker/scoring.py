@@ -163,7 +163,7 @@ class Scorer:
         """Places of the members that modules score, None: all; and their scores [A, L]."""
         assert self._modules is not None, "admitted without modules"
         length = rows.of_members.shape[1]
-        looks = torch.zeros(2, len(members), length, device=rows.vision.device)
+        looks = torch.zeros(Modules.LOOKS, len(members), length, device=rows.vision.device)
         values: torch.Tensor | None = None
         for each in seen:
             group = each.group

@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from tests.vtr_vllm.atp.made import made_for
 from tests.vtr_vllm.engine.conftest import LAYERS, Engines
 from tests.vtr_vllm.engine.support import Case, picture, words
 from vtr_vllm.engine.worker import memory
 from vtr_vllm.engine.worker.memory import StepMemory, reserve
+from vtr_vllm.training.llava import Llava
 
 GIB = 1 << 30
 LLAVA_7B = StepMemory(
@@ -27,6 +29,7 @@ CURVES = {
     "saliency": ((0.9,) * LAYERS, ("saliency",)),
     "merging": ((1.0,) + (0.9,) * (LAYERS - 1), ("saliency+nearest",)),
     "neighbours": ((1.0, 1.0) + (0.6,) * (LAYERS - 2), ("last+neighbours",)),
+    "atp": ((1.0, 1.0) + (0.9,) * (LAYERS - 2), ("atp",)),
     "floors": ((1.0, 1.0, 0.9) + (0.8,) * (LAYERS - 3), ("last", "previous")),
 }
 
@@ -52,10 +55,13 @@ BATCHES = {
 def cases(batch: str, curve: str) -> list[Case]:
     keep, rules = CURVES[curve]
     floor = 0.5 if curve == "floors" else 0.0
+    images = 1 if curve == "atp" else 2
     return [
         Case(
-            "<image>".join(words(10 * i + part, count) for part, count in enumerate(lengths)),
-            (picture(2 * i), picture(2 * i + 1)),
+            "<image>".join(
+                words(10 * i + part, n) for part, n in enumerate(lengths[-1 - images :])
+            ),
+            tuple(picture(2 * i + image) for image in range(images)),
             keep,
             rules,
             floor=floor,
@@ -64,12 +70,24 @@ def cases(batch: str, curve: str) -> list[Case]:
     ]
 
 
+@pytest.fixture(scope="module")
+def modules(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("atp")
+    made_for(Llava.load(str(checkpoint)), folder, (2,))
+    return folder
+
+
 @pytest.mark.engine
 @pytest.mark.parametrize("batch", BATCHES)
 def test_a_step_with_cuts_takes_no_more_than_is_reserved(
-    engines: Engines, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, batch: str
+    engines: Engines,
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    modules: Path,
+    batch: str,
 ) -> None:
-    llm = engines.get(model=checkpoint, enforce_eager=True)
+    with_modules = {"vtr": {"atp": str(modules)}}
+    llm = engines.get(model=checkpoint, enforce_eager=True, additional_config=with_modules)
     reduction = llm.llm_engine.model_executor.driver_worker.worker.get_model().reduction
     decoder = type(reduction.decoder._decoder)
     stock, steps = decoder.__call__, []

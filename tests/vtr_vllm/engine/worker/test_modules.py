@@ -13,11 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.vtr_vllm.atp.made import made
+from tests.vtr_vllm.atp.made import made_for
 from tests.vtr_vllm.engine.conftest import LAYERS, SHAPE, Engines
 from tests.vtr_vllm.engine.support import Case, picture, tokens, words
 from tests.vtr_vllm.engine.worker.test_adaptive_cuts import case
-from vtr_vllm.atp.module import AtpModules, Shape
 from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
 from vtr_vllm.engine.worker.modules import Modules
 from vtr_vllm.errors import UnsupportedRequest
@@ -58,12 +57,7 @@ class Trained:
 def trained(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("atp")
     llava = Llava.load(str(checkpoint))
-    torch.manual_seed(3)
-    modules = AtpModules(LAYERS_CUT, Shape(state=llava.state_width))
-    for index in range(len(LAYERS_CUT)):
-        torch.nn.init.normal_(modules.cut(index).heads.weight, std=0.4)
-        modules.cut(index).heads.bias.data = torch.tensor([-0.5 + 0.2 * index, 1.0])
-    made(folder, modules, llava.geometry, llava.grid, llava.checkpoint, n_min=1)
+    made_for(llava, folder, LAYERS_CUT)
     return Trained(folder, Reference.load(str(checkpoint), folder), questions(folder))
 
 
