@@ -15,15 +15,11 @@ from typing import Any
 from benchmarks.rankings.samples import SUBJECTS
 from benchmarks.record import measured_with, say, write
 from benchmarks.report import measured
-from benchmarks.study import questions
+from benchmarks.study import Asked, means, percent, questions
 from vtr_vllm.photo.parts import FOLDER
 from vtr_vllm.schedules import RankRule
-from vtr_vllm.search.answer_metrics import score
-from vtr_vllm.search.answers import EngineOptions, Task
-from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.statistics import bootstrap_interval, paired_difference
-from vtr_vllm.search.vllm_evaluator import VLLMEvaluator
 
 SETTINGS = ("model", "split", "n", "first", "layers", "rules", "shares")
 """Options that change what is measured."""
@@ -40,40 +36,14 @@ def rate_of(mean_keep: float, layers: int, first: float, layer: int) -> float:
     return (mean_keep * layers - first * layer) / (layers - layer)
 
 
-class Asked:
-    """One model, asked all questions of a data set under one candidate after the other."""
-
-    def __init__(self, options: argparse.Namespace, data: Dataset) -> None:
-        subject = SUBJECTS[options.model]
-        self.data = data
-        self._evaluator = VLLMEvaluator(EngineOptions(subject.name, subject.answer_tokens))
-        self.layers = self._evaluator.geometry.layers
-
-    def run(self, candidate: Candidate) -> tuple[list[float], list[float]]:
-        """(scores, mean keep rates), by question."""
-        items = self.data.items
-        answers = self._evaluator.run([Task(candidate, item) for item in items]).answers
-        scores = [
-            score(item.metric, answer.text, item.answers)
-            for item, answer in zip(items, answers, strict=True)
-            if item.metric is not None
-        ]
-        planned = statistics.fmean(candidate.keep)
-        kept = [
-            planned if each.found is None else statistics.fmean(each.found) / each.n_vision
-            for each in answers
-        ]
-        return scores, kept
-
-
 def row(
     asked: Asked, options: argparse.Namespace, layer: int, rule: str, share: float
 ) -> dict[str, Any]:
     """One adaptive cut, and its twin of fixed counts."""
     groups, layers = asked.data.groups, asked.layers
     most = options.first - 1 / 64  # a cut must drop something
-    scores, kept = asked.run(one_cut(layers, options.first, layer, most, f"{rule}@{share:g}"))
-    mean_keep = statistics.fmean(kept)
+    scores, rates = asked.run(one_cut(layers, options.first, layer, most, f"{rule}@{share:g}"))
+    mean_keep = statistics.fmean(kept := means(rates))
     rate = rate_of(mean_keep, layers, options.first, layer)
     fixed, fixed_kept = asked.run(one_cut(layers, options.first, layer, rate, rule))
     found = {
@@ -84,7 +54,7 @@ def row(
         "least": min(kept),
         "greatest": max(kept),
         "adaptive": [statistics.fmean(scores), *bootstrap_interval(scores, groups)],
-        "fixed_keep": statistics.fmean(fixed_kept),
+        "fixed_keep": statistics.fmean(means(fixed_kept)),
         "fixed": [statistics.fmean(fixed), *bootstrap_interval(fixed, groups)],
         "difference": list(paired_difference(scores, fixed, groups)),
     }
@@ -99,18 +69,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|",
     ]
     for each in rows:
-        adaptive, fixed = (_percent(each[name]) for name in ("adaptive", "fixed"))
+        adaptive, fixed = (percent(each[name]) for name in ("adaptive", "fixed"))
         lines.append(
             f"| {each['layer']} | `{each['rule']}@{each['share']:g}` |"
             f" {each['mean_keep']:.3f} [{each['least']:.3f}, {each['greatest']:.3f}] |"
-            f" {adaptive} | {fixed} | {_percent(each['difference'], '+')} |"
+            f" {adaptive} | {fixed} | {percent(each['difference'], '+')} |"
         )
     return "\n".join(lines)
-
-
-def _percent(values: list[float], sign: str = "") -> str:
-    value, low, high = (f"{100 * value:{sign}.1f}" for value in values)
-    return f"{value} [{low}, {high}]"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -136,8 +101,9 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON."""
     options = parse(arguments)
     folder = options.folder / options.model
-    data = questions(SUBJECTS[options.model], options.split, options.n, folder, options.parts)
-    asked = Asked(options, data)
+    subject = SUBJECTS[options.model]
+    data = questions(subject, options.split, options.n, folder, options.parts)
+    asked = Asked(subject, data)
     rows = [
         row(asked, options, layer, rule, share)
         for layer in options.layers

@@ -1,13 +1,17 @@
 """A model of this project and its questions, as the search studies them."""
 
-from collections.abc import Iterator
+import statistics
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks.rankings.samples import Subject
 from vtr_vllm.photo.parts import FOLDER
-from vtr_vllm.search.answers import EngineOptions
+from vtr_vllm.search.answer_metrics import score
+from vtr_vllm.search.answers import EngineOptions, Task
 from vtr_vllm.search.calibration import Dataset
+from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.session import Backend, open_session
 from vtr_vllm.search.study import Study
@@ -33,3 +37,44 @@ def open_study(subject: Subject, data: Dataset, folder: Path, engines: int) -> I
     backend = Backend(EngineOptions(subject.name, subject.answer_tokens), engines)
     with open_session(backend, folder, None, "accuracy", 0, Progress()) as session:
         yield session.study(data)
+
+
+class Asked:
+    """One model, asked all questions of a data set under one candidate after the other."""
+
+    def __init__(self, subject: Subject, data: Dataset, **engine_args: Any) -> None:
+        """``engine_args``: further arguments of ``vllm.LLM``."""
+        from vtr_vllm.search.vllm_evaluator import VLLMEvaluator  # loads vLLM
+
+        self.data = data
+        options = EngineOptions(subject.name, subject.answer_tokens, engine_args)
+        self._evaluator = VLLMEvaluator(options)
+        self.layers = self._evaluator.geometry.layers
+
+    def run(self, candidate: Candidate) -> tuple[list[float], list[Sequence[float]]]:
+        """(scores, keep rates by layer), by question."""
+        items = self.data.items
+        answers = self._evaluator.run([Task(candidate, item) for item in items]).answers
+        scores = [
+            score(item.metric, answer.text, item.answers)
+            for item, answer in zip(items, answers, strict=True)
+            if item.metric is not None
+        ]
+        kept = [
+            candidate.keep
+            if each.found is None
+            else [count / each.n_vision for count in each.found]
+            for each in answers
+        ]
+        return scores, kept
+
+
+def means(kept: Sequence[Sequence[float]]) -> list[float]:
+    """The mean keep rate of each question."""
+    return [statistics.fmean(rates) for rates in kept]
+
+
+def percent(values: Sequence[float], sign: str = "") -> str:
+    """A value and its interval, in percent."""
+    value, low, high = (f"{100 * each:{sign}.1f}" for each in values)
+    return f"{value} [{low}, {high}]"

@@ -162,8 +162,10 @@ def _check(options: argparse.Namespace, launch: Launch) -> None:
     preflight.check_front_end(flags, environ)
     preflight.check_model(model, flags, environ)
     geometry = preflight.known_geometry(model, flags)
-    preflight.check_schedules(ours.schedules, geometry, may_be_empty=settings.jobs is not None)
-    preflight.check_modules(ours.atp, geometry)
+    facts = preflight.check_modules(ours.atp, geometry)
+    preflight.check_schedules(
+        ours.schedules, geometry, settings.jobs is not None, () if facts is None else facts.layers
+    )
     if options.command == "serve" and not is_on("--headless", flags):
         local = value_of("--uds", flags) is not None
         check_exposure(settings, "localhost" if local else value_of("--host", flags))

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vtr_vllm.atp.facts import Facts
+from vtr_vllm.atp.facts import WEIGHTS, Facts
 from vtr_vllm.command_line import is_on, value_of
 from vtr_vllm.errors import ConfigurationError, UnsupportedModel
 from vtr_vllm.schedules import ModelGeometry, Schedule, ScheduleBook
@@ -84,12 +84,15 @@ def known_geometry(model: str, flags: Sequence[str]) -> ModelGeometry | None:
 
 
 def check_schedules(
-    folder: Path | None, geometry: ModelGeometry | None, may_be_empty: bool = False
+    folder: Path | None,
+    geometry: ModelGeometry | None,
+    may_be_empty: bool = False,
+    modules: Sequence[int] = (),
 ) -> None:
     """Refuse a folder that the server would refuse, or offer nothing from; raises ScheduleError.
 
     Without a geometry the schedules must at least be of one model. ``may_be_empty``: the server's
-    search jobs will fill it.
+    search jobs will fill it. ``modules``: layers before which there are trained ones.
     """
     if folder is None:
         return
@@ -97,7 +100,8 @@ def check_schedules(
         raise ConfigurationError(f"--schedules {folder} is no folder; create it or name another")
     first = next(iter(sorted(folder.glob("*.json"))), None)
     if first is not None:
-        ScheduleBook.from_folder(geometry or Schedule.load(first).geometry, folder)
+        known = geometry or Schedule.load(first).geometry
+        ScheduleBook.from_folder(known, folder, modules=modules)
     elif not may_be_empty:
         raise ConfigurationError(
             f"--schedules {folder} has no schedule (*.json) in it; put some there, or leave it out:"
@@ -105,14 +109,19 @@ def check_schedules(
         )
 
 
-def check_modules(folder: Path | None, geometry: ModelGeometry | None) -> None:
+def check_modules(folder: Path | None, geometry: ModelGeometry | None) -> Facts | None:
     """Refuse trained modules that no engine of this model would take; raises VTRError."""
     if folder is None:
-        return
+        return None
     facts = Facts.load(folder)
     facts.check_served()
+    if not (folder / WEIGHTS).is_file():
+        raise ConfigurationError(
+            f"--atp {folder} has no {WEIGHTS}; name a folder that `vtr train atp` has finished"
+        )
     if geometry is not None:
         facts.check_geometry(geometry)
+    return facts
 
 
 def check_address(flags: Sequence[str], admin: tuple[str, int] | None) -> None:

@@ -171,7 +171,7 @@ def _is_batch(state: Any) -> bool:
 
 def _chooser(engine: Engine, elastic: Elastic | None, settings: ServerSettings) -> ScheduleChooser:
     """A chooser without stored schedules."""
-    empty = ScheduleBook(engine.geometry, band_starts=engine.band_starts)
+    empty = ScheduleBook(engine.geometry, band_starts=engine.band_starts, modules=engine.modules)
     auto = None
     if elastic is not None:
         auto = lambda b: (elastic.controller.level, elastic.budget(b.minimum, b.maximum))  # noqa: E731

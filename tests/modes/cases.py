@@ -12,7 +12,7 @@ STEPS = (1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.25, 0.25)
 TOKENS = 12
 """That each request is answered with."""
 
-ATTENTION = ("last", "last-max", "last-norope", "instruction", "instruction-max")
+ATTENTION = ("last", "last-max", "last-norope", "instruction", "instruction-max", "last:9032")
 BLIND = ("saliency", "cls", "random")
 
 

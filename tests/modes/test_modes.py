@@ -64,10 +64,10 @@ def test_trained_modules(checkpoint: Path, tmp_path: Path, how: str) -> None:
         Case(f"{words(i, 9)}<image>{words(i + 9, 9 + i)}", (picture(i),), keep, ("atp", "atp"))
         for i in range(8)
     ]
-    requests = [*judged, *full()]
+    requests = [*judged, *full()] * 2
     (plain,) = run(Job(checkpoint, [requests], with_modules), 40)
     two = {"tensor_parallel_size": 2, "distributed_executor_backend": "mp"}
-    overlapping = {"async_scheduling": True, "num_gpu_blocks_override": 90, "max_model_len": 448}
+    overlapping = {"async_scheduling": True, "num_gpu_blocks_override": 120, "max_model_len": 352}
     engine, environment = {
         "two ranks": (two, {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}),
         "async": (overlapping, {}),

@@ -62,5 +62,11 @@ def test_of_the_hub_it_is_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (folder / "refs").mkdir()
     (folder / "refs" / "main").write_text(commit)
     assert checkpoint_digest("a/b") == commit
+    assert checkpoint_digest(str(folder / "snapshots" / commit)) == commit, (
+        "as vLLM names it offline"
+    )
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "elsewhere"))
+    assert checkpoint_digest("a/b") is None
+    assert checkpoint_digest("a/b", cache=str(tmp_path)) == commit
     assert checkpoint_digest("a/c") is None
     assert checkpoint_digest("no name/of/the hub") is None

@@ -19,7 +19,7 @@ pytest.importorskip("pydantic")
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.own_models import CHECKPOINT, DEMO_SCHEDULES
 from vtr_vllm.preflight import check_address, known_geometry
-from vtr_vllm.schedules import ModelGeometry, fastv
+from vtr_vllm.schedules import ModelGeometry, explicit, fastv
 
 PROGRAM = """
 import contextlib, io, json, sys
@@ -77,6 +77,10 @@ def folder(tmp_path: Path) -> Path:
         shutil.copy(tmp_path / name / "a.json", tmp_path / "mixed" / f"{name}.json")
     modules(tmp_path / "modules", replace(GEOMETRY, layers=8))
     modules(tmp_path / "adapted", GEOMETRY, lora=8)
+    modules(tmp_path / "weightless", GEOMETRY)
+    (tmp_path / "weightless" / "atp.safetensors").unlink()
+    (tmp_path / "judged").mkdir()
+    explicit(GEOMETRY, (1.0,) * 3 + (0.5,) * 9, ["atp"]).save(tmp_path / "judged" / "a.json")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.json").write_text("{")
     (tmp_path / "grpc.yaml").write_text("grpc: true\n")
@@ -91,11 +95,13 @@ def folder(tmp_path: Path) -> Path:
 
 def modules(path: Path, geometry: ModelGeometry, **other: object) -> None:
     """What ``vtr train atp`` leaves, as far as it is looked at without torch."""
-    names = ("n_min", "target", "lora", "data", "options", "losses", "scores", "shape")
+    names = ("target", "lora", "data", "options", "losses", "scores", "shape")
     facts = {"schema_version": 1, "checkpoint": "c0ffee", "fingerprint": geometry.fingerprint}
+    facts |= {"n_min": 1}
     facts |= {"geometry": geometry.to_dict(), "grid": [12, 12], "layers": [2, 5]}
     path.mkdir()
     (path / "atp.json").write_text(json.dumps(dict.fromkeys(names) | facts | other))
+    (path / "atp.safetensors").touch()
 
 
 CASES = {
@@ -113,6 +119,8 @@ CASES = {
     "a broken schedule": (["demo", "--schedules", "broken"], "broken/a.json"),
     "modules that are not there": (["demo", "--atp", "empty"], "empty/atp.json cannot be read"),
     "modules of another model": (["demo", "--atp", "modules"], "was trained for 8L-"),
+    "modules without weights": (["demo", "--atp", "weightless"], "has no atp.safetensors"),
+    "a schedule of modules, and none": (["demo", "--schedules", "judged"], "the server has none"),
     "modules of an adapted model": (["demo", "--atp", "adapted"], "was trained with --lora"),
     "no such settings": (["demo", "--settings", "none.toml"], "none.toml cannot be read"),
     "settings with a typing error": (["demo", "--settings", "typo.toml"], "budgit"),

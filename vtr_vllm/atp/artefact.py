@@ -9,14 +9,14 @@ from typing import Any, Self
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from vtr_vllm.atp.facts import FACTS, SCHEMA_VERSION, Facts, check
+from vtr_vllm.atp.facts import FACTS, SCHEMA_VERSION, WEIGHTS, Facts, check
 from vtr_vllm.atp.module import AtpModules, Shape
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ModelGeometry
 
-__all__ = ["LORA", "WEIGHTS", "Artefact", "describe"]
+__all__ = ["LORA", "Artefact", "describe"]
 
-WEIGHTS, LORA = "atp.safetensors", "lora.safetensors"
+LORA = "lora.safetensors"
 
 
 @dataclass(frozen=True)

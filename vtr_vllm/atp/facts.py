@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from vtr_vllm.errors import ConfigurationError, GeometryMismatch, ScheduleError
+from vtr_vllm.errors import ConfigurationError, GeometryMismatch, ScheduleError, show
 from vtr_vllm.schedules import FIRST_ATTENTION_CUT, ModelGeometry
 from vtr_vllm.schedules.strict_json import check_keys, check_version, read_object
 
-__all__ = ["FACTS", "SCHEMA_VERSION", "Facts", "check"]
+__all__ = ["FACTS", "SCHEMA_VERSION", "WEIGHTS", "Facts", "check"]
 
 SCHEMA_VERSION = 1
-FACTS = "atp.json"
+FACTS, WEIGHTS = "atp.json", "atp.safetensors"
 
 _KEYS = (
     *("schema_version", "checkpoint", "fingerprint", "geometry", "grid", "layers", "shape"),
@@ -74,6 +74,11 @@ class Facts:
     def check_checkpoint(self, checkpoint: str | None) -> None:
         """Raise ConfigurationError unless they were trained for this model: they read its hidden states,
         which other weights of its form do not have."""
+        if checkpoint is None:
+            raise ConfigurationError(
+                f"{self.folder / FACTS} was trained on checkpoint {self.values['checkpoint']}, and that of the"
+                " model cannot be told: its files are in no folder and no cache; name its folder"
+            )
         if self.values["checkpoint"] != checkpoint:
             raise ConfigurationError(
                 f"{self.folder / FACTS} was trained on checkpoint {self.values['checkpoint']}, and the model"
@@ -106,3 +111,21 @@ def check(values: Any) -> None:
     """Raise ScheduleError unless they have what ``atp.json`` holds, and no more."""
     check_version(values, SCHEMA_VERSION, "train again")
     check_keys(values, _KEYS, FACTS)
+    for name, minimum in (("layers", 1), ("grid", 1)):
+        found = values[name]
+        if not isinstance(found, list) or not found or not all(_whole(n, minimum) for n in found):
+            raise ScheduleError(f"{name} is {show(found)}; it must be whole numbers above 0")
+    if values["layers"] != sorted(set(values["layers"])) or len(values["grid"]) != 2:
+        raise ScheduleError(
+            f"layers are {show(values['layers'])} and the grid is {show(values['grid'])}; layers rise, and a"
+            " grid has rows and columns"
+        )
+    if not _whole(values["n_min"], 1) or not (values["lora"] is None or _whole(values["lora"], 1)):
+        raise ScheduleError(
+            f"n_min is {show(values['n_min'])} and lora {show(values['lora'])}; they must be whole numbers"
+            " above 0, the second may be null"
+        )
+
+
+def _whole(value: object, minimum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum

@@ -103,15 +103,15 @@ class RankRule(ABC):
     def weighing(self, heads: str) -> RankRule:
         """The rule with attention heads that count as ``heads`` says; raises ScheduleError."""
         raise ScheduleError(
-            f"rank rule {self}:{heads} weighs attention heads, and {self} looks at none: leave out"
+            f"rank rule {self}:{heads} weighs attention heads, and none are weighed by {self}: leave out"
             " what is behind the colon"
         )
 
     def holding(self, mass: str) -> RankRule:
         """The rule with a count that follows from its scores; raises ScheduleError."""
         raise ScheduleError(
-            f"rank rule {self}@{mass} keeps a share of the attention, and {self} looks at none: leave out"
-            " what is behind the @, or rank by last or instruction"
+            f"rank rule {self}@{mass} keeps a share of the attention, and {self} ranks by no such share:"
+            " leave out what is behind the @, or rank by last or instruction"
         )
 
     def with_fixed_count(self) -> RankRule:

@@ -114,7 +114,7 @@ class BatchPlan:
     """[R] rows of each request before any cut."""
     segments: tuple[Segment, ...]
     cuts: dict[int, tuple[RequestCut, ...]]
-    """Cut layer -> the requests that lose tokens before it. Empty: no row moves in this step."""
+    """Cut layer -> the requests that lose tokens before it, or may. Empty: no row moves in this step."""
     vision: IntArray | None
     """[N] vision-token number within its part, -1 for text; None without cuts."""
     image: IntArray | None
@@ -135,7 +135,7 @@ class BatchPlan:
             known = request.reduced.plan.with_count(layer, count)
             requests[index] = replace(request, reduced=request.reduced.with_plan(known))
         plan = plan_batch(requests, self.segments[-1].end_layer, self.band_starts)
-        assert plan is not None, "something is still dropped"
+        assert plan is not None, "a cut is still to come, or was made"
         return plan
 
     @property

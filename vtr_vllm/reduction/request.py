@@ -61,7 +61,7 @@ class ReducedRequest:
     prompt_len: int
     """Prompt tokens, vision tokens included."""
     parts: tuple[Part, ...]
-    """In the order of their positions; at least one drops something."""
+    """In the order of their positions; at least one drops something, or may."""
     is_local: bool
     """Whether what is dropped of an image depends on nothing behind it."""
     trace: str | None = None

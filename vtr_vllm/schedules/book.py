@@ -68,8 +68,9 @@ class ScheduleBook:
 
     ``band_starts``: the first layer of each of the engine's KV bands; None: any layer may start one, and
     of two local schedules of one budget the first is taken, since both stand where bands keep one from reuse.
+    ``modules``: the layers before which the engine has trained modules; None: any may have one.
     Raises GeometryMismatch for a schedule of another model, and ScheduleError for one that cannot run
-    in these bands, for two stored schedules of one name, or of one budget where both are reused or neither
+    in these bands or with these modules, for two stored schedules of one name, or of one budget where both are reused or neither
     is, and for a stored schedule that carries the name of a built-in form without being equal to it.
     """
 
@@ -78,8 +79,10 @@ class ScheduleBook:
         geometry: ModelGeometry,
         schedules: Iterable[Schedule] = (),
         band_starts: Collection[int] | None = None,
+        modules: Collection[int] | None = None,
     ) -> None:
         self.geometry = geometry
+        self.modules = None if modules is None else tuple(sorted(modules))
         self.band_starts = None if band_starts is None else tuple(sorted(band_starts))
         self._stored: dict[str, Schedule] = {}
         self._ladders: dict[bool | None, _Ladder] = {
@@ -94,12 +97,13 @@ class ScheduleBook:
         geometry: ModelGeometry,
         path: str | os.PathLike[str],
         band_starts: Collection[int] | None = None,
+        modules: Collection[int] | None = None,
     ) -> Self:
         """Load every ``*.json`` of a folder; raises ScheduleError with the path of a bad file."""
         folder = Path(path)
         if not folder.is_dir():
             raise ScheduleError(f"schedule folder {folder} is no folder; create it or name another")
-        book = cls(geometry, band_starts=band_starts)
+        book = cls(geometry, band_starts=band_starts, modules=modules)
         for file in sorted(folder.glob("*.json")):
             schedule = Schedule.load(file)
             try:
@@ -204,6 +208,7 @@ class ScheduleBook:
     def _add(self, schedule: Schedule) -> None:
         schedule.check_fits(self.geometry)
         schedule.check_bands(self.band_starts)
+        schedule.check_modules(self.modules)
         if schedule.name in self._stored:
             raise ScheduleError(f"two schedules are named {schedule.name}; rename one")
         form = form_by_name(self.geometry, schedule.name)

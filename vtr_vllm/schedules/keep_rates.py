@@ -123,7 +123,7 @@ def check_keep_and_rules(
     if len(waiting := adaptive_rules(parsed)) > MOST_ADAPTIVE_CUTS:
         raise ScheduleError(
             f"{len(waiting)} cuts are adaptive ({', '.join(map(str, waiting))}), and each has its step wait"
-            f" for the device; {MOST_ADAPTIVE_CUTS} may be: leave out the share at others"
+            f" for the device; {MOST_ADAPTIVE_CUTS} may be: rank others by {waiting[-1].with_fixed_count()}"
         )
     if (alone := of_one_image(parsed)) and not see_no_question(parsed):
         raise ScheduleError(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from vtr_vllm.ranking import RankRule
+from vtr_vllm.ranking import Need, RankRule
 from vtr_vllm.ranking.rules.previous import Previous
 from vtr_vllm.schedules.keep_rates import adaptive_rules, cut_layers, keep_counts, mean
 
@@ -52,7 +52,7 @@ class Plan:
 
     @property
     def reduces(self) -> bool:
-        """Whether any layer sees fewer than all vision tokens."""
+        """Whether any layer sees, or may come to see, fewer than all vision tokens."""
         return bool(self.cuts)
 
     @property
@@ -66,8 +66,8 @@ def make_plan(keep: Sequence[float], rules: Sequence[RankRule], n_vision: int) -
 
     ``keep`` and ``rules`` are what ``Schedule`` holds and ``parse_wire`` returns. A scheduled
     cut whose count does not fall for this prompt is no cut of the plan, unless it is adaptive and more than one
-    token is there. A ``previous`` that would have reused the order of such a cut takes over its rule instead,
-    and merges as before. Raises ValueError on a negative ``n_vision`` and when ``rules`` are not one per cut.
+    token is there. A ``previous`` that would have reused the order of such a cut takes over its rule instead
+    (but not one of trained modules, behind another cut), and merges as before. Raises ValueError on a negative ``n_vision`` and when ``rules`` are not one per cut.
     """
     scheduled = dict(zip(cut_layers(keep, 1.0), rules, strict=True))
     return _plan(n_vision, keep_counts(keep, n_vision), scheduled)
@@ -86,13 +86,15 @@ def _plan(n_vision: int, counts: Sequence[int], scheduled: dict[int, RankRule]) 
 
 def _resolve(scheduled: dict[int, RankRule], cuts: frozenset[int]) -> tuple[RankRule, ...]:
     """The rules of the cuts that happen; ``scheduled`` is in depth order."""
-    resolved = []
+    resolved: list[RankRule] = []
     inherited: RankRule | None = None  # the rule of a vanished cut that no later cut replaced
     for layer, rule in scheduled.items():
         if layer not in cuts:
             inherited = inherited if isinstance(rule, Previous) else rule
             continue
-        if isinstance(rule, Previous) and inherited:
+        # Modules are trained for their own layer: behind it their last order is all that there is.
+        is_bound = inherited is not None and Need.MODULES in inherited.needs and bool(resolved)
+        if isinstance(rule, Previous) and inherited and not is_bound:
             rule = replace(inherited.with_fixed_count(), merge=rule.merge)
         resolved.append(rule)
         inherited = None

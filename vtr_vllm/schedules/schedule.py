@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from vtr_vllm.errors import GeometryMismatch, ScheduleError, show
-from vtr_vllm.ranking import RankRule, check_heads
+from vtr_vllm.ranking import Need, RankRule, check_heads
 from vtr_vllm.schedules.floors import check_floor
 from vtr_vllm.schedules.geometry import ModelGeometry
 from vtr_vllm.schedules.keep_rates import (
@@ -101,10 +101,11 @@ class Schedule:
             ("per_image_floor", self.per_image_floor or None),
         ):
             if value is not None:
+                rules = adaptive_rules(self.rules)
                 raise ScheduleError(
                     f"schedule {self.name} has {name} {show(value)} and adaptive cuts"
-                    f" ({', '.join(map(str, adaptive_rules(self.rules)))}), of which nobody knows beforehand what"
-                    f" they keep; leave {name} out, or the shares behind the @"
+                    f" ({', '.join(map(str, rules))}), of which nobody knows beforehand what they keep; leave"
+                    f" {name} out, or rank by {rules[0].with_fixed_count()} and its like"
                 )
 
     def _check_budget(self, budget: object) -> float:
@@ -167,6 +168,22 @@ class Schedule:
                 f" before layers {inside} are not before the first layer of a KV band"
                 f" ({sorted(starts)}); move the cuts there, or name another rule"
             )
+
+    def check_modules(self, layers: Collection[int] | None) -> None:
+        """Raise ScheduleError where an engine refuses every request with it for want of trained modules.
+
+        ``layers``: before which it has some; None: any.
+        """
+        if layers is None:
+            return
+        for cut, rule in zip(self.cuts, self.rules, strict=True):
+            if Need.MODULES in rule.needs and cut not in layers:
+                there = f"has some before layers {sorted(layers)} alone" if layers else "has none"
+                raise ScheduleError(
+                    f"schedule {self.name} has rule {rule} before layer {cut}, which trained modules decide,"
+                    f" and the server {there}: start it with --atp, and the modules that the schedule"
+                    " belongs to"
+                )
 
     def wire(self) -> Wire:
         """What goes into ``SamplingParams.extra_args``."""

@@ -103,11 +103,11 @@ class ScheduleFolder:
         self._state: State = {}
         self._reading = threading.Lock()
         self.offer: Offer
-        self._band_starts = template.book.band_starts
-        book = ScheduleBook(geometry, band_starts=self._band_starts)
+        self._band_starts, self._modules = template.book.band_starts, template.book.modules
+        book = template.book
         if folder is not None:
             self._state = _state(folder)
-            book = ScheduleBook.from_folder(geometry, folder, self._band_starts)
+            book = ScheduleBook.from_folder(geometry, folder, self._band_starts, self._modules)
             files = [file for file in self._state if file != folder / FILE]
             self._good = {file: Schedule.load(file) for file in files}
             if len(files) < len(self._state):
@@ -161,7 +161,8 @@ class ScheduleFolder:
         except ScheduleError as err:
             rejected.append(str(err))
         try:
-            self._take(ScheduleBook(self._geometry, good.values(), self._band_starts))
+            book = ScheduleBook(self._geometry, good.values(), self._band_starts, self._modules)
+            self._take(book)
         except VTRError as err:
             # Each file is fine by itself: two share a name or a budget. Neither wins by chance.
             rejected.append(str(err))
@@ -182,6 +183,7 @@ class ScheduleFolder:
                 schedule = Schedule.load(file)
                 schedule.check_fits(self._geometry)
                 schedule.check_bands(self._band_starts)
+                schedule.check_modules(self._modules)
             except ScheduleError as err:
                 if file in self._good:
                     good[file] = self._good[file]

@@ -36,6 +36,7 @@ from vtr_server.vllm_api.bodies import (
 )
 from vtr_server.vllm_api.first_token import first_token, tap_first_tokens
 from vtr_vllm.checkpoint_digest import checkpoint_digest
+from vtr_vllm.engine.common.atp import facts_of
 from vtr_vllm.engine.common.config import LayerBands, model_geometry
 from vtr_vllm.engine.common.kv_report import KVReport
 from vtr_vllm.engine.frontend.admission import (
@@ -104,6 +105,8 @@ class Engine:
         settings = EngineSettings.of(client.vllm_config.additional_config)
         self.schedules: Path | None = settings.schedules
         self.band_starts = LayerBands.of(client.vllm_config).starts
+        facts = facts_of(client.vllm_config)  # read here, as the workers read them: at the start
+        self.modules: tuple[int, ...] = () if facts is None else facts.layers
         model = client.vllm_config.model_config
         self.checkpoint = checkpoint_digest(model.model, model.revision)
         self.caches_prefixes = bool(client.vllm_config.cache_config.enable_prefix_caching)

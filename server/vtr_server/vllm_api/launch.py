@@ -12,6 +12,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from vtr_server.policy.settings import ServerSettings
 from vtr_vllm import preflight
+from vtr_vllm.checkpoint_digest import checkpoint_digest
 from vtr_vllm.command_line import LAUNCH_VARIABLE, OneLineErrors, refuse
 from vtr_vllm.engine_settings import EngineSettings
 from vtr_vllm.errors import ConfigurationError, VTRError
@@ -52,8 +53,13 @@ def check(args: Namespace) -> None:
     ours = EngineSettings.of(args.additional_config)
     settings = ServerSettings() if ours.settings is None else ServerSettings.load(ours.settings)
     geometry = _geometry(args)
-    if ours.schedules is not None:
-        preflight.check_schedules(ours.schedules, geometry, may_be_empty=settings.jobs is not None)
+    facts = preflight.check_modules(ours.atp, geometry)
+    if facts is not None:
+        digest = checkpoint_digest(args.model, args.revision, args.download_dir)
+        facts.check_checkpoint(digest)
+    preflight.check_schedules(
+        ours.schedules, geometry, settings.jobs is not None, () if facts is None else facts.layers
+    )
     if said := os.environ.pop(LAUNCH_VARIABLE, None):
         print(f"vtr: {said}", file=sys.stderr, flush=True)
 

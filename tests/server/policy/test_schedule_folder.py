@@ -22,7 +22,7 @@ from vtr_server.policy.schedule_choice import ScheduleChooser
 from vtr_server.policy.schedule_folder import Offer, ScheduleFolder
 from vtr_server.policy.vtr_field import Ask
 from vtr_vllm.adaptive.family import FILE
-from vtr_vllm.errors import InvalidBudget, ScheduleError
+from vtr_vllm.errors import InvalidBudget, ScheduleError, UnknownSchedule
 from vtr_vllm.schedules import (
     ModelGeometry,
     RankRule,
@@ -247,6 +247,25 @@ def test_links_are_followed_when_they_are_turned(tmp_path: Path) -> None:
     (tmp_path / "next").replace(tmp_path / "data")
     assert folded.reload_if_changed() == []
     assert folded.offer.chooser.book.by_name("a").budget == 0.25
+
+
+def test_the_modules_of_the_engine_hold_after_every_reload(folder: Path) -> None:
+    book = ScheduleBook(GEOMETRY, modules=(4,))
+    folded = ScheduleFolder(GEOMETRY, folder, replace(TEMPLATE, book=book))
+
+    def judged(cut: int) -> None:
+        keep = (1.0,) * cut + (0.5,) * (12 - cut)
+        explicit(GEOMETRY, keep, [RankRule.parse("atp")], name=f"at-{cut}").save(
+            folder / f"at-{cut}.json"
+        )
+
+    judged(4)
+    judged(5)
+    [rejected] = folded.reload_if_changed()
+    assert "has some before layers [4] alone" in rejected
+    assert folded.offer.chooser.book.by_name("at-4").is_adaptive
+    with pytest.raises(UnknownSchedule):
+        folded.offer.chooser.book.by_name("at-5")
 
 
 def test_the_bands_of_the_engine_hold_after_every_reload(folder: Path) -> None:

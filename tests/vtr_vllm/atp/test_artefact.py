@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.vtr_vllm.atp.made import made
-from vtr_vllm.atp.artefact import WEIGHTS, Artefact
-from vtr_vllm.atp.facts import FACTS
+from vtr_vllm.atp.artefact import Artefact
+from vtr_vllm.atp.facts import FACTS, WEIGHTS
 from vtr_vllm.atp.module import grid_scores
 from vtr_vllm.errors import ConfigurationError
 

@@ -32,6 +32,10 @@ def test_another_model_is_refused(tmp_path: Path) -> None:
         facts.check_grid((24, 24))
     with pytest.raises(ConfigurationError, match="on checkpoint c0ffee, and the model is decaf;"):
         facts.check_checkpoint("decaf")
+    with pytest.raises(ConfigurationError, match="that of the model cannot be told"):
+        facts.check_checkpoint(None)
+    with pytest.raises(ConfigurationError, match="cannot be told"):
+        made(tmp_path, checkpoint=None).facts.check_checkpoint(None)
 
 
 def test_what_no_engine_can_run_is_refused(tmp_path: Path) -> None:
@@ -44,7 +48,17 @@ def test_what_no_engine_can_run_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"schema_version": 2}, "schema_version is 2"), ({"more": 1}, "unknown")],
+    [
+        ({"schema_version": 2}, "schema_version is 2"),
+        ({"more": 1}, "unknown"),
+        ({"layers": []}, r"layers is \[\]; it must be whole numbers above 0"),
+        ({"layers": ["2"]}, "layers is .*; it must be whole numbers above 0"),
+        ({"layers": [5, 2]}, "layers rise"),
+        ({"grid": [12]}, "rows and columns"),
+        ({"grid": "12x12"}, "grid is '12x12'"),
+        ({"n_min": "1"}, "n_min is '1'"),
+        ({"lora": True}, "lora True"),
+    ],
 )
 def test_other_files_are_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     values = made(tmp_path).facts.values

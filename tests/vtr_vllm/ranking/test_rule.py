@@ -42,7 +42,7 @@ def test_weights_of_heads_are_digits(text):
 
 @pytest.mark.parametrize("text", ["cls:90", "diverse:90", "previous:90"])
 def test_rules_without_attention_heads_have_none_to_weigh(text):
-    with pytest.raises(ScheduleError, match="looks at none"):
+    with pytest.raises(ScheduleError, match="none are weighed by"):
         RankRule.parse(text)
 
 
@@ -82,7 +82,7 @@ def test_a_share_of_the_attention_says_the_count(text, written):
         *((f"last@{share}", "write a number above 0") for share in [".5:90", ".5@.5", " .5"]),
         ("last-prior@.5", "what last ranks by is none"),
         ("self@.5", "is of one image"),
-        *((f"{rule}@.5", "looks at none") for rule in ["saliency", "cls", "previous"]),
+        *((f"{rule}@.5", "ranks by no such share") for rule in ["saliency", "cls", "previous"]),
     ],
 )
 def test_other_shares_are_refused(text, reason):

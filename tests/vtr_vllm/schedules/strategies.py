@@ -8,6 +8,7 @@ from vtr_vllm.schedules.keep_rates import cut_layers
 LLAVA_7B = ModelGeometry(32, 4096, 11008, 32, 32, 128)
 
 ATTENTION_RULES = ["last", "last-norope", "last-max", "last-norope-max", "instruction"]
+ADAPTIVE_RULES = ["last@0.5", "instruction@0.3", "atp"]
 BLIND_RULES = ["saliency", "cls", "random"]
 
 budgets = st.floats(1e-6, 1.0)
@@ -33,13 +34,15 @@ json_values = st.recursive(
 
 
 @st.composite
-def curves(draw, layers):
-    """A valid keep curve of so many layers, with a valid rule per cut."""
+def curves(draw, layers, adaptive=False):
+    """A valid keep curve of so many layers, with a valid rule per cut; ``adaptive``: some of these too."""
     rate = st.sampled_from([0.0, 0.05, 0.25, 1 / 3, 0.5, 0.999, 1.0]) | st.floats(0, 1)
     keep = sorted(draw(st.lists(rate, min_size=layers, max_size=layers)), reverse=True)
     rules = []
     for cut in cut_layers(keep, 1.0):
         allowed = BLIND_RULES + (ATTENTION_RULES if cut >= 2 else [])
+        if adaptive and cut >= 2 and sum(rule in ADAPTIVE_RULES for rule in rules) < 4:
+            allowed += ADAPTIVE_RULES
         rules.append(draw(st.sampled_from(allowed + (["previous"] if rules else []))))
     return tuple(keep), tuple(RankRule.parse(rule) for rule in rules)
 

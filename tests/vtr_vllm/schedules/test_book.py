@@ -199,6 +199,18 @@ def test_what_no_engine_of_these_bands_could_run_is_named(tmp_path):
     ScheduleBook(GEOMETRY, [local(0.75, (2, 4), rule="self")], STARTS)
 
 
+def test_what_no_engine_with_these_modules_could_run_is_named(tmp_path):
+    explicit(GEOMETRY, (1.0,) * 4 + (0.5,) * 8, ["atp"], name="judged").save(tmp_path / "a.json")
+    for modules in (None, (2, 4)):
+        ScheduleBook.from_folder(GEOMETRY, tmp_path, modules=modules).by_name("judged")
+    with pytest.raises(
+        ScheduleError, match=r"a\.json: .*before layer 4.* the server has none: start"
+    ):
+        ScheduleBook.from_folder(GEOMETRY, tmp_path, modules=())
+    with pytest.raises(ScheduleError, match=r"has some before layers \[2\] alone"):
+        ScheduleBook.from_folder(GEOMETRY, tmp_path, modules=[2])
+
+
 def test_local_is_what_looks_at_nothing_behind_an_image():
     assert local(0.75).is_local
     assert uniform(GEOMETRY, 0.5).is_local

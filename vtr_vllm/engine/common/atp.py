@@ -30,9 +30,10 @@ def check_modules(vllm_config: VllmConfig) -> None:
     model = vllm_config.model_config
     facts.check_served()
     facts.check_geometry(model_geometry(vllm_config))
-    facts.check_checkpoint(checkpoint_digest(model.model, model.revision))
+    cache = vllm_config.load_config.download_dir
+    facts.check_checkpoint(checkpoint_digest(model.model, model.revision, cache))
 
 
-@cache  # asked for each request
+@cache  # asked for each request, and read once: what changes on disk is for the next start
 def _facts(folder: Path) -> Facts:
     return Facts.load(folder)

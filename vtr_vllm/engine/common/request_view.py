@@ -92,8 +92,8 @@ def read_request(
         )
     if floor and (found := adaptive_rules(rules)):
         raise RequestError(
-            f"rule {found[0]} keeps what holds its share of the attention, and a per-image floor of {floor}"
-            " would have some images keep more; leave the floor out, or the share"
+            f"rule {found[0]} says how many tokens stay, and a per-image floor of {floor} would have some"
+            f" images keep more; leave the floor out, or rank by {found[0].with_fixed_count()}"
         )
     plan = make_plan(keep, rules, sum(len(unit.vision) for unit in units))
     if not plan.reduces:

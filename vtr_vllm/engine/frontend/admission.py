@@ -224,7 +224,7 @@ def admit(
         if reduced is not None:
             _check_features(request, params)
             _check_trace(reduced, params)
-            check_rules(reduced, vllm_config)
+            check_rules(reduced, vllm_config, adapted=request.lora_request is not None)
             _check_length(reduced, vllm_config)
             return replace(admitted, plan=reduced.plan)
     return admitted

@@ -12,11 +12,14 @@ from vtr_vllm.ranking import Need, check_heads
 from vtr_vllm.reduction.request import ReducedRequest
 
 
-def check_rules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
-    """Refuse rules that need what the model, or the engine, does not have; raises RequestError."""
+def check_rules(reduced: ReducedRequest, vllm_config: VllmConfig, *, adapted: bool = False) -> None:
+    """Refuse rules that need what the model, or the engine, does not have; raises RequestError.
+
+    ``adapted``: the request runs with a LoRA adapter.
+    """
     _check_registers(reduced, vllm_config)
     _check_tower(reduced, vllm_config)
-    _check_modules(reduced, vllm_config)
+    _check_modules(reduced, vllm_config, adapted=adapted)
     try:
         check_heads(reduced.plan.rules, model_geometry(vllm_config).heads)
     except ScheduleError as err:
@@ -61,8 +64,8 @@ def _check_tower(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
         )
 
 
-def _check_modules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
-    """Modules are trained for one image of one form, and each for its layer."""
+def _check_modules(reduced: ReducedRequest, vllm_config: VllmConfig, *, adapted: bool) -> None:
+    """Modules are trained for one model, one image of one form, and each for its layer."""
     plan = reduced.plan
     judged = {
         cut: rule
@@ -77,6 +80,11 @@ def _check_modules(reduced: ReducedRequest, vllm_config: VllmConfig) -> None:
             f"rank rule {next(iter(judged.values()))} is decided by trained modules, and the engine was"
             " started without; start it with --atp DIR, of vtr train atp, or choose a schedule with another"
             " rule"
+        )
+    if adapted:
+        raise UnsupportedRequest(
+            f"rank rule {next(iter(judged.values()))} is decided by modules that were trained on the model"
+            " without a LoRA adapter; ask the model itself, or choose a schedule with another rule"
         )
     if other := sorted(set(judged) - set(facts.layers)):
         raise UnsupportedRequest(

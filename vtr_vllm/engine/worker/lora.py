@@ -50,10 +50,14 @@ class LoRARows:
         self._rows_of = {segment.first_layer: segment.query_len for segment in plan.segments}
 
     def cut(self, layer: int) -> None:
-        """The cut before ``layer`` is done; where no row is left nothing runs that would read the table."""
-        if self._whole is not None and self._rows_of[layer].any():
-            rows = torch.from_numpy(self._rows_of[layer])
-            self._write(self._of_request.repeat_interleave(rows))
+        """The cut before ``layer`` is done.
+
+        Nothing is to do where it took no row, so that no segment begins there, or the last one: nothing
+        runs then that would read the table.
+        """
+        left = self._rows_of.get(layer) if self._whole is not None else None
+        if left is not None and left.any():
+            self._write(self._of_request.repeat_interleave(torch.from_numpy(left)))
 
     def end_step(self) -> None:
         """Put the table back: vLLM writes it only when it changes from step to step."""

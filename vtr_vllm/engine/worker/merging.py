@@ -161,7 +161,7 @@ def _alike(members: Sequence[RequestCut]) -> list[list[tuple[int, RequestCut, in
     groups = defaultdict(list)
     gone = 0
     for place, cut in sorted(enumerate(members), key=lambda each: each[1].first_row):
-        if cut.rule.merge and cut.kept_vision:
+        if cut.rule.merge and cut.kept_vision and cut.kept_rows < cut.num_rows:
             rows = cut.num_rows if cut.request.is_local else None
             form = (cut.rule.merge, cut.kept_vision, cut.num_rows - cut.kept_rows, rows)
             groups[form].append((place, cut, cut.first_row - gone))

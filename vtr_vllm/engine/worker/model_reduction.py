@@ -20,6 +20,7 @@ from vtr_vllm.engine.worker.memory import StepMemory, reserve
 from vtr_vllm.engine.worker.modules import Modules
 from vtr_vllm.engine.worker.scoring import chosen_by_first_rank
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.ranking.rules.atp import Atp
 
 logger = logging.getLogger("vllm.vtr")
 
@@ -49,7 +50,7 @@ class Reduction:
             vllm_config.model_config.dtype,
             vllm_config.model_config.max_model_len,
             self.geometry.layers,
-            looks=1 if modules is None else Modules.LOOKS,
+            looks=1 if modules is None else len(Atp().looks),
         )
         self.ready = False
         self.cls_rows: torch.Tensor | None = None

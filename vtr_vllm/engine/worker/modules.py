@@ -14,9 +14,6 @@ from vtr_vllm.engine.common.atp import folder_of
 class Modules:
     """Those that the engine was started with, whose facts were checked; float32, on every rank alike."""
 
-    LOOKS = 2
-    """How many rules by attention they are shown."""
-
     def __init__(self, artefact: Artefact, device: torch.device) -> None:
         self._modules = artefact.modules.to(device)
         self._n_min = artefact.facts.n_min

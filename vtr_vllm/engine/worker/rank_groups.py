@@ -29,6 +29,7 @@ class RankGroup:
     rule: AttentionRule
     look: int
     """Which of the ``looks`` of its members' rule."""
+    is_last_look: bool
     places: Sequence[int]
     """[C] which members of the cut, ascending."""
     rows: torch.Tensor
@@ -100,7 +101,8 @@ def rank_groups(
         for name in ("share", "of_each", "weights", "bias"):
             if name in there:
                 there[name] = there[name].view(torch.float32)
-        made[layer].append(RankGroup(look, number, places, blocks=blocks, **there))
+        is_last = number == len(looks_of(cuts[layer][places[0]].rule)) - 1
+        made[layer].append(RankGroup(look, number, is_last, places, blocks=blocks, **there))
     return made
 
 

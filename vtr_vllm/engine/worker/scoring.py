@@ -74,8 +74,8 @@ class Scorer:
         self._cls_attention = cls_attention
         """[N] attention of the vision tower's CLS token, read at vision rows."""
         self._registers = registers
-        self._modules = modules
         """How many of each image's tokens are registers; they are its last ones."""
+        self._modules = modules
         self._previous: dict[tuple[int, int], torch.Tensor] = {}
         """Request of the step, first vision token of its part -> [n_vision] scores of its last cut."""
         self._seen: list[_Seen] = []
@@ -106,7 +106,7 @@ class Scorer:
             asked = queries.index_select(1, group.asking)
             own = None if self._rounds else keys.index_select(1, group.rows)
             last = None
-            if group.look:  # the text's, whose last row is the prompt's
+            if group.is_last_look and group.look:
                 last = value.index_select(0, group.asking.view(len(group.places), -1)[:, -1])
             self._seen.append(_Seen(group, asked, own, last))
 
@@ -163,7 +163,9 @@ class Scorer:
         """Places of the members that modules score, None: all; and their scores [A, L]."""
         assert self._modules is not None, "admitted without modules"
         length = rows.of_members.shape[1]
-        looks = torch.zeros(Modules.LOOKS, len(members), length, device=rows.vision.device)
+        rule = members[judged[0]].rule
+        assert isinstance(rule, JudgedRule)
+        looks = rows.vision.new_zeros(len(rule.looks), len(members), length, dtype=torch.float32)
         values: torch.Tensor | None = None
         for each in seen:
             group = each.group
@@ -175,7 +177,7 @@ class Scorer:
                 if values is None:
                     values = each.value.new_zeros(len(members), *each.value.shape[1:])
                 values.index_copy_(0, index, each.value)
-        assert values is not None, "text stands behind every image"
+        assert values is not None, "each look is at all of them"
         tokens = rows.vision[rows.of_members]
         if len(judged) == len(members):
             return None, self._modules.score(layer + 1, tokens, looks, values)

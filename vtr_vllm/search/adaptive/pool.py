@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from vtr_vllm.errors import InvalidBudget
+from vtr_vllm.ranking import Need
 from vtr_vllm.schedules import FIRST_ATTENTION_CUT, Schedule, of_one_image, p_sigmoid
 from vtr_vllm.search.adaptive.moves import with_counts
 from vtr_vllm.search.candidates import Candidate
@@ -24,11 +25,13 @@ def pool(study: Study, made: Iterable[Schedule], budgets: Sequence[float]) -> li
 
 def movable(study: Study, made: Iterable[Schedule]) -> list[Candidate]:
     """``made`` as candidates, each once, but for those with a rule of one image: what is next to them
-    would cut where such a rule cannot; and for those with adaptive cuts: nobody knows what they cost."""
+    would cut where such a rule cannot; those of trained modules, which lie before layers of their own; and
+    those with adaptive cuts: nobody knows what they cost."""
     left = [
         schedule
         for schedule in made
         if not of_one_image(schedule.rules) and not schedule.is_adaptive
+        if not any(Need.MODULES in rule.needs for rule in schedule.rules)
     ]
     return _each_once([Candidate.of(schedule, study.n_vision) for schedule in left])
 

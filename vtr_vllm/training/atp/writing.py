@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from vtr_vllm.atp.artefact import WEIGHTS, Artefact
-from vtr_vllm.atp.facts import FACTS
+from vtr_vllm.atp.artefact import Artefact
+from vtr_vllm.atp.facts import FACTS, WEIGHTS
 from vtr_vllm.schedules import (
     FIRST_ATTENTION_CUT,
     MOST_ADAPTIVE_CUTS,

@@ -99,6 +99,22 @@ def test_a_step_of_which_no_row_is_left_has_its_table_again(kind) -> None:
     assert table.seen(4) == [0] * 4
 
 
+@pytest.mark.parametrize("kind", [OfCPU, OfGPU])
+def test_a_cut_that_takes_nothing_changes_no_table(kind) -> None:
+    """An adaptive one, whose count is that of what there was: no segment begins behind it."""
+    request = request_of([range(4)], 9, [1, 1, 0.9999, 0.9999], ["last@0.9"])
+    plan = plan_batch([StepRequest(0, 9, request)], 4, [0])
+    assert list(plan.cuts) == [2]
+    assert [segment.first_layer for segment in plan.segments] == [0]
+    table = kind([1], [9])
+    rows = LoRARows(table.wrapper)
+    rows.begin_step(plan)
+    rows.cut(2)
+    assert table.seen(9) == [0] * 9
+    rows.end_step()
+    assert table.seen(9) == [0] * 9
+
+
 class Wrapped(BaseLayerWithLoRA):
     """A layer as vLLM exchanges it for a linear one."""
 

@@ -17,7 +17,10 @@ from tests.vtr_vllm.atp.made import made_for
 from tests.vtr_vllm.engine.conftest import LAYERS, SHAPE, Engines
 from tests.vtr_vllm.engine.support import Case, picture, tokens, words
 from tests.vtr_vllm.engine.worker.test_adaptive_cuts import case
+from tests.vtr_vllm.reduction.strategies import request_of
 from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
+from vtr_vllm.engine.frontend.rule_checks import check_rules
+from vtr_vllm.engine.worker import modules
 from vtr_vllm.engine.worker.modules import Modules
 from vtr_vllm.errors import UnsupportedRequest
 from vtr_vllm.schedules import RankRule, to_wire
@@ -153,6 +156,12 @@ def test_what_modules_cannot_judge_is_refused(
     two = case(1, images=2).prompt
     with pytest.raises(UnsupportedRequest, match=r"2 images .* one image of 8x8"):
         llm.generate(two, params(UNBOUNDED, "atp", "atp", "atp"))
+    with pytest.raises(UnsupportedRequest, match="without a LoRA adapter"):
+        check_rules(
+            request_of([range(64)], 70, UNBOUNDED, ["atp"] * 3),
+            llm.llm_engine.vllm_config,
+            adapted=True,
+        )
     elsewhere = (1.0,) * 3 + (0.5,) * 5
     with pytest.raises(UnsupportedRequest, match=r"before layer 3, .* before layers 2, 4, 6"):
         llm.generate(trained.prompt(trained.items[0]), params(elsewhere, "atp"))
@@ -180,3 +189,19 @@ def test_margins_are_of_rows_and_padding_is_nobody(trained: Trained) -> None:
     torch.testing.assert_close(both[1].flip(0)[: len(tokens_of)][is_vision], alone[0][is_vision])
     assert SHAPE.vision_tokens == SIDE * SIDE
     assert LAYERS == 8
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_values_of_all_heads_are_shown_on_every_rank(
+    monkeypatch: pytest.MonkeyPatch, ranks: int
+) -> None:
+    """Of two heads; four ranks hold each of them twice."""
+    whole = torch.arange(2 * 2 * 3.0).view(2, 2, 3)  # [A, heads, width]
+    repeated = whole.repeat_interleave(max(1, ranks // 2), dim=1)
+    own = repeated.split(max(1, 2 // ranks), dim=1)
+    monkeypatch.setattr(modules, "get_tensor_model_parallel_world_size", lambda: ranks)
+    monkeypatch.setattr(
+        modules, "tensor_model_parallel_all_gather", lambda part, dim: torch.cat(own, dim)
+    )
+    for part in own:
+        assert torch.equal(modules._of_all_ranks(part, 6), whole.flatten(1))

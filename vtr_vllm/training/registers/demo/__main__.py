@@ -62,7 +62,13 @@ def main() -> int:
     add("--out", type=Path, default=Path("build/demo-registers/checkpoint"))
     add("--work", type=Path, default=Path("build/demo-registers/work"))
     add("--registers", type=int, default=recipe.registers)
-    add("--counts", type=int, nargs="+", help="how many of them stay, drawn anew at each step")
+    add(
+        "--counts",
+        type=int,
+        nargs="+",
+        default=recipe.counts,
+        help="how many of them may stay, drawn anew at each step (default: %(default)s)",
+    )
     add("--layer", type=int, default=recipe.layer, help="before which all else of an image goes")
     add("--steps", type=int, default=recipe.steps)
     add("--samples", type=int, default=1000, help="questions of each test split")
@@ -70,7 +76,7 @@ def main() -> int:
     recipe = replace(
         recipe,
         registers=asked.registers,
-        counts=tuple(asked.counts or (asked.registers,)),
+        counts=tuple(asked.counts),
         layer=asked.layer,
         steps=asked.steps,
     )

@@ -29,7 +29,7 @@ class Recipe:
     """Everything that shapes a run; ``counts``: how many registers stay, drawn anew at each step."""
 
     registers: int = 16
-    counts: tuple[int, ...] = (16,)
+    counts: tuple[int, ...] = (16, 8, 4)
     layer: int = 3
     first_layer: int = 9
     moving_steps: int = 500
