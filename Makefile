@@ -136,7 +136,7 @@ demo-compare: $(READY) $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl $(DE
 
 DEMO_FAMILY := build/demo-family
 
-demo-family: $(READY) $(DEMO_DATA)/calibration.jsonl $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl ## search the demo model's family of schedules again (an hour on two cores)
+demo-family: $(READY) $(DEMO_DATA)/calibration.jsonl $(DEMO_DATA)/test.jsonl $(DEMO_DATA)/test-hard.jsonl ## search the demo model's family of schedules again (half an hour on two cores)
 	@echo "demo-family: searching; stopped, the same command goes on"
 	mkdir -p $(DEMO_FAMILY) vtr_vllm/demo/schedules/adaptive
 	cp vtr_vllm/demo/schedules/*.json $(DEMO_FAMILY)/
@@ -145,7 +145,7 @@ demo-family: $(READY) $(DEMO_DATA)/calibration.jsonl $(DEMO_DATA)/test.jsonl $(D
 	    --engines 2 --items 600 --members 8 --out $(DEMO_FAMILY) $(ARGS)
 	cp $(DEMO_FAMILY)/adaptive/family.json vtr_vllm/demo/schedules/adaptive/
 
-demo-registers: $(READY) ## train the demo model with registers again (an hour on two cores)
+demo-registers: $(READY) ## train the demo model with registers again (half an hour on two cores)
 	@echo "demo-registers: training; stopped, the same command goes on"
 	$(BIN)/python -m vtr_vllm.training.registers.demo $(ARGS)
 	cp build/demo-registers/delta.safetensors vtr_vllm/demo/registers/

@@ -110,7 +110,10 @@ def test_a_floor_beside_an_adaptive_cut_is_refused():
     found = read_request(asked, [image(2, 4)], PROMPT, BANDS)
     assert found.is_adaptive
     assert not found.is_local
-    with pytest.raises(RequestError, match=r"last@0.5 says how many tokens stay, .* leave the floor out, or rank by last"):
+    with pytest.raises(
+        RequestError,
+        match=r"last@0.5 says how many tokens stay, .* leave the floor out, or rank by last",
+    ):
         read_request(asked | {"vtr_floor": 0.5}, [image(2, 4)], PROMPT, BANDS)
 
 

@@ -21,7 +21,7 @@ from vtr_vllm.search.session import lock
 from vtr_vllm.training.demo.evaluate import Scores, prepare, score
 from vtr_vllm.training.demo.export import build_processor
 from vtr_vllm.training.demo.shards import Crew
-from vtr_vllm.training.registers.checkpoint import schedules, write
+from vtr_vllm.training.registers.checkpoint import halvings, schedules, write
 from vtr_vllm.training.registers.demo.evaluate import (
     CONTROLS,
     control,
@@ -66,8 +66,7 @@ def main() -> int:
         "--counts",
         type=int,
         nargs="+",
-        default=recipe.counts,
-        help="how many of them may stay, drawn anew at each step (default: %(default)s)",
+        help="how many of them may stay, drawn anew at each step (default: all, half, a quarter)",
     )
     add("--layer", type=int, default=recipe.layer, help="before which all else of an image goes")
     add("--steps", type=int, default=recipe.steps)
@@ -76,7 +75,7 @@ def main() -> int:
     recipe = replace(
         recipe,
         registers=asked.registers,
-        counts=tuple(asked.counts),
+        counts=tuple(asked.counts or halvings(asked.registers)[:3]),
         layer=asked.layer,
         steps=asked.steps,
     )
