@@ -17,7 +17,6 @@ from vtr_vllm.training.demo.evaluate import prepare
 from vtr_vllm.training.registers.demo.evaluate import with_registers
 from vtr_vllm.training.registers.demo.model import RegisterModel
 
-
 COUNTS = (16, 8, 4)
 
 

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -36,17 +37,18 @@ from vtr_vllm.training.registers.demo.train import Recipe, Trainer
 def report(
     model: RegisterModel, start: Path, recipe: Recipe, samples: int
 ) -> dict[str, dict[str, Scores]]:
-    """Scores on each test split: with registers alone, without a drop, and the controls."""
+    """Scores on each test split: with registers alone, without a drop, and the controls; with what stays,
+    and the layer before which all else goes."""
     untouched = LlavaForConditionalGeneration.from_pretrained(start, dtype=torch.float32)
     found: dict[str, dict[str, Scores]] = {}
     for split in ("test", "test-hard"):
         groups = prepare(untouched, [sample(split, i) for i in range(samples)])
         own = found[split] = {"untouched": score(untouched, groups)}
         own["registers, nothing dropped"] = without_drop(model, groups)
-        for kept in recipe.counts:
-            own[f"registers {kept}"] = with_registers(model, groups, kept, recipe.layer)
+        for layer, kept in product(recipe.layers, recipe.counts):
+            own[f"registers {kept}, {layer}"] = with_registers(model, groups, kept, layer)
             for name in CONTROLS:
-                own[f"{name} {kept}"] = control(untouched, groups, name, kept, recipe.layer)
+                own[f"{name} {kept}, {layer}"] = control(untouched, groups, name, kept, layer)
     return found
 
 
@@ -68,7 +70,13 @@ def main() -> int:
         nargs="+",
         help="how many of them may stay, drawn anew at each step (default: all, half, a quarter)",
     )
-    add("--layer", type=int, default=recipe.layer, help="before which all else of an image goes")
+    add(
+        "--layers",
+        type=int,
+        nargs="+",
+        default=recipe.layers,
+        help="before which all else of an image goes, drawn anew at each step (default: %(default)s)",
+    )
     add("--steps", type=int, default=recipe.steps)
     add("--samples", type=int, default=1000, help="questions of each test split")
     asked = parser.parse_args()
@@ -76,7 +84,7 @@ def main() -> int:
         recipe,
         registers=asked.registers,
         counts=tuple(asked.counts or halvings(asked.registers)[:3]),
-        layer=asked.layer,
+        layers=tuple(asked.layers),
         steps=asked.steps,
     )
     try:
@@ -97,9 +105,13 @@ def _train(recipe: Recipe, asked: argparse.Namespace) -> None:
     torch.set_num_threads(recipe.shards)
     print(json.dumps(report(model, asked.start, recipe, asked.samples)), flush=True)
     config = model.llava.config
-    sizes = config.image_seq_length, recipe.registers, recipe.layer
     geometry = ModelGeometry.from_config(config.text_config.to_dict())
-    found = schedules(geometry, *sizes, recipe.counts)
+    sizes = config.image_seq_length, recipe.registers
+    found = [
+        one if len(recipe.layers) == 1 else replace(one, name=f"{one.name}-before-{layer}")
+        for layer in recipe.layers
+        for one in schedules(geometry, *sizes, layer, recipe.counts)
+    ]
     write(model.llava.bfloat16(), build_processor(), model.registers.detach(), asked.out, found)
     pack(asked.out, asked.out.with_name(DELTA.name))
 

@@ -26,11 +26,12 @@ from vtr_vllm.training.registers.demo.model import RegisterModel
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that shapes a run; ``counts``: how many registers stay, drawn anew at each step."""
+    """Everything that shapes a run; ``counts`` and ``layers``: how many registers stay, and before which
+    layer all else of an image goes, drawn anew at each step."""
 
     registers: int = 16
     counts: tuple[int, ...] = (16, 8, 4)
-    layer: int = 3
+    layers: tuple[int, ...] = (3,)
     first_layer: int = 9
     moving_steps: int = 500
     steps: int = 1800
@@ -54,7 +55,7 @@ class Trainer(CrewTrainer):
     """
 
     def __init__(self, recipe: Recipe, start: Path, work: Path) -> None:
-        asked = {**asdict(recipe), "counts": list(recipe.counts)}
+        asked = {**asdict(recipe), "counts": list(recipe.counts), "layers": list(recipe.layers)}
         asked["start"] = checkpoint_digest(str(start))
         super().__init__(work, asked)
         self.recipe = recipe
@@ -77,11 +78,11 @@ class Trainer(CrewTrainer):
         self.rates = [[g["lr"] for g in o.param_groups] for o in self.optimizers]
         self.restore()
 
-    def layer(self, step: int) -> int:
-        """Before which an image goes, at a step."""
+    def layer(self, step: int, goal: int) -> int:
+        """Before which an image goes, at a step that draws the layer ``goal``."""
         recipe = self.recipe
         left = max(0.0, 1 - step / recipe.moving_steps)
-        return recipe.layer + round(left * (recipe.first_layer - recipe.layer))
+        return goal + round(left * (recipe.first_layer - goal))
 
     def jobs(self) -> list[Job]:
         """The next step's share of each process."""
@@ -89,10 +90,11 @@ class Trainer(CrewTrainer):
         share = recipe.images // recipe.shards
         draw = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
         kept = recipe.counts[int(torch.randint(len(recipe.counts), (), generator=draw))]
+        goal = recipe.layers[int(torch.randint(len(recipe.layers), (), generator=draw))]
         helping = recipe.help_weight * max(0.0, 1 - step / recipe.help_steps)
         first = step * recipe.images
         return [
-            Job(first + i * share, share, recipe.questions, kept, self.layer(step), helping)
+            Job(first + i * share, share, recipe.questions, kept, self.layer(step, goal), helping)
             for i in range(recipe.shards)
         ]
 
@@ -111,5 +113,5 @@ class Trainer(CrewTrainer):
         progress, left = self.progress, self.recipe.steps - self.progress.step
         line: dict[str, Any] = {"step": progress.step, "seconds": round(progress.seconds)}
         line["seconds_left"] = round(left * seconds / steps)
-        line["layer"] = self.layer(progress.step - 1)
+        line["layers"] = [self.layer(progress.step - 1, goal) for goal in self.recipe.layers]
         print(json.dumps(line | told(sums, steps)), flush=True)

@@ -14,10 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from vtr_vllm.demo import CHECKPOINT
 from vtr_vllm.errors import ConfigurationError
+from vtr_vllm.schedules import Schedule
 from vtr_vllm.training.demo.shards import Crew
+from vtr_vllm.training.registers.demo.evaluate import CONTROLS
 from vtr_vllm.training.registers.demo.losses import job_loss
 from vtr_vllm.training.registers.demo.train import Recipe, Trainer
 
+STANDS = ("registers", *CONTROLS)
 TINY = Recipe(
     registers=4,
     counts=(4, 2),
@@ -81,7 +84,7 @@ def test_a_state_of_other_weights_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_drop_comes_forward_and_the_help_fades(tmp_path: Path) -> None:
-    trainer = Trainer(Recipe(counts=(16, 8)), CHECKPOINT, tmp_path)
+    trainer = Trainer(Recipe(counts=(16, 8), layers=(3,)), CHECKPOINT, tmp_path)
     seen = []
     for step in (0, 250, 500, 1000, 1700):
         trainer.progress.step = step
@@ -90,16 +93,17 @@ def test_the_drop_comes_forward_and_the_help_fades(tmp_path: Path) -> None:
         assert first.kept == second.kept
         seen.append((first.layer, round(first.help_weight, 2)))
     assert seen == [(9, 0.4), (6, 0.3), (3, 0.2), (3, 0.0), (3, 0.0)]
+    trainer.recipe = replace(trainer.recipe, layers=(2, 3))
     drawn = set()
-    for step in range(20):
+    for step in range(600, 640):
         trainer.progress.step = step
-        drawn.add(trainer.jobs()[0].kept)
-    assert drawn == {16, 8}
+        drawn.add((trainer.jobs()[0].kept, trainer.jobs()[0].layer))
+    assert drawn == {(16, 2), (8, 2), (16, 3), (8, 3)}
 
 
 def test_the_command_writes_a_checkpoint_with_registers(tmp_path: Path) -> None:
     """What is frozen is as it was."""
-    options = ["--registers", "2", "--steps", "1", "--samples", "4"]
+    options = ["--registers", "2", "--layers", "2", "3", "--steps", "1", "--samples", "4"]
     folders = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
     done = subprocess.run(
         [sys.executable, "-m", "vtr_vllm.training.registers.demo", *options, *folders],
@@ -109,9 +113,12 @@ def test_the_command_writes_a_checkpoint_with_registers(tmp_path: Path) -> None:
     )
     scores = json.loads(done.stdout.splitlines()[-1])
     assert set(scores) == {"test", "test-hard"}
-    assert {"untouched", "registers, nothing dropped", "registers 2", "last 2"} < set(
-        scores["test"]
-    )
+    alone = {f"{name} {kept}, {layer}" for name in STANDS for kept in (2, 1) for layer in (2, 3)}
+    assert set(scores["test"]) == {"untouched", "registers, nothing dropped", *alone}
+    made = [Schedule.load(file) for file in (tmp_path / "out" / "schedules").iterdir()]
+    assert {(one.name, one.cuts) for one in made} == {
+        (f"registers-{kept}-before-{layer}", (layer,)) for kept in (2, 1) for layer in (2, 3)
+    }
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["vtr_registers"] == 2
     before, behind = (
