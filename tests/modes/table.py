@@ -112,6 +112,12 @@ WORKS: tuple[Works, ...] = (
         "vtr_vllm/engine/scheduler/test_scheduler.py::test_tokens_do_not_depend_on_neighbours_or_preemption",
     ),
     Works(
+        "trained ATP modules",
+        "`vtr serve --atp DIR`",
+        "modes/test_modes.py::test_trained_modules",
+        "on two ranks, under async scheduling with preemption, on both runners",
+    ),
+    Works(
         "async scheduling",
         "GPU default",
         "modes/test_modes.py::test_async_scheduling",
@@ -350,6 +356,11 @@ REFUSED_REQUESTS: tuple[RefusedRequest, ...] = (
         "rank rule `cls` with `--enable-mm-embeds`",
         "no tower sees the image",
         "vtr_vllm/engine/frontend/test_admission.py::test_the_cls_rule_needs_images_that_the_tower_sees",
+    ),
+    RefusedRequest(
+        "rank rule `atp` with an adapter, or with more than one image",
+        "the modules were trained without the one, and on one",
+        "vtr_vllm/engine/worker/test_modules.py::test_what_modules_cannot_judge_is_refused",
     ),
     RefusedRequest(
         "another architecture, `--model-impl transformers` among them",
