@@ -2,24 +2,44 @@
 
 One engine. Requests with adaptive cuts, and the same requests with the counts that these found given beforehand,
 strictly in turn, each on images whose tower has run: prefill alone, then answers, over which the KV that is
-held is summed. Which of the two goes first flips from pair to pair.
+held is summed. Which of the two goes first flips from pair to pair. With ``--modules`` trained ATP modules find
+the counts (of made-up weights, as the model's are), and the others rank by attention from the text.
 """
 
 from __future__ import annotations
 
 import argparse
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from benchmarks.arms import Arm, in_turn, log_folder
 from benchmarks.one_engine import add_engine_options, of_one_engine
 from benchmarks.record import say, write
 from benchmarks.report import measured
 from benchmarks.shapes import NAMES, Shape
+from vtr_vllm.atp.artefact import Artefact, describe
+from vtr_vllm.atp.facts import Facts
+from vtr_vllm.atp.module import AtpModules
+from vtr_vllm.atp.module import Shape as ModuleShape
+from vtr_vllm.checkpoint_digest import checkpoint_digest
 from vtr_vllm.schedules import RankRule, Schedule, explicit
 
-SETTINGS = ("shape", "cuts", "share", "most", "rounds", "tokens", "eager", "threads", "dtype")
+SETTINGS = (
+    "shape",
+    "cuts",
+    "share",
+    "modules",
+    "most",
+    "rounds",
+    "tokens",
+    "eager",
+    "threads",
+    "dtype",
+)
 """Options that change what is measured."""
 WAYS = ("adaptive", "known")
 
@@ -28,19 +48,39 @@ def schedule(shape: Shape, options: argparse.Namespace) -> Schedule:
     """Adaptive cuts before ``--cuts``, of which the first keeps at most ``--most``, each next that share."""
     layers = shape.geometry.layers
     keep = [options.most ** sum(cut <= layer for cut in options.cuts) for layer in range(layers)]
-    rule = RankRule.parse(f"last@{options.share}")
+    rule = RankRule.parse("atp" if options.modules else f"last@{options.share}")
     return explicit(shape.geometry, keep, [rule] * len(options.cuts))
+
+
+def modules(shape: Shape, layers: Sequence[int]) -> Path:
+    """Write modules that let about half of an image's tokens stay at each cut; returns their folder."""
+    torch.manual_seed(0)
+    geometry = shape.geometry
+    made = AtpModules(layers, ModuleShape(state=geometry.kv_heads * geometry.head_dim))
+    for index in range(len(layers)):
+        made.cut(index).heads.bias.data = torch.tensor([-0.6, 4.0])
+    side = round(shape.vision_tokens**0.5)
+    nothing = dict.fromkeys(("target", "lora", "data", "options", "losses", "scores"))
+    digest = checkpoint_digest(str(shape.model))
+    values = describe(digest, geometry, (side, side), made, n_min=1, **nothing)
+    folder = shape.model.with_name(f"{shape.model.name}-atp")
+    Artefact(made, Facts(values, folder)).save()
+    return folder
 
 
 def pairs(shape: Shape, options: argparse.Namespace) -> list[dict[str, Any]]:
     """Every pair that was measured: by way, wall time in seconds and blocks times steps."""
     wire, first = schedule(shape, options).wire(), 0
+    settings: dict[str, object] = {}
+    if options.modules:
+        settings["additional_config"] = {"vtr": {"atp": str(modules(shape, options.cuts))}}
     found: list[dict[str, Any]] = []
     with (
         log_folder("adaptive-cuts") as logs,
         Arm(
             *("vtr", shape, options.eager, logs / "vtr.log", options.threads),
             module="benchmarks.counting",
+            settings=settings,
         ) as arm,
     ):
         for number in range(options.rounds):
@@ -99,6 +139,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--shape", choices=NAMES, default="llava")
     add("--cuts", type=int, nargs="+", default=[2, 12], help="layers before which a cut lies")
     add("--share", type=float, default=0.5, help="of the attention that stays at each")
+    add(
+        "--modules",
+        action="store_true",
+        help="which find the counts, and not a share of the attention",
+    )
     add("--most", type=float, default=0.8, help="share of the tokens that may stay at each")
     add("--tokens", type=int, default=64, help="of an answer")
     add_engine_options(parser)

@@ -6,7 +6,10 @@ from typing import Any
 
 from benchmarks.worker import Worker, main
 from vtr_vllm.engine.frontend.first_tokens import collect_first_tokens
+from vtr_vllm.ranking import Need
 from vtr_vllm.schedules import KEEP_KEY, RULES_KEY, RankRule, make_plan, to_wire
+
+INSTRUCTION = RankRule.parse("instruction")
 
 
 class Counting(Worker):
@@ -36,7 +39,9 @@ def known(wire: dict[str, Any], counts: tuple[int, ...]) -> dict[str, Any]:
     rules = [RankRule.parse(rule) for rule in wire[RULES_KEY]]
     n_vision = counts[0]  # no adaptive cut lies before layer 0
     plan = make_plan(wire[KEEP_KEY], rules, n_vision).settled(counts)
-    return to_wire([count / n_vision for count in counts], plan.rules)
+    # What modules cost to ask is part of what it costs to find counts by them.
+    plain = [INSTRUCTION if Need.MODULES in rule.needs else rule for rule in plan.rules]
+    return to_wire([count / n_vision for count in counts], plain)
 
 
 if __name__ == "__main__":

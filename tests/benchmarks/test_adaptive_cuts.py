@@ -1,8 +1,12 @@
+from pathlib import Path
+
 import pytest
 
-from benchmarks.adaptive_cuts import parse, schedule, table
+from benchmarks.adaptive_cuts import modules, parse, schedule, table
 from benchmarks.counting import known
-from benchmarks.shapes import Shape
+from benchmarks.shapes import Shape, make_shape
+from vtr_vllm.atp.artefact import Artefact
+from vtr_vllm.checkpoint_digest import checkpoint_digest
 from vtr_vllm.schedules import ModelGeometry, explicit, make_plan
 
 GEOMETRY = ModelGeometry(8, 64, 128, 4, 2, 16)
@@ -48,3 +52,16 @@ def test_a_ratio_is_of_the_two_of_a_pair() -> None:
         "| 1 | 0.500 | 500.0 | 1.500 [1.500, 1.500] | 0.800 [0.800, 0.800] | 1.500 [1.500, 1.500] |"
     )
     assert rows[-1] == "Same tokens in 2 of 2 pairs."
+
+
+def test_modules_are_of_the_model_that_is_measured(tmp_path: Path) -> None:
+    shape = make_shape("llava", tmp_path, None, False, "float32")
+    options = parse(["--cuts", "2", "5", "--modules"])
+    facts = Artefact.load(modules(shape, options.cuts)).facts
+    facts.check_geometry(shape.geometry)
+    facts.check_checkpoint(checkpoint_digest(str(shape.model)))
+    assert (facts.grid, facts.layers) == ((24, 24), (2, 5))
+    made = schedule(shape, options)
+    assert [str(rule) for rule in made.rules] == ["atp", "atp"]
+    counts = (576,) * 2 + (200,) * 3 + (90,) * 19
+    assert known(made.wire(), counts)["vtr_rules"] == ["instruction", "instruction"]

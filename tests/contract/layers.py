@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "ranking": {"errors", "upload"},
     "schedules": {"errors", "ranking", "whole_file"},
     "adaptive": {"errors", "schedules", "whole_file"},
-    "atp": {"errors", "schedules"},
+    "atp": {"errors", "schedules", "whole_file"},
     "image_files": {"errors"},
     "faults": {"errors"},
     "search_options": {"errors", "faults"},
@@ -54,6 +54,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "benchmarks": {
         "adaptive",
+        "atp",
+        "checkpoint_digest",
         "image_files",
         "errors",
         "ranking",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 
 from vtr_vllm.atp.facts import FACTS, SCHEMA_VERSION, WEIGHTS, Facts, check
 from vtr_vllm.atp.module import AtpModules, Shape
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ModelGeometry
+from vtr_vllm.whole_file import whole_file, whole_file_of_bytes
 
 __all__ = ["LORA", "Artefact", "describe"]
 
@@ -49,6 +51,16 @@ class Artefact:
                 f"{folder / WEIGHTS} and {FACTS} do not belong together ({err}); train again"
             ) from err
         return cls(modules.eval().requires_grad_(False), facts)
+
+    def save(self) -> None:
+        """Write both files, each at once; what the modules are last. OSError passes through."""
+        folder = self.facts.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        weights = {n: w.detach().cpu().contiguous() for n, w in self.modules.state_dict().items()}
+        with whole_file_of_bytes(folder / WEIGHTS) as file:
+            file.write(save(weights, metadata={"format": "pt"}))
+        with whole_file(folder / FACTS) as text:
+            text.write(json.dumps(self.facts.values, indent=2, allow_nan=False) + "\n")
 
 
 def describe(

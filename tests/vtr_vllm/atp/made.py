@@ -12,7 +12,6 @@ from vtr_vllm.atp.artefact import Artefact, describe
 from vtr_vllm.atp.facts import Facts
 from vtr_vllm.atp.module import AtpModules, Shape
 from vtr_vllm.schedules import ModelGeometry
-from vtr_vllm.training.atp.writing import write
 from vtr_vllm.training.llava import Llava
 
 GEOMETRY = ModelGeometry(12, 128, 320, 2, 2, 64)
@@ -48,5 +47,5 @@ def made(
     given = {**none, "n_min": 2, "target": 0.25, **more}
     values = describe(checkpoint, geometry, grid, modules, **given)
     artefact = Artefact(modules, Facts(values, folder))
-    write(artefact)
+    artefact.save()
     return artefact

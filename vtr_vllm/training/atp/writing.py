@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 
 from vtr_vllm.atp.artefact import Artefact
-from vtr_vllm.atp.facts import FACTS, WEIGHTS
 from vtr_vllm.schedules import (
     FIRST_ATTENTION_CUT,
     MOST_ADAPTIVE_CUTS,
@@ -14,8 +12,6 @@ from vtr_vllm.schedules import (
     RankRule,
     Schedule,
 )
-from vtr_vllm.training.state import save_tensors
-from vtr_vllm.whole_file import whole_file
 
 __all__ = ["SCHEDULES", "served", "write"]
 
@@ -25,16 +21,13 @@ RULE = RankRule.parse("atp")
 _FALL = 1e-6  # of a keep rate, where a cut lies: it is no token of any prompt
 
 
-def write(artefact: Artefact, schedule: Schedule | None = None) -> None:
-    """Write all files, each at once; what the modules are last. OSError passes through."""
-    folder = artefact.facts.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / WEIGHTS, dict(artefact.modules.state_dict()))
+def write(artefact: Artefact, schedule: Schedule | None) -> None:
+    """Write the schedule that serves the modules, where there is one, and the modules. OSError passes through."""
     if schedule is not None:
-        (folder / SCHEDULES).mkdir(exist_ok=True)
-        schedule.save(folder / SCHEDULES / f"{schedule.name}.json")
-    with whole_file(folder / FACTS) as file:
-        file.write(json.dumps(artefact.facts.values, indent=2, allow_nan=False) + "\n")
+        folder = artefact.facts.folder / SCHEDULES
+        folder.mkdir(parents=True, exist_ok=True)
+        schedule.save(folder / f"{schedule.name}.json")
+    artefact.save()
 
 
 def served(artefact: Artefact, counts: Sequence[Sequence[int]]) -> Schedule | None:

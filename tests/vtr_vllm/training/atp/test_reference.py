@@ -15,7 +15,6 @@ from vtr_vllm.errors import GeometryMismatch
 from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.training.atp.masked_attention import MaskedPass
 from vtr_vllm.training.atp.reference import Reference
-from vtr_vllm.training.atp.writing import write
 from vtr_vllm.training.llava import Llava
 
 
@@ -25,7 +24,7 @@ def trained(llava: Llava, modules: AtpModules, folder: Path, n_min: int = 1) -> 
     facts = describe(
         llava.checkpoint, llava.geometry, llava.grid, modules, n_min=n_min, target=0.5, **none
     )
-    write(Artefact(modules, Facts(facts, folder)))
+    Artefact(modules, Facts(facts, folder)).save()
     return Artefact.load(folder)
 
 
