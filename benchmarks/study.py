@@ -3,8 +3,9 @@
 import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.rankings.samples import Subject
 from vtr_vllm.photo.parts import FOLDER
@@ -50,6 +51,12 @@ class Asked:
         options = EngineOptions(subject.name, subject.answer_tokens, engine_args)
         self._evaluator = VLLMEvaluator(options)
         self.layers = self._evaluator.geometry.layers
+
+    def about(self, data: Dataset) -> Self:
+        """The same model, asked the questions of another data set."""
+        other = copy(self)
+        other.data = data
+        return other
 
     def run(self, candidate: Candidate) -> tuple[list[float], list[Sequence[float]]]:
         """(scores, keep rates by layer), by question."""
