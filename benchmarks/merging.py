@@ -17,8 +17,7 @@ from benchmarks.rankings.samples import SUBJECTS
 from benchmarks.record import measured_with, say, write
 from benchmarks.report import measured
 from benchmarks.study import Asked, percent, questions
-from vtr_vllm.own_models import CHECKPOINT, DEMO_SCHEDULES
-from vtr_vllm.preflight import known_geometry
+from vtr_vllm.own_models import DEMO_SCHEDULES
 from vtr_vllm.ranking.merge import merges
 from vtr_vllm.schedules import Schedule, ScheduleBook
 from vtr_vllm.search.candidates import Candidate
@@ -97,9 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, print the table, write JSON after each schedule."""
     options = parse(arguments)
     subject, meta = SUBJECTS["demo"], measured_with(options)
-    geometry = known_geometry(str(CHECKPOINT), ())
-    assert geometry is not None, "the demo's configuration states it"
-    book = ScheduleBook.from_folder(geometry, DEMO_SCHEDULES)
+    some = Schedule.load(next(DEMO_SCHEDULES.glob("*.json")))
+    book = ScheduleBook.from_folder(some.geometry, DEMO_SCHEDULES)
     chosen = [book.by_name(name) for name in options.schedules]
     rows: list[dict[str, Any]] = []
     asked: Asked | None = None

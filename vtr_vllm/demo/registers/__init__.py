@@ -1,5 +1,5 @@
-"""The demo model with 16 learned registers, of which the first 8 or 4 do too (Victor, arXiv 2410.14072):
-what differs from its weights."""
+"""The demo model with 16 learned registers, of which the first 8 or 4 do too, alone from layer 1, 2 or 3 on
+(Victor, arXiv 2410.14072): what differs from its weights."""
 
 from pathlib import Path
 

@@ -31,10 +31,10 @@ class Recipe:
 
     registers: int = 16
     counts: tuple[int, ...] = (16, 8, 4)
-    layers: tuple[int, ...] = (3,)
+    layers: tuple[int, ...] = (1, 2, 3)
     first_layer: int = 9
     moving_steps: int = 500
-    steps: int = 1800
+    steps: int = 2400
     warmup: int = 20
     decay_steps: int = 600
     shards: int = 2

@@ -24,6 +24,7 @@ STANDS = ("registers", *CONTROLS)
 TINY = Recipe(
     registers=4,
     counts=(4, 2),
+    layers=(3,),
     shards=1,
     images=1,
     questions=3,
@@ -68,8 +69,8 @@ def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path: Path) -> None:
 
 def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
     Trainer(TINY, CHECKPOINT, tmp_path).save()
-    with pytest.raises(ConfigurationError, match=r"with layer 3 and not 4; give the same again"):
-        Trainer(replace(TINY, layer=4), CHECKPOINT, tmp_path)
+    with pytest.raises(ConfigurationError, match=r"with layers \[3\] and not \[4\]; give the same again"):
+        Trainer(replace(TINY, layers=(4,)), CHECKPOINT, tmp_path)
 
 
 def test_a_state_of_other_weights_is_refused(tmp_path: Path) -> None:
