@@ -69,7 +69,9 @@ def test_an_interrupted_run_ends_where_a_whole_one_does(tmp_path: Path) -> None:
 
 def test_a_state_of_another_recipe_is_refused(tmp_path: Path) -> None:
     Trainer(TINY, CHECKPOINT, tmp_path).save()
-    with pytest.raises(ConfigurationError, match=r"with layers \[3\] and not \[4\]; give the same again"):
+    with pytest.raises(
+        ConfigurationError, match=r"with layers \[3\] and not \[4\]; give the same again"
+    ):
         Trainer(replace(TINY, layers=(4,)), CHECKPOINT, tmp_path)
 
 
