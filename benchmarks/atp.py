@@ -15,11 +15,11 @@ from typing import Any
 from benchmarks.rankings.samples import SUBJECTS
 from benchmarks.record import measured_with, say, write
 from benchmarks.report import measured
-from benchmarks.study import Asked, means, percent, questions
+from benchmarks.study import Asked, means, percent, questions, with_interval
 from vtr_vllm.own_models import DEMO_SCHEDULES
 from vtr_vllm.schedules import RankRule, Schedule, ScheduleBook
 from vtr_vllm.search.candidates import Candidate
-from vtr_vllm.search.statistics import bootstrap_interval, paired_difference
+from vtr_vllm.search.statistics import paired_difference
 
 SETTINGS = ("atp", "split", "n")
 """Options that change what is measured."""
@@ -51,12 +51,12 @@ def run(asked: Asked, made: Schedule, stored: ScheduleBook) -> list[dict[str, An
             "keep": [statistics.fmean(spent), min(spent), max(spent)],
         }
     ]
-    rows[0]["right"] = [statistics.fmean(own), *bootstrap_interval(own, groups)]
+    rows[0]["right"] = with_interval(own, groups)
     for way, candidate in ways.items():
         scores, rates = asked.run(candidate)
         each = means(rates)
         rows.append({"way": way, "keep": [statistics.fmean(each), min(each), max(each)]})
-        rows[-1]["right"] = [statistics.fmean(scores), *bootstrap_interval(scores, groups)]
+        rows[-1]["right"] = with_interval(scores, groups)
         rows[-1]["difference"] = list(paired_difference(own, scores, groups))
         say(f"{rows[-1]}")
     return rows

@@ -15,11 +15,11 @@ from typing import Any
 from benchmarks.rankings.samples import SUBJECTS
 from benchmarks.record import measured_with, say, write
 from benchmarks.report import measured
-from benchmarks.study import Asked, means, percent, questions
+from benchmarks.study import Asked, means, percent, questions, with_interval
 from vtr_vllm.photo.parts import FOLDER
 from vtr_vllm.schedules import RankRule
 from vtr_vllm.search.candidates import Candidate
-from vtr_vllm.search.statistics import bootstrap_interval, paired_difference
+from vtr_vllm.search.statistics import paired_difference
 
 SETTINGS = ("model", "split", "n", "first", "layers", "rules", "shares")
 """Options that change what is measured."""
@@ -53,9 +53,9 @@ def row(
         "mean_keep": mean_keep,
         "least": min(kept),
         "greatest": max(kept),
-        "adaptive": [statistics.fmean(scores), *bootstrap_interval(scores, groups)],
+        "adaptive": with_interval(scores, groups),
         "fixed_keep": statistics.fmean(means(fixed_kept)),
-        "fixed": [statistics.fmean(fixed), *bootstrap_interval(fixed, groups)],
+        "fixed": with_interval(fixed, groups),
         "difference": list(paired_difference(scores, fixed, groups)),
     }
     say(f"{found}")

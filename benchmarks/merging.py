@@ -7,7 +7,6 @@ rule can merge so; all answer the same held-out questions.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 from benchmarks.rankings.samples import SUBJECTS
 from benchmarks.record import measured_with, say, write
 from benchmarks.report import measured
-from benchmarks.study import Asked, percent, questions
+from benchmarks.study import Asked, percent, questions, with_interval
 from vtr_vllm.own_models import DEMO_SCHEDULES
 from vtr_vllm.ranking.merge import merges
 from vtr_vllm.schedules import Schedule, ScheduleBook
 from vtr_vllm.search.candidates import Candidate
-from vtr_vllm.search.statistics import bootstrap_interval, paired_difference
+from vtr_vllm.search.statistics import paired_difference
 
 SETTINGS = ("splits", "n", "schedules", "merges")
 """Options that change what is measured."""
@@ -45,14 +44,12 @@ def rows_of(
     groups, dropped = asked.data.groups, dropping(schedule)
     lost, _ = asked.run(dropped)
     common = {"split": split, "schedule": schedule.name}
-    score = [statistics.fmean(lost), *bootstrap_interval(lost, groups)]
-    rows: list[dict[str, Any]] = [common | {"merge": "", "right": score}]
+    rows: list[dict[str, Any]] = [common | {"merge": "", "right": with_interval(lost, groups)}]
     for name in names:
         if (merged := merging(dropped, name)) is None:
             continue
         scores, _ = asked.run(merged)
-        score = [statistics.fmean(scores), *bootstrap_interval(scores, groups)]
-        rows.append(common | {"merge": name, "right": score})
+        rows.append(common | {"merge": name, "right": with_interval(scores, groups)})
         rows[-1]["difference"] = list(paired_difference(scores, lost, groups))
     for row in rows:
         say(f"{row}")

@@ -15,6 +15,7 @@ from vtr_vllm.search.calibration import Dataset
 from vtr_vllm.search.candidates import Candidate
 from vtr_vllm.search.progress import Progress
 from vtr_vllm.search.session import Backend, open_session
+from vtr_vllm.search.statistics import bootstrap_interval
 from vtr_vllm.search.study import Study
 
 
@@ -74,6 +75,11 @@ class Asked:
             for each in answers
         ]
         return scores, kept
+
+
+def with_interval(scores: Sequence[float], groups: Sequence[int]) -> list[float]:
+    """The mean of a data set's scores, and its 95% interval."""
+    return [statistics.fmean(scores), *bootstrap_interval(scores, groups)]
 
 
 def means(kept: Sequence[Sequence[float]]) -> list[float]:

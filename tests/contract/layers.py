@@ -31,7 +31,8 @@ ALLOWED: dict[str, set[str]] = {
     "ranking": {"errors", "upload"},
     "schedules": {"errors", "ranking", "whole_file"},
     "adaptive": {"errors", "schedules", "whole_file"},
-    "atp": {"errors", "schedules", "whole_file"},
+    "tensor_file": {"whole_file"},
+    "atp": {"errors", "schedules", "tensor_file", "whole_file"},
     "image_files": {"errors"},
     "faults": {"errors"},
     "search_options": {"errors", "faults"},
@@ -71,7 +72,8 @@ ALLOWED: dict[str, set[str]] = {
     },
     "training": {
         *("atp", "checkpoint_digest", "command_line", "demo", "engine", "errors", "image_files"),
-        *("photo", "preflight", "schedules", "search", "search_options", "whole_file"),
+        *("photo", "preflight", "schedules", "search", "search_options", "tensor_file"),
+        "whole_file",
     },
     "vtr_vllm": {"errors", "schedules"},
 }

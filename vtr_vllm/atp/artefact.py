@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 
 from vtr_vllm.atp.facts import FACTS, SCHEMA_VERSION, WEIGHTS, Facts, check
 from vtr_vllm.atp.module import AtpModules, Shape
 from vtr_vllm.errors import ConfigurationError
 from vtr_vllm.schedules import ModelGeometry
-from vtr_vllm.whole_file import whole_file, whole_file_of_bytes
+from vtr_vllm.tensor_file import save_tensors
+from vtr_vllm.whole_file import whole_file
 
 __all__ = ["LORA", "Artefact", "describe"]
 
@@ -56,11 +57,9 @@ class Artefact:
         """Write both files, each at once; what the modules are last. OSError passes through."""
         folder = self.facts.folder
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {n: w.detach().cpu().contiguous() for n, w in self.modules.state_dict().items()}
-        with whole_file_of_bytes(folder / WEIGHTS) as file:
-            file.write(save(weights, metadata={"format": "pt"}))
-        with whole_file(folder / FACTS) as text:
-            text.write(json.dumps(self.facts.values, indent=2, allow_nan=False) + "\n")
+        save_tensors(folder / WEIGHTS, self.modules.state_dict())
+        with whole_file(folder / FACTS) as file:
+            file.write(json.dumps(self.facts.values, indent=2, allow_nan=False) + "\n")
 
 
 def describe(

@@ -111,21 +111,21 @@ def check(values: Any) -> None:
     """Raise ScheduleError unless they have what ``atp.json`` holds, and no more."""
     check_version(values, SCHEMA_VERSION, "train again")
     check_keys(values, _KEYS, FACTS)
-    for name, minimum in (("layers", 1), ("grid", 1)):
+    for name in ("layers", "grid"):
         found = values[name]
-        if not isinstance(found, list) or not found or not all(_whole(n, minimum) for n in found):
+        if not isinstance(found, list) or not found or not all(map(_is_count, found)):
             raise ScheduleError(f"{name} is {show(found)}; it must be whole numbers above 0")
     if values["layers"] != sorted(set(values["layers"])) or len(values["grid"]) != 2:
         raise ScheduleError(
             f"layers are {show(values['layers'])} and the grid is {show(values['grid'])}; layers rise, and a"
             " grid has rows and columns"
         )
-    if not _whole(values["n_min"], 1) or not (values["lora"] is None or _whole(values["lora"], 1)):
+    if not _is_count(values["n_min"]) or not (values["lora"] is None or _is_count(values["lora"])):
         raise ScheduleError(
             f"n_min is {show(values['n_min'])} and lora {show(values['lora'])}; they must be whole numbers"
             " above 0, the second may be null"
         )
 
 
-def _whole(value: object, minimum: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= minimum
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

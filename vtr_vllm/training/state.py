@@ -1,4 +1,4 @@
-"""What a training goes on from, and how its weights are written."""
+"""What a training goes on from."""
 
 from __future__ import annotations
 
@@ -7,22 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
-from torch import Tensor
 
 from vtr_vllm.errors import ConfigurationError, show
 from vtr_vllm.whole_file import remove_leftovers, whole_file_of_bytes
 
-__all__ = ["STATE", "load_state", "save_state", "save_tensors"]
+__all__ = ["STATE", "load_state", "save_state"]
 
 STATE = "training.pt"
-
-
-def save_tensors(path: Path, tensors: dict[str, Tensor], **metadata: str) -> None:
-    """Write a safetensors file at once or not at all."""
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with whole_file_of_bytes(path) as file:
-        file.write(save(plain, metadata={"format": "pt", **metadata}))
 
 
 def save_state(folder: Path, state: dict[str, Any]) -> None:

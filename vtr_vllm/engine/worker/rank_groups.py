@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from vtr_vllm.ranking.attention import AttentionRule
-from vtr_vllm.ranking.judged_rule import looks_of
+from vtr_vllm.ranking.judged_rule import JudgedRule, looks_of
 from vtr_vllm.ranking.probabilities import CHUNK
 from vtr_vllm.reduction.batch import RequestCut
 from vtr_vllm.reduction.request import IntArray
@@ -29,7 +29,8 @@ class RankGroup:
     rule: AttentionRule
     look: int
     """Which of the ``looks`` of its members' rule."""
-    is_last_look: bool
+    shows_values: bool
+    """Whether modules judge by the values of each member's last query, too."""
     places: Sequence[int]
     """[C] which members of the cut, ascending."""
     rows: torch.Tensor
@@ -101,8 +102,9 @@ def rank_groups(
         for name in ("share", "of_each", "weights", "bias"):
             if name in there:
                 there[name] = there[name].view(torch.float32)
-        is_last = number == len(looks_of(cuts[layer][places[0]].rule)) - 1
-        made[layer].append(RankGroup(look, number, is_last, places, blocks=blocks, **there))
+        rule = cuts[layer][places[0]].rule
+        shows = isinstance(rule, JudgedRule) and number == len(rule.looks) - 1
+        made[layer].append(RankGroup(look, number, shows, places, blocks=blocks, **there))
     return made
 
 

@@ -106,7 +106,7 @@ class Scorer:
             asked = queries.index_select(1, group.asking)
             own = None if self._rounds else keys.index_select(1, group.rows)
             last = None
-            if group.is_last_look and group.look:
+            if group.shows_values:
                 last = value.index_select(0, group.asking.view(len(group.places), -1)[:, -1])
             self._seen.append(_Seen(group, asked, own, last))
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from vtr_vllm.atp.artefact import LORA, Artefact, describe
 from vtr_vllm.atp.facts import Facts
 from vtr_vllm.atp.module import AtpModules, Masking, Shape, grid_scores
+from vtr_vllm.tensor_file import save_tensors
 from vtr_vllm.training import lora
 from vtr_vllm.training.atp.loss import Weights, training_loss
 from vtr_vllm.training.atp.masked_attention import MaskedPass
@@ -19,7 +20,6 @@ from vtr_vllm.training.atp.score import outcomes, summary
 from vtr_vllm.training.atp.writing import served, write
 from vtr_vllm.training.llava import Example
 from vtr_vllm.training.loop import Training
-from vtr_vllm.training.state import save_tensors
 
 __all__ = ["AtpTraining"]
 

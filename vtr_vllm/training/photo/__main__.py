@@ -17,10 +17,10 @@ from vtr_vllm.photo.delta import DELTA, PARTS
 from vtr_vllm.photo.model import TOKENS, assemble
 from vtr_vllm.photo.parts import FOLDER, fetch_art
 from vtr_vllm.search.session import lock
+from vtr_vllm.tensor_file import save_tensors
 from vtr_vllm.training.photo.pictures import Features, Picture, digest, photographs, scenes
 from vtr_vllm.training.photo.score import score
 from vtr_vllm.training.photo.train import Recipe, Trainer
-from vtr_vllm.training.state import save_tensors
 from vtr_vllm.training.stop import STOPPED, Stop
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from vtr_vllm.engine.common.registers import REGISTERS_KEY
 from vtr_vllm.schedules import ModelGeometry, RankRule, Schedule
 from vtr_vllm.schedules.keep_rates import mean
+from vtr_vllm.tensor_file import save_tensors
 from vtr_vllm.training.demo.export import use_classic_names
-from vtr_vllm.training.state import save_tensors
 
 __all__ = ["SCHEDULES", "halvings", "schedules", "write"]
 
